@@ -1,0 +1,3 @@
+"""CvT, the Convolutional vision Transformer, on the command line."""
+
+__version__ = "0.1.0"

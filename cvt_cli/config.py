@@ -1,0 +1,176 @@
+"""What a CvT is made of: one frozen value per architecture (paper, table 1).
+
+Costs, model, weights and model cards derive from these values; no other file knows the numbers.
+Only what published CvTs use can be written down here: depthwise convolutional projections with
+BatchNorm (kernel 3, stride 1 for queries and 2 for keys and values), a class token in the last
+stage alone, no position embedding.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
+
+from cvt_cli.errors import ConfigError, UsageError
+
+Activation = Literal["quick_gelu", "gelu"]
+
+PROJECTION_KERNEL = 3
+"""Kernel of the depthwise convolutions before q, k and v; padding 1."""
+
+KEY_VALUE_STRIDE = 2
+"""Stride of the depthwise convolutions before k and v; the one before q has stride 1."""
+
+SMALLEST_SIZE = 32
+"""Smallest input height and width in pixels that the tool accepts."""
+
+
+@dataclass(frozen=True)
+class StageConfig:
+    """One stage: a convolutional token embedding, then ``depth`` blocks."""
+
+    width: int  # channels of every token in this stage
+    depth: int  # blocks
+    heads: int  # attention heads; each is width / heads wide
+    kernel: int = 3  # token embedding: kernel, stride and padding in pixels of the incoming map
+    stride: int = 2
+    padding: int = 1
+    mlp_ratio: float = 4.0  # hidden width of the MLP / width
+    drop_path: float = 0.0  # stochastic depth at the last block; rises linearly from 0 at the first
+
+    def __post_init__(self) -> None:
+        for name in ("width", "depth", "heads", "kernel", "stride"):
+            if not _is_count(getattr(self, name)):
+                raise ConfigError(
+                    f"stage `{name}` is {getattr(self, name)!r}; it must be a positive integer"
+                )
+        if not (isinstance(self.padding, int) and 0 <= self.padding <= self.kernel // 2):
+            raise ConfigError(
+                f"stage `padding` is {self.padding!r}; "
+                f"it must be from 0 to half of the kernel ({self.kernel // 2})"
+            )
+        if self.width % self.heads:
+            raise ConfigError(
+                f"stage `width` {self.width} cannot be split into {self.heads} heads of equal width"
+            )
+        if not self.mlp_ratio > 0 or self.hidden_width < 1:
+            raise ConfigError(f"stage `mlp_ratio` is {self.mlp_ratio!r}; it must be positive")
+        if not 0 <= self.drop_path < 1:
+            raise ConfigError(
+                f"stage `drop_path` is {self.drop_path!r}; it must be at least 0 and below 1"
+            )
+
+    @property
+    def hidden_width(self) -> int:
+        """Hidden width of the MLP."""
+        return int(self.width * self.mlp_ratio)
+
+    @property
+    def drop_path_rates(self) -> tuple[float, ...]:
+        """Stochastic depth per block, linear from 0 to ``drop_path`` (reference: cls_cvt.py)."""
+        last = max(self.depth - 1, 1)
+        return tuple(self.drop_path * block / last for block in range(self.depth))
+
+    def embedded(self, size: int) -> int:
+        """Height or width of the token map that this stage makes of a map ``size`` wide."""
+        return (size + 2 * self.padding - self.kernel) // self.stride + 1
+
+
+@dataclass(frozen=True)
+class CvTConfig:
+    """A whole network: its stages, the number of classes and the MLP's activation."""
+
+    stages: tuple[StageConfig, ...]
+    num_classes: int = 1000
+    activation: Activation = "quick_gelu"
+
+    def __post_init__(self) -> None:
+        if not self.stages:
+            raise ConfigError("a CvT needs at least one stage")
+        if not _is_count(self.num_classes):
+            raise ConfigError(
+                f"`num_classes` is {self.num_classes!r}; it must be a positive integer"
+            )
+        if self.activation not in get_args(Activation):
+            raise ConfigError(
+                f"`activation` is {self.activation!r}; accepted are `quick_gelu` and `gelu`"
+            )
+
+    def with_classes(self, num_classes: int) -> "CvTConfig":
+        """The same network with another number of classes."""
+        return replace(self, num_classes=num_classes)
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _published(
+    widths: tuple[int, int, int],
+    depths: tuple[int, int, int],
+    heads: tuple[int, int, int],
+    drop_path: float,
+) -> CvTConfig:
+    """A variant of the paper's table 1: 7/4/2 then 3/2/1 embeddings, stochastic depth last."""
+    embeddings = ((7, 4, 2), (3, 2, 1), (3, 2, 1))
+    rates = (0.0, 0.0, drop_path)
+    return CvTConfig(
+        tuple(
+            StageConfig(width, depth, head, *embedding, drop_path=rate)
+            for width, depth, head, embedding, rate in zip(
+                widths, depths, heads, embeddings, rates, strict=True
+            )
+        )
+    )
+
+
+VARIANTS: dict[str, CvTConfig] = {
+    "13": _published((64, 192, 384), (1, 2, 10), (1, 3, 6), drop_path=0.1),
+    "21": _published((64, 192, 384), (1, 4, 16), (1, 3, 6), drop_path=0.1),
+    "w24": _published((192, 768, 1024), (2, 2, 20), (3, 12, 16), drop_path=0.3),
+    # Ours, for images of about 32 pixels: it starts at half of the image's resolution, not at a
+    # quarter. Its ten classes are CIFAR-10's.
+    "nano": CvTConfig(
+        (
+            StageConfig(32, 1, 1, 5, 2, 2, mlp_ratio=2.0),
+            StageConfig(64, 2, 2, 3, 2, 1, mlp_ratio=2.0),
+            StageConfig(160, 3, 5, 3, 2, 1, mlp_ratio=2.0, drop_path=0.1),
+        ),
+        num_classes=10,
+    ),
+}
+
+DEFAULT_SIZES: dict[str, int] = {"13": 224, "21": 224, "w24": 224, "nano": 32}
+"""Input size in pixels of a bare variant when ``--res`` does not say."""
+
+
+def parse_variant(text: str) -> str:
+    """The key in `VARIANTS` of ``13``, ``cvt-13``, ``CvT-W24``, …
+
+    Raises:
+        UsageError: there is no such variant.
+    """
+    name = text.strip().lower().replace("_", "-").removeprefix("cvt-")
+    if name not in VARIANTS:
+        known = ", ".join(f"`{variant}`" for variant in VARIANTS)
+        raise UsageError(f"there is no variant `{text}`; accepted are {known}")
+    return name
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """Height and width in pixels of ``384`` or ``384x512`` (height x width).
+
+    Raises:
+        UsageError: not one or two integers, or one below `SMALLEST_SIZE`.
+    """
+    parts = text.strip().lower().replace("×", "x").split("x")
+    if len(parts) > 2 or not all(part.strip().isdecimal() for part in parts):
+        raise UsageError(
+            f"`{text}` is not an input size; accepted are pixels such as `384`, "
+            "or height x width such as `384x512`"
+        )
+    height, width = int(parts[0]), int(parts[-1])
+    if min(height, width) < SMALLEST_SIZE:
+        raise UsageError(
+            f"input size {height}x{width} is too small; "
+            f"height and width must be at least {SMALLEST_SIZE} pixels"
+        )
+    return height, width

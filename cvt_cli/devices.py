@@ -1,0 +1,67 @@
+"""Where and how precisely to compute: CUDA, MPS or CPU; float32, bfloat16 or float16."""
+
+from contextlib import AbstractContextManager
+from typing import Literal
+
+import torch
+
+from cvt_cli.errors import UsageError
+
+Precision = Literal["fp32", "bf16", "fp16"]
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def choose_device(requested: str = "auto") -> torch.device:
+    """The device asked for; for "auto" CUDA where there is one, else MPS, else the CPU.
+
+    Raises:
+        UsageError: no such device, or it is not available here.
+    """
+    available = ["cpu"]
+    if torch.backends.mps.is_available():
+        available.insert(0, "mps")
+    if torch.cuda.is_available():
+        available.insert(0, "cuda")
+    if requested == "auto":
+        return torch.device(available[0])
+    name, _, index = requested.partition(":")
+    accepted = ", ".join(f"`{device}`" for device in ("auto", *available))
+    if name not in available or (index and not index.isdecimal()):
+        raise UsageError(f"device `{requested}` is not available here; accepted are {accepted}")
+    if name == "cuda" and index and int(index) >= torch.cuda.device_count():
+        raise UsageError(
+            f"device `{requested}` does not exist; "
+            f"this machine has {torch.cuda.device_count()} CUDA devices, counted from 0"
+        )
+    return torch.device(requested)
+
+
+def choose_precision(requested: str, device: torch.device) -> Precision:
+    """The precision asked for; for "auto" bf16 on CUDA cards that have it, else fp32.
+
+    Raises:
+        UsageError: the device does not compute in it.
+    """
+    has_bf16 = device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
+    if requested == "auto":
+        return "bf16" if device.type == "cuda" and has_bf16 else "fp32"
+    if requested == "bf16" and not has_bf16:
+        raise UsageError(f"device `{device}` has no bfloat16; accepted are `fp32` and `fp16`")
+    if requested == "fp16" and device.type == "cpu":
+        raise UsageError("a CPU does not train or predict in `fp16`; accepted are `fp32`, `bf16`")
+    return requested  # type: ignore[return-value]  # the option's type has checked the rest
+
+
+def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[None]:
+    """Compute in this precision where it is safe, in float32 elsewhere."""
+    return torch.autocast(device.type, _DTYPES[precision], enabled=precision != "fp32")
+
+
+def describe(device: torch.device) -> str:
+    """The device as a person names it, such as "cpu, 2 threads"."""
+    if device.type == "cuda":
+        return f"{device}, {torch.cuda.get_device_name(device)}"
+    if device.type == "cpu":
+        return f"cpu, {torch.get_num_threads()} threads"
+    return str(device)

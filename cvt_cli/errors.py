@@ -1,0 +1,48 @@
+"""Errors that a user can act on.
+
+    CvtError                 something failed and can be explained: exit code 1
+    ├── UsageError           the command line asks for what cannot be: exit code 2
+    ├── ConfigError          a config holds a value that no CvT has
+    ├── CheckpointError      a checkpoint is missing, damaged, or does not fit the model
+    ├── ImageError           one image cannot be read
+    └── DataError            a labelled data set is missing or cannot be understood
+
+Anything else that escapes is a bug of ours and keeps its traceback.
+"""
+
+
+class CvtError(Exception):
+    """A failure with a sentence for the user and, where there is one, the next step.
+
+    Args:
+        message: what failed, the value received and what is accepted.
+        hint: what to do next; printed after a blank line as ``hint: …``.
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+class UsageError(CvtError):
+    """The command line asks for something that does not exist or does not fit together."""
+
+    exit_code = 2
+
+
+class ConfigError(CvtError):
+    """A model or preprocessing config holds a value that is not supported."""
+
+
+class CheckpointError(CvtError):
+    """A checkpoint is missing, damaged, unsafe, or does not fit its model."""
+
+
+class ImageError(CvtError):
+    """One image cannot be read; the others still can."""
+
+
+class DataError(CvtError):
+    """A labelled data set is missing, empty, or laid out in a way that is not understood."""

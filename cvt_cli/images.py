@@ -1,0 +1,168 @@
+"""Image files to the network's input: find, decode, turn upright, resize, crop, normalise.
+
+Pillow and NumPy do it, bit for bit as Pillow with torchvision's transforms does (the official
+code's way; a test holds the two together).
+"""
+
+import os
+import stat
+from collections.abc import Iterable, Iterator
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from cvt_cli.errors import ImageError
+from cvt_cli.preprocessing import Preprocessing
+
+SUFFIXES = frozenset(
+    ".jpg .jpeg .jpe .jfif .png .apng .webp .gif .bmp .tif .tiff .avif .ppm .pgm .pbm .jp2".split()
+)
+"""Suffixes that a folder is searched for; a file that is named is read whatever its name."""
+
+_RESAMPLING = {
+    "nearest": Image.Resampling.NEAREST,
+    "lanczos": Image.Resampling.LANCZOS,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+}
+
+LARGEST_RESIZED = 178_956_970
+"""Pixels that a resize before a crop may make (Pillow's own limit for a decoded image)."""
+
+
+def find_images(inputs: Iterable[Path]) -> Iterator[Path]:
+    """The files named, as they are, and the image files in the folders named, at any depth."""
+    for path in inputs:
+        if path.is_dir():
+            yield from images_in(path)
+        else:
+            yield path
+
+
+def images_in(folder: Path) -> Iterator[Path]:
+    """Image files under a folder, by suffix, sorted by path.
+
+    Hidden files and folders are passed over, and links to folders are not followed.
+    """
+    for directory, folders, files in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(files):
+            if not name.startswith(".") and os.path.splitext(name)[1].lower() in SUFFIXES:
+                yield Path(directory, name)
+
+
+def load(path: Path, exif: bool) -> Image.Image:
+    """Decode one image file to RGB, by content and not by suffix; the first frame of several.
+
+    Args:
+        path: any file.
+        exif: turn the picture upright as its EXIF orientation says.
+
+    Raises:
+        ImageError: it cannot be read; the message is a reason such as "empty file (0 bytes)".
+    """
+    try:
+        with _open_regular(path) as file, Image.open(file) as image:
+            if exif:
+                image = ImageOps.exif_transpose(image)
+            image.load()
+            return to_rgb(image)
+    except UnidentifiedImageError:
+        raise ImageError("not an image, or of a kind that Pillow cannot read") from None
+    except Image.DecompressionBombError:
+        raise ImageError(
+            f"too large: more than {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels"
+        ) from None
+    except MemoryError:
+        raise ImageError("too large for the memory of this machine") from None
+    except OSError as error:
+        # Either the system's (with a strerror) or a decoder's: "image file is truncated (…)".
+        raise ImageError((error.strerror or str(error)).lower()) from None
+    except (ValueError, SyntaxError, EOFError, IndexError, TypeError) as error:
+        # What Pillow's decoders raise for damaged content.
+        raise ImageError(f"damaged: {error}") from None
+
+
+def _open_regular(path: Path):  # type: ignore[no-untyped-def]
+    """Open a file that has bytes to read; a pipe would block for ever."""
+    mode = path.stat().st_mode
+    if stat.S_ISDIR(mode):
+        raise ImageError("a folder, not a file")
+    if not stat.S_ISREG(mode):
+        raise ImageError("not a regular file (a pipe, socket or device)")
+    if path.stat().st_size == 0:
+        raise ImageError("empty file (0 bytes)")
+    return path.open("rb")
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Any mode that Pillow opens to RGB; alpha is dropped, deep greys are scaled to 8 bits."""
+    if image.mode == "RGB":
+        return image
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        image = Image.fromarray(_grey_to_8_bits(np.asarray(image), image.mode))
+    if image.mode == "P" and "transparency" in image.info:
+        # Straight to RGB, Pillow warns about transparency given in bytes.
+        image = image.convert("RGBA")
+    return image.convert("RGB")
+
+
+def _grey_to_8_bits(values: NDArray[np.generic], mode: str) -> NDArray[np.uint8]:
+    """Scale deep grey values to 0 … 255; Pillow's own conversion clips them.
+
+    The full scale is the mode's where it has one (65535); 32-bit integers and floats are taken as
+    holding the smallest of 1 (floats only), 255, 65535 and their own maximum that is not exceeded.
+    """
+    scaled = np.nan_to_num(values.astype(np.float64))
+    largest = float(scaled.max(initial=0.0))
+    if mode.startswith("I;16"):
+        full_scale = 65535.0
+    else:
+        scales = (1.0, 255.0, 65535.0) if mode == "F" else (255.0, 65535.0)
+        full_scale = next((scale for scale in scales if largest <= scale), largest)
+    return np.rint(np.clip(scaled / full_scale, 0.0, 1.0) * 255.0).astype(np.uint8)
+
+
+def preprocess(image: Image.Image, preprocessing: Preprocessing) -> NDArray[np.float32]:
+    """An RGB image to the network's input, float32 (3, H, W)."""
+    pixels = np.asarray(resize(image, preprocessing))  # (H, W, 3) uint8
+    table = _normalisation_table(preprocessing)
+    result = np.empty((3, *pixels.shape[:2]), dtype=np.float32)
+    for channel in range(3):
+        np.take(table[channel], pixels[:, :, channel], out=result[channel])
+    return result
+
+
+def resize(image: Image.Image, preprocessing: Preprocessing) -> Image.Image:
+    """Resize and crop an RGB image to the record's height and width, still in 8 bits."""
+    height, width = preprocessing.height, preprocessing.width
+    new_height, new_width = preprocessing.resized(image.height, image.width)
+    resample = _RESAMPLING[preprocessing.interpolation]
+    # As torchvision's CenterCrop; both are 0 for a squash.
+    top = round((new_height - height) / 2.0)
+    left = round((new_width - width) / 2.0)
+    if (new_height, new_width) == image.size[::-1]:
+        return image.crop((left, top, left + width, top + height))
+    if max(new_height * width, image.height * new_width) > LARGEST_RESIZED:
+        # An extreme shape: resample only what the crop keeps, equal to within a grey level.
+        across, down = image.width / new_width, image.height / new_height
+        box = (left * across, top * down, (left + width) * across, (top + height) * down)
+        return image.resize((width, height), resample, box=box)
+    # Pillow resamples rows first, then columns, with 8 bits between: cropping the columns after the
+    # first pass spares the second one work and changes no bit.
+    image = image.resize((new_width, image.height), resample)
+    image = image.crop((left, 0, left + width, image.height))
+    image = image.resize((width, new_height), resample)
+    return image.crop((0, top, width, top + height))
+
+
+@cache
+def _normalisation_table(preprocessing: Preprocessing) -> NDArray[np.float32]:
+    """(value / 255 - mean) / std in float32 for the 256 values of each channel: (3, 256)."""
+    values = np.arange(256, dtype=np.float32) / np.float32(255)
+    mean = np.array(preprocessing.mean, dtype=np.float32)[:, None]
+    std = np.array(preprocessing.std, dtype=np.float32)[:, None]
+    return (values - mean) / std

@@ -1,0 +1,286 @@
+"""The names that checkpoints use for tensors and settings, without reading a tensor.
+
+Two layouts are known. "reference" is the official code's and ours: ``stage0.blocks.0.norm1.weight``.
+"transformers" is the hub's: ``cvt.encoder.stages.0.layers.0.layernorm_before.weight``, with a
+``config.json`` beside it. One table translates in both directions.
+"""
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cvt_cli import labels
+from cvt_cli.config import VARIANTS, Activation, CvTConfig, StageConfig
+from cvt_cli.errors import CheckpointError, ConfigError
+from cvt_cli.labels import Labels
+from cvt_cli.preprocessing import Preprocessing
+
+Shape = tuple[int, ...]
+
+CONFIG_FILE = "config.json"
+PREPROCESSING_FILE = "preprocessor_config.json"
+WEIGHTS_FILE = "model.safetensors"
+PICKLED_WEIGHTS_FILE = "pytorch_model.bin"
+CARD_FILE = "README.md"
+
+# Parts of a name, reference first; the first that fits is replaced, from left to right.
+_ENDINGS = (
+    ("patch_embed.proj.", "embedding.convolution_embeddings.projection."),
+    ("patch_embed.norm.", "embedding.convolution_embeddings.normalization."),
+    ("norm1.", "layernorm_before."),
+    ("norm2.", "layernorm_after."),
+    ("attn.proj_q.", "attention.attention.projection_query."),
+    ("attn.proj_k.", "attention.attention.projection_key."),
+    ("attn.proj_v.", "attention.attention.projection_value."),
+    ("attn.proj.", "attention.output.dense."),
+    ("mlp.fc1.", "intermediate.dense."),
+    ("mlp.fc2.", "output.dense."),
+    *(
+        (
+            f"attn.conv_proj_{short}.{part}.",
+            f"attention.attention.convolution_projection_{long}.convolution_projection.{whole}.",
+        )
+        for short, long in (("q", "query"), ("k", "key"), ("v", "value"))
+        for part, whole in (("conv", "convolution"), ("bn", "normalization"))
+    ),
+)
+_TO_TRANSFORMERS = dict(_ENDINGS)
+_TO_REFERENCE = {theirs: ours for ours, theirs in _ENDINGS}
+_TOP = {"norm.": "layernorm.", "head.": "classifier."}
+
+
+def to_transformers(name: str) -> str:
+    """The transformers name of a reference tensor; an unknown one comes back as it is."""
+    for ours, theirs in _TOP.items():
+        if name.startswith(ours):
+            return theirs + name.removeprefix(ours)
+    match = re.fullmatch(r"stage(\d+)\.(?:blocks\.(\d+)\.)?(.+\.)?(\w+)", name)
+    if match is None:
+        return name
+    stage, block, part, leaf = match.groups()
+    layer = "" if block is None else f"layers.{block}."
+    return f"cvt.encoder.stages.{stage}.{layer}{_TO_TRANSFORMERS.get(part, part or '')}{leaf}"
+
+
+def to_reference(name: str) -> str:
+    """The reference name of a transformers tensor; an unknown one comes back as it is."""
+    for ours, theirs in _TOP.items():
+        if name.startswith(theirs):
+            return ours + name.removeprefix(theirs)
+    match = re.fullmatch(r"cvt\.encoder\.stages\.(\d+)\.(?:layers\.(\d+)\.)?(.+\.)?(\w+)", name)
+    if match is None:
+        return name
+    stage, block, part, leaf = match.groups()
+    layer = "" if block is None else f"blocks.{block}."
+    return f"stage{stage}.{layer}{_TO_REFERENCE.get(part, part or '')}{leaf}"
+
+
+def is_transformers(names: Iterable[str]) -> bool:
+    """Whether the tensor names are in the transformers layout."""
+    return any(name.startswith("cvt.encoder.") for name in names)
+
+
+def variant_of_shapes(shapes: Mapping[str, Shape]) -> tuple[str, CvTConfig]:
+    """The known variant whose tensors these are, with the head's number of classes.
+
+    A bare state dict does not say how many heads or which strides it was trained with, so only
+    known variants can be recognised.
+
+    Args:
+        shapes: shape by reference name.
+
+    Raises:
+        CheckpointError: they are no known variant's.
+    """
+    embeddings, depths = [], []
+    while (weight := f"stage{len(embeddings)}.patch_embed.proj.weight") in shapes:
+        index = len(embeddings)
+        embeddings.append(shapes[weight])
+        pattern = re.compile(rf"stage{index}\.blocks\.(\d+)\.")
+        blocks = {match[1] for name in shapes if (match := pattern.match(name))}
+        depths.append(len(blocks))
+    head = shapes.get("head.weight")
+    if not embeddings or head is None:
+        raise CheckpointError(
+            f"no CvT: among its {len(shapes)} tensors are no `stage0.patch_embed.proj.weight` "
+            "and `head.weight` (nor the names that transformers gives them)"
+        )
+    for variant, config in VARIANTS.items():
+        stages = [(stage.width, stage.depth, stage.kernel) for stage in config.stages]
+        found = [(e[0], d, e[-1]) for e, d in zip(embeddings, depths, strict=True)]
+        if stages == found:
+            return variant, config.with_classes(head[0])
+    widths = [shape[0] for shape in embeddings]
+    known = ", ".join(f"`{variant}`" for variant in VARIANTS)
+    raise CheckpointError(
+        f"widths {widths} and depths {depths} are no known variant's ({known}), "
+        "and a bare state dict does not hold the number of heads",
+        hint="put it into a folder as `model.safetensors` beside a `config.json`",
+    )
+
+
+def safetensors_shapes(path: Path) -> dict[str, Shape]:
+    """Shapes by name from the header of a safetensors file; no tensor is read.
+
+    Raises:
+        CheckpointError: the file is empty, truncated, or no safetensors file.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if size < 8 or length > size - 8:
+            raise CheckpointError(
+                f"`{path}` is empty, cut short or no safetensors file ({size} bytes)"
+            )
+        try:
+            header = json.loads(file.read(length))
+            end = max((t["data_offsets"][1] for n, t in header.items() if n[:2] != "__"), default=0)
+            shapes = {n: tuple(t["shape"]) for n, t in header.items() if n[:2] != "__"}
+        except (ValueError, TypeError, KeyError, AttributeError):
+            raise CheckpointError(
+                f"`{path}` is no safetensors file: its header is not readable"
+            ) from None
+    if size < 8 + length + end:
+        raise CheckpointError(
+            f"`{path}` is cut short: {size} bytes of {8 + length + end} that its header announces"
+        )
+    return shapes
+
+
+@dataclass(frozen=True)
+class FolderConfig:
+    """What the JSON files of a checkpoint folder say."""
+
+    config: CvTConfig
+    labels: Labels
+    preprocessing: Preprocessing | None  # None: the folder does not say
+    activation_is_stated: bool  # False: taken as `config.activation`, a guess to be reported
+
+
+def read_folder(folder: Path) -> FolderConfig:
+    """Read ``config.json`` and ``preprocessor_config.json`` of a folder in the hub's form.
+
+    Raises:
+        CheckpointError: no ``config.json``, not a CvT's, or not JSON.
+        ConfigError: a value that no published CvT has.
+    """
+    path = folder / CONFIG_FILE
+    config = _read_json(path)
+    if config.get("model_type") != "cvt":
+        raise CheckpointError(
+            f"`{path}` describes a model of type {config.get('model_type')!r}; accepted is 'cvt'"
+        )
+    preprocessing_path = folder / PREPROCESSING_FILE
+    try:
+        cvt, names = _config_from_transformers(config)
+        preprocessing = None
+        if preprocessing_path.exists():
+            path = preprocessing_path
+            preprocessing = Preprocessing.from_transformers(_read_json(path))
+    except ConfigError as error:
+        raise ConfigError(f"`{path}`: {error}", error.hint) from None
+    return FolderConfig(cvt, names, preprocessing, "activation" in config)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        present = sorted(p.name for p in path.parent.iterdir())[:8]
+        raise CheckpointError(
+            f"`{path}` does not exist; the folder holds {', '.join(present) or 'nothing'}",
+            hint="a checkpoint folder holds `config.json`, `model.safetensors` "
+            "(or `pytorch_model.bin`) and `preprocessor_config.json`",
+        ) from None
+    except (ValueError, OSError) as error:
+        raise CheckpointError(f"`{path}` cannot be read as JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise CheckpointError(f"`{path}` holds no JSON object")
+    return content
+
+
+# What every published CvT has; a config that asks for something else is refused by name.
+_FIXED: dict[str, Any] = {
+    "qkv_bias": True,
+    "qkv_projection_method": "dw_bn",
+    "kernel_qkv": 3,
+    "padding_kv": 1,
+    "stride_kv": 2,
+    "padding_q": 1,
+    "stride_q": 1,
+    "pos_embed": False,
+}
+
+
+def _config_from_transformers(config: dict[str, Any]) -> tuple[CvTConfig, Labels]:
+    if config.get("num_channels", 3) != 3:
+        raise ConfigError(f"`num_channels` is {config['num_channels']!r}; only 3 is supported")
+    published = VARIANTS["13"].stages  # transformers' defaults are CvT-13's
+    defaults: dict[str, list[Any]] = {
+        "patch_sizes": [s.kernel for s in published],
+        "patch_stride": [s.stride for s in published],
+        "patch_padding": [s.padding for s in published],
+        "embed_dim": [s.width for s in published],
+        "num_heads": [s.heads for s in published],
+        "depth": [s.depth for s in published],
+        "mlp_ratio": [s.mlp_ratio for s in published],
+        "drop_path_rate": [s.drop_path for s in published],
+    }
+    columns = {name: config.get(name, default) for name, default in defaults.items()}
+    number = len(columns["embed_dim"]) if isinstance(columns["embed_dim"], list) else 0
+    for name, values in columns.items():
+        if not isinstance(values, list) or len(values) != number or not number:
+            raise ConfigError(f"`{name}` is {values!r}; it must be a list with one value per stage")
+    for name, value in _FIXED.items():
+        values = config.get(name, [value] * number)
+        if values != [value] * number:
+            raise ConfigError(f"`{name}` is {values!r}; only {[value] * number} is supported")
+    class_tokens = [False] * (number - 1) + [True]
+    if config.get("cls_token", class_tokens) != class_tokens:
+        raise ConfigError(f"`cls_token` is {config['cls_token']!r}; only {class_tokens} is")
+    stages = tuple(
+        StageConfig(width, depth, heads, kernel, stride, padding, mlp_ratio, drop_path)
+        for kernel, stride, padding, width, heads, depth, mlp_ratio, drop_path in zip(
+            *columns.values(), strict=True
+        )
+    )
+    if "id2label" in config:
+        names = labels.from_id2label(config["id2label"])
+    else:  # transformers leaves out its own default, two unnamed classes
+        names = labels.unnamed(config.get("num_labels", 2))
+    # A folder that does not say was saved by transformers, which knows exact GELU only.
+    activation: Activation = config.get("activation", "gelu")
+    return CvTConfig(stages, len(names), activation), names
+
+
+def transformers_config(config: CvTConfig, names: Labels, version: str) -> dict[str, Any]:
+    """The content of a ``config.json`` that transformers and `read_folder` read."""
+    stages = config.stages
+    fixed = {name: [value] * len(stages) for name, value in _FIXED.items()}
+    return {
+        "architectures": ["CvtForImageClassification"],
+        "model_type": "cvt",
+        "num_channels": 3,
+        "patch_sizes": [s.kernel for s in stages],
+        "patch_stride": [s.stride for s in stages],
+        "patch_padding": [s.padding for s in stages],
+        "embed_dim": [s.width for s in stages],
+        "num_heads": [s.heads for s in stages],
+        "depth": [s.depth for s in stages],
+        "mlp_ratio": [s.mlp_ratio for s in stages],
+        "attention_drop_rate": [0.0] * len(stages),
+        "drop_rate": [0.0] * len(stages),
+        "drop_path_rate": [s.drop_path for s in stages],
+        "cls_token": [False] * (len(stages) - 1) + [True],
+        **fixed,
+        "initializer_range": 0.02,
+        "layer_norm_eps": 1e-5,
+        "id2label": {str(index): name for index, name in enumerate(names.names)},
+        "label2id": {name: index for index, name in enumerate(names.names)},
+        # Ours; transformers keeps it and computes exact GELU all the same.
+        "activation": config.activation,
+        "cvt_cli_version": version,
+    }

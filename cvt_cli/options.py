@@ -1,0 +1,88 @@
+"""Options that several commands share, declared once so that they mean the same everywhere."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+class PrecisionChoice(StrEnum):
+    """Values of ``--precision``."""
+
+    auto = "auto"
+    fp32 = "fp32"
+    bf16 = "bf16"
+    fp16 = "fp16"
+
+
+class ActivationChoice(StrEnum):
+    """Values of ``--activation``."""
+
+    quick_gelu = "quick_gelu"
+    gelu = "gelu"
+
+
+MODEL = "Model"
+DATA = "Data"
+RUN = "How it runs"
+OUTPUT = "Output"
+
+Variant = Annotated[
+    str | None,
+    typer.Option(
+        help="Architecture: 13, 21, w24 or nano.", rich_help_panel=MODEL, show_default=False
+    ),
+]
+Res = Annotated[
+    str | None,
+    typer.Option(
+        metavar="PIXELS",
+        help="Input size, 384 or 384x512 (height x width); by default the model's own.",
+        rich_help_panel=MODEL,
+        show_default=False,
+    ),
+]
+Activation = Annotated[
+    ActivationChoice | None,
+    typer.Option(
+        help="Activation of the MLPs, against what the checkpoint says.",
+        rich_help_panel=MODEL,
+        show_default=False,
+    ),
+]
+Data = Annotated[
+    str,
+    typer.Option(
+        "--data",
+        "--dataset",
+        metavar="NAME|FOLDER",
+        help="A folder of class folders, or cifar10 or cifar100.",
+        rich_help_panel=DATA,
+        show_default=False,
+    ),
+]
+DataDir = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FOLDER",
+        help="Where known sets are kept; by default `data` in the cache folder.",
+        rich_help_panel=DATA,
+        show_default=False,
+    ),
+]
+Device = Annotated[
+    str,
+    typer.Option(
+        metavar="auto|cuda|cuda:1|mps|cpu", help="Where to compute.", rich_help_panel=RUN
+    ),
+]
+Precision = Annotated[
+    PrecisionChoice,
+    typer.Option(
+        help="auto is bf16 on CUDA cards that have it, else fp32.", rich_help_panel=RUN
+    ),
+]
+Json = Annotated[
+    bool, typer.Option("--json", help="Print one JSON document.", rich_help_panel=OUTPUT)
+]

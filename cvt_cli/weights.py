@@ -1,0 +1,295 @@
+"""Weights from and to disk: every layout in, the hub's folder out, always strictly.
+
+Every tensor of a file is accounted for or the load stops and names the difference. Nothing is
+unpickled beyond tensors. A model is built without storage (meta device) and then given the file's
+tensors, memory-mapped, so that a large one costs neither initialisation nor a copy.
+"""
+
+import json
+import pickle
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from cvt_cli import __version__, cache, labels, layouts
+from cvt_cli.checkpoints import Checkpoint
+from cvt_cli.config import Activation, CvTConfig
+from cvt_cli.errors import CheckpointError, UsageError
+from cvt_cli.labels import Labels
+from cvt_cli.model import CvT, init_weights
+from cvt_cli.preprocessing import Preprocessing
+
+
+@dataclass(frozen=True)
+class LoadedCheckpoint:
+    """A model with what is needed to use it."""
+
+    model: CvT  # in evaluation mode, float32, on the CPU
+    labels: Labels
+    preprocessing: Preprocessing
+    notes: tuple[str, ...] = field(default=())  # what was assumed, one sentence each
+
+
+def load(
+    path: Path,
+    known: Checkpoint | None = None,
+    size: tuple[int, int] | None = None,
+    activation: Activation | None = None,
+) -> LoadedCheckpoint:
+    """Load a checkpoint folder, a ``.safetensors`` file or an original ``.pth`` state dict.
+
+    Args:
+        path: the folder or file.
+        known: the published checkpoint that its name says it is, if it does.
+        size: input height and width in pixels; by default the checkpoint's own.
+        activation: of the MLPs; by default what the checkpoint says, or see the notes.
+
+    Raises:
+        CheckpointError: missing, damaged, unsafe, or not a CvT; the message names the file.
+        ConfigError: its config holds a value that no published CvT has.
+        UsageError: a bare state dict whose input size is not known and not given.
+    """
+    if path.is_file() and path.name == layouts.WEIGHTS_FILE and _beside(path).is_file():
+        path = path.parent
+    if path.is_dir():
+        return _load_folder(path, known, size, activation)
+    if not path.exists():
+        raise CheckpointError(f"`{path}` does not exist")
+    return _load_state_dict(path, known, size, activation)
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(layouts.CONFIG_FILE)
+
+
+def _load_folder(
+    folder: Path,
+    known: Checkpoint | None,
+    size: tuple[int, int] | None,
+    activation: Activation | None,
+) -> LoadedCheckpoint:
+    said = layouts.read_folder(folder)
+    notes = []
+    config = said.config
+    if activation is None and not said.activation_is_stated:
+        # transformers knows exact GELU only, but the published weights were trained with QuickGELU.
+        activation = "quick_gelu" if known else "gelu"
+        notes.append(
+            f"`{folder / layouts.CONFIG_FILE}` does not say the activation: taken as `{activation}`"
+            + (f", being {known.name}" if known else ", as transformers computes it")
+            + "; --activation overrules"
+        )
+    config = CvTConfig(config.stages, config.num_classes, activation or config.activation)
+    preprocessing = said.preprocessing
+    if preprocessing is None:
+        default = (known.size, known.size) if known else (224, 224)
+        preprocessing = Preprocessing.published(*(size or default))
+        notes.append(
+            f"`{folder}` has no `{layouts.PREPROCESSING_FILE}`: "
+            f"taken as {preprocessing.describe()}; --res overrules the size"
+        )
+    if size is not None:
+        preprocessing = preprocessing.with_size(*size)
+    for name in (layouts.WEIGHTS_FILE, layouts.PICKLED_WEIGHTS_FILE):
+        if (folder / name).is_file():
+            model = build(config, read_tensors(folder / name), folder / name)
+            return LoadedCheckpoint(model, said.labels, preprocessing, tuple(notes))
+    raise CheckpointError(
+        f"`{folder}` has a `{layouts.CONFIG_FILE}` but neither `{layouts.WEIGHTS_FILE}` nor "
+        f"`{layouts.PICKLED_WEIGHTS_FILE}`"
+    )
+
+
+def _load_state_dict(
+    path: Path,
+    known: Checkpoint | None,
+    size: tuple[int, int] | None,
+    activation: Activation | None,
+) -> LoadedCheckpoint:
+    if size is None and known is not None:
+        size = (known.size, known.size)
+    if size is None:
+        raise UsageError(
+            f"`{path.name}` does not say its input size and is no known file name",
+            hint="give it with --res, for example --res 224",
+        )
+    tensors = read_tensors(path)
+    try:
+        _, config = layouts.variant_of_shapes({n: tuple(t.shape) for n, t in tensors.items()})
+    except CheckpointError as error:
+        raise CheckpointError(f"`{path}`: {error}", error.hint) from None
+    config = CvTConfig(config.stages, config.num_classes, activation or config.activation)
+    notes = []
+    if config.num_classes == len(labels.imagenet()):
+        names = labels.imagenet()
+    else:
+        names = labels.unnamed(config.num_classes)
+        notes.append(f"`{path.name}` does not name its {len(names)} classes: shown by number")
+    model = build(config, tensors, path)
+    return LoadedCheckpoint(model, names, Preprocessing.published(*size), tuple(notes))
+
+
+def build(config: CvTConfig, tensors: Mapping[str, Tensor], source: Path | str) -> CvT:
+    """A model with exactly these tensors, by reference name, without initialising any.
+
+    Raises:
+        CheckpointError: a tensor is missing, unexpected or wrongly shaped; the first few are named.
+    """
+    with torch.device("meta"):
+        model = CvT(config)
+    wanted = model.state_dict()
+    problems = [
+        *(f"missing `{name}`" for name in wanted if name not in tensors),
+        *(f"unexpected `{name}`" for name in tensors if name not in wanted),
+        *(
+            f"`{name}` has shape {list(tensors[name].shape)}, not {list(wanted[name].shape)}"
+            for name in wanted
+            if name in tensors and tensors[name].shape != wanted[name].shape
+        ),
+    ]
+    if problems:
+        more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
+        raise CheckpointError(
+            f"`{source}` does not fit the model: {len(problems)} of its tensors differ: "
+            + "; ".join(problems[:5])
+            + more
+        )
+    # Stored half precision is widened; float32 stays the memory-mapped tensor of the file.
+    state = {name: tensor.to(wanted[name].dtype) for name, tensor in tensors.items()}
+    model.load_state_dict(state, strict=True, assign=True)
+    return model.eval()
+
+
+def replace_head(model: CvT, num_classes: int, seed: int) -> CvT:
+    """The same network with a new head, drawn afresh, for another set of classes.
+
+    The weights before the head are shared with ``model``.
+    """
+    with torch.device("meta"):
+        replaced = CvT(model.config.with_classes(num_classes))
+    torch.manual_seed(seed)
+    head = torch.nn.Linear(model.head.in_features, num_classes)
+    init_weights(head)
+    tensors = {name: t for name, t in model.state_dict().items() if not name.startswith("head.")}
+    tensors |= {f"head.{name}": tensor for name, tensor in head.state_dict().items()}
+    replaced.load_state_dict(tensors, strict=True, assign=True)
+    return replaced
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file by reference name, whichever layout it is in; nothing is executed.
+
+    Raises:
+        CheckpointError: empty, cut short, no checkpoint, or a pickle that asks for more than
+            tensors.
+    """
+    if path.stat().st_size == 0:
+        raise CheckpointError(f"`{path}` is empty (0 bytes)", hint="fetch or copy it again")
+    tensors = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
+    if layouts.is_transformers(tensors):
+        return {layouts.to_reference(name): tensor for name, tensor in tensors.items()}
+    return tensors
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    layouts.safetensors_shapes(path)  # says precisely what is wrong with a damaged file
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"`{path}` cannot be read: {error}") from None
+
+
+def _read_pickle(path: Path) -> dict[str, Tensor]:
+    with path.open("rb") as file:
+        head = file.read(64)
+    if not zipfile.is_zipfile(path) and not head.startswith((b"PK", b"\x80")):
+        start = head[:20].decode("ascii", "replace").strip()
+        raise CheckpointError(
+            f"`{path}` is no checkpoint: it begins with {start!r}",
+            hint="a page saved in place of the file begins like that; fetch it again"
+            if head.lstrip().startswith(b"<")
+            else "accepted are .pth, .bin and .safetensors files and checkpoint folders",
+        )
+    try:
+        content = torch.load(
+            path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
+        )
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"`{path}` holds more than tensors, and was not run: {_unsafe_global(error)}",
+            hint="accepted is a plain state dict; save `model.state_dict()` with its author's code",
+        ) from None
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(
+            f"`{path}` is damaged or cut short: {reason}", hint="fetch or copy it again"
+        ) from None
+    return _state_dict(content, path)
+
+
+def _unsafe_global(error: pickle.UnpicklingError) -> str:
+    """The part of torch's long message that says what was asked for."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    return next((line for line in lines if "GLOBAL" in line or "Unsupported" in line), lines[0])
+
+
+def _state_dict(content: Any, path: Path) -> dict[str, Tensor]:
+    """The tensors of a bare state dict, or of one under ``state_dict`` or ``model``."""
+    for key in ("state_dict", "model"):
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
+    if not isinstance(content, Mapping) or not content:
+        raise CheckpointError(f"`{path}` holds a {type(content).__name__}, not a state dict")
+    if odd := [name for name, value in content.items() if not isinstance(value, Tensor)]:
+        raise CheckpointError(
+            f"`{path}` is no state dict: `{odd[0]}` is a {type(content[odd[0]]).__name__}, "
+            f"not a tensor ({len(odd)} of {len(content)} entries)"
+        )
+    return {str(name).removeprefix("module."): value for name, value in content.items()}
+
+
+def save(
+    folder: Path,
+    model: CvT,
+    names: Labels,
+    preprocessing: Preprocessing,
+    card: str,
+    half: bool = False,
+) -> None:
+    """Write a checkpoint folder in the hub's form, which transformers opens too.
+
+    The weights come last, so that a folder without them was not finished.
+
+    Args:
+        folder: made if it does not exist; files of these names in it are replaced.
+        model: on any device.
+        names: one name per class.
+        preprocessing: how to feed it.
+        card: the model card, Markdown.
+        half: store matrices and kernels in float16; norms, biases and statistics stay float32.
+    """
+    tensors = {
+        layouts.to_transformers(name): tensor.detach().cpu().contiguous()
+        for name, tensor in model.state_dict().items()
+    }
+    if half:
+        tensors = {name: t.half() if t.ndim > 1 else t for name, t in tensors.items()}
+    config = layouts.transformers_config(model.config, names, __version__)
+    cache.write_text(folder / layouts.CONFIG_FILE, json.dumps(config, indent=2) + "\n")
+    cache.write_text(
+        folder / layouts.PREPROCESSING_FILE,
+        json.dumps(preprocessing.to_transformers(), indent=2) + "\n",
+    )
+    cache.write_text(folder / layouts.CARD_FILE, card)
+    with cache.replacing(folder / layouts.WEIGHTS_FILE) as temporary:
+        try:
+            save_file(tensors, temporary, metadata={"format": "pt"})
+        except SafetensorError as error:  # a full disk, say
+            raise OSError(str(error)) from error
