@@ -1,5 +1,6 @@
 """The app: which commands there are, and the one place where errors become messages."""
 
+import io
 import sys
 import warnings
 from typing import Annotated, Any
@@ -18,15 +19,14 @@ class _App(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         # Pillow warns of odd but readable files; what cannot be read is reported by name.
         warnings.filterwarnings("ignore", module=r"PIL\.")
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):  # a name that its encoding lacks is escaped
+                stream.reconfigure(errors="backslashreplace")
         try:
             return super().invoke(ctx)
         except CvtError as error:
             output.error(str(error), error.hint)
             raise typer.Exit(error.exit_code) from None
-        except BrokenPipeError:
-            # The reader of stdout has gone, as `head` does: nothing is left to say.
-            sys.stdout = None  # type: ignore[assignment]
-            raise typer.Exit(1) from None
 
 
 app = typer.Typer(

@@ -2,7 +2,9 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from math import sqrt
 from time import perf_counter
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,6 +43,29 @@ class Evaluation:
         """Mean cross-entropy in nats over the readable images; None if there are none."""
         readable = self.n - len(self.failures)
         return self.loss_sum / readable if readable else None
+
+    @property
+    def top1_interval(self) -> tuple[float, float]:
+        """95 % Wilson score interval of `top1` (Wilson 1927)."""
+        z = 1.959963984540054
+        centre = self.top1 + z * z / (2 * self.n)
+        half = z * sqrt(self.top1 * (1 - self.top1) / self.n + z * z / (4 * self.n**2))
+        scale = 1 + z * z / self.n
+        return (centre - half) / scale, (centre + half) / scale
+
+    def to_json(self) -> dict[str, Any]:
+        """The documented keys of ``--json``; shares are fractions."""
+        return {
+            "n": self.n,
+            "n_failed": len(self.failures),
+            "top1": self.top1,
+            "top5": self.top5,
+            "top1_correct": self.correct_top1,
+            "top5_correct": self.correct_top5,
+            "top1_interval": list(self.top1_interval),
+            "loss": self.loss,
+            "images_per_sec": self.n / self.seconds,
+        }
 
     def add(self, logits: NDArray[np.float32], labels: NDArray[np.int64]) -> None:
         """Count a batch: logits (B, classes) and the right classes (B,)."""

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING
 
 from cvt_cli import checkpoints, layouts
 from cvt_cli.checkpoints import Checkpoint
-from cvt_cli.config import DEFAULT_SIZES, VARIANTS, Activation, CvTConfig, parse_variant
-from cvt_cli.engine import Engine
-from cvt_cli.errors import CheckpointError
+from cvt_cli.config import DEFAULT_SIZES, VARIANTS, Activation, CvTConfig, parse_size, parse_variant
+from cvt_cli.costs import Costs, costs
+from cvt_cli.errors import CheckpointError, UsageError
 from cvt_cli.labels import Labels
 from cvt_cli.preprocessing import Preprocessing
 
 if TYPE_CHECKING:
+    from cvt_cli.engine import Engine
     from cvt_cli.model import CvT
     from cvt_cli.weights import LoadedCheckpoint
 
@@ -36,7 +37,7 @@ class Classifier:
     """An engine with what its logits mean and how to feed it."""
 
     model: str
-    engine: Engine
+    engine: "Engine"
     labels: Labels
     preprocessing: Preprocessing
     notes: tuple[str, ...]
@@ -166,3 +167,34 @@ def read_architecture(text: str) -> tuple[str, CvTConfig, tuple[int, int]]:
     shapes = {layouts.to_reference(n): s for n, s in layouts.safetensors_shapes(path).items()}
     variant, config = layouts.variant_of_shapes(shapes)
     return location.name, config, (DEFAULT_SIZES[variant],) * 2
+
+
+def costs_of(
+    variant: str | None, model: str | None, res: str | None, num_classes: int | None
+) -> list[Costs]:
+    """What ``flops`` and ``count-params`` are asked for; without a model, all variants.
+
+    Raises:
+        UsageError: both a variant and a model, or a value that cannot be.
+        CheckpointError, ConfigError: as `read_architecture`.
+    """
+    if variant and model:
+        raise UsageError("give --variant or --model, not both")
+    size = parse_size(res) if res else None
+    asked: list[tuple[str, CvTConfig, list[tuple[int, int]]]]
+    if model:
+        name, config, own_size = read_architecture(model)
+        asked = [(name, config, [own_size])]
+    elif variant:
+        key = parse_variant(variant)
+        asked = [(key, VARIANTS[key], [(DEFAULT_SIZES[key],) * 2])]
+    else:
+        asked = [
+            (key, config, [(32, 32)] if key == "nano" else [(224, 224), (384, 384)])
+            for key, config in VARIANTS.items()
+        ]
+    return [
+        costs(name, config.with_classes(num_classes or config.num_classes), height, width)
+        for name, config, own in asked
+        for height, width in ([size] if size else own)
+    ]

@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from cvt_cli import config
+
 
 class PrecisionChoice(StrEnum):
     """Values of ``--precision``."""
@@ -32,6 +34,30 @@ Variant = Annotated[
     str | None,
     typer.Option(
         help="Architecture: 13, 21, w24 or nano.", rich_help_panel=MODEL, show_default=False
+    ),
+]
+Model = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME|PATH",
+        help="A checkpoint: a known name, a folder, a .safetensors or an original .pth.",
+        rich_help_panel=MODEL,
+    ),
+]
+Architecture = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        metavar="NAME|PATH",
+        help="A checkpoint's architecture in place of --variant.",
+        rich_help_panel=MODEL,
+        show_default=False,
+    ),
+]
+NumClasses = Annotated[
+    int | None,
+    typer.Option(
+        min=1, help="Classes of the head.", rich_help_panel=MODEL, show_default=False
     ),
 ]
 Res = Annotated[
@@ -83,6 +109,25 @@ Precision = Annotated[
         help="auto is bf16 on CUDA cards that have it, else fp32.", rich_help_panel=RUN
     ),
 ]
+BatchSize = Annotated[
+    int,
+    typer.Option(
+        min=1, help="Images that are computed together; changes no result.", rich_help_panel=RUN
+    ),
+]
+Exif = Annotated[
+    bool,
+    typer.Option(
+        "--exif/--no-exif",
+        help="Turn pictures upright as their EXIF orientation says.",
+        rich_help_panel=DATA,
+    ),
+]
 Json = Annotated[
     bool, typer.Option("--json", help="Print one JSON document.", rich_help_panel=OUTPUT)
 ]
+
+
+def value(choice: ActivationChoice | None) -> "config.Activation | None":
+    """What was chosen, as the lower layers name it."""
+    return None if choice is None else choice.value  # type: ignore[return-value]

@@ -5,15 +5,18 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from cvt_cli import __version__
+from cvt_cli.costs import Costs, difference_percent
+from cvt_cli.loader import Classifier
 from cvt_cli.progress import Advance
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 PLAIN_INTERVAL_SEC = 30.0
 """Between two progress lines where stderr is no terminal."""
+
+WIDTH_ELSEWHERE = 160
+"""Columns that a table may take where stdout is no terminal."""
 
 
 def note(message: str) -> None:
@@ -21,7 +24,7 @@ def note(message: str) -> None:
     print(printable(message), file=sys.stderr, flush=True)
 
 
-def error(message: str, hint: str | None) -> None:
+def error(message: str, hint: str | None = None) -> None:
     """Report a failure on stderr, with the next step after a blank line."""
     note(f"error: {message}")
     if hint:
@@ -31,6 +34,31 @@ def error(message: str, hint: str | None) -> None:
 def printable(text: str) -> str:
     """The text with control characters escaped, so that a file name cannot break a line."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def conditions(classifier: Classifier) -> dict[str, Any]:
+    """What a result depends on, as the documented JSON keys."""
+    return {
+        "model": classifier.model,
+        "preprocessing": classifier.preprocessing.to_json(),
+        "device": classifier.engine.device,
+        "precision": classifier.engine.precision,
+        "engine": classifier.engine.name,
+        "version": __version__,
+    }
+
+
+def note_conditions(classifier: Classifier) -> None:
+    """The same in a line for a person, after whatever was assumed in loading."""
+    for message in classifier.notes:
+        note(message)
+    names = classifier.labels.names
+    classes = f"{len(names)} classes" + (f": {', '.join(names)}" if len(names) <= 20 else "")
+    engine = classifier.engine
+    note(
+        f"{classifier.model} ({classes}); {classifier.preprocessing.describe()}; "
+        f"{engine.device}, {engine.name}, {engine.precision}"
+    )
 
 
 def print_json(document: Any) -> None:
@@ -48,10 +76,11 @@ def print_table(
 ) -> None:
     """A table on stdout; the first ``text_columns`` columns to the left, numbers to the right."""
     from rich import box
+    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    table: Table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
     for position, column in enumerate(columns):
         table.add_column(
             column,
@@ -61,14 +90,14 @@ def print_table(
         )
     for row in rows:
         table.add_row(*(Text(printable(cell)) for cell in row))
-    _console().print(table)
-
-
-def _console() -> "Console":
-    from rich.console import Console
-
-    # Where stdout is no terminal a table is as wide as it needs to be.
-    return Console() if sys.stdout.isatty() else Console(width=160)
+    if sys.stdout.isatty():
+        Console().print(table)
+        return
+    # In a file or a pipe a table is as wide as it needs to be, and no line ends in blanks.
+    console = Console(width=WIDTH_ELSEWHERE)
+    with console.capture() as capture:
+        console.print(table)
+    print("\n".join(line.rstrip() for line in capture.get().splitlines()))
 
 
 @contextmanager
@@ -109,9 +138,27 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-def human_count(value: int) -> str:
-    """A large count with its metric prefix: "4.566 G", "20.00 M"."""
+def human_count(value: int | None) -> str:
+    """A large count with its metric prefix, "4.566 G"; empty for None."""
+    if value is None:
+        return ""
     for factor, prefix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if value >= factor:
             return f"{value / factor:.3f} {prefix}"
-    return str(value)
+    return f"{value} "
+
+
+def difference(ours: int, theirs: int | None) -> str:
+    """How far ours is from theirs, "+0.80 %"; empty where theirs is not known."""
+    return "" if theirs is None else f"{difference_percent(ours, theirs):+.2f} %"
+
+
+def stage_name(stage: int | None) -> str:
+    """The name of a row's stage; what follows the last stage has none."""
+    return "" if stage is None else f"stage {stage}"
+
+
+def print_costs_json(found: Sequence[Costs]) -> None:
+    """One object for one model, a list for several."""
+    documents = [costs.to_json() for costs in found]
+    print_json(documents[0] if len(documents) == 1 else documents)

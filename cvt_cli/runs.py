@@ -93,33 +93,38 @@ def run(
     lines = ["epoch,learning_rate,training_loss,val_loss,val_top1,val_top5,seconds"]
     best: Epoch | None = None
     epoch: Epoch | None = None
-    for epoch in training.train(
-        model,
-        train_set,
-        val_set,
-        preprocessing,
-        recipe,
-        device=settings.device,
-        precision=settings.precision,
-        seed=settings.seed,
-        workers=settings.workers,
-        progress=progress,
-    ):
-        is_best = best is None or epoch.validation.correct_top1 > best.validation.correct_top1
-        best = epoch if is_best else best
-        val = epoch.validation
-        lines.append(
-            f"{epoch.number},{epoch.learning_rate:.6g},{epoch.training_loss:.5f},"
-            f"{val.loss or float('nan'):.5f},{val.top1:.5f},{val.top5:.5f},{epoch.seconds:.1f}"
-        )
-        card = _card(folder.name, epoch, settings, perf_counter() - started)
-        for place in ("best", "last") if is_best else ("last",):
-            weights.save(folder / place, model, names, preprocessing, card)
-        cache.write_text(folder / "metrics.csv", "\n".join(lines) + "\n")
-        say(
-            f"epoch {epoch.number}/{recipe.epochs}: loss {epoch.training_loss:.4f}, "
-            f"validation top-1 {val.top1:.4f}{' (best)' if is_best else ''}, {epoch.seconds:.0f} s"
-        )
+    try:
+        for epoch in training.train(
+            model,
+            train_set,
+            val_set,
+            preprocessing,
+            recipe,
+            device=settings.device,
+            precision=settings.precision,
+            seed=settings.seed,
+            workers=settings.workers,
+            progress=progress,
+        ):
+            is_best = best is None or epoch.validation.correct_top1 > best.validation.correct_top1
+            best = epoch if is_best else best
+            val = epoch.validation
+            lines.append(
+                f"{epoch.number},{epoch.learning_rate:.6g},{epoch.training_loss:.5f},"
+                f"{val.loss or float('nan'):.5f},{val.top1:.5f},{val.top5:.5f},{epoch.seconds:.1f}"
+            )
+            card = _card(folder.name, epoch, settings, perf_counter() - started)
+            for place in ("best", "last") if is_best else ("last",):
+                weights.save(folder / place, model, names, preprocessing, card)
+            cache.write_text(folder / "metrics.csv", "\n".join(lines) + "\n")
+            say(
+                f"epoch {epoch.number}/{recipe.epochs}: loss {epoch.training_loss:.4f}, "
+                f"validation top-1 {val.top1:.4f}{' (best)' if is_best else ''}, {epoch.seconds:.0f} s"
+            )
+    except KeyboardInterrupt:
+        if epoch is not None:
+            say(f"interrupted: epoch {epoch.number}, the last one finished, is in `{folder}`")
+        raise
     assert best is not None and epoch is not None  # a recipe has at least one epoch
     return {
         "run": str(folder),

@@ -7,6 +7,7 @@ tensors, memory-mapped, so that a large one costs neither initialisation nor a c
 
 import json
 import pickle
+import warnings
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -180,7 +181,7 @@ def replace_head(model: CvT, num_classes: int, seed: int) -> CvT:
     tensors = {name: t for name, t in model.state_dict().items() if not name.startswith("head.")}
     tensors |= {f"head.{name}": tensor for name, tensor in head.state_dict().items()}
     replaced.load_state_dict(tensors, strict=True, assign=True)
-    return replaced
+    return replaced.train(model.training)
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -218,9 +219,11 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
             else "accepted are .pth, .bin and .safetensors files and checkpoint folders",
         )
     try:
-        content = torch.load(
-            path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
-        )
+        with warnings.catch_warnings():  # of other pickle protocols; what cannot be read fails
+            warnings.simplefilter("ignore")
+            content = torch.load(
+                path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
+            )
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"`{path}` holds more than tensors, and was not run: {_unsafe_global(error)}",

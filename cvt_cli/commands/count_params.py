@@ -1,1 +1,63 @@
-def count_params() -> None: ...
+"""``cvt count-params``: trainable parameters, by arithmetic."""
+
+from cvt_cli import options, output
+from cvt_cli.costs import Costs, difference_percent
+from cvt_cli.loader import costs_of
+
+
+def count_params(
+    variant: options.Variant = None,
+    model: options.Architecture = None,
+    res: options.Res = None,
+    num_classes: options.NumClasses = None,
+    json_output: options.Json = False,
+) -> None:
+    """Count trainable parameters, per stage and operation.
+
+    They do not depend on the input size. Without arguments, all variants. Needs no checkpoint and
+    no torch.
+
+    Example: cvt count-params --variant 21
+    """
+    found = costs_of(variant, model, res, num_classes)
+    if json_output:
+        output.print_costs_json(found)
+    elif len(found) == 1:
+        _print_one(found[0])
+    else:
+        output.print_table(
+            "Trainable parameters",
+            ("variant", "classes", "parameters", "paper", "ours to paper"),
+            [
+                (
+                    costs.variant,
+                    str(costs.num_classes),
+                    f"{costs.params:,}",
+                    output.human_count(costs.paper_params),
+                    output.difference(costs.params, costs.paper_params),
+                )
+                for costs in {costs.variant: costs for costs in found}.values()
+            ],
+        )
+
+
+def _print_one(costs: Costs) -> None:
+    output.print_table(
+        f"{costs.variant}, {costs.num_classes} classes",
+        ("stage", "operation", "parameters", "share"),
+        [
+            (
+                output.stage_name(row.stage),
+                row.operation,
+                f"{row.params:,}",
+                f"{100 * row.params / costs.params:.1f} %",
+            )
+            for row in costs.rows
+            if row.params
+        ],
+        text_columns=2,
+    )
+    print(f"total   {costs.params:,} parameters ({output.human_count(costs.params)})")
+    if costs.paper_params is not None:
+        percent = difference_percent(costs.params, costs.paper_params)
+        print(f"paper   {output.human_count(costs.paper_params)}; ours differs by {percent:+.2f} %")

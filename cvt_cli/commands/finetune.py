@@ -133,7 +133,7 @@ def finetune(
         model=model,
         variant=variant,
         size=parse_size(res) if res else None,
-        activation=activation.value if activation else None,
+        activation=options.value(activation),
         seed=seed,
     )
     for message in start.notes:
@@ -175,4 +175,4 @@ def finetune(
         f"best: epoch {result['best_epoch']}, top-1 {result['val_top1']:.4f} on "
         f"{result['val_n']} images set aside from training\n{result['best']}"
     )
-    output.note(f"\nnext: cvt evaluate --data {shlex.quote(data)} --model {result['best']}")
+    output.note(f"next: cvt evaluate --data {shlex.quote(data)} --model {result['best']}")

@@ -1,1 +1,73 @@
-def flops() -> None: ...
+"""``cvt flops``: multiply-accumulates and FLOPs, by arithmetic."""
+
+from cvt_cli import options, output
+from cvt_cli.costs import Costs, difference_percent
+from cvt_cli.loader import costs_of
+
+
+def flops(
+    variant: options.Variant = None,
+    model: options.Architecture = None,
+    res: options.Res = None,
+    num_classes: options.NumClasses = None,
+    json_output: options.Json = False,
+) -> None:
+    """Count multiply-accumulates (MACs) and FLOPs (2 per MAC) of one image.
+
+    Counted are linear layers, convolutions and attention products, per stage; the paper's "FLOPs"
+    are MACs. Without arguments, all variants. Needs no checkpoint and no torch.
+
+    Example: cvt flops --variant 21 --res 384
+    """
+    found = costs_of(variant, model, res, num_classes)
+    if json_output:
+        output.print_costs_json(found)
+    elif len(found) == 1:
+        _print_one(found[0])
+    else:
+        output.print_table(
+            "Multiply-accumulates and floating-point operations of one image",
+            ("variant", "input", "classes", "MACs", "FLOPs", "paper (MACs)", "ours to paper"),
+            [
+                (
+                    costs.variant,
+                    f"{costs.height}x{costs.width}",
+                    str(costs.num_classes),
+                    f"{costs.macs:,}",
+                    f"{costs.flops:,}",
+                    output.human_count(costs.paper_macs),
+                    output.difference(costs.macs, costs.paper_macs),
+                )
+                for costs in found
+            ],
+        )
+
+
+def _print_one(costs: Costs) -> None:
+    output.print_table(
+        f"{costs.variant} at {costs.height}x{costs.width}, {costs.num_classes} classes, one image",
+        ("stage", "operation", "kind", "MACs", "FLOPs", "share"),
+        [
+            (
+                output.stage_name(row.stage),
+                row.operation,
+                row.kind,
+                f"{row.macs:,}",
+                f"{2 * row.macs:,}",
+                f"{100 * row.macs / costs.macs:.1f} %",
+            )
+            for row in costs.rows
+            if row.macs
+        ],
+        text_columns=3,
+    )
+    print(
+        f"total   {costs.macs:,} MACs ({output.human_count(costs.macs)}MACs) = "
+        f"{costs.flops:,} FLOPs (2 per MAC)"
+    )
+    if costs.paper_macs is not None:
+        percent = difference_percent(costs.macs, costs.paper_macs)
+        print(
+            f"paper   {output.human_count(costs.paper_macs)}MACs, there called FLOPs; "
+            f"ours differs by {percent:+.2f} %"
+        )

@@ -1,1 +1,104 @@
-def predict() -> None: ...
+"""``cvt predict``: what is in a photograph."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cvt_cli import loader, options, output
+from cvt_cli.config import parse_size
+from cvt_cli.errors import CvtError, UsageError
+
+
+def predict(
+    images: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="IMAGE...", help="Image files, and folders to search.", show_default=False
+        ),
+    ],
+    model: options.Model = loader.DEFAULT_MODEL,
+    res: options.Res = None,
+    activation: options.Activation = None,
+    top_k: Annotated[
+        int,
+        typer.Option("--top-k", "-k", min=1, help="Classes.", rich_help_panel=options.OUTPUT),
+    ] = 5,
+    exif: options.Exif = True,
+    batch_size: options.BatchSize = 16,
+    device: options.Device = "auto",
+    precision: options.Precision = options.PrecisionChoice.auto,
+    json_output: options.Json = False,
+    jsonl: Annotated[
+        bool,
+        typer.Option(
+            "--jsonl",
+            help="Print one JSON object per image and line, as soon as it is answered.",
+            rich_help_panel=options.OUTPUT,
+        ),
+    ] = False,
+) -> None:
+    """Name what is in images, with probabilities.
+
+    An image that cannot be read is reported on stderr, the others are answered, and the exit code
+    is 1. In folders, files are found by their suffix, at any depth; hidden ones are passed over.
+
+    Example: cvt predict photo.jpg --model cvt-nano-cifar10
+    """
+    if json_output and jsonl:
+        raise UsageError("give --json or --jsonl, not both")
+    from cvt_cli import inference
+    from cvt_cli.images import find_images
+
+    paths = list(find_images(images))
+    if not paths:
+        raise CvtError(
+            f"no images in {', '.join(f'`{path}`' for path in images)}",
+            hint="folders are searched for .jpg, .png, .webp and other usual suffixes; "
+            "a file that is named is read whatever its name",
+        )
+    classifier = loader.load_classifier(
+        model,
+        parse_size(res) if res else None,
+        options.value(activation),
+        device,
+        precision.value,
+    )
+    output.note_conditions(classifier)
+    answers = inference.classify(
+        classifier.engine,
+        paths,
+        classifier.preprocessing,
+        classifier.labels,
+        top_k=top_k,
+        batch_size=batch_size,
+        exif=exif,
+    )
+    results, failed = [], 0
+    for answer in answers:
+        if answer.error is not None:
+            failed += 1
+            output.error(f"`{answer.path}`: {answer.error}")
+        if json_output:
+            results.append(answer.to_json())
+        elif jsonl:
+            output.print_json_line(answer.to_json())
+        elif answer.error is None:
+            _print_table(answer)
+    if json_output:
+        output.print_json({**output.conditions(classifier), "results": results})
+    if failed:
+        output.note(f"{failed} of {len(paths)} images could not be read")
+        raise typer.Exit(1)
+
+
+def _print_table(answer: "inference.Answer") -> None:  # noqa: F821  # imported when it is needed
+    with_wnid = any(p.wnid for p in answer.predictions)
+    output.print_table(
+        answer.path,
+        ("class", "probability", "index", *(("WNID",) if with_wnid else ())),
+        [
+            (p.label, f"{p.score:.4f}", str(p.index), *((p.wnid or "",) if with_wnid else ()))
+            for p in answer.predictions
+        ],
+    )

@@ -1,0 +1,95 @@
+"""What the tests share: golden weights and numbers, where the larger data lies."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from cvt_cli.config import CvTConfig, StageConfig
+from cvt_cli.model import CvT
+
+TESTS = Path(__file__).parent
+GOLDEN = TESTS / "golden"
+CHELSEA = TESTS / "photos" / "chelsea.png"
+
+sys.path.insert(0, str(GOLDEN))
+import formula  # noqa: E402  # the maker of the golden weights and inputs lies beside the numbers
+
+
+def test_data(name: str) -> Path:
+    """A file or folder of the larger test data; without it the test is skipped, in CI failed."""
+    root = Path(os.environ.get("CVT_TEST_DATA") or TESTS.parent.parent / "shared")
+    path = root / name
+    if not path.exists():
+        complain = pytest.fail if os.environ.get("CVT_REQUIRE_TEST_DATA") else pytest.skip
+        complain(f"no test data at {path}; CVT_TEST_DATA says where it is")
+    return path
+
+
+test_data.__test__ = False  # type: ignore[attr-defined]
+
+
+def make_special(folder: Path) -> Path:
+    """The cases that no archive carries: pipes, link loops, unreadable files."""
+    subprocess.run(["sh", test_data("awkward/make_special.sh"), folder], check=True)
+    return folder
+
+
+@dataclass
+class Result:
+    """What a command printed and how it ended."""
+
+    exit_code: int
+    stdout: str
+    stderr: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.stdout)
+
+    @property
+    def json_lines(self) -> list[Any]:
+        return [json.loads(line) for line in self.stdout.splitlines()]
+
+
+def golden(name: str) -> dict[str, Any]:
+    """A file of golden numbers."""
+    return json.loads((GOLDEN / f"{name}.json").read_text())  # type: ignore[no-any-return]
+
+
+def golden_config(spec: dict[str, Any], num_classes: int) -> CvTConfig:
+    """The config that a golden file's spec (keys of the official YAML files) describes."""
+    columns = (
+        "DIM_EMBED DEPTH NUM_HEADS PATCH_SIZE PATCH_STRIDE PATCH_PADDING MLP_RATIO DROP_PATH_RATE"
+    )
+    rows = zip(*(spec[column] for column in columns.split()), strict=True)
+    return CvTConfig(tuple(StageConfig(*row) for row in rows), num_classes)
+
+
+def golden_state(config: CvTConfig) -> dict[str, torch.Tensor]:
+    """The golden weights of a network, by reference name."""
+    with torch.device("meta"):
+        wanted = CvT(config).state_dict()
+    return {n: torch.from_numpy(formula.weight(n, t.shape).copy()) for n, t in wanted.items()}
+
+
+def golden_model(config: CvTConfig) -> CvT:
+    """A network with the golden weights, for evaluation."""
+    model = CvT(config)
+    model.load_state_dict(golden_state(config))
+    return model.eval()
+
+
+def golden_input(batch: int, height: int, width: int) -> torch.Tensor:
+    """The golden input."""
+    return torch.from_numpy(formula.image(batch, height, width))
+
+
+TINY = golden_config(golden("golden-tiny-123")["spec"], 10)
+"""A CvT small enough to write and read in a blink, and one that transformers can build."""
