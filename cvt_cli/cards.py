@@ -27,7 +27,9 @@ def model_card(
     """
 
     def rows(pairs: Mapping[str, str]) -> str:
-        return "\n".join(f"| {key} | {value.replace('|', '&#124;')} |" for key, value in pairs.items())
+        return "\n".join(
+            f"| {key} | {value.replace('|', '&#124;')} |" for key, value in pairs.items()
+        )
 
     return f"""---
 library_name: cvt-cli

@@ -9,9 +9,20 @@ from numpy.typing import NDArray
 class Engine(Protocol):
     """A model on a runtime."""
 
-    name: str  # of the runtime: "torch"
-    device: str  # as a person names it: "cpu, 2 threads"
-    precision: str  # the one that really runs: "fp32", "bf16", "fp16"
+    @property
+    def name(self) -> str:
+        """Of the runtime, such as "torch"."""
+        ...
+
+    @property
+    def device(self) -> str:
+        """As a person names it, such as "cpu, 2 threads"."""
+        ...
+
+    @property
+    def precision(self) -> str:
+        """The one that really runs: "fp32", "bf16" or "fp16"."""
+        ...
 
     def __call__(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
         """Images (B, 3, H, W), normalised, to logits (B, classes)."""

@@ -6,9 +6,12 @@ code's way; a test holds the two together).
 
 import os
 import stat
+import struct
+import zlib
 from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,8 +32,21 @@ _RESAMPLING = {
     "bicubic": Image.Resampling.BICUBIC,
 }
 
+# What Pillow's decoders raise for damaged content, besides OSError (found by mutating files).
+_DECODER_ERRORS = (
+    ValueError,
+    RuntimeError,
+    SyntaxError,
+    EOFError,
+    LookupError,
+    TypeError,
+    ArithmeticError,
+    struct.error,
+    zlib.error,
+)
+
 LARGEST_RESIZED = 178_956_970
-"""Pixels that a resize before a crop may make (Pillow's own limit for a decoded image)."""
+"""Pixels that a resize before a crop makes at most (Pillow's own limit for a decoded image)."""
 
 
 def find_images(inputs: Iterable[Path]) -> Iterator[Path]:
@@ -66,10 +82,8 @@ def load(path: Path, exif: bool) -> Image.Image:
     """
     try:
         with _open_regular(path) as file, Image.open(file) as image:
-            if exif:
-                image = ImageOps.exif_transpose(image)
-            image.load()
-            return to_rgb(image)
+            image.load()  # before the file is closed
+            return to_rgb(ImageOps.exif_transpose(image) if exif else image)
     except UnidentifiedImageError:
         raise ImageError("not an image, or of a kind that Pillow cannot read") from None
     except Image.DecompressionBombError:
@@ -81,12 +95,11 @@ def load(path: Path, exif: bool) -> Image.Image:
     except OSError as error:
         # Either the system's (with a strerror) or a decoder's: "image file is truncated (…)".
         raise ImageError((error.strerror or str(error)).lower()) from None
-    except (ValueError, SyntaxError, EOFError, IndexError, TypeError) as error:
-        # What Pillow's decoders raise for damaged content.
+    except _DECODER_ERRORS as error:
         raise ImageError(f"damaged: {error}") from None
 
 
-def _open_regular(path: Path):  # type: ignore[no-untyped-def]
+def _open_regular(path: Path) -> BinaryIO:
     """Open a file that has bytes to read; a pipe would block for ever."""
     mode = path.stat().st_mode
     if stat.S_ISDIR(mode):
@@ -144,19 +157,16 @@ def resize(image: Image.Image, preprocessing: Preprocessing) -> Image.Image:
     # As torchvision's CenterCrop; both are 0 for a squash.
     top = round((new_height - height) / 2.0)
     left = round((new_width - width) / 2.0)
-    if (new_height, new_width) == image.size[::-1]:
-        return image.crop((left, top, left + width, top + height))
-    if max(new_height * width, image.height * new_width) > LARGEST_RESIZED:
-        # An extreme shape: resample only what the crop keeps, equal to within a grey level.
+    if new_height * new_width > LARGEST_RESIZED:
+        # An extreme shape: resample only what the crop keeps. Pillow's 8-bit rounding between its
+        # two passes then falls differently, so this is not equal to the bit.
         across, down = image.width / new_width, image.height / new_height
         box = (left * across, top * down, (left + width) * across, (top + height) * down)
         return image.resize((width, height), resample, box=box)
-    # Pillow resamples rows first, then columns, with 8 bits between: cropping the columns after the
-    # first pass spares the second one work and changes no bit.
-    image = image.resize((new_width, image.height), resample)
-    image = image.crop((left, 0, left + width, image.height))
-    image = image.resize((width, new_height), resample)
-    return image.crop((0, top, width, top + height))
+    # Whole, then cropped: Pillow picks the order of its two passes by the sizes, so that resampling
+    # the crop alone may give other bits.
+    image = image.resize((new_width, new_height), resample)
+    return image.crop((left, top, left + width, top + height))
 
 
 @cache

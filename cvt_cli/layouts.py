@@ -1,8 +1,9 @@
 """The names that checkpoints use for tensors and settings, without reading a tensor.
 
-Two layouts are known. "reference" is the official code's and ours: ``stage0.blocks.0.norm1.weight``.
-"transformers" is the hub's: ``cvt.encoder.stages.0.layers.0.layernorm_before.weight``, with a
-``config.json`` beside it. One table translates in both directions.
+Two layouts are known. "reference" is the official code's and ours, such as
+``stage0.blocks.0.norm1.weight``. "transformers" is the hub's, such as
+``cvt.encoder.stages.0.layers.0.layernorm_before.weight``, with a ``config.json`` beside it. One
+table translates in both directions.
 """
 
 import json
@@ -95,7 +96,8 @@ def variant_of_shapes(shapes: Mapping[str, Shape]) -> tuple[str, CvTConfig]:
     Raises:
         CheckpointError: they are no known variant's.
     """
-    embeddings, depths = [], []
+    embeddings: list[Shape] = []
+    depths: list[int] = []
     while (weight := f"stage{len(embeddings)}.patch_embed.proj.weight") in shapes:
         index = len(embeddings)
         embeddings.append(shapes[weight])

@@ -13,7 +13,7 @@ At 224 x 224, CvT-13 turns an image (B, 3, 224, 224) into
 Notation used for tensor shapes:
     B  batch         C  width of the stage   H, W  height and width of the token map
     T  H * W         N  tokens: T, plus 1 in the last stage, where the class token comes first
-    h  heads         d  C / h                K  keys and values: a quarter of T, plus the class token
+    h  heads         d  C / h                K  keys and values: T / 4, plus the class token
 
 What differs from the official code, with equal results: attention runs through PyTorch's
 scaled_dot_product_attention, QuickGELU is a SiLU with its constant folded into the neighbouring

@@ -1,29 +1,11 @@
 """Options that several commands share, declared once so that they mean the same everywhere."""
 
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
-from cvt_cli import config
-
-
-class PrecisionChoice(StrEnum):
-    """Values of ``--precision``."""
-
-    auto = "auto"
-    fp32 = "fp32"
-    bf16 = "bf16"
-    fp16 = "fp16"
-
-
-class ActivationChoice(StrEnum):
-    """Values of ``--activation``."""
-
-    quick_gelu = "quick_gelu"
-    gelu = "gelu"
-
+from cvt_cli.config import Activation as ActivationName
 
 MODEL = "Model"
 DATA = "Data"
@@ -56,9 +38,7 @@ Architecture = Annotated[
 ]
 NumClasses = Annotated[
     int | None,
-    typer.Option(
-        min=1, help="Classes of the head.", rich_help_panel=MODEL, show_default=False
-    ),
+    typer.Option(min=1, help="Classes of the head.", rich_help_panel=MODEL, show_default=False),
 ]
 Res = Annotated[
     str | None,
@@ -70,7 +50,7 @@ Res = Annotated[
     ),
 ]
 Activation = Annotated[
-    ActivationChoice | None,
+    ActivationName | None,
     typer.Option(
         help="Activation of the MLPs, against what the checkpoint says.",
         rich_help_panel=MODEL,
@@ -99,15 +79,11 @@ DataDir = Annotated[
 ]
 Device = Annotated[
     str,
-    typer.Option(
-        metavar="auto|cuda|cuda:1|mps|cpu", help="Where to compute.", rich_help_panel=RUN
-    ),
+    typer.Option(metavar="auto|cuda|cuda:1|mps|cpu", help="Where to compute.", rich_help_panel=RUN),
 ]
 Precision = Annotated[
-    PrecisionChoice,
-    typer.Option(
-        help="auto is bf16 on CUDA cards that have it, else fp32.", rich_help_panel=RUN
-    ),
+    Literal["auto", "fp32", "bf16", "fp16"],
+    typer.Option(help="auto is bf16 on CUDA cards that have it, else fp32.", rich_help_panel=RUN),
 ]
 BatchSize = Annotated[
     int,
@@ -126,8 +102,3 @@ Exif = Annotated[
 Json = Annotated[
     bool, typer.Option("--json", help="Print one JSON document.", rich_help_panel=OUTPUT)
 ]
-
-
-def value(choice: ActivationChoice | None) -> "config.Activation | None":
-    """What was chosen, as the lower layers name it."""
-    return None if choice is None else choice.value  # type: ignore[return-value]

@@ -74,13 +74,14 @@ def print_json_line(document: Any) -> None:
 def print_table(
     title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], text_columns: int = 1
 ) -> None:
-    """A table on stdout; the first ``text_columns`` columns to the left, numbers to the right."""
+    """A title and a table on stdout; the first columns hold text, the others numbers."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+    print(printable(title))
+    table = Table(box=box.SIMPLE_HEAD)
     for position, column in enumerate(columns):
         table.add_column(
             column,

@@ -1,9 +1,9 @@
 """A training run on disk: what was split off, every epoch's figures, the best and last checkpoint.
 
-    RUN/split.json     names of the images that the best epoch was chosen by
-    RUN/metrics.csv    a line per epoch
-    RUN/best/          the epoch with the best top-1 on those images, as a checkpoint folder
-    RUN/last/          the last epoch done
+RUN/split.json     names of the images that the best epoch was chosen by
+RUN/metrics.csv    a line per epoch
+RUN/best/          the epoch with the best top-1 on those images, as a checkpoint folder
+RUN/last/          the last epoch done
 """
 
 import json
@@ -119,7 +119,8 @@ def run(
             cache.write_text(folder / "metrics.csv", "\n".join(lines) + "\n")
             say(
                 f"epoch {epoch.number}/{recipe.epochs}: loss {epoch.training_loss:.4f}, "
-                f"validation top-1 {val.top1:.4f}{' (best)' if is_best else ''}, {epoch.seconds:.0f} s"
+                f"validation top-1 {val.top1:.4f}{' (best)' if is_best else ''}, "
+                f"{epoch.seconds:.0f} s"
             )
     except KeyboardInterrupt:
         if epoch is not None:

@@ -18,11 +18,11 @@ class TorchEngine:
         self._model = model.to(device)
         self._device = device
         self.device = devices.describe(device)
-        self.precision = precision
+        self.precision: Precision = precision
 
     def __call__(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
         """Images (B, 3, H, W), normalised, to logits (B, classes)."""
         self._model.eval()
-        with torch.inference_mode(), devices.autocast(self._device, self.precision):  # type: ignore[arg-type]
+        with torch.inference_mode(), devices.autocast(self._device, self.precision):
             logits = self._model(torch.from_numpy(batch).to(self._device))
             return logits.float().cpu().numpy()

@@ -273,9 +273,7 @@ def train(
             batch_size=batch_size,
             progress=progress,
         )
-        yield Epoch(
-            number, rate, float(loss_sum) / len(loader), result, perf_counter() - started
-        )
+        yield Epoch(number, rate, float(loss_sum) / len(loader), result, perf_counter() - started)
 
 
 def _check_loss(loss: Tensor, step: int, rate: float) -> None:

@@ -5,10 +5,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tests_shared import Result, test_data
 from typer.testing import CliRunner
 
 from cvt_cli.cli import app
+from tests_shared import Result, test_data
 
 
 @pytest.fixture(autouse=True)

@@ -18,7 +18,9 @@ transformers.logging.set_verbosity_error()
 NAMES = Labels(tuple("abcdefghij"))
 
 
-@pytest.mark.parametrize("variant", ["nano", "13", "21", pytest.param("w24", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "variant", ["nano", "13", "21", pytest.param("w24", marks=pytest.mark.slow)]
+)
 def test_transformers_loads_a_written_folder_with_nothing_missing(
     tmp_path: Path, variant: str
 ) -> None:

@@ -15,7 +15,7 @@ def evaluate(
     exif: options.Exif = False,
     batch_size: options.BatchSize = 64,
     device: options.Device = "auto",
-    precision: options.Precision = options.PrecisionChoice.auto,
+    precision: options.Precision = "auto",
     json_output: options.Json = False,
 ) -> None:
     """Measure top-1 and top-5 accuracy on labelled images.
@@ -31,9 +31,9 @@ def evaluate(
     classifier = loader.load_classifier(
         model,
         parse_size(res) if res else None,
-        options.value(activation),
+        activation,
         device,
-        precision.value,
+        precision,
     )
     output.note_conditions(classifier)
     class_index, how = datasets.match_classes(images.classes, classifier.labels)

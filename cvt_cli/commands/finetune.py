@@ -3,31 +3,14 @@
 import shlex
 import sys
 import time
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from cvt_cli import options, output
 from cvt_cli.config import parse_size
 from cvt_cli.errors import UsageError
-
-
-class RecipeName(StrEnum):
-    """Values of ``--recipe``."""
-
-    default = "default"
-    imagenet = "imagenet"
-
-
-class AugmentName(StrEnum):
-    """Values of ``--augment``."""
-
-    none = "none"
-    crop_flip = "crop-flip"
-    imagenet = "imagenet"
-
 
 TRAINING = "Training"
 
@@ -57,7 +40,7 @@ def finetune(
     res: options.Res = None,
     activation: options.Activation = None,
     recipe: Annotated[
-        RecipeName | None,
+        Literal["default", "imagenet"] | None,
         typer.Option(
             help="Settings by name; the options below override them. Without it, `default` with "
             "--model and `imagenet` (from scratch, the reference's) with --variant.",
@@ -70,9 +53,7 @@ def finetune(
     ] = None,
     batch_size: Annotated[
         int | None,
-        typer.Option(
-            min=2, help="Images per step.", rich_help_panel=TRAINING, show_default=False
-        ),
+        typer.Option(min=2, help="Images per step.", rich_help_panel=TRAINING, show_default=False),
     ] = None,
     lr: Annotated[
         float | None,
@@ -90,13 +71,14 @@ def finetune(
         float | None, typer.Option(min=0.0, rich_help_panel=TRAINING, show_default=False)
     ] = None,
     augment: Annotated[
-        AugmentName | None, typer.Option(rich_help_panel=TRAINING, show_default=False)
+        Literal["none", "crop-flip", "imagenet"] | None,
+        typer.Option(rich_help_panel=TRAINING, show_default=False),
     ] = None,
     seed: Annotated[
         int, typer.Option(min=0, help="Of every random choice.", rich_help_panel=TRAINING)
     ] = 0,
     device: options.Device = "auto",
-    precision: options.Precision = options.PrecisionChoice.auto,
+    precision: options.Precision = "auto",
     workers: Annotated[
         int, typer.Option(min=0, help="Processes that decode.", rich_help_panel=options.RUN)
     ] = 0,
@@ -133,13 +115,13 @@ def finetune(
         model=model,
         variant=variant,
         size=parse_size(res) if res else None,
-        activation=options.value(activation),
+        activation=activation,
         seed=seed,
     )
     for message in start.notes:
         output.note(message)
     named = training.named_recipe(
-        recipe.value if recipe else ("default" if model else "imagenet"), start.model.config
+        recipe or ("default" if model else "imagenet"), start.model.config
     )
     settings = runs.Settings(
         data=data,
@@ -150,12 +132,12 @@ def finetune(
             learning_rate=lr,
             warmup_epochs=warmup_epochs,
             weight_decay=weight_decay,
-            augmentation=augment.value if augment else None,
+            augmentation=augment,
         ),
         val_fraction=val_fraction,
         seed=seed,
         device=place,
-        precision=devices.choose_precision(precision.value, place),
+        precision=devices.choose_precision(precision, place),
         workers=workers,
     )
     default_name = f"{start.name}-{Path(data).name}-{time.strftime('%Y%m%d-%H%M%S')}"

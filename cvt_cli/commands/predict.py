@@ -1,13 +1,16 @@
 """``cvt predict``: what is in a photograph."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from cvt_cli import loader, options, output
 from cvt_cli.config import parse_size
 from cvt_cli.errors import CvtError, UsageError
+
+if TYPE_CHECKING:
+    from cvt_cli.inference import Answer
 
 
 def predict(
@@ -27,7 +30,7 @@ def predict(
     exif: options.Exif = True,
     batch_size: options.BatchSize = 16,
     device: options.Device = "auto",
-    precision: options.Precision = options.PrecisionChoice.auto,
+    precision: options.Precision = "auto",
     json_output: options.Json = False,
     jsonl: Annotated[
         bool,
@@ -60,9 +63,9 @@ def predict(
     classifier = loader.load_classifier(
         model,
         parse_size(res) if res else None,
-        options.value(activation),
+        activation,
         device,
-        precision.value,
+        precision,
     )
     output.note_conditions(classifier)
     answers = inference.classify(
@@ -92,7 +95,7 @@ def predict(
         raise typer.Exit(1)
 
 
-def _print_table(answer: "inference.Answer") -> None:  # noqa: F821  # imported when it is needed
+def _print_table(answer: "Answer") -> None:
     with_wnid = any(p.wnid for p in answer.predictions)
     output.print_table(
         answer.path,

@@ -1,0 +1,206 @@
+"""`cvt finetune` and `cvt evaluate` at the command line, on photographs of sign-language digits."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import CvtForImageClassification
+
+from cvt_cli import weights
+
+
+@pytest.fixture(scope="module")
+def digits(signdigits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three of the ten classes with few images: train/ and val/."""
+    root = tmp_path_factory.mktemp("digits")
+    for split, count in (("train", 60), ("val", 20)):
+        for name in ("0", "1", "5"):
+            (root / split / name).mkdir(parents=True)
+            for path in sorted((signdigits / split / name).iterdir())[:count]:
+                shutil.copy(path, root / split / name)
+    return root
+
+
+SHORT = ["--epochs", 2, "--warmup-epochs", 0.5, "--batch-size", 16, "--lr", 2e-3]
+
+
+def test_training_from_scratch_learns_and_leaves_what_is_needed(
+    cvt, digits: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    options = ["--epochs", 6, "--warmup-epochs", 1, "--batch-size", 16, "--lr", 2e-3]
+
+    result = cvt(
+        "finetune", "--data", digits, "--variant", "nano", "--augment", "crop-flip",
+        *options, "-o", run, "--json",
+    )  # fmt: skip
+
+    assert result.exit_code == 0, result.stderr
+    assert result.json["val_n"] == 18 and result.json["train_n"] == 162
+    assert result.json["val_top1"] > 0.5  # of three classes
+    split = json.loads((run / "split.json").read_text())
+    assert len(split["validation"]) == 18 and split["validation"][0].startswith("0/")
+    lines = (run / "metrics.csv").read_text().splitlines()
+    assert len(lines) == 7 and lines[0].startswith("epoch,learning_rate,training_loss")
+    accuracies = [float(line.split(",")[4]) for line in lines[1:]]
+    assert max(accuracies) == pytest.approx(result.json["val_top1"], abs=1e-5)
+    assert accuracies.index(max(accuracies)) + 1 == result.json["best_epoch"]
+    for place in ("best", "last"):
+        assert weights.load(run / place).labels.names == ("0", "1", "5")
+    card = (run / "best" / "README.md").read_text()
+    assert "| top-1 on test images | not measured |" in card
+
+    evaluated = cvt("evaluate", "--data", digits, "--model", run / "best", "--json")
+    assert evaluated.exit_code == 0
+    assert evaluated.json["n"] == 60 and evaluated.json["n_failed"] == 0
+    assert evaluated.json["top1"] > 0.5 and evaluated.json["top5"] == 1.0
+    assert "matched by the model's class names" in evaluated.stderr
+
+    model, info = CvtForImageClassification.from_pretrained(run / "best", output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    assert model.config.id2label == {0: "0", 1: "1", 2: "5"}
+
+
+def test_a_checkpoint_is_fine_tuned_with_another_head(cvt, digits: Path, tmp_path: Path) -> None:
+    result = cvt(
+        "finetune", "--data", digits, "--model", "cvt-nano-cifar10", *SHORT, "-o", tmp_path / "r"
+    )
+
+    assert result.exit_code == 0, result.stderr
+    assert "head replaced: 10 classes of `cvt-nano-cifar10`, 3 other ones" in result.stderr
+    assert "best: epoch" in result.stdout
+    assert f"next: cvt evaluate --data {digits} --model {tmp_path / 'r' / 'best'}" in result.stderr
+
+
+def test_the_same_seed_trains_to_the_same_bits(cvt, digits: Path, tmp_path: Path) -> None:
+    states = []
+    for name in ("a", "b"):
+        cvt(
+            "finetune", "--data", digits, "--variant", "nano", "--recipe", "imagenet",
+            *SHORT, "-o", tmp_path / name,
+        )  # fmt: skip
+        states.append(weights.load(tmp_path / name / "last").model.state_dict())
+
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+def test_bfloat16_trains_too(cvt, digits: Path, tmp_path: Path) -> None:
+    result = cvt(
+        "finetune", "--data", digits, "--variant", "nano", *SHORT, "--precision", "bf16",
+        "-o", tmp_path / "r", "--json",
+    )  # fmt: skip
+
+    assert result.exit_code == 0, result.stderr
+    assert result.json["precision"] == "bf16"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["--variant", "nano", "--model", "x"], 2, "give either --model, a checkpoint to start"),
+        ([], 2, "give either --model"),
+        (["--variant", "nano", "--epochs", 3], 2, "a warm-up of 5 epochs does not fit into 3"),
+        (["--variant", "huge"], 2, "there is no variant `huge`"),
+    ],
+    ids=str,
+)
+def test_a_wrong_option_is_explained(cvt, digits: Path, arguments, code: int, message: str) -> None:
+    result = cvt("finetune", "--data", digits, *arguments)
+
+    assert result.exit_code == code
+    assert f"error: {message}" in result.stderr
+
+
+def test_a_run_folder_is_never_overwritten(cvt, digits: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("keep")
+
+    result = cvt("finetune", "--data", digits, "--variant", "nano", *SHORT, "-o", tmp_path)
+
+    assert result.exit_code == 1
+    assert f"error: `{tmp_path}` exists and is not empty" in result.stderr
+    assert [p.name for p in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_an_unreadable_training_image_is_named(cvt, digits: Path, tmp_path: Path) -> None:
+    shutil.copytree(digits, tmp_path / "data")
+    for path in (tmp_path / "data" / "train" / "1").iterdir():
+        path.write_text("<html>")
+
+    result = cvt(
+        "finetune", "--data", tmp_path / "data", "--variant", "nano", *SHORT, "-o", tmp_path / "r"
+    )
+
+    assert result.exit_code == 1
+    assert f"error: cannot train on `{tmp_path / 'data' / 'train' / '1'}" in result.stderr
+    assert "not an image" in result.stderr and "hint: repair or remove it" in result.stderr
+
+
+def test_a_loss_that_is_no_number_stops_the_run(cvt, digits: Path, tmp_path: Path) -> None:
+    result = cvt(
+        "finetune", "--data", digits, "--variant", "nano", "--epochs", 2, "--warmup-epochs", 0,
+        "--batch-size", 16, "--lr", 1e30, "-o", tmp_path / "r",
+    )  # fmt: skip
+
+    assert result.exit_code == 1
+    assert "error: the loss is nan" in result.stderr and "hint: try a tenth" in result.stderr
+
+
+def test_ctrl_c_keeps_the_epochs_done_and_exits_130(digits: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    command = [
+        sys.executable, "-m", "cvt_cli", "finetune", "--data", str(digits), "--variant", "nano",
+        "--epochs", "1000", "--batch-size", "16", "--augment", "none", "-o", str(run),
+    ]  # fmt: skip
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not (run / "metrics.csv").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+
+    assert process.returncode == 130, stderr
+    assert "interrupted: epoch" in stderr and "Traceback" not in stderr
+    weights.load(run / "last")
+    card = (run / "last" / "README.md").read_text()
+    assert f"| command | `cvt {' '.join(command[3:])}` |" in card
+
+
+def test_unreadable_images_count_as_wrong_and_are_listed(cvt, digits: Path, tmp_path: Path) -> None:
+    cvt("finetune", "--data", digits, "--variant", "nano", *SHORT, "-o", tmp_path / "r")
+    shutil.copytree(digits / "val", tmp_path / "val")
+    good = cvt("evaluate", "--data", tmp_path / "val", "--model", tmp_path / "r/best", "--json")
+    (tmp_path / "val" / "0" / "broken.jpg").write_text("no picture")
+
+    bad = cvt("evaluate", "--data", tmp_path / "val", "--model", tmp_path / "r/best", "--json")
+
+    assert bad.exit_code == 1
+    assert (bad.json["n"], bad.json["n_failed"]) == (61, 1)
+    assert bad.json["top1_correct"] == good.json["top1_correct"]
+    assert bad.json["top1"] == good.json["top1_correct"] / 61
+    assert "broken.jpg`: not an image" in bad.stderr
+
+
+def test_classes_are_matched_by_name_when_the_order_differs(
+    cvt, digits: Path, tmp_path: Path
+) -> None:
+    cvt("finetune", "--data", digits, "--variant", "nano", *SHORT, "-o", tmp_path / "r")
+    whole = cvt("evaluate", "--data", digits, "--model", tmp_path / "r/best", "--json").json
+    shutil.copytree(digits / "val", tmp_path / "part")
+    shutil.rmtree(tmp_path / "part" / "0")
+
+    part = cvt("evaluate", "--data", tmp_path / "part", "--model", tmp_path / "r/best", "--json")
+
+    assert part.json["n"] == 40
+    assert 0 <= whole["top1_correct"] - part.json["top1_correct"] <= 20
+    (tmp_path / "part" / "7").mkdir()
+    shutil.copy(next((digits / "val" / "1").iterdir()), tmp_path / "part" / "7")
+    refused = cvt("evaluate", "--data", tmp_path / "part", "--model", tmp_path / "r/best")
+    assert refused.exit_code == 1
+    assert "1 of 3 classes of the data are not among the model's 3: 7" in refused.stderr
