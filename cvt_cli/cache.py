@@ -7,7 +7,7 @@ nobody ever finds half of one.
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from cvt_cli.errors import CvtError
@@ -47,7 +47,8 @@ def replacing(path: Path) -> Iterator[Path]:
             hint="choose another folder, or make room on this disk",
         ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
 
 
 def write_text(path: Path, text: str) -> None:

@@ -54,7 +54,7 @@ def locate(text: str) -> Location:
         return Location(known.name, known.embedded, known)
     path = Path(text).expanduser()
     if path.exists():
-        return Location(text, path, known or checkpoints.find(path.resolve().name))
+        return Location(text, path, known or _known_by_path(path.resolve()))
     if known:
         raise CheckpointError(
             f"the published checkpoint `{known.name}` is not on this machine, and this version "
@@ -67,6 +67,13 @@ def locate(text: str) -> Location:
         f"there is no model `{text}`: neither a file or folder, nor a known name",
         hint="did you mean " + " or ".join(f"`{name}`" for name in names) + "?",
     )
+
+
+def _known_by_path(path: Path) -> Checkpoint | None:
+    """The published checkpoint that a path says it holds: by name, or in the hub client's cache."""
+    cached = [part.split("--") for part in path.parts if part.startswith("models--microsoft--")]
+    names = [path.name, *(parts[2] for parts in cached if len(parts) == 3)]
+    return next((found for name in names if (found := checkpoints.find(name))), None)
 
 
 def load_checkpoint(

@@ -71,8 +71,12 @@ class Preprocessing:
         return cls.published(height, width)
 
     def with_size(self, height: int, width: int) -> "Preprocessing":
-        """The same at another input size; a crop becomes a squash from 384 pixels up."""
-        squash = self.resize == "squash" or min(height, width) >= SQUASH_FROM
+        """The same at another input size: crop below 384 pixels, squash from there up.
+
+        A record that squashes below 384 already does so on purpose, and goes on.
+        """
+        on_purpose = self.resize == "squash" and min(self.height, self.width) < SQUASH_FROM
+        squash = on_purpose or min(height, width) >= SQUASH_FROM
         return replace(self, height=height, width=width, resize="squash" if squash else "crop")
 
     @property

@@ -6,6 +6,7 @@ The best epoch is chosen on a part set aside from the training images; test imag
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from time import perf_counter
 from typing import Any, Literal
 
@@ -86,7 +87,10 @@ def named_recipe(name: str, config: CvTConfig) -> Recipe:
 
 
 def augmentation(kind: Augmentation, preprocessing: Preprocessing) -> Callable[[Any], Tensor]:
-    """A transform of an RGB image to the network's input (3, H, W), with chance in it."""
+    """A transform of an RGB image to the network's input (3, H, W), with chance in it.
+
+    It can be pickled, as worker processes need where they are not forked.
+    """
     height, width = preprocessing.height, preprocessing.width
     size = [height, width]
     steps: list[Any] = []
@@ -100,7 +104,7 @@ def augmentation(kind: Augmentation, preprocessing: Preprocessing) -> Callable[[
     elif kind == "crop-flip" and min(size) < 128:
         # For small images, where the 32 pixels below would be most of the picture.
         steps = [
-            v2.Lambda(lambda image: images.resize(image, preprocessing)),
+            v2.Lambda(partial(images.resize, preprocessing=preprocessing)),
             v2.RandomCrop(size, padding=max(size) // 8),
             v2.RandomHorizontalFlip(),
         ]
@@ -111,14 +115,14 @@ def augmentation(kind: Augmentation, preprocessing: Preprocessing) -> Callable[[
             v2.RandomCrop(size),
             v2.RandomHorizontalFlip(),
         ]
-    steps.append(v2.Lambda(lambda image: torch.from_numpy(_to_input(image, preprocessing))))
+    steps.append(v2.Lambda(partial(_to_tensor, preprocessing=preprocessing)))
     if kind == "imagenet":
         steps.append(v2.RandomErasing(p=0.25, value="random"))
     return v2.Compose(steps)
 
 
-def _to_input(image: Any, preprocessing: Preprocessing) -> Any:
-    return images.preprocess(image, preprocessing)
+def _to_tensor(image: Any, preprocessing: Preprocessing) -> Tensor:
+    return torch.from_numpy(images.preprocess(image, preprocessing))
 
 
 def mixing(kind: Augmentation, num_classes: int) -> Callable[..., Any] | None:

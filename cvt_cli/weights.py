@@ -27,6 +27,9 @@ from cvt_cli.labels import Labels
 from cvt_cli.model import CvT, init_weights
 from cvt_cli.preprocessing import Preprocessing
 
+PUBLISHED_CLASSES = 1000
+"""Classes of every published head; "22k" in a name means the pre-training alone."""
+
 
 @dataclass(frozen=True)
 class LoadedCheckpoint:
@@ -79,6 +82,8 @@ def _load_folder(
     said = layouts.read_folder(folder)
     notes = []
     config = said.config
+    if known is not None and config.num_classes != PUBLISHED_CLASSES and not known.embedded:
+        known = None  # somebody's own, in a folder of that name
     if activation is None and not said.activation_is_stated:
         # transformers knows exact GELU only, but the published weights were trained with QuickGELU.
         activation = "quick_gelu" if known else "gelu"
@@ -95,6 +100,14 @@ def _load_folder(
         notes.append(
             f"`{folder}` has no `{layouts.PREPROCESSING_FILE}`: "
             f"taken as {preprocessing.describe()}; --res overrules the size"
+        )
+    elif known and (preprocessing.height, preprocessing.width) != (known.size, known.size):
+        # microsoft/cvt-13-384-22k says 224; the published numbers were measured at 384.
+        size_said = f"{preprocessing.height}x{preprocessing.width}"
+        preprocessing = Preprocessing.published(known.size, known.size)
+        notes.append(
+            f"`{folder / layouts.PREPROCESSING_FILE}` gives {size_said} pixels, but "
+            f"{known.name} takes {known.size}: {preprocessing.describe()}; --res overrules"
         )
     if size is not None:
         preprocessing = preprocessing.with_size(*size)
@@ -128,7 +141,7 @@ def _load_state_dict(
         raise CheckpointError(f"`{path}`: {error}", error.hint) from None
     config = CvTConfig(config.stages, config.num_classes, activation or config.activation)
     notes = []
-    if config.num_classes == len(labels.imagenet()):
+    if config.num_classes == PUBLISHED_CLASSES:
         names = labels.imagenet()
     else:
         names = labels.unnamed(config.num_classes)

@@ -127,6 +127,25 @@ def test_a_run_folder_is_never_overwritten(cvt, digits: Path, tmp_path: Path) ->
     assert [p.name for p in tmp_path.iterdir()] == ["mine.txt"]
 
 
+def test_a_place_that_cannot_be_written_to_is_named(cvt, digits: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    run = tmp_path / "file" / "run"
+
+    result = cvt("finetune", "--data", digits, "--variant", "nano", *SHORT, "-o", run)
+
+    assert result.exit_code == 1
+    assert f"error: cannot write `{run / 'split.json'}`: Not a directory" in result.stderr
+
+
+def test_worker_processes_decode(cvt, digits: Path, tmp_path: Path) -> None:
+    result = cvt(
+        "finetune", "--data", digits, "--variant", "nano", *SHORT, "--workers", 1,
+        "-o", tmp_path / "r", "--json",
+    )  # fmt: skip
+
+    assert result.exit_code == 0, result.stderr
+
+
 def test_an_unreadable_training_image_is_named(cvt, digits: Path, tmp_path: Path) -> None:
     shutil.copytree(digits, tmp_path / "data")
     for path in (tmp_path / "data" / "train" / "1").iterdir():

@@ -87,6 +87,13 @@ def test_the_published_models_crop_below_384_and_squash_from_there(size, wanted)
         assert record.shorter_side == wanted[1]
 
 
+def test_another_size_keeps_to_the_rule_and_a_squash_on_purpose_stays() -> None:
+    assert PUBLISHED["crop224"].with_size(384, 384) == PUBLISHED["squash384"]
+    assert PUBLISHED["squash384"].with_size(224, 224) == PUBLISHED["crop224"]
+    assert PUBLISHED["squash384"].with_size(384, 512).resize == "squash"
+    assert Preprocessing(96, 128, "squash").with_size(64, 64).resize == "squash"
+
+
 def test_an_extreme_shape_is_resampled_close_to_the_whole(monkeypatch) -> None:
     record = PUBLISHED["crop224"]
     image = noise(5, 5000)

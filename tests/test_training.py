@@ -1,5 +1,7 @@
 """One training step equals the official one; schedules and recipes are what facts say."""
 
+import pickle
+
 import numpy as np
 import pytest
 import torch
@@ -114,6 +116,12 @@ def test_every_augmentation_gives_arrays_of_the_input_size(kind, record: Preproc
 
     assert first.shape == (3, record.height, record.width) and first.dtype == torch.float32
     assert torch.equal(first, second) == (kind == "none")
+
+
+@pytest.mark.parametrize("kind", ["none", "crop-flip", "imagenet"])
+def test_augmentation_travels_to_worker_processes(kind) -> None:
+    for size in (32, 224):
+        pickle.loads(pickle.dumps(training.augmentation(kind, Preprocessing.published(size, size))))
 
 
 def test_mixing_gives_soft_targets_that_sum_to_one() -> None:

@@ -301,7 +301,12 @@ def test_a_folder_without_weights_or_config_says_what_it_holds(folder: Path) -> 
         weights.load(folder)
 
 
-def test_a_folder_that_does_not_state_its_activation_is_taken_as_exact_gelu(folder: Path) -> None:
+def test_a_folder_that_does_not_state_its_activation_is_taken_as_exact_gelu(
+    tmp_path: Path,
+) -> None:
+    folder = tmp_path
+    model = golden_model(TINY.with_classes(1000))
+    weights.save(folder, model, labels.imagenet(), Preprocessing(224, 224, "crop"), "")
     path = folder / "config.json"
     config = json.loads(path.read_text())
     del config["activation"]
@@ -315,6 +320,19 @@ def test_a_folder_that_does_not_state_its_activation_is_taken_as_exact_gelu(fold
     assert "taken as `gelu`" in guessed.notes[0] and "--activation" in guessed.notes[0]
     assert published.model.config.activation == "quick_gelu"
     assert overruled.model.config.activation == "quick_gelu" and not overruled.notes
+
+
+def test_the_wrong_size_beside_a_published_checkpoint_is_overruled(tmp_path: Path) -> None:
+    config = VARIANTS["13"]
+    wrong = Preprocessing(224, 224, "crop")
+    weights.save(tmp_path, golden_model(config), labels.imagenet(), wrong, "")
+
+    loaded = weights.load(tmp_path, find("microsoft/cvt-13-384-22k"))
+
+    assert loaded.preprocessing == Preprocessing.published(384, 384)
+    assert "gives 224x224 pixels, but cvt-13-384-22k takes 384" in loaded.notes[0]
+    asked = weights.load(tmp_path, find("cvt-13-384-22k"), size=(224, 224))
+    assert (asked.preprocessing.height, asked.preprocessing.resize) == (224, "crop")
 
 
 def test_a_replaced_head_keeps_the_rest(folder: Path) -> None:
