@@ -120,7 +120,7 @@ def test_the_arrays_layer_does_not_import_torch() -> None:
 
 def test_the_readme_lists_every_file() -> None:
     readme = (TESTS.parent / "README.md").read_text()
-    tree = readme.partition("```text\ncvt_cli/")[2].partition("```")[0]
+    tree = readme.partition("```text\ncvt_cli/")[2].partition("\ntests/")[0]
 
     listed = set(re.findall(r"^ +(\w+)(?:\.py|/)", tree, flags=re.MULTILINE))
 
