@@ -77,27 +77,38 @@ def _known_by_path(path: Path) -> Checkpoint | None:
 
 
 def load_checkpoint(
-    text: str, size: tuple[int, int] | None, activation: Activation | None
+    text: str, res: str | None, activation: Activation | None
 ) -> "tuple[Location, LoadedCheckpoint]":
-    """Find and load a model for torch (errors as in `locate` and `weights.load`)."""
+    """Find and load a model for torch; ``res`` as after ``--res``.
+
+    Raises:
+        UsageError: no such size.
+        CheckpointError, ConfigError: as in `locate` and `weights.load`.
+    """
     from cvt_cli import weights
 
+    size = parse_size(res) if res else None
     location = locate(text)
     return location, weights.load(location.path, location.known, size, activation)
 
 
 def load_classifier(
     text: str,
-    size: tuple[int, int] | None,
+    res: str | None,
     activation: Activation | None,
     device: str,
     precision: str,
 ) -> Classifier:
-    """Find, load and place a model (errors as in `locate`, `weights.load` and `devices`)."""
+    """Find, load and place a model; each argument as after the option of that name.
+
+    Raises:
+        UsageError: no such size, device or precision.
+        CheckpointError, ConfigError: as in `locate` and `weights.load`.
+    """
     from cvt_cli import devices
     from cvt_cli.torch_engine import TorchEngine
 
-    location, loaded = load_checkpoint(text, size, activation)
+    location, loaded = load_checkpoint(text, res, activation)
     place = devices.choose_device(device)
     engine = TorchEngine(loaded.model, place, devices.choose_precision(precision, place))
     return Classifier(location.name, engine, loaded.labels, loaded.preprocessing, loaded.notes)
@@ -118,7 +129,7 @@ def start_of_training(
     *,
     model: str | None,
     variant: str | None,
-    size: tuple[int, int] | None,
+    res: str | None,
     activation: Activation | None,
     seed: int,
 ) -> Start:
@@ -133,7 +144,7 @@ def start_of_training(
     from cvt_cli import training, weights
 
     if model is not None:
-        location, loaded = load_checkpoint(model, size, activation)
+        location, loaded = load_checkpoint(model, res, activation)
         network, notes = loaded.model, loaded.notes
         if loaded.labels.names != classes and loaded.labels.wnids != classes:
             network = weights.replace_head(network, len(classes), seed)
@@ -146,7 +157,8 @@ def start_of_training(
     config = VARIANTS[key].with_classes(len(classes))
     if activation is not None:
         config = replace(config, activation=activation)
-    preprocessing = Preprocessing.of_variant(key, *(size or (DEFAULT_SIZES[key],) * 2))
+    size = parse_size(res) if res else (DEFAULT_SIZES[key],) * 2
+    preprocessing = Preprocessing.of_variant(key, *size)
     return Start(key, training.fresh_model(config, seed), preprocessing, ())
 
 

@@ -3,7 +3,6 @@
 import typer
 
 from cvt_cli import loader, options, output
-from cvt_cli.config import parse_size
 
 
 def evaluate(
@@ -28,13 +27,7 @@ def evaluate(
     from cvt_cli import cache, datasets, evaluation
 
     images = datasets.open_dataset(data, "test", data_dir or cache.data_dir())
-    classifier = loader.load_classifier(
-        model,
-        parse_size(res) if res else None,
-        activation,
-        device,
-        precision,
-    )
+    classifier = loader.load_classifier(model, res, activation, device, precision)
     output.note_conditions(classifier)
     class_index, how = datasets.match_classes(images.classes, classifier.labels)
     output.note(

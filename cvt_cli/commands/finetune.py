@@ -9,7 +9,6 @@ from typing import Annotated, Literal
 import typer
 
 from cvt_cli import options, output
-from cvt_cli.config import parse_size
 from cvt_cli.errors import UsageError
 
 TRAINING = "Training"
@@ -49,7 +48,13 @@ def finetune(
         ),
     ] = None,
     epochs: Annotated[
-        int | None, typer.Option(min=1, rich_help_panel=TRAINING, show_default=False)
+        int | None,
+        typer.Option(
+            min=1,
+            help="Times that every training image is seen.",
+            rich_help_panel=TRAINING,
+            show_default=False,
+        ),
     ] = None,
     batch_size: Annotated[
         int | None,
@@ -65,14 +70,30 @@ def finetune(
         ),
     ] = None,
     warmup_epochs: Annotated[
-        float | None, typer.Option(min=0.0, rich_help_panel=TRAINING, show_default=False)
+        float | None,
+        typer.Option(
+            min=0.0,
+            help="Epochs until the peak learning rate is reached.",
+            rich_help_panel=TRAINING,
+            show_default=False,
+        ),
     ] = None,
     weight_decay: Annotated[
-        float | None, typer.Option(min=0.0, rich_help_panel=TRAINING, show_default=False)
+        float | None,
+        typer.Option(
+            min=0.0,
+            help="Of matrices and kernels; biases, norms and the class token have none.",
+            rich_help_panel=TRAINING,
+            show_default=False,
+        ),
     ] = None,
     augment: Annotated[
         Literal["none", "crop-flip", "imagenet"] | None,
-        typer.Option(rich_help_panel=TRAINING, show_default=False),
+        typer.Option(
+            help="What is varied in the training images; imagenet includes mixup and CutMix.",
+            rich_help_panel=TRAINING,
+            show_default=False,
+        ),
     ] = None,
     seed: Annotated[
         int, typer.Option(min=0, help="Of every random choice.", rich_help_panel=TRAINING)
@@ -114,7 +135,7 @@ def finetune(
         images.classes,
         model=model,
         variant=variant,
-        size=parse_size(res) if res else None,
+        res=res,
         activation=activation,
         seed=seed,
     )

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cvt_cli import loader, options, output
-from cvt_cli.config import parse_size
 from cvt_cli.errors import CvtError, UsageError
 
 if TYPE_CHECKING:
@@ -60,13 +59,7 @@ def predict(
             hint="folders are searched for .jpg, .png, .webp and other usual suffixes; "
             "a file that is named is read whatever its name",
         )
-    classifier = loader.load_classifier(
-        model,
-        parse_size(res) if res else None,
-        activation,
-        device,
-        precision,
-    )
+    classifier = loader.load_classifier(model, res, activation, device, precision)
     output.note_conditions(classifier)
     answers = inference.classify(
         classifier.engine,
