@@ -71,9 +71,10 @@ def run(
         CvtError: the folder is taken, or the loss is no longer a number.
         DataError: a class is too small, or an image cannot be read.
     """
-    if folder.exists() and any(folder.iterdir()):
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise CvtError(
-            f"`{folder}` exists and is not empty", hint="name another run folder with --output"
+            f"`{folder}` exists and is not an empty folder",
+            hint="name another run folder with --output",
         )
     started = perf_counter()
     train_set, val_set = data.split(settings.val_fraction, settings.seed)

@@ -83,7 +83,7 @@ def named_recipe(name: str, config: CvTConfig) -> Recipe:
         depth = sum(stage.depth for stage in config.stages)
         weight_decay = 0.05 if depth <= 13 else 0.1
         return Recipe(300, 2048, 0.002, 5, weight_decay, "imagenet")
-    return Recipe(10, 64, 2.5e-4, 1, 0.05, "crop-flip")
+    return Recipe(10, 64, 1e-4, 1, 0.05, "crop-flip")
 
 
 def augmentation(kind: Augmentation, preprocessing: Preprocessing) -> Callable[[Any], Tensor]:
@@ -185,11 +185,6 @@ class Epoch:
     training_loss: float  # mean over its steps, with label smoothing and augmentation, in nats
     validation: Evaluation
     seconds: float  # training and validation
-
-    @property
-    def images_per_second(self) -> float:
-        """Training and validation images over their wall time."""
-        return self.validation.n / self.validation.seconds if self.validation.seconds else 0.0
 
 
 def fresh_model(config: CvTConfig, seed: int) -> CvT:

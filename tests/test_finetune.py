@@ -123,7 +123,7 @@ def test_a_run_folder_is_never_overwritten(cvt, digits: Path, tmp_path: Path) ->
     result = cvt("finetune", "--data", digits, "--variant", "nano", *SHORT, "-o", tmp_path)
 
     assert result.exit_code == 1
-    assert f"error: `{tmp_path}` exists and is not empty" in result.stderr
+    assert f"error: `{tmp_path}` exists and is not an empty folder" in result.stderr
     assert [p.name for p in tmp_path.iterdir()] == ["mine.txt"]
 
 
@@ -223,3 +223,16 @@ def test_classes_are_matched_by_name_when_the_order_differs(
     refused = cvt("evaluate", "--data", tmp_path / "part", "--model", tmp_path / "r/best")
     assert refused.exit_code == 1
     assert "1 of 3 classes of the data are not among the model's 3: 7" in refused.stderr
+
+
+def test_a_batch_larger_than_the_data_is_made_smaller_with_its_rate(
+    cvt, digits: Path, tmp_path: Path
+) -> None:
+    result = cvt(
+        "finetune", "--data", digits, "--variant", "nano", "--epochs", 1, "--warmup-epochs", 0,
+        "-o", tmp_path / "r", "--json",
+    )  # fmt: skip
+
+    assert result.exit_code == 0, result.stderr
+    assert "batch size 162: the data has no more training images" in result.stderr
+    assert result.json["recipe"]["learning_rate"] == pytest.approx(0.002 * 162 / 2048)

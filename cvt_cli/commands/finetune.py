@@ -144,6 +144,11 @@ def finetune(
     named = training.named_recipe(
         recipe or ("default" if model else "imagenet"), start.model.config
     )
+    # A batch is at most all training images; the learning rate goes with it unless it is given.
+    largest_batch = int(len(images) * (1 - val_fraction))
+    if (batch_size or named.batch_size) > largest_batch:
+        batch_size = largest_batch
+        output.note(f"batch size {batch_size}: the data has no more training images")
     settings = runs.Settings(
         data=data,
         command=shlex.join(["cvt", *sys.argv[1:]]),
