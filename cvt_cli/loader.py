@@ -53,7 +53,7 @@ def locate(text: str) -> Location:
     if known and known.embedded:
         return Location(known.name, known.embedded, known)
     path = Path(text).expanduser()
-    if path.exists():
+    if text and path.exists():
         return Location(text, path, known or _known_by_path(path.resolve()))
     if known:
         raise CheckpointError(
