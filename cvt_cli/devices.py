@@ -58,10 +58,8 @@ def autocast(device: torch.device, precision: Precision) -> AbstractContextManag
     return torch.autocast(device.type, _DTYPES[precision], enabled=precision != "fp32")
 
 
-def describe(device: torch.device) -> str:
-    """The device as a person names it, such as "cpu, 2 threads"."""
+def hardware(device: torch.device) -> str:
+    """What computes there, as a person names it: "2 threads", "NVIDIA H100"."""
     if device.type == "cuda":
-        return f"{device}, {torch.cuda.get_device_name(device)}"
-    if device.type == "cpu":
-        return f"cpu, {torch.get_num_threads()} threads"
-    return str(device)
+        return torch.cuda.get_device_name(device)
+    return f"{torch.get_num_threads()} threads" if device.type == "cpu" else "Apple GPU"

@@ -16,7 +16,12 @@ class Engine(Protocol):
 
     @property
     def device(self) -> str:
-        """As a person names it, such as "cpu, 2 threads"."""
+        """Such as "cpu" or "cuda:0"."""
+        ...
+
+    @property
+    def hardware(self) -> str:
+        """What computes there, such as "2 threads"."""
         ...
 
     @property

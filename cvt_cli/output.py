@@ -42,6 +42,7 @@ def conditions(classifier: Classifier) -> dict[str, Any]:
         "model": classifier.model,
         "preprocessing": classifier.preprocessing.to_json(),
         "device": classifier.engine.device,
+        "hardware": classifier.engine.hardware,
         "precision": classifier.engine.precision,
         "engine": classifier.engine.name,
         "version": __version__,
@@ -57,7 +58,7 @@ def note_conditions(classifier: Classifier) -> None:
     engine = classifier.engine
     note(
         f"{classifier.model} ({classes}); {classifier.preprocessing.describe()}; "
-        f"{engine.device}, {engine.name}, {engine.precision}"
+        f"{engine.device}, {engine.hardware}, {engine.name}, {engine.precision}"
     )
 
 

@@ -88,7 +88,7 @@ def run(
     say(
         f"{recipe.epochs} epochs, batch {recipe.batch_size}, peak learning rate "
         f"{recipe.learning_rate:.3g}, {recipe.augmentation}, {preprocessing.describe()}, "
-        f"{devices.describe(settings.device)}, {settings.precision}"
+        f"{settings.device}, {devices.hardware(settings.device)}, {settings.precision}"
     )
     names = Labels(data.classes)
     lines = ["epoch,learning_rate,training_loss,val_loss,val_top1,val_top5,seconds"]
@@ -141,7 +141,8 @@ def run(
         "recipe": asdict(recipe),
         "preprocessing": preprocessing.to_json(),
         "seed": settings.seed,
-        "device": devices.describe(settings.device),
+        "device": str(settings.device),
+        "hardware": devices.hardware(settings.device),
         "precision": settings.precision,
         "seconds": perf_counter() - started,
         "command": settings.command,
@@ -162,7 +163,8 @@ def _card(name: str, epoch: Epoch, settings: Settings, seconds: float) -> str:
             "seed": str(settings.seed),
             "recipe": ", ".join(f"{key} {value}" for key, value in asdict(recipe).items()),
             "precision": settings.precision,
-            "hardware": f"{devices.describe(settings.device)} (of {os.cpu_count()} cores)",
+            "hardware": f"{settings.device}, {devices.hardware(settings.device)}, "
+            f"{os.cpu_count()} cores",
             "time until this epoch": f"{seconds / 60:.0f} minutes",
             "software": f"cvt-cli {__version__}, torch {torch.__version__}",
         },

@@ -17,7 +17,8 @@ class TorchEngine:
     def __init__(self, model: CvT, device: torch.device, precision: Precision) -> None:
         self._model = model.to(device)
         self._device = device
-        self.device = devices.describe(device)
+        self.device = str(device)
+        self.hardware = devices.hardware(device)
         self.precision: Precision = precision
 
     def __call__(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
