@@ -309,3 +309,5 @@ def save(
             save_file(tensors, temporary, metadata={"format": "pt"})
         except SafetensorError as error:  # a full disk, say
             raise OSError(str(error)) from error
+        # safetensors lets nobody but the owner read; a checkpoint is as readable as its config.
+        temporary.chmod((folder / layouts.CONFIG_FILE).stat().st_mode)

@@ -51,6 +51,10 @@ def test_a_saved_folder_loads_to_the_same_bits(folder: Path) -> None:
     assert torch.equal(logits(loaded.model), logits(golden_model(TINY)))
 
 
+def test_all_files_of_a_saved_folder_are_equally_readable(folder: Path) -> None:
+    assert len({path.stat().st_mode for path in folder.iterdir()}) == 1
+
+
 def test_the_weights_file_of_a_folder_is_read_with_its_config(folder: Path) -> None:
     assert weights.load(folder / "model.safetensors").labels == NAMES
 
