@@ -229,7 +229,7 @@ def train(
     )
     mix = mixing(recipe.augmentation, model.config.num_classes)
     optimizer = torch.optim.AdamW(
-        parameter_groups(model, recipe.weight_decay), lr=recipe.learning_rate
+        parameter_groups(model, recipe.weight_decay), lr=recipe.learning_rate, fused=True
     )
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
     engine = TorchEngine(model, device, precision)

@@ -23,8 +23,16 @@ def test_the_first_command_names_what_is_in_its_photograph(cvt, monkeypatch) -> 
 
     printed = cvt(*shlex.split(command)).stdout
 
-    assert shown_labels(printed)[0] == "cat"
-    assert shown_labels(printed) == shown_labels(BLOCKS[command])
+    assert shown_labels(printed)[0] == "ship"
+    assert shown_labels(printed) == shown_labels(BLOCKS[command.removeprefix("cvt ")])
+
+
+def test_the_photograph_that_it_misreads_is_answered_as_shown(cvt, monkeypatch) -> None:
+    monkeypatch.chdir(TESTS.parent)
+
+    printed = cvt("predict", "tests/photos/chelsea.png").stdout
+
+    assert shown_labels(printed)[:3] == shown_labels(BLOCKS["predict tests/photos/chelsea.png"])[:3]
 
 
 def shown_labels(table: str) -> list[str]:
