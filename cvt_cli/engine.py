@@ -5,6 +5,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from cvt_cli.errors import CheckpointError
+
 
 class Engine(Protocol):
     """A model on a runtime."""
@@ -32,3 +34,20 @@ class Engine(Protocol):
     def __call__(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
         """Images (B, 3, H, W), normalised, to logits (B, classes)."""
         ...
+
+
+def logits_of(engine: Engine, images: list[NDArray[np.float32]]) -> NDArray[np.float32]:
+    """Images (3, H, W) through an engine as one batch, to logits (B, classes).
+
+    Raises:
+        CheckpointError: a logit is infinite or not a number, so that no answer would be true.
+    """
+    logits = engine(np.stack(images))
+    if not np.isfinite(logits).all():
+        raise CheckpointError(
+            f"the model answers with values that are not finite, in {engine.precision} on "
+            f"{engine.device}",
+            hint="its weights are damaged or its training diverged; "
+            "if it is sound in another precision, try --precision fp32",
+        )
+    return logits

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from cvt_cli import images
 from cvt_cli.datasets import LabelledImages
-from cvt_cli.engine import Engine
+from cvt_cli.engine import Engine, logits_of
 from cvt_cli.errors import ImageError
 from cvt_cli.preprocessing import Preprocessing
 from cvt_cli.progress import Progress, silent
@@ -106,7 +106,7 @@ def evaluate(
     with progress("evaluating", len(data)) as advance:
         for batch, labels, failures in _batches(data, preprocessing, batch_size, exif):
             if len(batch):
-                result.add(engine(np.stack(batch)), class_index[labels])
+                result.add(logits_of(engine, batch), class_index[labels])
             result.failures += failures
             result.n += len(failures)
             advance(len(batch) + len(failures), f"top-1 {result.top1:.4f}")

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cvt_cli import images
-from cvt_cli.engine import Engine
+from cvt_cli.engine import Engine, logits_of
 from cvt_cli.errors import ImageError
 from cvt_cli.labels import Labels
 from cvt_cli.preprocessing import Preprocessing
@@ -71,7 +71,7 @@ def classify(
                 arrays.append(images.preprocess(images.load(path, exif), preprocessing))
             except ImageError as error:
                 errors[position] = str(error)
-        logits = iter(engine(np.stack(arrays)) if arrays else ())
+        logits = iter(logits_of(engine, arrays) if arrays else ())
         for position, path in enumerate(chunk):
             if position in errors:
                 yield Answer(str(path), error=errors[position])

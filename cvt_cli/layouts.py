@@ -27,7 +27,7 @@ WEIGHTS_FILE = "model.safetensors"
 PICKLED_WEIGHTS_FILE = "pytorch_model.bin"
 CARD_FILE = "README.md"
 
-# Parts of a name, reference first; the first that fits is replaced, from left to right.
+# What stands between the stage or block and the tensor's own name, reference first.
 _ENDINGS = (
     ("patch_embed.proj.", "embedding.convolution_embeddings.projection."),
     ("patch_embed.norm.", "embedding.convolution_embeddings.normalization."),
@@ -105,7 +105,7 @@ def variant_of_shapes(shapes: Mapping[str, Shape]) -> tuple[str, CvTConfig]:
         blocks = {match[1] for name in shapes if (match := pattern.match(name))}
         depths.append(len(blocks))
     head = shapes.get("head.weight")
-    if not embeddings or head is None:
+    if not embeddings or head is None or len(head) != 2 or {len(e) for e in embeddings} != {4}:
         raise CheckpointError(
             f"no CvT: among its {len(shapes)} tensors are no `stage0.patch_embed.proj.weight` "
             "and `head.weight` (nor the names that transformers gives them)"
@@ -141,7 +141,7 @@ def safetensors_shapes(path: Path) -> dict[str, Shape]:
             header = json.loads(file.read(length))
             end = max((t["data_offsets"][1] for n, t in header.items() if n[:2] != "__"), default=0)
             shapes = {n: tuple(t["shape"]) for n, t in header.items() if n[:2] != "__"}
-        except (ValueError, TypeError, KeyError, AttributeError):
+        except (ValueError, TypeError, LookupError, AttributeError):
             raise CheckpointError(
                 f"`{path}` is no safetensors file: its header is not readable"
             ) from None
@@ -184,6 +184,9 @@ def read_folder(folder: Path) -> FolderConfig:
             preprocessing = Preprocessing.from_transformers(_read_json(path))
     except ConfigError as error:
         raise ConfigError(f"`{path}`: {error}", error.hint) from None
+    except (TypeError, ValueError, AttributeError, KeyError) as error:
+        # A number where a list belongs, text where a number belongs, and the like.
+        raise ConfigError(f"`{path}` holds a value of the wrong kind: {error}") from None
     return FolderConfig(cvt, names, preprocessing, "activation" in config)
 
 

@@ -112,7 +112,8 @@ def run(
             val = epoch.validation
             lines.append(
                 f"{epoch.number},{epoch.learning_rate:.6g},{epoch.training_loss:.5f},"
-                f"{val.loss or float('nan'):.5f},{val.top1:.5f},{val.top5:.5f},{epoch.seconds:.1f}"
+                f"{'' if val.loss is None else f'{val.loss:.5f}'},"
+                f"{val.top1:.5f},{val.top5:.5f},{epoch.seconds:.1f}"
             )
             card = _card(folder.name, epoch, settings, perf_counter() - started)
             for place in ("best", "last") if is_best else ("last",):

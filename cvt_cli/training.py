@@ -280,5 +280,5 @@ def _check_loss(loss: Tensor, step: int, rate: float) -> None:
         raise CvtError(
             f"the loss is {float(loss)} at step {step}, with a learning rate of {rate:.2e}",
             hint="try a tenth of the learning rate (--lr), a longer --warmup-epochs, "
-            "or --precision fp32; the last good epoch is kept",
+            "or --precision fp32; the epochs finished before are kept",
         )

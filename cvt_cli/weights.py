@@ -8,7 +8,6 @@ tensors, memory-mapped, so that a large one costs neither initialisation nor a c
 import json
 import pickle
 import warnings
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -223,7 +222,8 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 def _read_pickle(path: Path) -> dict[str, Tensor]:
     with path.open("rb") as file:
         head = file.read(64)
-    if not zipfile.is_zipfile(path) and not head.startswith((b"PK", b"\x80")):
+    zipped = head.startswith(b"PK")  # as torch writes since 1.6; before, a bare pickle
+    if not zipped and not head.startswith(b"\x80"):
         start = head[:20].decode("ascii", "replace").strip()
         raise CheckpointError(
             f"`{path}` is no checkpoint: it begins with {start!r}",
@@ -234,26 +234,20 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
     try:
         with warnings.catch_warnings():  # of other pickle protocols; what cannot be read fails
             warnings.simplefilter("ignore")
-            content = torch.load(
-                path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
-            )
-    except pickle.UnpicklingError as error:
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+    except Exception as error:  # whatever torch's reader makes of damaged bytes
+        lines = [line.strip() for line in str(error).splitlines()] or [type(error).__name__]
+        asked = next((line for line in lines if "GLOBAL" in line or "Unsupported" in line), None)
+        if isinstance(error, pickle.UnpicklingError) and asked:
+            raise CheckpointError(
+                f"`{path}` holds more than tensors, and was not run: {asked}",
+                hint="accepted is a plain state dict; "
+                "save `model.state_dict()` with its author's code",
+            ) from None
         raise CheckpointError(
-            f"`{path}` holds more than tensors, and was not run: {_unsafe_global(error)}",
-            hint="accepted is a plain state dict; save `model.state_dict()` with its author's code",
-        ) from None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(
-            f"`{path}` is damaged or cut short: {reason}", hint="fetch or copy it again"
+            f"`{path}` is damaged or cut short: {lines[0]}", hint="fetch or copy it again"
         ) from None
     return _state_dict(content, path)
-
-
-def _unsafe_global(error: pickle.UnpicklingError) -> str:
-    """The part of torch's long message that says what was asked for."""
-    lines = [line.strip() for line in str(error).splitlines()]
-    return next((line for line in lines if "GLOBAL" in line or "Unsupported" in line), lines[0])
 
 
 def _state_dict(content: Any, path: Path) -> dict[str, Tensor]:

@@ -187,6 +187,17 @@ def test_a_model_with_other_classes_names_them(cvt, tmp_path: Path) -> None:
     assert "(2 classes: left, right)" in result.stderr
 
 
+def test_a_model_that_does_not_answer_with_numbers_is_refused(cvt, tmp_path: Path) -> None:
+    model = golden_model(TINY.with_classes(2))
+    torch.nn.init.constant_(model.head.bias, float("nan"))
+    weights.save(tmp_path, model, Labels(("a", "b")), Preprocessing(64, 64, "crop"), "")
+
+    result = cvt("predict", CHELSEA, "--model", tmp_path, "--json")
+
+    assert result.exit_code == 1 and result.stdout == ""
+    assert "error: the model answers with values that are not finite, in fp32" in result.stderr
+
+
 def test_the_installed_command_answers_in_a_process_of_its_own(tmp_path: Path) -> None:
     photo = tmp_path / "-n.png"
     Image.open(CHELSEA).save(photo)

@@ -182,6 +182,14 @@ def test_another_network_is_not_taken_for_a_cvt(tmp_path: Path) -> None:
         weights.load(tmp_path / "resnet.pth", size=(224, 224))
 
 
+def test_tensors_of_the_right_names_and_wild_shapes_are_refused(tmp_path: Path) -> None:
+    odd = {"stage0.patch_embed.proj.weight": torch.zeros(()), "head.weight": torch.zeros(3)}
+    torch.save(odd, tmp_path / "odd.pth")
+
+    with pytest.raises(CheckpointError, match="no CvT: among its 2 tensors"):
+        weights.load(tmp_path / "odd.pth", size=(224, 224))
+
+
 def test_a_cvt_of_unknown_width_needs_a_config(tmp_path: Path) -> None:
     torch.save(golden_state(TINY), tmp_path / "tiny.pth")
 
@@ -272,6 +280,9 @@ def test_a_html_page_saved_as_safetensors_is_refused(folder: Path) -> None:
         ({"embed_dim": [16, 32]}, ConfigError, "one value per stage"),
         ({"num_heads": [3, 2, 4]}, ConfigError, "`width` 16 cannot be split into 3 heads"),
         ({"num_channels": 1}, ConfigError, "`num_channels` is 1"),
+        ({"mlp_ratio": ["4"] * 3}, ConfigError, "holds a value of the wrong kind"),
+        ({"drop_path_rate": [None] * 3}, ConfigError, "holds a value of the wrong kind"),
+        ({"id2label": ["a", "b"]}, ConfigError, "holds a value of the wrong kind"),
         ({"id2label": {"1": "a"}}, ConfigError, "not numbered from 0"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
