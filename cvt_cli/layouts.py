@@ -184,7 +184,7 @@ def read_folder(folder: Path) -> FolderConfig:
             preprocessing = Preprocessing.from_transformers(_read_json(path))
     except ConfigError as error:
         raise ConfigError(f"`{path}`: {error}", error.hint) from None
-    except (TypeError, ValueError, AttributeError, KeyError) as error:
+    except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
         # A number where a list belongs, text where a number belongs, and the like.
         raise ConfigError(f"`{path}` holds a value of the wrong kind: {error}") from None
     return FolderConfig(cvt, names, preprocessing, "activation" in config)

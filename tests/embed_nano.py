@@ -3,8 +3,8 @@
     python tests/embed_nano.py RUN CIFAR10 "two cores of …"
 
 RUN is what `cvt finetune` left; its best epoch is stored in half precision. CIFAR10 is the folder
-with train/ and test/: the 10,000 test images are read here, once the weights are settled, and what
-the stored weights score on them is written into the card. The last argument says in words what the
+with train/ and test/: what the stored weights score on the 10,000 test images is written into the
+card. The last argument says in words what the
 run was computed on.
 """
 
@@ -50,7 +50,6 @@ def main(run: Path, cifar10: Path, hardware: str) -> None:
         "to say on a machine without a network.",
         facts={
             **facts,
-            "epoch kept": facts.pop("epoch"),
             "time": f"{seconds / 60:.0f} minutes for the whole run",
             "hardware": hardware,
             "stored as": "safetensors; matrices and kernels in float16, all else in float32",
@@ -64,8 +63,8 @@ def main(run: Path, cifar10: Path, hardware: str) -> None:
         },
         limits="It knows ten classes (airplane, automobile, bird, cat, deer, dog, frog, horse, "
         "ship, truck) and answers with one of them whatever the picture shows. It sees 32x32 "
-        "pixels: of a photograph, the centre square. The test images were read once, after the "
-        "best epoch had been chosen on the images set aside. For demonstrations, tests and as a "
+        "pixels: of a photograph, the centre square. The test images had no part in training "
+        "or in choosing the epoch. For demonstrations, tests and as a "
         "start for fine-tuning on small images; not for decisions about people or property.",
     )
     weights.save(target, stored.model, stored.labels, stored.preprocessing, card, half=True)

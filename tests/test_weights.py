@@ -299,6 +299,15 @@ def test_a_config_that_no_published_cvt_has_is_refused_by_name(
     assert str(path) in str(caught.value)
 
 
+def test_a_preprocessing_file_with_odd_values_is_named(folder: Path) -> None:
+    path = folder / "preprocessor_config.json"
+    odd = {"do_center_crop": True, "size": {"shortest_edge": 0}, "crop_size": 64}
+    path.write_text(json.dumps(odd))
+
+    with pytest.raises(ConfigError, match="preprocessor_config.json` holds a value of the wrong"):
+        weights.load(folder)
+
+
 def test_a_wrong_config_beside_right_weights_is_refused(folder: Path) -> None:
     path = folder / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"depth": [1, 2, 4]}))
