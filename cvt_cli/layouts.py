@@ -28,7 +28,7 @@ PICKLED_WEIGHTS_FILE = "pytorch_model.bin"
 CARD_FILE = "README.md"
 
 # What stands between the stage or block and the tensor's own name, reference first.
-_ENDINGS = (
+_PARTS = (
     ("patch_embed.proj.", "embedding.convolution_embeddings.projection."),
     ("patch_embed.norm.", "embedding.convolution_embeddings.normalization."),
     ("norm1.", "layernorm_before."),
@@ -48,35 +48,31 @@ _ENDINGS = (
         for part, whole in (("conv", "convolution"), ("bn", "normalization"))
     ),
 )
-_TO_TRANSFORMERS = dict(_ENDINGS)
-_TO_REFERENCE = {theirs: ours for ours, theirs in _ENDINGS}
-_TOP = {"norm.": "layernorm.", "head.": "classifier."}
+_TO_TRANSFORMERS = {"norm.": "layernorm.", "head.": "classifier.", **dict(_PARTS)}
+_TO_REFERENCE = {theirs: ours for ours, theirs in _TO_TRANSFORMERS.items()}
 
 
 def to_transformers(name: str) -> str:
     """The transformers name of a reference tensor; an unknown one comes back as it is."""
-    for ours, theirs in _TOP.items():
-        if name.startswith(ours):
-            return theirs + name.removeprefix(ours)
-    match = re.fullmatch(r"stage(\d+)\.(?:blocks\.(\d+)\.)?(.+\.)?(\w+)", name)
-    if match is None:
-        return name
-    stage, block, part, leaf = match.groups()
-    layer = "" if block is None else f"layers.{block}."
-    return f"cvt.encoder.stages.{stage}.{layer}{_TO_TRANSFORMERS.get(part, part or '')}{leaf}"
+    place = r"(?:stage(\d+)\.(?:blocks\.(\d+)\.)?)?"
+    return _translate(name, place, "cvt.encoder.stages.{}.", "layers.{}.", _TO_TRANSFORMERS)
 
 
 def to_reference(name: str) -> str:
     """The reference name of a transformers tensor; an unknown one comes back as it is."""
-    for ours, theirs in _TOP.items():
-        if name.startswith(theirs):
-            return ours + name.removeprefix(theirs)
-    match = re.fullmatch(r"cvt\.encoder\.stages\.(\d+)\.(?:layers\.(\d+)\.)?(.+\.)?(\w+)", name)
+    place = r"(?:cvt\.encoder\.stages\.(\d+)\.(?:layers\.(\d+)\.)?)?"
+    return _translate(name, place, "stage{}.", "blocks.{}.", _TO_REFERENCE)
+
+
+def _translate(name: str, place: str, stage: str, block: str, parts: Mapping[str, str]) -> str:
+    """Split a name into its place (stage, block), a part and the tensor's own name."""
+    match = re.fullmatch(place + r"(.+\.)?(\w+)", name)
     if match is None:
         return name
-    stage, block, part, leaf = match.groups()
-    layer = "" if block is None else f"blocks.{block}."
-    return f"stage{stage}.{layer}{_TO_REFERENCE.get(part, part or '')}{leaf}"
+    stage_index, block_index, part, tensor = match.groups()
+    prefix = "" if stage_index is None else stage.format(stage_index)
+    prefix += "" if block_index is None else block.format(block_index)
+    return f"{prefix}{parts.get(part, part or '')}{tensor}"
 
 
 def is_transformers(names: Iterable[str]) -> bool:

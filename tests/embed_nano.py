@@ -4,8 +4,7 @@
 
 RUN is what `cvt finetune` left; its best epoch is stored in half precision. CIFAR10 is the folder
 with train/ and test/: what the stored weights score on the 10,000 test images is written into the
-card. The last argument says in words what the
-run was computed on.
+card. The last argument says in words what the run was computed on.
 """
 
 import csv
