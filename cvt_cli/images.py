@@ -101,12 +101,12 @@ def load(path: Path, exif: bool) -> Image.Image:
 
 def _open_regular(path: Path) -> BinaryIO:
     """Open a file that has bytes to read; a pipe would block for ever."""
-    mode = path.stat().st_mode
-    if stat.S_ISDIR(mode):
+    info = path.stat()
+    if stat.S_ISDIR(info.st_mode):
         raise ImageError("a folder, not a file")
-    if not stat.S_ISREG(mode):
+    if not stat.S_ISREG(info.st_mode):
         raise ImageError("not a regular file (a pipe, socket or device)")
-    if path.stat().st_size == 0:
+    if info.st_size == 0:
         raise ImageError("empty file (0 bytes)")
     return path.open("rb")
 
@@ -141,7 +141,12 @@ def _grey_to_8_bits(values: NDArray[np.generic], mode: str) -> NDArray[np.uint8]
 
 def preprocess(image: Image.Image, preprocessing: Preprocessing) -> NDArray[np.float32]:
     """An RGB image to the network's input, float32 (3, H, W)."""
-    pixels = np.asarray(resize(image, preprocessing))  # (H, W, 3) uint8
+    return normalise(resize(image, preprocessing), preprocessing)
+
+
+def normalise(image: Image.Image, preprocessing: Preprocessing) -> NDArray[np.float32]:
+    """An RGB image that has the size it shall have, (H, W), to float32 (3, H, W)."""
+    pixels = np.asarray(image)  # (H, W, 3) uint8
     table = _normalisation_table(preprocessing)
     result = np.empty((3, *pixels.shape[:2]), dtype=np.float32)
     for channel in range(3):

@@ -93,7 +93,7 @@ def augmentation(kind: Augmentation, preprocessing: Preprocessing) -> Callable[[
     """
     height, width = preprocessing.height, preprocessing.width
     size = [height, width]
-    steps: list[Any] = []
+    steps: list[Any]
     if kind == "imagenet":
         steps = [
             v2.RandomResizedCrop(size, interpolation=v2.InterpolationMode.BICUBIC),
@@ -115,6 +115,8 @@ def augmentation(kind: Augmentation, preprocessing: Preprocessing) -> Callable[[
             v2.RandomCrop(size),
             v2.RandomHorizontalFlip(),
         ]
+    else:
+        steps = [v2.Lambda(partial(images.resize, preprocessing=preprocessing))]
     steps.append(v2.Lambda(partial(_to_tensor, preprocessing=preprocessing)))
     if kind == "imagenet":
         steps.append(v2.RandomErasing(p=0.25, value="random"))
@@ -122,7 +124,7 @@ def augmentation(kind: Augmentation, preprocessing: Preprocessing) -> Callable[[
 
 
 def _to_tensor(image: Any, preprocessing: Preprocessing) -> Tensor:
-    return torch.from_numpy(images.preprocess(image, preprocessing))
+    return torch.from_numpy(images.normalise(image, preprocessing))
 
 
 def mixing(kind: Augmentation, num_classes: int) -> Callable[..., Any] | None:

@@ -124,6 +124,19 @@ def test_augmentation_travels_to_worker_processes(kind) -> None:
         pickle.loads(pickle.dumps(training.augmentation(kind, Preprocessing.published(size, size))))
 
 
+def test_augmented_images_are_not_resized_a_second_time() -> None:
+    # Each column holds its own number, and 160 is the size that 128 is cropped from.
+    columns = np.tile(np.arange(160, dtype=np.uint8)[None, :, None], (160, 1, 3))
+    record = Preprocessing(128, 128, "crop")
+    torch.manual_seed(0)
+
+    array = training.augmentation("crop-flip", record)(Image.fromarray(columns))
+
+    greys = (array[0] * record.std[0] + record.mean[0]) * 255
+    steps = greys.diff(dim=1).round().unique().tolist()
+    assert steps in ([1.0], [-1.0])
+
+
 def test_mixing_gives_soft_targets_that_sum_to_one() -> None:
     mix = training.mixing("imagenet", 10)
 
