@@ -34,7 +34,6 @@ class Settings:
     data: str  # as the user named it
     command: str
     recipe: Recipe
-    val_fraction: float
     seed: int
     device: torch.device
     precision: Precision
@@ -44,21 +43,23 @@ class Settings:
 def run(
     folder: Path,
     model: CvT,
-    data: LabelledImages,
+    train_set: LabelledImages,
+    val_set: LabelledImages,
     preprocessing: Preprocessing,
     settings: Settings,
     *,
     say: Callable[[str], None] = lambda message: None,
     progress: Progress = silent,
 ) -> dict[str, Any]:
-    """Train ``model`` on a part of ``data`` and keep the best and the last epoch in ``folder``.
+    """Train ``model`` and keep the best and the last epoch in ``folder``.
 
     Interrupted, it leaves the epochs done so far.
 
     Args:
         folder: must not exist, or be empty.
-        model: with one logit per class of ``data``.
-        data: the training images; a part is set aside to choose the best epoch by.
+        model: with one logit per class of the images.
+        train_set: images to train on, at least a batch.
+        val_set: images set aside from them, to choose the best epoch by.
         preprocessing: of the model.
         settings: see `Settings`.
         say: told what happens, one sentence at a time.
@@ -69,7 +70,7 @@ def run(
 
     Raises:
         CvtError: the folder is taken, or the loss is no longer a number.
-        DataError: a class is too small, or an image cannot be read.
+        DataError: an image cannot be read.
     """
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise CvtError(
@@ -77,12 +78,12 @@ def run(
             hint="name another run folder with --output",
         )
     started = perf_counter()
-    train_set, val_set = data.split(settings.val_fraction, settings.seed)
-    split = {"seed": settings.seed, "root": str(data.root), "validation": list(val_set.names)}
+    classes = train_set.classes
+    split = {"seed": settings.seed, "root": str(train_set.root), "validation": list(val_set.names)}
     cache.write_text(folder / "split.json", json.dumps(split, indent=1) + "\n")
     recipe = settings.recipe
     say(
-        f"training on {len(train_set)} images of {len(data.classes)} classes, choosing the best "
+        f"training on {len(train_set)} images of {len(classes)} classes, choosing the best "
         f"epoch on {len(val_set)} set aside ({folder / 'split.json'})"
     )
     say(
@@ -90,7 +91,7 @@ def run(
         f"{recipe.learning_rate:.3g}, {recipe.augmentation}, {preprocessing.describe()}, "
         f"{settings.device}, {devices.hardware(settings.device)}, {settings.precision}"
     )
-    names = Labels(data.classes)
+    names = Labels(classes)
     lines = ["epoch,learning_rate,training_loss,val_loss,val_top1,val_top5,seconds"]
     best: Epoch | None = None
     epoch: Epoch | None = None
@@ -138,7 +139,7 @@ def run(
         "val_top5": best.validation.top5,
         "epochs": recipe.epochs,
         "train_n": len(train_set),
-        "classes": len(data.classes),
+        "classes": len(classes),
         "recipe": asdict(recipe),
         "preprocessing": preprocessing.to_json(),
         "seed": settings.seed,

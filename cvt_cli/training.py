@@ -212,16 +212,17 @@ def train(
 ) -> Iterator[Epoch]:
     """Train in place and yield after every epoch; what to keep is the caller's choice.
 
+    The training images must be at least one batch; the last, incomplete batch is left out.
+
     Raises:
         CvtError: the loss is no longer a number.
         DataError: a training image cannot be read.
     """
     torch.manual_seed(seed)
     model.to(device)
-    batch_size = min(recipe.batch_size, len(training))
     loader = DataLoader(
         _Augmented(training, augmentation(recipe.augmentation, preprocessing)),
-        batch_size=batch_size,
+        batch_size=recipe.batch_size,
         shuffle=True,
         drop_last=True,
         num_workers=workers,
@@ -241,7 +242,9 @@ def train(
         started = perf_counter()
         model.train()
         loss_sum = torch.zeros((), device=device)
-        with progress(f"epoch {number}/{recipe.epochs}", len(loader) * batch_size) as advance:
+        with progress(
+            f"epoch {number}/{recipe.epochs}", len(loader) * recipe.batch_size
+        ) as advance:
             for batch, targets in loader:
                 rate = learning_rate_at(step, len(loader), recipe)
                 for group in optimizer.param_groups:
@@ -271,7 +274,7 @@ def train(
             validation,
             every_class,
             preprocessing,
-            batch_size=batch_size,
+            batch_size=recipe.batch_size,
             progress=progress,
         )
         yield Epoch(number, rate, float(loss_sum) / len(loader), result, perf_counter() - started)

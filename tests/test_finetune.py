@@ -13,6 +13,7 @@ import torch
 from transformers import CvtForImageClassification
 
 from cvt_cli import weights
+from cvt_cli.checkpoints import CHECKPOINTS
 
 
 @pytest.fixture(scope="module")
@@ -68,11 +69,15 @@ def test_training_from_scratch_learns_and_leaves_what_is_needed(
 
 
 def test_a_checkpoint_is_fine_tuned_with_another_head(cvt, digits: Path, tmp_path: Path) -> None:
+    start = CHECKPOINTS["cvt-nano-cifar10"].embedded / "model.safetensors"
+    before = start.read_bytes()
+
     result = cvt(
         "finetune", "--data", digits, "--model", "cvt-nano-cifar10", *SHORT, "-o", tmp_path / "r"
     )
 
     assert result.exit_code == 0, result.stderr
+    assert start.read_bytes() == before  # it is memory-mapped, and trained in a private copy
     assert "head replaced: 10 classes of `cvt-nano-cifar10`, 3 other ones" in result.stderr
     assert "best: epoch" in result.stdout
     assert f"next: cvt evaluate --data {digits} --model {tmp_path / 'r' / 'best'}" in result.stderr

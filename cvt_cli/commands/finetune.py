@@ -144,10 +144,10 @@ def finetune(
     named = training.named_recipe(
         recipe or ("default" if model else "imagenet"), start.model.config
     )
+    train_set, val_set = images.split(val_fraction, seed)
     # A batch is at most all training images; the learning rate goes with it unless it is given.
-    largest_batch = int(len(images) * (1 - val_fraction))
-    if (batch_size or named.batch_size) > largest_batch:
-        batch_size = largest_batch
+    if (batch_size or named.batch_size) > len(train_set):
+        batch_size = len(train_set)
         output.note(f"batch size {batch_size}: the data has no more training images")
     settings = runs.Settings(
         data=data,
@@ -160,7 +160,6 @@ def finetune(
             weight_decay=weight_decay,
             augmentation=augment,
         ),
-        val_fraction=val_fraction,
         seed=seed,
         device=place,
         precision=devices.choose_precision(precision, place),
@@ -170,7 +169,8 @@ def finetune(
     result = runs.run(
         run or Path("runs", default_name),
         start.model,
-        images,
+        train_set,
+        val_set,
         start.preprocessing,
         settings,
         say=output.note,
