@@ -21,6 +21,7 @@ class Checkpoint:
     size: int  # input height and width in pixels
     repository: str | None  # on the Hugging Face hub; None: part of this package
     original: str | None  # name of the file that the paper's authors published
+    num_classes: int = 1000  # "22k" in a name means the pre-training alone
 
     @property
     def embedded(self) -> Path | None:
@@ -45,7 +46,7 @@ CHECKPOINTS: dict[str, Checkpoint] = {
         _published("13", 384, "22k"),
         _published("21", 384, "22k"),
         _published("w24", 384, "22k"),
-        Checkpoint("cvt-nano-cifar10", "nano", 32, None, None),
+        Checkpoint("cvt-nano-cifar10", "nano", 32, None, None, num_classes=10),
     )
 }
 

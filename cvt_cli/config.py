@@ -98,6 +98,10 @@ class CvTConfig:
         """The same network with another number of classes."""
         return replace(self, num_classes=num_classes)
 
+    def with_activation(self, activation: Activation | None) -> "CvTConfig":
+        """The same network with another activation; with None, as it is."""
+        return self if activation is None else replace(self, activation=activation)
+
 
 def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value > 0

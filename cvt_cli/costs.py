@@ -144,8 +144,3 @@ def _stage(
             0,
         ),
     ]
-
-
-def difference_percent(ours: int, theirs: int) -> float:
-    """How far ours is above theirs, in per cent of theirs."""
-    return 100 * (ours - theirs) / theirs

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from cvt_cli import labels
+from cvt_cli.checkpoints import Checkpoint
 from cvt_cli.config import VARIANTS, Activation, CvTConfig, StageConfig
 from cvt_cli.errors import CheckpointError, ConfigError
 from cvt_cli.labels import Labels
@@ -80,7 +81,7 @@ def is_transformers(names: Iterable[str]) -> bool:
     return any(name.startswith("cvt.encoder.") for name in names)
 
 
-def variant_of_shapes(shapes: Mapping[str, Shape]) -> tuple[str, CvTConfig]:
+def variant_of_shapes(shapes: Mapping[str, Shape], source: Path) -> tuple[str, CvTConfig]:
     """The known variant whose tensors these are, with the head's number of classes.
 
     A bare state dict does not say how many heads or which strides it was trained with, so only
@@ -88,9 +89,10 @@ def variant_of_shapes(shapes: Mapping[str, Shape]) -> tuple[str, CvTConfig]:
 
     Args:
         shapes: shape by reference name.
+        source: the file that they are in.
 
     Raises:
-        CheckpointError: they are no known variant's.
+        CheckpointError: they are no known variant's; the message names the file.
     """
     embeddings: list[Shape] = []
     depths: list[int] = []
@@ -103,8 +105,9 @@ def variant_of_shapes(shapes: Mapping[str, Shape]) -> tuple[str, CvTConfig]:
     head = shapes.get("head.weight")
     if not embeddings or head is None or len(head) != 2 or {len(e) for e in embeddings} != {4}:
         raise CheckpointError(
-            f"no CvT: among its {len(shapes)} tensors are no `stage0.patch_embed.proj.weight` "
-            "and `head.weight` (nor the names that transformers gives them)"
+            f"`{source}`: no CvT: among its {len(shapes)} tensors are no "
+            "`stage0.patch_embed.proj.weight` and `head.weight` "
+            "(nor the names that transformers gives them)"
         )
     for variant, config in VARIANTS.items():
         stages = [(stage.width, stage.depth, stage.kernel) for stage in config.stages]
@@ -114,7 +117,7 @@ def variant_of_shapes(shapes: Mapping[str, Shape]) -> tuple[str, CvTConfig]:
     widths = [shape[0] for shape in embeddings]
     known = ", ".join(f"`{variant}`" for variant in VARIANTS)
     raise CheckpointError(
-        f"widths {widths} and depths {depths} are no known variant's ({known}), "
+        f"`{source}`: widths {widths} and depths {depths} are no known variant's ({known}), "
         "and a bare state dict does not hold the number of heads",
         hint="put it into a folder as `model.safetensors` beside a `config.json`",
     )
@@ -149,41 +152,88 @@ def safetensors_shapes(path: Path) -> dict[str, Shape]:
 
 
 @dataclass(frozen=True)
-class FolderConfig:
-    """What the JSON files of a checkpoint folder say."""
+class CheckpointConfig:
+    """What a checkpoint is, without its tensors."""
 
     config: CvTConfig
     labels: Labels
-    preprocessing: Preprocessing | None  # None: the folder does not say
-    activation_is_stated: bool  # False: taken as `config.activation`, a guess to be reported
+    preprocessing: Preprocessing
+    notes: tuple[str, ...]  # what was assumed, one sentence each
 
 
-def read_folder(folder: Path) -> FolderConfig:
+def folder_of(path: Path) -> Path | None:
+    """The checkpoint folder that a path names, itself or by the weights in it; else None."""
+    if path.is_dir():
+        return path
+    beside = path.with_name(CONFIG_FILE)
+    return path.parent if path.name == WEIGHTS_FILE and beside.is_file() else None
+
+
+def read_folder(
+    folder: Path,
+    known: Checkpoint | None = None,
+    size: tuple[int, int] | None = None,
+    activation: Activation | None = None,
+) -> CheckpointConfig:
     """Read ``config.json`` and ``preprocessor_config.json`` of a folder in the hub's form.
+
+    Args:
+        folder: holds these files; no weights are needed.
+        known: the known checkpoint that the folder's name says it is, if it does.
+        size: input height and width in pixels; by default the checkpoint's own.
+        activation: of the MLPs; by default what the checkpoint says, or see the notes.
 
     Raises:
         CheckpointError: no ``config.json``, not a CvT's, or not JSON.
         ConfigError: a value that no published CvT has.
     """
     path = folder / CONFIG_FILE
-    config = _read_json(path)
-    if config.get("model_type") != "cvt":
+    content = _read_json(path)
+    if content.get("model_type") != "cvt":
         raise CheckpointError(
-            f"`{path}` describes a model of type {config.get('model_type')!r}; accepted is 'cvt'"
+            f"`{path}` describes a model of type {content.get('model_type')!r}; accepted is 'cvt'"
         )
-    preprocessing_path = folder / PREPROCESSING_FILE
+    preprocessing = None
     try:
-        cvt, names = _config_from_transformers(config)
-        preprocessing = None
-        if preprocessing_path.exists():
-            path = preprocessing_path
+        config, names = _config_from_transformers(content)
+        path = folder / PREPROCESSING_FILE
+        if path.exists():
             preprocessing = Preprocessing.from_transformers(_read_json(path))
     except ConfigError as error:
         raise ConfigError(f"`{path}`: {error}", error.hint) from None
     except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
         # A number where a list belongs, text where a number belongs, and the like.
         raise ConfigError(f"`{path}` holds a value of the wrong kind: {error}") from None
-    return FolderConfig(cvt, names, preprocessing, "activation" in config)
+    if known is not None and config.num_classes != known.num_classes:
+        known = None  # somebody's own, in a folder of that name
+    notes = []
+    if activation is None and "activation" not in content:
+        # transformers knows exact GELU only, but the published weights were trained with QuickGELU.
+        activation = "quick_gelu" if known else "gelu"
+        notes.append(
+            f"`{folder / CONFIG_FILE}` does not say the activation: taken as `{activation}`"
+            + (f", being {known.name}" if known else ", as transformers computes it")
+            + "; --activation overrules"
+        )
+    if preprocessing is None:
+        default = (known.size, known.size) if known else (224, 224)
+        preprocessing = Preprocessing.published(*(size or default))
+        notes.append(
+            f"`{folder}` has no `{PREPROCESSING_FILE}`: "
+            f"taken as {preprocessing.describe()}; --res overrules the size"
+        )
+    elif known and (preprocessing.height, preprocessing.width) != (known.size, known.size):
+        # microsoft/cvt-13-384-22k says 224; the published numbers were measured at 384.
+        size_said = f"{preprocessing.height}x{preprocessing.width}"
+        preprocessing = Preprocessing.published(known.size, known.size)
+        notes.append(
+            f"`{path}` gives {size_said} pixels, but {known.name} takes {known.size}: "
+            f"{preprocessing.describe()}; --res overrules"
+        )
+    if size is not None:
+        preprocessing = preprocessing.with_size(*size)
+    config = config.with_activation(activation)
+    return CheckpointConfig(config, names, preprocessing, tuple(notes))
 
 
 def _read_json(path: Path) -> dict[str, Any]:

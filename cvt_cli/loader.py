@@ -3,7 +3,7 @@
 Imports torch only inside the functions that need it.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -72,7 +72,10 @@ def locate(text: str) -> Location:
 def _known_by_path(path: Path) -> Checkpoint | None:
     """The published checkpoint that a path says it holds: by name, or in the hub client's cache."""
     cached = [part.split("--") for part in path.parts if part.startswith("models--microsoft--")]
-    names = [path.name, *(parts[2] for parts in cached if len(parts) == 3)]
+    names = [
+        (layouts.folder_of(path) or path).name,
+        *(parts[2] for parts in cached if len(parts) == 3),
+    ]
     return next((found for name in names if (found := checkpoints.find(name))), None)
 
 
@@ -154,9 +157,7 @@ def start_of_training(
             )
         return Start(Path(location.name).stem, network, loaded.preprocessing, notes)
     key = parse_variant(variant or "")
-    config = VARIANTS[key].with_classes(len(classes))
-    if activation is not None:
-        config = replace(config, activation=activation)
+    config = VARIANTS[key].with_classes(len(classes)).with_activation(activation)
     size = parse_size(res) if res else (DEFAULT_SIZES[key],) * 2
     preprocessing = Preprocessing.of_variant(key, *size)
     return Start(key, training.fresh_model(config, seed), preprocessing, ())
@@ -174,17 +175,16 @@ def read_architecture(text: str) -> tuple[str, CvTConfig, tuple[int, int]]:
         return known.name, VARIANTS[known.variant], (known.size, known.size)
     location = locate(text)
     path = location.path
-    if path.is_dir():
-        said = layouts.read_folder(path)
-        size = said.preprocessing
-        return location.name, said.config, (size.height, size.width) if size else (224, 224)
+    if (folder := layouts.folder_of(path)) is not None:
+        said = layouts.read_folder(folder, location.known)
+        return location.name, said.config, (said.preprocessing.height, said.preprocessing.width)
     if path.suffix != ".safetensors":
         raise CheckpointError(
             f"`{path}` cannot be read without torch, which this command does not load",
             hint="give the architecture in place of the file: --variant 13, 21, w24 or nano",
         )
     shapes = {layouts.to_reference(n): s for n, s in layouts.safetensors_shapes(path).items()}
-    variant, config = layouts.variant_of_shapes(shapes)
+    variant, config = layouts.variant_of_shapes(shapes, path)
     return location.name, config, (DEFAULT_SIZES[variant],) * 2
 
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from cvt_cli import __version__
-from cvt_cli.costs import Costs, difference_percent
+from cvt_cli.costs import Costs
 from cvt_cli.loader import Classifier
 from cvt_cli.progress import Advance
 
@@ -152,7 +152,7 @@ def human_count(value: int | None) -> str:
 
 def difference(ours: int, theirs: int | None) -> str:
     """How far ours is from theirs, "+0.80 %"; empty where theirs is not known."""
-    return "" if theirs is None else f"{difference_percent(ours, theirs):+.2f} %"
+    return "" if theirs is None else f"{100 * (ours - theirs) / theirs:+.2f} %"
 
 
 def stage_name(stage: int | None) -> str:

@@ -9,7 +9,7 @@ import json
 import pickle
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +23,9 @@ from cvt_cli.checkpoints import Checkpoint
 from cvt_cli.config import Activation, CvTConfig
 from cvt_cli.errors import CheckpointError, UsageError
 from cvt_cli.labels import Labels
+from cvt_cli.layouts import CheckpointConfig
 from cvt_cli.model import CvT, init_weights
 from cvt_cli.preprocessing import Preprocessing
-
-PUBLISHED_CLASSES = 1000
-"""Classes of every published head; "22k" in a name means the pre-training alone."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +35,7 @@ class LoadedCheckpoint:
     model: CvT  # in evaluation mode, float32, on the CPU
     labels: Labels
     preprocessing: Preprocessing
-    notes: tuple[str, ...] = field(default=())  # what was assumed, one sentence each
+    notes: tuple[str, ...]  # what was assumed, one sentence each
 
 
 def load(
@@ -59,61 +57,23 @@ def load(
         ConfigError: its config holds a value that no published CvT has.
         UsageError: a bare state dict whose input size is not known and not given.
     """
-    if path.is_file() and path.name == layouts.WEIGHTS_FILE and _beside(path).is_file():
-        path = path.parent
-    if path.is_dir():
-        return _load_folder(path, known, size, activation)
-    if not path.exists():
+    folder = layouts.folder_of(path)
+    if folder is not None:
+        said = layouts.read_folder(folder, known, size, activation)
+        path = _weights_in(folder)
+        tensors = read_tensors(path)
+    elif path.exists():
+        said, tensors = _load_state_dict(path, known, size, activation)
+    else:
         raise CheckpointError(f"`{path}` does not exist")
-    return _load_state_dict(path, known, size, activation)
+    model = build(said.config, tensors, path)
+    return LoadedCheckpoint(model, said.labels, said.preprocessing, said.notes)
 
 
-def _beside(path: Path) -> Path:
-    return path.with_name(layouts.CONFIG_FILE)
-
-
-def _load_folder(
-    folder: Path,
-    known: Checkpoint | None,
-    size: tuple[int, int] | None,
-    activation: Activation | None,
-) -> LoadedCheckpoint:
-    said = layouts.read_folder(folder)
-    notes = []
-    config = said.config
-    if known is not None and config.num_classes != PUBLISHED_CLASSES and not known.embedded:
-        known = None  # somebody's own, in a folder of that name
-    if activation is None and not said.activation_is_stated:
-        # transformers knows exact GELU only, but the published weights were trained with QuickGELU.
-        activation = "quick_gelu" if known else "gelu"
-        notes.append(
-            f"`{folder / layouts.CONFIG_FILE}` does not say the activation: taken as `{activation}`"
-            + (f", being {known.name}" if known else ", as transformers computes it")
-            + "; --activation overrules"
-        )
-    config = CvTConfig(config.stages, config.num_classes, activation or config.activation)
-    preprocessing = said.preprocessing
-    if preprocessing is None:
-        default = (known.size, known.size) if known else (224, 224)
-        preprocessing = Preprocessing.published(*(size or default))
-        notes.append(
-            f"`{folder}` has no `{layouts.PREPROCESSING_FILE}`: "
-            f"taken as {preprocessing.describe()}; --res overrules the size"
-        )
-    elif known and (preprocessing.height, preprocessing.width) != (known.size, known.size):
-        # microsoft/cvt-13-384-22k says 224; the published numbers were measured at 384.
-        size_said = f"{preprocessing.height}x{preprocessing.width}"
-        preprocessing = Preprocessing.published(known.size, known.size)
-        notes.append(
-            f"`{folder / layouts.PREPROCESSING_FILE}` gives {size_said} pixels, but "
-            f"{known.name} takes {known.size}: {preprocessing.describe()}; --res overrules"
-        )
-    if size is not None:
-        preprocessing = preprocessing.with_size(*size)
+def _weights_in(folder: Path) -> Path:
     for name in (layouts.WEIGHTS_FILE, layouts.PICKLED_WEIGHTS_FILE):
         if (folder / name).is_file():
-            model = build(config, read_tensors(folder / name), folder / name)
-            return LoadedCheckpoint(model, said.labels, preprocessing, tuple(notes))
+            return folder / name
     raise CheckpointError(
         f"`{folder}` has a `{layouts.CONFIG_FILE}` but neither `{layouts.WEIGHTS_FILE}` nor "
         f"`{layouts.PICKLED_WEIGHTS_FILE}`"
@@ -125,7 +85,7 @@ def _load_state_dict(
     known: Checkpoint | None,
     size: tuple[int, int] | None,
     activation: Activation | None,
-) -> LoadedCheckpoint:
+) -> tuple[CheckpointConfig, dict[str, Tensor]]:
     if size is None and known is not None:
         size = (known.size, known.size)
     if size is None:
@@ -134,22 +94,18 @@ def _load_state_dict(
             hint="give it with --res, for example --res 224",
         )
     tensors = read_tensors(path)
-    try:
-        _, config = layouts.variant_of_shapes({n: tuple(t.shape) for n, t in tensors.items()})
-    except CheckpointError as error:
-        raise CheckpointError(f"`{path}`: {error}", error.hint) from None
-    config = CvTConfig(config.stages, config.num_classes, activation or config.activation)
-    notes = []
-    if config.num_classes == PUBLISHED_CLASSES:
-        names = labels.imagenet()
-    else:
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    _, config = layouts.variant_of_shapes(shapes, path)
+    names, notes = labels.imagenet(), ()
+    if config.num_classes != len(names):
         names = labels.unnamed(config.num_classes)
-        notes.append(f"`{path.name}` does not name its {len(names)} classes: shown by number")
-    model = build(config, tensors, path)
-    return LoadedCheckpoint(model, names, Preprocessing.published(*size), tuple(notes))
+        notes = (f"`{path.name}` does not name its {len(names)} classes: shown by number",)
+    preprocessing = Preprocessing.published(*size)
+    config = config.with_activation(activation)
+    return CheckpointConfig(config, names, preprocessing, notes), tensors
 
 
-def build(config: CvTConfig, tensors: Mapping[str, Tensor], source: Path | str) -> CvT:
+def build(config: CvTConfig, tensors: Mapping[str, Tensor], source: Path) -> CvT:
     """A model with exactly these tensors, by reference name, without initialising any.
 
     Raises:

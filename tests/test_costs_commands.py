@@ -6,8 +6,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from cvt_cli import weights
 from cvt_cli.config import VARIANTS
-from tests_shared import golden_state
+from cvt_cli.labels import imagenet
+from cvt_cli.preprocessing import Preprocessing
+from tests_shared import CHELSEA, golden_model, golden_state
 
 
 def test_flops_prints_the_total_the_paper_and_the_difference(cvt) -> None:
@@ -66,6 +69,29 @@ def test_a_checkpoint_stands_for_its_architecture(cvt, tmp_path: Path) -> None:
     assert cvt("flops", "--model", "cvt-nano-cifar10", "--json").json["height"] == 32
     assert cvt("flops", "--model", "cvt_21_384", "--json").json["macs"] == 24_849_091_584
     assert cvt("flops", "--model", path, "--json").json["num_classes"] == 7
+
+
+def test_a_checkpoint_is_read_by_the_same_rules_as_for_predicting(cvt, tmp_path: Path) -> None:
+    # A copy of the hub's repository whose preprocessing file says 224.
+    folder = tmp_path / "cvt-13-384-22k"
+    names, wrong = imagenet(), Preprocessing(224, 224, "crop")
+    weights.save(folder, golden_model(VARIANTS["13"]), names, wrong, "")
+
+    for path in (folder, folder / "model.safetensors"):
+        counted = cvt("flops", "--model", path, "--json").json
+        predicted = cvt("predict", CHELSEA, "--model", path, "--json").json
+        assert counted["num_classes"] == 1000
+        assert counted["height"] == predicted["preprocessing"]["height"] == 384
+
+
+def test_a_file_that_holds_no_cvt_is_named(cvt, tmp_path: Path) -> None:
+    path = tmp_path / "other.safetensors"
+    save_file({"conv1.weight": torch.zeros(3)}, path)
+
+    result = cvt("flops", "--model", path)
+
+    assert result.exit_code == 1
+    assert f"error: `{path}`: no CvT: among its 1 tensors" in result.stderr
 
 
 @pytest.mark.parametrize(

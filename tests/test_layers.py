@@ -14,7 +14,7 @@ from tests_shared import TESTS
 PACKAGE = Path(cvt_cli.__file__).parent
 
 LAYERS = {
-    "known": "errors progress config preprocessing labels layouts checkpoints costs cards cache",
+    "known": "errors progress config preprocessing labels checkpoints layouts costs cards cache",
     "arrays": "images datasets engine inference evaluation",
     "tensors": "model weights devices torch_engine training runs",
     "front": "loader options output commands cli __main__",

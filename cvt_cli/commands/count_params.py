@@ -1,7 +1,7 @@
 """``cvt count-params``: trainable parameters, by arithmetic."""
 
 from cvt_cli import options, output
-from cvt_cli.costs import Costs, difference_percent
+from cvt_cli.costs import Costs
 from cvt_cli.loader import costs_of
 
 
@@ -59,5 +59,7 @@ def _print_one(costs: Costs) -> None:
     )
     print(f"total   {costs.params:,} parameters ({output.human_count(costs.params)})")
     if costs.paper_params is not None:
-        percent = difference_percent(costs.params, costs.paper_params)
-        print(f"paper   {output.human_count(costs.paper_params)}; ours differs by {percent:+.2f} %")
+        print(
+            f"paper   {output.human_count(costs.paper_params)}; "
+            f"ours differs by {output.difference(costs.params, costs.paper_params)}"
+        )

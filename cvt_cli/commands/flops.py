@@ -1,7 +1,7 @@
 """``cvt flops``: multiply-accumulates and FLOPs, by arithmetic."""
 
 from cvt_cli import options, output
-from cvt_cli.costs import Costs, difference_percent
+from cvt_cli.costs import Costs
 from cvt_cli.loader import costs_of
 
 
@@ -66,8 +66,7 @@ def _print_one(costs: Costs) -> None:
         f"{costs.flops:,} FLOPs (2 per MAC)"
     )
     if costs.paper_macs is not None:
-        percent = difference_percent(costs.macs, costs.paper_macs)
         print(
             f"paper   {output.human_count(costs.paper_macs)}MACs, there called FLOPs; "
-            f"ours differs by {percent:+.2f} %"
+            f"ours differs by {output.difference(costs.macs, costs.paper_macs)}"
         )
