@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from cvt_cli.errors import CvtError
+from cvt_cli.progress import Say
 
 
 def cache_dir() -> Path:
@@ -25,6 +26,53 @@ def cache_dir() -> Path:
 def data_dir() -> Path:
     """The folder that known data sets are looked for in when ``--data-dir`` does not say."""
     return cache_dir() / "data"
+
+
+def hub_dir() -> Path:
+    """The hub client's own cache, which other tools share: ``HF_HUB_CACHE``, ``HF_HOME``."""
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE)
+
+
+@contextmanager
+def locked(path: Path, what: str, say: Say) -> Iterator[None]:
+    """Hold a lock file, so that of several processes one does the work and the others wait.
+
+    The system releases it when the process ends, however that comes about.
+
+    Args:
+        path: of the lock file; it stays.
+        what: is being done, for the message to who has to wait.
+        say: called once with that message.
+
+    Raises:
+        CvtError: the folder cannot be written to.
+    """
+    import filelock
+
+    lock = filelock.FileLock(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(timeout=0.3)
+        except filelock.Timeout:
+            say(f"another process is {what}; waiting for it")
+            lock.acquire()
+    except OSError as error:
+        raise unwritable(path, error) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def unwritable(path: Path, error: OSError) -> CvtError:
+    """What to tell the user of a file that could not be written."""
+    return CvtError(
+        f"cannot write `{path}`: {error.strerror or error}",
+        hint="choose another folder, or make room on this disk",
+    )
 
 
 @contextmanager
@@ -42,10 +90,7 @@ def replacing(path: Path) -> Iterator[Path]:
         yield temporary
         os.replace(temporary, path)
     except OSError as error:
-        raise CvtError(
-            f"cannot write `{path}`: {error.strerror or error}",
-            hint="choose another folder, or make room on this disk",
-        ) from error
+        raise unwritable(path, error) from error
     finally:
         with suppress(OSError):
             temporary.unlink()
@@ -55,3 +100,12 @@ def write_text(path: Path, text: str) -> None:
     """Write a text file in UTF-8, whole or not at all."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def human_bytes(size: float) -> str:
+    """A size as "80.1 MB" (1 MB is 1,000,000 bytes, as downloads are counted)."""
+    for unit in ("bytes", "kB", "MB"):
+        if size < 1000:
+            return f"{size:.0f} bytes" if unit == "bytes" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.2f} GB"

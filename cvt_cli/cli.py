@@ -9,7 +9,17 @@ import typer
 from typer.core import TyperGroup
 
 from cvt_cli import __version__, output
-from cvt_cli.commands import count_params, evaluate, finetune, flops, predict
+from cvt_cli.commands import (
+    cache,
+    count_params,
+    download,
+    evaluate,
+    finetune,
+    flops,
+    info,
+    models,
+    predict,
+)
 from cvt_cli.errors import CvtError
 
 
@@ -61,3 +71,7 @@ app.command(name="evaluate")(evaluate.evaluate)
 app.command(name="finetune")(finetune.finetune)
 app.command(name="flops")(flops.flops)
 app.command(name="count-params")(count_params.count_params)
+app.command(name="models")(models.models)
+app.command(name="info")(info.info)
+app.command(name="download")(download.download)
+app.add_typer(cache.app, name="cache")

@@ -103,6 +103,15 @@ class CvTConfig:
         return self if activation is None else replace(self, activation=activation)
 
 
+def variant_of(config: CvTConfig) -> str | None:
+    """The variant that a config is, whatever its classes, activation and stochastic depth."""
+
+    def plan(config: CvTConfig) -> list[StageConfig]:
+        return [replace(stage, drop_path=0.0) for stage in config.stages]
+
+    return next((key for key, value in VARIANTS.items() if plan(value) == plan(config)), None)
+
+
 def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
 

@@ -4,6 +4,7 @@
     ├── UsageError           the command line asks for what cannot be: exit code 2
     ├── ConfigError          a config holds a value that no CvT has
     ├── CheckpointError      a checkpoint is missing, damaged, or does not fit the model
+    │   └── UnreachableError it is not here, and the hub that has it cannot be reached
     ├── ImageError           one image cannot be read
     └── DataError            a labelled data set is missing or cannot be understood
 
@@ -38,6 +39,10 @@ class ConfigError(CvtError):
 
 class CheckpointError(CvtError):
     """A checkpoint is missing, damaged, unsafe, or does not fit its model."""
+
+
+class UnreachableError(CheckpointError):
+    """A checkpoint is not on this machine, and its hub does not answer or must not be asked."""
 
 
 class ImageError(CvtError):

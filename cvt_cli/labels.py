@@ -24,6 +24,11 @@ class Labels:
     def __len__(self) -> int:
         return len(self.names)
 
+    @property
+    def named(self) -> bool:
+        """Whether these are names, not the placeholders of `unnamed`."""
+        return self.names != unnamed(len(self)).names
+
     def wnid(self, index: int) -> str | None:
         """WordNet identifier of a class, if it is one of ImageNet's."""
         return self.wnids[index] if self.wnids else None

@@ -26,7 +26,11 @@ CONFIG_FILE = "config.json"
 PREPROCESSING_FILE = "preprocessor_config.json"
 WEIGHTS_FILE = "model.safetensors"
 PICKLED_WEIGHTS_FILE = "pytorch_model.bin"
+WEIGHTS_FILES = (WEIGHTS_FILE, PICKLED_WEIGHTS_FILE)  # the first that there is counts
 CARD_FILE = "README.md"
+
+SUFFIXES = (".safetensors", ".bin", ".pth", ".pt")
+"""Of the files that hold tensors."""
 
 # What stands between the stage or block and the tensor's own name, reference first.
 _PARTS = (
@@ -191,7 +195,8 @@ def read_folder(
     content = _read_json(path)
     if content.get("model_type") != "cvt":
         raise CheckpointError(
-            f"`{path}` describes a model of type {content.get('model_type')!r}; accepted is 'cvt'"
+            f"`{path}` describes a model of type "
+            f"{content.get('model_type') or content.get('architecture')!r}; accepted is 'cvt'"
         )
     preprocessing = None
     try:
@@ -210,11 +215,11 @@ def read_folder(
     if activation is None and "activation" not in content:
         # transformers knows exact GELU only, but the published weights were trained with QuickGELU.
         activation = "quick_gelu" if known else "gelu"
-        notes.append(
-            f"`{folder / CONFIG_FILE}` does not say the activation: taken as `{activation}`"
-            + (f", being {known.name}" if known else ", as transformers computes it")
-            + "; --activation overrules"
-        )
+        if not known:
+            notes.append(
+                f"`{folder / CONFIG_FILE}` does not say the activation: taken as `gelu`, as "
+                "transformers computes it; --activation overrules"
+            )
     if preprocessing is None:
         default = (known.size, known.size) if known else (224, 224)
         preprocessing = Preprocessing.published(*(size or default))

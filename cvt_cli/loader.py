@@ -5,22 +5,39 @@ Imports torch only inside the functions that need it.
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
-from cvt_cli import checkpoints, layouts
+from cvt_cli import checkpoints, hub, layouts
 from cvt_cli.checkpoints import Checkpoint
 from cvt_cli.config import DEFAULT_SIZES, VARIANTS, Activation, CvTConfig, parse_size, parse_variant
 from cvt_cli.costs import Costs, costs
-from cvt_cli.errors import CheckpointError, UsageError
+from cvt_cli.errors import CheckpointError, UnreachableError, UsageError
+from cvt_cli.hub import Snapshot
 from cvt_cli.labels import Labels
 from cvt_cli.preprocessing import Preprocessing
+from cvt_cli.progress import Progress, Say
 
 if TYPE_CHECKING:
     from cvt_cli.engine import Engine
     from cvt_cli.model import CvT
     from cvt_cli.weights import LoadedCheckpoint
 
-DEFAULT_MODEL = "cvt-nano-cifar10"
+DEFAULT_MODEL = "cvt-21-384-22k"
+WITHOUT_NETWORK = "cvt-nano-cifar10"
+"""What `predict` answers with when the default model is not here and its hub does not answer."""
+
+MOST_UNNAMED_CLASSES = 1000
+"""A larger head without a class list is refused: no one can read its answers."""
+
+
+@dataclass(frozen=True)
+class Access:
+    """How a model that is not on this machine may be fetched."""
+
+    say: Say
+    progress: Progress
+    revision: str | None = None
+    offline: bool = False
 
 
 @dataclass(frozen=True)
@@ -30,6 +47,12 @@ class Location:
     name: str  # as results and messages name it
     path: Path
     known: Checkpoint | None
+    snapshot: Snapshot | None = None  # of a hub repository
+
+    @property
+    def revision(self) -> str | None:
+        """The commit of the hub's repository that it is."""
+        return self.snapshot.commit if self.snapshot else None
 
 
 @dataclass(frozen=True)
@@ -37,36 +60,70 @@ class Classifier:
     """An engine with what its logits mean and how to feed it."""
 
     model: str
+    revision: str | None  # commit of its hub repository
     engine: "Engine"
     labels: Labels
     preprocessing: Preprocessing
+    activation: Activation
     notes: tuple[str, ...]
 
 
-def locate(text: str) -> Location:
-    """Find what the user calls a model.
+def locate(text: str, access: Access, need: Literal["weights", "config"] = "weights") -> Location:
+    """Find what the user calls a model: a known name, a file or folder, a hub repository.
+
+    What the cache does not hold is fetched; what it holds costs no network call.
 
     Raises:
-        CheckpointError: it is not on this machine.
+        UsageError: a revision of something that has none.
+        CheckpointError: it is nowhere, or cannot be fetched (`hub.fetch`).
     """
     known = checkpoints.find(text)
-    if known and known.embedded:
-        return Location(known.name, known.embedded, known)
     path = Path(text).expanduser()
-    if text and path.exists():
+    if (known and known.embedded) or (text and path.exists()):
+        if access.revision is not None:
+            raise UsageError(
+                f"`{text}` is on this machine; --revision is for repositories on the hub"
+            )
+        if known and known.embedded:
+            return Location(known.name, known.embedded, known)
         return Location(text, path, known or _known_by_path(path.resolve()))
-    if known:
+    repository = known.repository if known else _repository(text)
+    if repository is None:
+        names = checkpoints.nearest(text) or list(checkpoints.CHECKPOINTS)
         raise CheckpointError(
-            f"the published checkpoint `{known.name}` is not on this machine, and this version "
-            "does not fetch it",
-            hint=f"download https://huggingface.co/{known.repository} (or the authors' "
-            f"`{known.original}`) and name its folder or file: --model PATH",
+            f"there is no model `{text}`: neither a file or folder, nor a known name, "
+            "nor a repository (owner/name)",
+            hint="did you mean " + " or ".join(f"`{name}`" for name in names) + "?",
         )
-    names = checkpoints.nearest(text) or list(checkpoints.CHECKPOINTS)
-    raise CheckpointError(
-        f"there is no model `{text}`: neither a file or folder, nor a known name",
-        hint="did you mean " + " or ".join(f"`{name}`" for name in names) + "?",
-    )
+    snapshot = hub.find(repository, access.revision)
+    missing = set(snapshot.missing) if snapshot else {layouts.CONFIG_FILE}
+    if known:  # its preprocessing is known too
+        missing -= {layouts.PREPROCESSING_FILE}
+    if need == "config":
+        missing -= {layouts.WEIGHTS_FILE}
+    if snapshot is None or missing:
+        try:
+            snapshot = hub.fetch(
+                repository,
+                access.revision,
+                known=known,
+                weights=need == "weights",
+                offline=access.offline,
+                say=access.say,
+                progress=access.progress,
+            )
+        except UnreachableError:
+            if snapshot is None or missing != {layouts.PREPROCESSING_FILE}:
+                raise
+    hub.refuse_links_out_of_the_cache(snapshot)
+    return Location(known.name if known else repository, snapshot.folder, known, snapshot)
+
+
+def _repository(text: str) -> str | None:
+    """The hub repository that a text can mean; None for what can only be a path."""
+    if not hub.REPOSITORY.fullmatch(text) or ".." in text or Path(text).suffix in layouts.SUFFIXES:
+        return None
+    return None if Path(text).parent.exists() else text
 
 
 def _known_by_path(path: Path) -> Checkpoint | None:
@@ -80,7 +137,7 @@ def _known_by_path(path: Path) -> Checkpoint | None:
 
 
 def load_checkpoint(
-    text: str, res: str | None, activation: Activation | None
+    text: str, res: str | None, activation: Activation | None, access: Access
 ) -> "tuple[Location, LoadedCheckpoint]":
     """Find and load a model for torch; ``res`` as after ``--res``.
 
@@ -88,19 +145,23 @@ def load_checkpoint(
         UsageError: no such size.
         CheckpointError, ConfigError: as in `locate` and `weights.load`.
     """
-    from cvt_cli import weights
-
     size = parse_size(res) if res else None
-    location = locate(text)
-    return location, weights.load(location.path, location.known, size, activation)
+    location = locate(text, access)
+    stored = hub.ready_weights(location.snapshot) if location.snapshot else None
+    from cvt_cli import weights  # last: what fails above fails without waiting for torch
+
+    if location.snapshot and stored is None:
+        stored = weights.as_safetensors(location.snapshot, access.say)
+    return location, weights.load(location.path, location.known, size, activation, stored)
 
 
 def load_classifier(
-    text: str,
+    text: str | None,
     res: str | None,
     activation: Activation | None,
     device: str,
     precision: str,
+    access: Access,
 ) -> Classifier:
     """Find, load and place a model; each argument as after the option of that name.
 
@@ -108,13 +169,51 @@ def load_classifier(
         UsageError: no such size, device or precision.
         CheckpointError, ConfigError: as in `locate` and `weights.load`.
     """
+    location, loaded = load_checkpoint(text or DEFAULT_MODEL, res, activation, access)
     from cvt_cli import devices
     from cvt_cli.torch_engine import TorchEngine
 
-    location, loaded = load_checkpoint(text, res, activation)
+    if not loaded.labels.named and len(loaded.labels) > MOST_UNNAMED_CLASSES:
+        raise CheckpointError(
+            f"`{location.path}` has a head of {len(loaded.labels)} classes and no class list, "
+            "and lists of that size exist in several orders",
+            hint="put a `config.json` with its `id2label` beside it; "
+            "`cvt finetune` takes it as it is, since it replaces the head",
+        )
     place = devices.choose_device(device)
     engine = TorchEngine(loaded.model, place, devices.choose_precision(precision, place))
-    return Classifier(location.name, engine, loaded.labels, loaded.preprocessing, loaded.notes)
+    return Classifier(
+        location.name,
+        location.revision,
+        engine,
+        loaded.labels,
+        loaded.preprocessing,
+        loaded.model.config.activation,
+        loaded.notes,
+    )
+
+
+def load_classifier_or_embedded(
+    text: str | None,
+    res: str | None,
+    activation: Activation | None,
+    device: str,
+    precision: str,
+    access: Access,
+) -> Classifier:
+    """As `load_classifier`, but the embedded model where the default one cannot be had."""
+    try:
+        return load_classifier(text, res, activation, device, precision, access)
+    except UnreachableError as error:
+        if text is not None:
+            raise
+        access.say(str(error))
+        classifier = load_classifier(WITHOUT_NETWORK, None, None, device, precision, access)
+        access.say(
+            f"answering with {WITHOUT_NETWORK} in its place, which sees 32x32 pixels and knows "
+            f"these classes only: {', '.join(classifier.labels.names)}"
+        )
+        return classifier
 
 
 @dataclass(frozen=True)
@@ -135,6 +234,7 @@ def start_of_training(
     res: str | None,
     activation: Activation | None,
     seed: int,
+    access: Access,
 ) -> Start:
     """A checkpoint with a head for these classes, or a fresh variant.
 
@@ -147,7 +247,7 @@ def start_of_training(
     from cvt_cli import training, weights
 
     if model is not None:
-        location, loaded = load_checkpoint(model, res, activation)
+        location, loaded = load_checkpoint(model, res, activation, access)
         network, notes = loaded.model, loaded.notes
         if loaded.labels.names != classes and loaded.labels.wnids != classes:
             network = weights.replace_head(network, len(classes), seed)
@@ -163,7 +263,7 @@ def start_of_training(
     return Start(key, training.fresh_model(config, seed), preprocessing, ())
 
 
-def read_architecture(text: str) -> tuple[str, CvTConfig, tuple[int, int]]:
+def read_architecture(text: str, access: Access) -> tuple[str, CvTConfig, tuple[int, int]]:
     """Name, config and input size of a model, from its name, JSON files or header alone.
 
     Raises:
@@ -173,7 +273,7 @@ def read_architecture(text: str) -> tuple[str, CvTConfig, tuple[int, int]]:
     known = checkpoints.find(text)
     if known and not known.embedded:
         return known.name, VARIANTS[known.variant], (known.size, known.size)
-    location = locate(text)
+    location = locate(text, access, need="config")
     path = location.path
     if (folder := layouts.folder_of(path)) is not None:
         said = layouts.read_folder(folder, location.known)
@@ -189,7 +289,11 @@ def read_architecture(text: str) -> tuple[str, CvTConfig, tuple[int, int]]:
 
 
 def costs_of(
-    variant: str | None, model: str | None, res: str | None, num_classes: int | None
+    variant: str | None,
+    model: str | None,
+    res: str | None,
+    num_classes: int | None,
+    access: Access,
 ) -> list[Costs]:
     """What ``flops`` and ``count-params`` are asked for; without a model, all variants.
 
@@ -202,7 +306,7 @@ def costs_of(
     size = parse_size(res) if res else None
     asked: list[tuple[str, CvTConfig, list[tuple[int, int]]]]
     if model:
-        name, config, own_size = read_architecture(model)
+        name, config, own_size = read_architecture(model, access)
         asked = [(name, config, [own_size])]
     elif variant:
         key = parse_variant(variant)

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from cvt_cli import loader
 from cvt_cli.config import Activation as ActivationName
 
 MODEL = "Model"
@@ -19,12 +20,27 @@ Variant = Annotated[
     ),
 ]
 Model = Annotated[
-    str,
+    str | None,
     typer.Option(
         metavar="NAME|PATH",
-        help="A checkpoint: a known name, a folder, a .safetensors or an original .pth.",
+        help="A checkpoint: a known name, a hub repository (owner/name), a folder, a .safetensors "
+        f"or an original .pth; by default {loader.DEFAULT_MODEL}.",
         rich_help_panel=MODEL,
+        show_default=False,
     ),
+]
+Revision = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="Branch, tag, refs/pr/N or commit of a hub repository; by default main.",
+        rich_help_panel=MODEL,
+        show_default=False,
+    ),
+]
+Offline = Annotated[
+    bool,
+    typer.Option("--offline", help="Ask no hub; what is not here fails.", rich_help_panel=MODEL),
 ]
 Architecture = Annotated[
     str | None,

@@ -8,9 +8,10 @@ from contextlib import contextmanager
 from typing import Any
 
 from cvt_cli import __version__
+from cvt_cli.cache import human_bytes
 from cvt_cli.costs import Costs
-from cvt_cli.loader import Classifier
-from cvt_cli.progress import Advance
+from cvt_cli.loader import Access, Classifier
+from cvt_cli.progress import Advance, Unit
 
 PLAIN_INTERVAL_SEC = 30.0
 """Between two progress lines where stderr is no terminal."""
@@ -40,6 +41,8 @@ def conditions(classifier: Classifier) -> dict[str, Any]:
     """What a result depends on, as the documented JSON keys."""
     return {
         "model": classifier.model,
+        "revision": classifier.revision,
+        "activation": classifier.activation,
         "preprocessing": classifier.preprocessing.to_json(),
         "device": classifier.engine.device,
         "hardware": classifier.engine.hardware,
@@ -56,8 +59,10 @@ def note_conditions(classifier: Classifier) -> None:
     names = classifier.labels.names
     classes = f"{len(names)} classes" + (f": {', '.join(names)}" if len(names) <= 20 else "")
     engine = classifier.engine
+    at = f" at {classifier.revision[:7]}" if classifier.revision else ""
     note(
-        f"{classifier.model} ({classes}); {classifier.preprocessing.describe()}; "
+        f"{classifier.model}{at} ({classes}; {classifier.activation}); "
+        f"{classifier.preprocessing.describe()}; "
         f"{engine.device}, {engine.hardware}, {engine.name}, {engine.precision}"
     )
 
@@ -102,33 +107,53 @@ def print_table(
     print("\n".join(line.rstrip() for line in capture.get().splitlines()))
 
 
+def access(revision: str | None = None, offline: bool = False) -> Access:
+    """Fetch models where they are asked for, and say and show that on stderr."""
+    return Access(note, progress, revision, offline)
+
+
 @contextmanager
-def progress(what: str, total: int) -> Iterator[Advance]:
+def progress(what: str, total: int, *, unit: Unit = "images", done: int = 0) -> Iterator[Advance]:
     """A bar with rate and time left on a terminal, plain lines otherwise (`progress.Progress`)."""
     if sys.stderr.isatty():
         from tqdm import tqdm
 
-        with tqdm(total=total, desc=what, unit="img", leave=False, file=sys.stderr) as bar:
+        with tqdm(
+            total=total,
+            initial=done,
+            desc=what,
+            unit="B" if unit == "bytes" else "img",
+            unit_scale=unit == "bytes",
+            leave=False,
+            file=sys.stderr,
+        ) as bar:
 
             def advance_bar(items: int, text: str) -> None:
-                bar.set_postfix_str(text, refresh=False)
+                if text:
+                    bar.set_postfix_str(text, refresh=False)
                 bar.update(items)
 
             yield advance_bar
         return
 
+    def amount(number: float) -> str:
+        return human_bytes(number) if unit == "bytes" else f"{number:.0f} images"
+
     started = last = time.perf_counter()
-    done = 0
+    new = 0
 
     def advance_lines(items: int, text: str) -> None:
-        nonlocal done, last
-        done += items
+        nonlocal new, last
+        new += items
         now = time.perf_counter()
         if now - last >= PLAIN_INTERVAL_SEC:
             last = now
-            rate = done / (now - started)
-            left = duration((total - done) / rate)
-            note(f"{what}: {done}/{total} images, {rate:.0f} images/s, {left} left {text}".rstrip())
+            rate = new / (now - started)
+            left = duration((total - done - new) / rate)
+            note(
+                f"{what}: {amount(done + new)} of {amount(total)}, {amount(rate)}/s, "
+                f"{left} left {text}".rstrip()
+            )
 
     yield advance_lines
 

@@ -2,15 +2,26 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from typing import Literal, Protocol
 
 Advance = Callable[[int, str], None]
 """Called with the number of items done since the last call, and a note such as "loss 0.52"."""
 
-Progress = Callable[[str, int], AbstractContextManager[Advance]]
-"""Opened with what is being done and the number of items in all."""
+Unit = Literal["images", "bytes"]
+
+Say = Callable[[str], None]
+"""Takes a sentence for the user that is no result."""
+
+
+class Progress(Protocol):
+    """Opened with what is being done, how much of it there is, and how much of that is done."""
+
+    def __call__(
+        self, what: str, total: int, *, unit: Unit = "images", done: int = 0
+    ) -> AbstractContextManager[Advance]: ...
 
 
 @contextmanager
-def silent(what: str, total: int) -> Iterator[Advance]:
+def silent(what: str, total: int, *, unit: Unit = "images", done: int = 0) -> Iterator[Advance]:
     """Report to nobody."""
     yield lambda items, note: None

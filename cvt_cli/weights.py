@@ -18,14 +18,16 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from cvt_cli import __version__, cache, labels, layouts
+from cvt_cli import __version__, cache, hub, labels, layouts
 from cvt_cli.checkpoints import Checkpoint
 from cvt_cli.config import Activation, CvTConfig
-from cvt_cli.errors import CheckpointError, UsageError
+from cvt_cli.errors import CheckpointError, CvtError, UsageError
+from cvt_cli.hub import Snapshot
 from cvt_cli.labels import Labels
 from cvt_cli.layouts import CheckpointConfig
 from cvt_cli.model import CvT, init_weights
 from cvt_cli.preprocessing import Preprocessing
+from cvt_cli.progress import Say
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,7 @@ def load(
     known: Checkpoint | None = None,
     size: tuple[int, int] | None = None,
     activation: Activation | None = None,
+    stored: Path | None = None,
 ) -> LoadedCheckpoint:
     """Load a checkpoint folder, a ``.safetensors`` file or an original ``.pth`` state dict.
 
@@ -51,6 +54,7 @@ def load(
         known: the published checkpoint that its name says it is, if it does.
         size: input height and width in pixels; by default the checkpoint's own.
         activation: of the MLPs; by default what the checkpoint says, or see the notes.
+        stored: the file with the folder's tensors, if it is not in it (`as_safetensors`).
 
     Raises:
         CheckpointError: missing, damaged, unsafe, or not a CvT; the message names the file.
@@ -60,24 +64,64 @@ def load(
     folder = layouts.folder_of(path)
     if folder is not None:
         said = layouts.read_folder(folder, known, size, activation)
-        path = _weights_in(folder)
+        path = stored or _weights_in(folder)
         tensors = read_tensors(path)
     elif path.exists():
         said, tensors = _load_state_dict(path, known, size, activation)
     else:
         raise CheckpointError(f"`{path}` does not exist")
-    model = build(said.config, tensors, path)
+    model = build(said.config, tensors, path, folder and folder / layouts.CONFIG_FILE)
     return LoadedCheckpoint(model, said.labels, said.preprocessing, said.notes)
 
 
 def _weights_in(folder: Path) -> Path:
-    for name in (layouts.WEIGHTS_FILE, layouts.PICKLED_WEIGHTS_FILE):
+    for name in layouts.WEIGHTS_FILES:
         if (folder / name).is_file():
             return folder / name
     raise CheckpointError(
         f"`{folder}` has a `{layouts.CONFIG_FILE}` but neither `{layouts.WEIGHTS_FILE}` nor "
         f"`{layouts.PICKLED_WEIGHTS_FILE}`"
     )
+
+
+def as_safetensors(snapshot: Snapshot, say: Say) -> Path:
+    """Convert a hub snapshot's pickle, once, and keep the file in the cache (`hub.ready_weights`).
+
+    Where the cache cannot be written, the pickle itself.
+
+    Raises:
+        CheckpointError: the file is not what the hub announced, or as `read_tensors`.
+    """
+    pickled = snapshot.weights
+    assert pickled is not None
+    record = hub.record_of(snapshot.repository, hub.checked_hash(snapshot))
+    try:
+        with cache.locked(record / "convert.lock", f"converting `{pickled.name}`", say):
+            if (found := hub.converted(record)) is not None:
+                return found
+            say(f"converting `{pickled.name}` of {snapshot.repository} to safetensors, once")
+            return _convert(pickled, record)
+    except CheckpointError:
+        raise
+    except CvtError as error:
+        say(f"{error}; reading the pickle instead, more slowly")
+        return pickled
+
+
+def _convert(pickled: Path, record: Path) -> Path:
+    """Write a pickle's tensors, bit by bit and under their names, to a file named by its hash."""
+    temporary = record / "converting.safetensors.tmp"
+    try:
+        save_file(_read_pickle(pickled), temporary, metadata={"format": "pt"})
+        made = hub.converted_name(record, temporary)
+        temporary.chmod(pickled.stat().st_mode)  # safetensors lets nobody but the owner read
+        temporary.replace(made)
+    except (OSError, SafetensorError) as error:
+        reason = error if isinstance(error, OSError) else OSError(str(error))
+        raise cache.unwritable(temporary, reason) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    return made
 
 
 def _load_state_dict(
@@ -105,8 +149,16 @@ def _load_state_dict(
     return CheckpointConfig(config, names, preprocessing, notes), tensors
 
 
-def build(config: CvTConfig, tensors: Mapping[str, Tensor], source: Path) -> CvT:
+def build(
+    config: CvTConfig, tensors: Mapping[str, Tensor], source: Path, described: Path | None = None
+) -> CvT:
     """A model with exactly these tensors, by reference name, without initialising any.
+
+    Args:
+        config: of the model.
+        tensors: by reference name.
+        source: the file that they are from, for the message.
+        described: the file that the config is from, likewise, if it is from one.
 
     Raises:
         CheckpointError: a tensor is missing, unexpected or wrongly shaped; the first few are named.
@@ -125,8 +177,9 @@ def build(config: CvTConfig, tensors: Mapping[str, Tensor], source: Path) -> CvT
     ]
     if problems:
         more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
+        what = f"what `{described}` describes" if described else "the model"
         raise CheckpointError(
-            f"`{source}` does not fit the model: {len(problems)} of its tensors differ: "
+            f"`{source}` does not fit {what}: {len(problems)} of its tensors differ: "
             + "; ".join(problems[:5])
             + more
         )

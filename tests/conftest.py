@@ -1,14 +1,30 @@
 """Fixtures: a cache of its own for every test, the larger data sets, the command line."""
 
+import os
+import subprocess
+import sys
 import tarfile
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
 from cvt_cli.cli import app
+from fake_hub import Hub
 from tests_shared import Result, test_data
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Before anything imports the hub's client, which reads these once: no real home, no network."""
+    home = tempfile.TemporaryDirectory()
+    config.add_cleanup(home.cleanup)
+    os.environ.update(HF_HOME=home.name, HF_HUB_OFFLINE="1")
+    for name in ("HF_TOKEN", "HF_HUB_CACHE", "HF_ENDPOINT"):
+        os.environ.pop(name, None)
 
 
 @pytest.fixture(autouse=True)
@@ -16,7 +32,6 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
     """No test touches a real home."""
     folder = tmp_path_factory.mktemp("cache")
     monkeypatch.setenv("CVT_CACHE", str(folder))
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     return folder
 
 
@@ -54,3 +69,54 @@ def cvt() -> Callable[..., Result]:
         return Result(result.exit_code, result.stdout, result.stderr)
 
     return run
+
+
+@pytest.fixture
+def hub() -> Iterator[Hub]:
+    """A hub on 127.0.0.1 without repositories."""
+    with Hub() as hub:
+        yield hub
+
+
+@dataclass
+class Machine:
+    """A computer with a home of its own, where the hub is the one of the test."""
+
+    home: Path
+    environment: dict[str, str]
+    popen: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def hub_cache(self) -> Path:
+        return self.home / "hf" / "hub"
+
+    @property
+    def own_cache(self) -> Path:
+        return self.home / "cvt"
+
+    def start(self, *arguments: object, **environment: str) -> subprocess.Popen[str]:
+        """Start a command in a process of its own."""
+        return subprocess.Popen(
+            [sys.executable, "-m", "cvt_cli", *(str(a) for a in arguments)],
+            env={**self.environment, **environment},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            **self.popen,
+        )
+
+    def run(self, *arguments: object, **environment: str) -> Result:
+        """Run a command to its end."""
+        return self.wait(self.start(*arguments, **environment))
+
+    def wait(self, process: subprocess.Popen[str]) -> Result:
+        stdout, stderr = process.communicate(timeout=240)
+        return Result(process.returncode, stdout, stderr)
+
+
+@pytest.fixture
+def machine(hub: Hub, tmp_path: Path) -> Machine:
+    """A new computer that can reach the hub."""
+    environment = {name: v for name, v in os.environ.items() if not name.startswith("HF_")}
+    places = {"HF_HOME": str(tmp_path / "hf"), "CVT_CACHE": str(tmp_path / "cvt")}
+    return Machine(tmp_path, {**environment, **places, "HF_ENDPOINT": hub.url})

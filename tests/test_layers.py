@@ -14,15 +14,17 @@ from tests_shared import TESTS
 PACKAGE = Path(cvt_cli.__file__).parent
 
 LAYERS = {
-    "known": "errors progress config preprocessing labels checkpoints layouts costs cards cache",
+    "known": "errors progress config preprocessing labels checkpoints layouts costs cards cache hub",
     "arrays": "images datasets engine inference evaluation",
     "tensors": "model weights devices torch_engine training runs",
-    "front": "loader options output commands cli __main__",
+    "front": "loader catalogue options output commands cli __main__",
 }
 ORDER = [module for modules in LAYERS.values() for module in modules.split()]
 LAYER_OF = {module: layer for layer, modules in LAYERS.items() for module in modules.split()}
 
-HEAVY = {"torch", "torchvision", "numpy", "PIL", "transformers", "huggingface_hub", "safetensors"}
+# Of huggingface_hub only the constants may be read, which say where its cache is.
+HEAVY = {"torch", "torchvision", "numpy", "PIL", "transformers", "safetensors", "fsspec"}
+HEAVY |= {"httpx", "httpx2", "requests", "filelock"}
 
 
 def imports(path: Path, at_module_level: bool) -> set[str]:
@@ -95,6 +97,11 @@ def command(*arguments: str) -> str:
         ("flops", "--variant", "21", "--res", "384"),
         ("flops", "--model", "cvt-nano-cifar10", "--json"),
         ("count-params", "--model", "cvt-13"),
+        ("models",),
+        ("info", "cvt-21-384"),
+        ("info", "cvt-nano-cifar10"),
+        ("cache", "path"),
+        ("cache", "list"),
         ("predict", "--help"),
         ("finetune", "--help"),
     ],

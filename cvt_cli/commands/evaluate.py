@@ -7,7 +7,9 @@ from cvt_cli import loader, options, output
 
 def evaluate(
     data: options.Data,
-    model: options.Model,
+    model: options.Model = None,
+    revision: options.Revision = None,
+    offline: options.Offline = False,
     data_dir: options.DataDir = None,
     res: options.Res = None,
     activation: options.Activation = None,
@@ -27,7 +29,9 @@ def evaluate(
     from cvt_cli import cache, datasets, evaluation
 
     images = datasets.open_dataset(data, "test", data_dir or cache.data_dir())
-    classifier = loader.load_classifier(model, res, activation, device, precision)
+    classifier = loader.load_classifier(
+        model, res, activation, device, precision, output.access(revision, offline)
+    )
     output.note_conditions(classifier)
     class_index, how = datasets.match_classes(images.classes, classifier.labels)
     output.note(

@@ -35,6 +35,8 @@ def finetune(
             show_default=False,
         ),
     ] = None,
+    revision: options.Revision = None,
+    offline: options.Offline = False,
     variant: options.Variant = None,
     res: options.Res = None,
     activation: options.Activation = None,
@@ -138,6 +140,7 @@ def finetune(
         res=res,
         activation=activation,
         seed=seed,
+        access=output.access(revision, offline),
     )
     for message in start.notes:
         output.note(message)

@@ -19,7 +19,7 @@ def flops(
 
     Example: cvt flops --variant 21 --res 384
     """
-    found = costs_of(variant, model, res, num_classes)
+    found = costs_of(variant, model, res, num_classes, output.access())
     if json_output:
         output.print_costs_json(found)
     elif len(found) == 1:

@@ -19,7 +19,9 @@ def predict(
             metavar="IMAGE...", help="Image files, and folders to search.", show_default=False
         ),
     ],
-    model: options.Model = loader.DEFAULT_MODEL,
+    model: options.Model = None,
+    revision: options.Revision = None,
+    offline: options.Offline = False,
     res: options.Res = None,
     activation: options.Activation = None,
     top_k: Annotated[
@@ -44,6 +46,8 @@ def predict(
 
     An image that cannot be read is reported on stderr, the others are answered, and the exit code
     is 1. In folders, files are found by their suffix, at any depth; hidden ones are passed over.
+    A model that is not here is fetched from the hub. Where the default one cannot be had,
+    cvt-nano-cifar10, which is part of the package and knows ten classes, answers and says so.
 
     Example: cvt predict photo.jpg --model cvt-nano-cifar10
     """
@@ -59,7 +63,9 @@ def predict(
             hint="folders are searched for .jpg, .png, .webp and other usual suffixes; "
             "a file that is named is read whatever its name",
         )
-    classifier = loader.load_classifier(model, res, activation, device, precision)
+    classifier = loader.load_classifier_or_embedded(
+        model, res, activation, device, precision, output.access(revision, offline)
+    )
     output.note_conditions(classifier)
     answers = inference.classify(
         classifier.engine,

@@ -1,0 +1,139 @@
+"""``cvt cache``: what is kept on this machine."""
+
+from typing import Annotated
+
+import typer
+
+from cvt_cli import cache, catalogue, hub, options, output
+from cvt_cli.cache import human_bytes
+from cvt_cli.errors import CvtError, UsageError
+
+app = typer.Typer(no_args_is_help=True, help="Show, check and clear what is kept on this machine.")
+
+Names = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[NAME...]",
+        help="Known checkpoints, and hub repositories (owner/name).",
+        show_default=False,
+    ),
+]
+
+
+@app.command(name="list")
+def list_(json_output: options.Json = False) -> None:
+    """List the checkpoints in the cache, whichever tool fetched them, with size and last use.
+
+    Example: cvt cache list
+    """
+    rows = catalogue.held([])
+    if json_output:
+        output.print_json([row.to_json() for row in rows])
+        return
+    if not rows:
+        output.note(f"no CvT in `{cache.hub_dir()}`; `cvt download NAME` fetches one")
+        return
+    output.print_table(
+        f"CvT checkpoints in {cache.hub_dir()}",
+        ("name", "revision", "state", "last use", "size", "converted"),
+        [
+            (
+                row.name,
+                ", ".join((*row.snapshot.refs, row.snapshot.commit[:7])),
+                "whole" if not row.snapshot.missing else f"no {' or '.join(row.snapshot.missing)}",
+                (row.to_json()["last_use"] or "never")[:10],
+                human_bytes(row.bytes),
+                human_bytes(row.made_bytes) if row.made_bytes else "",
+            )
+            for row in rows
+        ],
+        text_columns=4,
+    )
+
+
+@app.command()
+def path(names: Names = None, json_output: options.Json = False) -> None:
+    """Print the folders: of the hub's files, of what is made of them; or of one checkpoint.
+
+    Example: cvt cache path cvt-13
+    """
+    if names:
+        folders = {row.name: str(row.snapshot.folder) for row in catalogue.held(names)}
+    else:
+        folders = {"hub": str(cache.hub_dir()), "cvt": str(cache.cache_dir())}
+    if json_output:
+        output.print_json(folders)
+        return
+    for folder in folders.values():
+        print(folder)
+
+
+@app.command()
+def verify(names: Names = None, json_output: options.Json = False) -> None:
+    """Read every file of the checkpoints in the cache and compare it with its hash.
+
+    The hub's files have the hash that the hub announced; conversions the one that they were made
+    with. Damaged weights are refused until `cvt download NAME` fetches them again.
+
+    Example: cvt cache verify
+    """
+    verdicts = {True: "right", False: "damaged", None: "no hash known"}
+    checks = [
+        (row.name, file, right)
+        for row in catalogue.held(names or [])
+        for file, right in hub.verify(row.snapshot)
+    ]
+    if json_output:
+        output.print_json(
+            [{"name": name, "path": str(file), "right": right} for name, file, right in checks]
+        )
+    else:
+        output.print_table(
+            "Files compared with their hashes",
+            ("name", "file", "verdict"),
+            [(name, file.name, verdicts[right]) for name, file, right in checks],
+            text_columns=3,
+        )
+    damaged = [(name, file) for name, file, right in checks if right is False]
+    for name, file in damaged:
+        output.error(f"`{file}` is damaged", f"`cvt download {name}` mends it")
+    if damaged:
+        raise typer.Exit(1)
+
+
+@app.command()
+def remove(
+    names: Names = None,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Every CvT in the cache; other models stay.")
+    ] = False,
+    json_output: options.Json = False,
+) -> None:
+    """Remove checkpoints, every revision, from the hub's cache, and what was made of them.
+
+    Other tools that use the hub's cache no longer find them either. A process that has one loaded
+    goes on.
+
+    Example: cvt cache remove cvt-13
+    """
+    if bool(names) == everything:
+        raise UsageError("give the names of checkpoints, or --all")
+    repositories = sorted(
+        {catalogue.repository_of(name) for name in names}
+        if names
+        else {row.snapshot.repository for row in catalogue.held([])}
+    )
+    freed, failed = {}, 0
+    for repository in repositories:
+        try:
+            freed[repository] = hub.remove(repository)
+        except CvtError as error:
+            failed += 1
+            output.error(str(error), error.hint)
+    if json_output:
+        output.print_json({name: {"freed_bytes": size} for name, size in freed.items()})
+    else:
+        for name, size in freed.items():
+            print(f"removed {name}, {human_bytes(size)}")
+    if failed:
+        raise typer.Exit(1)

@@ -1,0 +1,67 @@
+"""``cvt download``: fetch checkpoints ahead."""
+
+from typing import Annotated
+
+import typer
+
+from cvt_cli import catalogue, options, output
+from cvt_cli.cache import human_bytes
+from cvt_cli.catalogue import Held
+from cvt_cli.checkpoints import CHECKPOINTS
+from cvt_cli.errors import UsageError
+
+
+def download(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="NAME...",
+            help="Known checkpoints, and hub repositories (owner/name).",
+            show_default=False,
+        ),
+    ] = None,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Every published checkpoint (cvt models).")
+    ] = False,
+    revision: options.Revision = None,
+    json_output: options.Json = False,
+) -> None:
+    """Fetch checkpoints from the hub, verified and ready to be used without network.
+
+    What is here already is verified, and fetched again if it is damaged or the hub has a newer
+    revision. An interrupted download goes on where it stopped.
+
+    Example: cvt download cvt-13 cvt-21-384-22k
+    """
+    if bool(names) == everything:
+        raise UsageError("give the names of checkpoints, or --all", hint="`cvt models` lists them")
+    wanted = names or [c.name for c in CHECKPOINTS.values() if c.repository]
+    here: list[Held] = []
+    done = 0
+    for result in catalogue.download(wanted, output.access(revision)):
+        done += 1
+        if isinstance(result, Held):
+            here.append(result)
+        else:
+            output.error(str(result), result.hint)
+    if left := wanted[done:]:
+        output.note(f"not tried: {', '.join(left)}")
+    if json_output:
+        output.print_json([row.to_json() for row in here])
+    elif here:
+        output.print_table(
+            "On this machine, verified",
+            ("name", "folder", "revision", "size"),
+            [
+                (
+                    row.name,
+                    str(row.snapshot.folder),
+                    row.snapshot.commit[:7],
+                    human_bytes(row.bytes + row.made_bytes),
+                )
+                for row in here
+            ],
+            text_columns=2,
+        )
+    if len(here) < len(wanted):
+        raise typer.Exit(1)

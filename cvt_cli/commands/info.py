@@ -1,0 +1,56 @@
+"""``cvt info``: what one checkpoint is."""
+
+from typing import Annotated
+
+import typer
+
+from cvt_cli import catalogue, options, output
+from cvt_cli.config import variant_of
+
+
+def info(
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME|PATH",
+            help="As after --model elsewhere.",
+            show_default=False,
+        ),
+    ],
+    revision: options.Revision = None,
+    offline: options.Offline = False,
+    json_output: options.Json = False,
+) -> None:
+    """Print what a checkpoint is: variant, size, classes, preprocessing, source, hash, card.
+
+    Fetches no weights: a published checkpoint that is not here is described as it is known, of
+    another hub repository the config and the card are read.
+
+    Example: cvt info cvt-13
+    """
+    found = catalogue.describe(model, output.access(revision, offline))
+    document = found.to_json()
+    if json_output:
+        output.print_json(document)
+        return
+    for message in found.notes:
+        output.note(message)
+    names = found.labels.names
+    shown = ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
+    rows = [
+        ("variant", variant_of(found.config) or "none of the known ones"),
+        ("input", found.preprocessing.describe()),
+        ("classes", f"{len(names)}: {shown}"),
+        ("activation", found.config.activation),
+        ("parameters", f"{document['params']:,}"),
+        ("MACs", f"{document['macs']:,} for one image"),
+        ("repository", found.repository or "none"),
+        ("revision", found.revision or "none"),
+        ("weights", str(found.weights or "not on this machine")),
+        ("SHA-256", found.weights_sha256 or "not known"),
+        ("licence", found.known.licence if found.known else "not known; see the card"),
+        ("card", str(found.card or "none on this machine")),
+    ]
+    print(output.printable(found.name))
+    for name, value in rows:
+        print(f"  {name:<11} {output.printable(value)}")

@@ -1,0 +1,866 @@
+"""Checkpoints of a hub: fetched once, verified, and every way in which that fails.
+
+The hub is a server on 127.0.0.1 (`fake_hub`); the client is the real one, in processes of its own.
+"""
+
+import contextlib
+import ctypes
+import io
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load
+
+from conftest import Machine
+from cvt_cli import weights
+from cvt_cli.labels import Labels
+from cvt_cli.preprocessing import Preprocessing
+from fake_hub import Commit, Hub
+from tests_shared import CHELSEA, TINY, golden_model
+
+NAME = "somebody/tiny"
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """The files of a small CvT, as this tool saves one."""
+    folder = tmp_path_factory.mktemp("tiny")
+    preprocessing = Preprocessing(64, 64, "crop")
+    weights.save(folder, golden_model(TINY), Labels(tuple("abcdefghij")), preprocessing, "# Tiny\n")
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.fixture(scope="module")
+def pickled(checkpoint: dict[str, bytes]) -> dict[str, bytes]:
+    """The same with its tensors in a pickle."""
+    files = dict(checkpoint)
+    buffer = io.BytesIO()
+    torch.save(load(files.pop("model.safetensors")), buffer)
+    return {**files, "pytorch_model.bin": buffer.getvalue()}
+
+
+def changed(files: dict[str, bytes], **config: object) -> dict[str, bytes]:
+    """The files with other values in their config.json."""
+    content = {**json.loads(files["config.json"]), **config}
+    return {**files, "config.json": json.dumps(content).encode()}
+
+
+def blobs(machine: Machine, name: str = NAME) -> set[str]:
+    """Names in the client's store of a repository."""
+    folder = machine.hub_cache / f"models--{name.replace('/', '--')}" / "blobs"
+    return {path.name for path in folder.iterdir()} if folder.exists() else set()
+
+
+def predicted(machine: Machine, *arguments: object, **environment: str) -> list[tuple[str, float]]:
+    result = machine.run("predict", CHELSEA, "--json", *arguments, **environment)
+    assert result.exit_code == 0, result.stderr
+    return [(p["label"], p["score"]) for p in result.json["results"][0]["predictions"]]
+
+
+# --- fetched once
+
+
+def test_the_second_run_needs_no_hub(hub: Hub, machine: Machine, checkpoint) -> None:
+    commit = hub.add(NAME, checkpoint).refs["main"]
+
+    first = machine.run("predict", CHELSEA, "--model", NAME, "--json")
+    asked = len(hub.requests)
+    hub.stop()
+    second = machine.run("predict", CHELSEA, "--model", NAME, "--json")
+
+    assert first.exit_code == 0 and asked > 0
+    assert f"fetching model.safetensors of {NAME} at {commit.sha[:7]}" in first.stderr
+    assert f"from {hub.url} into `{machine.hub_cache}`" in first.stderr
+    assert first.json["revision"] == commit.sha
+    assert second.json == first.json
+    assert "fetching" not in second.stderr
+
+
+def test_a_checkpoint_in_the_cache_costs_no_request(hub: Hub, machine: Machine, checkpoint) -> None:
+    hub.add(NAME, checkpoint)
+    machine.run("download", NAME)
+    hub.requests.clear()
+
+    assert machine.run("info", NAME).exit_code == 0
+    assert hub.requests == []
+
+
+def test_nothing_is_asked_of_the_hub_but_the_checkpoint(
+    hub: Hub, machine: Machine, checkpoint
+) -> None:
+    hub.add(NAME, {**checkpoint, "tf_model.h5": b"x" * 1000, "notes.md": b"x"})
+
+    machine.run("download", NAME)
+
+    wanted = {"config.json", "preprocessor_config.json", "README.md", "model.safetensors"}
+    files = {r.path.rsplit("/", 1)[1] for r in hub.requests if "/resolve/" in r.path}
+    assert files == wanted
+    others = [r.path for r in hub.requests if "/resolve/" not in r.path and "/store/" not in r.path]
+    assert others == [f"/api/models/{NAME}"]
+
+
+def test_safetensors_are_taken_rather_than_a_pickle(
+    hub: Hub, machine: Machine, checkpoint, pickled
+) -> None:
+    hub.add(NAME, {**pickled, **checkpoint})
+
+    assert machine.run("download", NAME).exit_code == 0
+
+    assert len(hub.fetched()) == 1
+    assert hub.fetched("model.safetensors") and not hub.fetched("pytorch_model.bin")
+
+
+def test_a_pickle_is_converted_once_bit_by_bit(hub: Hub, machine: Machine, pickled) -> None:
+    hub.add(NAME, pickled)
+
+    first = machine.run("predict", CHELSEA, "--model", NAME, "--json")
+    (made,) = machine.own_cache.rglob("*.safetensors")
+    changed_at = made.stat().st_mtime_ns
+    second = machine.run("predict", CHELSEA, "--model", NAME, "--json")
+
+    assert "converting `pytorch_model.bin`" in first.stderr
+    assert "converting" not in second.stderr
+    assert second.json == first.json
+    assert made.stat().st_mtime_ns == changed_at
+    original = torch.load(io.BytesIO(pickled["pytorch_model.bin"]), weights_only=True)
+    converted = load(made.read_bytes())
+    assert original.keys() == converted.keys()
+    assert all(torch.equal(original[name], converted[name]) for name in original)
+
+
+def test_a_file_that_another_tool_fetched_is_used(hub: Hub, machine: Machine, checkpoint) -> None:
+    hub.add(NAME, checkpoint)
+    script = (
+        "from huggingface_hub import hf_hub_download\n"
+        f"for name in {list(checkpoint)!r}: hf_hub_download({NAME!r}, name)"
+    )
+    subprocess.run(["python", "-c", script], env=machine.environment, check=True)
+    hub.stop()
+
+    result = machine.run("predict", CHELSEA, "--model", NAME)
+
+    assert result.exit_code == 0, result.stderr
+
+
+def test_a_file_that_we_fetched_is_found_by_the_hubs_client(
+    hub: Hub, machine: Machine, checkpoint
+) -> None:
+    hub.add(NAME, checkpoint)
+    machine.run("download", NAME)
+    hub.stop()
+    script = (
+        "import huggingface_hub\n"
+        f"for name in {list(checkpoint)!r}:\n"
+        f"    huggingface_hub.hf_hub_download({NAME!r}, name, local_files_only=True)\n"
+        "print(huggingface_hub.scan_cache_dir().warnings)"
+    )
+
+    done = subprocess.run(
+        ["python", "-c", script], env=machine.environment, check=True, capture_output=True
+    )
+
+    assert done.stdout == b"[]\n"
+
+
+# --- revisions
+
+
+def test_a_branch_that_moves_is_followed_by_download_alone(
+    hub: Hub, machine: Machine, checkpoint
+) -> None:
+    repository = hub.add(NAME, checkpoint)
+    old = repository.refs["main"]
+    machine.run("download", NAME)
+    new = Commit(changed(checkpoint, activation="gelu"))
+    repository.move(new)
+
+    assert machine.run("info", NAME, "--json").json["revision"] == old.sha
+    result = machine.run("download", NAME, "--json")
+    hub.stop()
+
+    assert result.json[0]["revision"] == new.sha
+    assert machine.run("info", NAME, "--json").json["activation"] == "gelu"
+    before = machine.run("info", NAME, "--revision", old.sha, "--json").json
+    assert before["activation"] == "quick_gelu"
+    assert len(hub.fetched()) == 1  # the weights are the same in both
+
+
+def test_a_revision_can_be_a_pull_request_or_a_tag(hub: Hub, machine: Machine, checkpoint) -> None:
+    repository = hub.add(NAME, changed(checkpoint, activation="gelu"))
+    for name in ("refs/pr/4", "v1.0"):
+        repository.refs[name] = Commit(checkpoint)
+
+        document = machine.run("download", NAME, "--revision", name, "--json").json
+        assert document[0]["revision"] == repository.refs[name].sha
+        document = machine.run("info", NAME, "--revision", name, "--offline", "--json").json
+        assert document["activation"] == "quick_gelu"
+
+
+def test_a_revision_of_something_on_this_machine_is_a_usage_error(machine: Machine) -> None:
+    result = machine.run("info", "cvt-nano-cifar10", "--revision", "main")
+
+    assert result.exit_code == 2
+    assert "`cvt-nano-cifar10` is on this machine; --revision is for repositories" in result.stderr
+
+
+# --- interrupted, resumed, shared
+
+
+def slowed(hub: Hub, files: dict[str, bytes], seconds: float) -> int:
+    """Publish the files so that the large one takes that long; gives its size."""
+    size = max(len(content) for content in files.values())
+    hub.add(NAME, files, bytes_per_sec=size / seconds)
+    return size
+
+
+def until_partly_fetched(machine: Machine, process: subprocess.Popen[str], least: int) -> int:
+    """Wait until some bytes of the weights are on disk."""
+    folder = machine.hub_cache / f"models--{NAME.replace('/', '--')}" / "blobs"
+    while process.poll() is None:
+        sizes = [path.stat().st_size for path in folder.glob("*.cvt.incomplete")]
+        if sizes and sizes[0] >= least:
+            return sizes[0]
+        time.sleep(0.02)
+    raise AssertionError(f"ended before: {process.communicate()}")
+
+
+def test_a_killed_download_goes_on_where_it_stopped(hub: Hub, machine: Machine, checkpoint) -> None:
+    size = slowed(hub, checkpoint, seconds=4)
+    process = machine.start("download", NAME)
+    until_partly_fetched(machine, process, size // 4)
+    process.kill()
+    process.communicate()
+
+    assert not machine.run("info", NAME, "--offline").stdout
+    hub.repositories[NAME].bytes_per_sec = None
+    result = machine.run("download", NAME)
+
+    assert result.exit_code == 0, result.stderr
+    assert "are there already" in result.stderr
+    first, second = hub.fetched()
+    assert first.range is None
+    assert int(second.range.removeprefix("bytes=").removesuffix("-")) >= size // 4
+    assert not any(name.endswith("incomplete") for name in blobs(machine))
+    assert machine.run("cache", "verify").exit_code == 0
+
+
+def test_ctrl_c_keeps_what_was_fetched(hub: Hub, machine: Machine, checkpoint) -> None:
+    size = slowed(hub, checkpoint, seconds=4)
+    process = machine.start("download", NAME)
+    until_partly_fetched(machine, process, size // 4)
+    process.send_signal(signal.SIGINT)
+    interrupted = machine.wait(process)
+
+    assert interrupted.exit_code == 130
+    assert "Traceback" not in interrupted.stderr
+    assert "are kept" in interrupted.stderr
+    hub.repositories[NAME].bytes_per_sec = None
+    assert machine.run("download", NAME).exit_code == 0
+    assert hub.fetched()[-1].range
+
+
+@pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.slow)])
+def test_killed_at_any_moment_it_ends_with_verified_files(
+    hub: Hub, machine: Machine, pickled, kills: int
+) -> None:
+    slowed(hub, pickled, seconds=2)
+    moments = random.Random(kills)
+    for _ in range(kills):
+        process = machine.start("download", NAME)
+        time.sleep(moments.uniform(0.3, 7))  # the conversion that follows is killed too
+        process.kill()
+        process.communicate()
+
+        for path in [*machine.hub_cache.rglob("blobs/*"), *machine.own_cache.rglob("*.safeten*")]:
+            if path.suffix not in (".incomplete", ".tmp"):
+                assert_is_what_its_name_says(path)
+
+    assert machine.run("download", NAME).exit_code == 0
+    verified = machine.run("cache", "verify", "--json")
+    assert [check["right"] for check in verified.json] == [True] * 5
+    assert not list(machine.hub_cache.rglob("*.cvt.incomplete"))
+
+
+def assert_is_what_its_name_says(path: Path) -> None:
+    content = path.read_bytes()
+    name = path.name.split(".")[0]
+    kind = ".bin" if len(name) == 64 else ".json"
+    assert Commit({kind: content}).digest(kind) == name
+
+
+def test_of_two_processes_one_fetches_and_both_have_it(
+    hub: Hub, machine: Machine, checkpoint
+) -> None:
+    slowed(hub, checkpoint, seconds=3)
+
+    first, second = machine.start("download", NAME), machine.start("download", NAME)
+    results = [machine.wait(process) for process in (first, second)]
+
+    assert [result.exit_code for result in results] == [0, 0], results
+    assert len(hub.fetched()) == 1
+    waited = [r for r in results if f"another process is fetching model.safetensors of {NAME}" in
+              r.stderr]  # fmt: skip
+    assert len(waited) == 1
+    assert machine.run("cache", "verify").exit_code == 0
+
+
+def test_two_processes_convert_to_one_file(hub: Hub, machine: Machine, pickled) -> None:
+    hub.add(NAME, pickled)
+
+    processes = [machine.start("download", NAME) for _ in range(2)]
+    results = [machine.wait(process) for process in processes]
+
+    assert [result.exit_code for result in results] == [0, 0], results
+    (made,) = machine.own_cache.rglob("*.safetensors*")
+    assert_is_what_its_name_says(made)
+
+
+def test_a_connection_that_breaks_is_taken_up_again(hub: Hub, machine: Machine, checkpoint) -> None:
+    size = len(checkpoint["model.safetensors"])
+    hub.add(NAME, checkpoint, cut_after=size // 2)
+
+    result = machine.run("download", NAME)
+
+    assert result.exit_code == 0, result.stderr
+    assert "Trying to resume" not in result.stderr
+    assert len(hub.fetched()) >= 2
+
+
+# --- without network
+
+
+def test_without_network_the_error_says_what_where_and_what_to_do(
+    hub: Hub, machine: Machine
+) -> None:
+    hub.stop()
+
+    started = time.perf_counter()
+    result = machine.run("predict", CHELSEA, "--model", "cvt-13")
+    took = time.perf_counter() - started
+
+    assert result.exit_code == 1
+    assert result.stderr.count("\n") == 3  # the error, an empty line, the hint
+    assert "`microsoft/cvt-13` is not in the cache" in result.stderr
+    assert str(machine.hub_cache) in result.stderr
+    assert f"the hub {hub.url} cannot be reached" in result.stderr
+    assert "--model PATH" in result.stderr
+    assert "`cvt download microsoft/cvt-13`" in result.stderr
+    assert "--model cvt-nano-cifar10" in result.stderr
+    assert took < 10
+
+
+def test_a_hub_that_does_not_answer_is_given_up_within_three_seconds(machine: Machine) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        baseline = time.perf_counter()
+        machine.run("info", NAME, HF_ENDPOINT=address, HF_HUB_OFFLINE="1")
+        started = time.perf_counter()
+        result = machine.run("info", NAME, HF_ENDPOINT=address)
+        took = time.perf_counter() - started - (started - baseline)
+
+    assert result.exit_code == 1
+    assert f"the hub {address} did not answer within 3 s" in result.stderr
+    assert 2.5 < took < 4.5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "why"),
+    [
+        ((), {}, "cannot be reached"),
+        (("--offline",), {}, "is not asked: --offline"),
+        ((), {"HF_HUB_OFFLINE": "1"}, "is not asked: HF_HUB_OFFLINE is set"),
+    ],
+)
+def test_only_the_default_model_falls_back_to_the_embedded_one(
+    hub: Hub, machine: Machine, arguments, environment, why: str
+) -> None:
+    hub.stop()
+
+    result = machine.run("predict", CHELSEA, "--json", *arguments, **environment)
+
+    assert result.exit_code == 0
+    assert result.json["model"] == "cvt-nano-cifar10"
+    assert f"`microsoft/cvt-21-384-22k` is not in the cache (`{machine.hub_cache}`)" in (
+        result.stderr
+    )
+    assert why in result.stderr
+    assert "answering with cvt-nano-cifar10 in its place" in result.stderr
+    assert "airplane, automobile, bird, cat, deer, dog, frog, horse, ship, truck" in result.stderr
+
+
+def test_evaluation_does_not_fall_back(hub: Hub, machine: Machine, tmp_path: Path) -> None:
+    hub.stop()
+    for name in "ab":
+        (tmp_path / "data" / name).mkdir(parents=True)
+        shutil.copy(CHELSEA, tmp_path / "data" / name)
+
+    result = machine.run("evaluate", "--data", tmp_path / "data")
+
+    assert result.exit_code == 1
+    assert "`microsoft/cvt-21-384-22k` is not in the cache" in result.stderr
+
+
+def test_download_without_network_keeps_the_copy_and_says_so(
+    hub: Hub, machine: Machine, checkpoint
+) -> None:
+    hub.add(NAME, checkpoint)
+    machine.run("download", NAME)
+    hub.stop()
+
+    result = machine.run("download", NAME)
+
+    assert result.exit_code == 0
+    assert "the copy in the cache stays, unchecked for news" in result.stderr
+
+
+def test_a_sign_in_page_is_not_taken_for_a_hub(hub: Hub, machine: Machine, checkpoint) -> None:
+    hub.add("microsoft/cvt-21-384-22k", checkpoint, html=True)
+
+    result = machine.run("predict", CHELSEA, "--json")
+
+    assert result.json["model"] == "cvt-nano-cifar10"
+
+
+# --- what the hub refuses
+
+
+def test_an_unknown_repository_is_answered_with_the_nearest_names(
+    hub: Hub, machine: Machine
+) -> None:
+    result = machine.run("predict", CHELSEA, "--model", "microsoft/cvt-12")
+
+    assert result.exit_code == 1
+    assert f"there is no `microsoft/cvt-12`: neither a file or folder here, nor a model on {hub.url}" in (
+        result.stderr
+    )  # fmt: skip
+    assert "did you mean `cvt-21` or `cvt-13`" in result.stderr
+    assert machine.run("predict", CHELSEA, "--model", "cvt-31").stderr.startswith(
+        "error: there is no model `cvt-31`: neither a file or folder, nor a known name"
+    )
+
+
+def test_an_unknown_revision_is_named(hub: Hub, machine: Machine, checkpoint) -> None:
+    hub.add(NAME, checkpoint)
+
+    result = machine.run("download", NAME, "--revision", "v9")
+
+    assert result.exit_code == 1
+    assert f"`{NAME}` has no revision `v9`" in result.stderr
+
+
+def test_a_private_repository_needs_its_token_and_only_the_hub_sees_it(
+    hub: Hub, machine: Machine, checkpoint
+) -> None:
+    hub.add(NAME, checkpoint, token="secret")
+
+    without = machine.run("download", NAME)
+    expired = machine.run("download", NAME, HF_TOKEN="expired")
+    right = machine.run("download", NAME, HF_TOKEN="secret")
+
+    assert without.exit_code == 1 and f"there is no `{NAME}`" in without.stderr
+    assert "set HF_TOKEN, or run `hf auth login`" in without.stderr
+    assert expired.exit_code == 1 and "does not accept the token" in expired.stderr
+    assert right.exit_code == 0, right.stderr
+    assert [request.authorization for request in hub.fetched()] == [None]
+
+
+def test_a_gated_repository_says_where_to_ask(hub: Hub, machine: Machine, checkpoint) -> None:
+    hub.add(NAME, checkpoint, gated=True, token="secret")
+
+    result = machine.run("download", NAME)
+
+    assert result.exit_code == 1
+    assert f"`{NAME}` is gated, and this account has no access to it (403)" in result.stderr
+    assert f"ask for access on {hub.url}/{NAME}" in result.stderr
+    assert machine.run("download", NAME, HF_TOKEN="secret").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("status", "message"),
+    [
+        (401, "does not accept the token"),
+        (403, f"refuses access to `{NAME}` (403)"),
+        (418, f"answers 418, asked for `{NAME}`"),
+        (429, "takes no more requests for now (429)"),
+        (500, "fails with status 500"),
+        (503, "fails with status 503"),
+    ],
+)
+def test_a_status_is_explained(
+    hub: Hub, machine: Machine, checkpoint, status: int, message: str
+) -> None:
+    hub.add(NAME, checkpoint, status=status)
+
+    result = machine.run("download", NAME)
+
+    assert result.exit_code == 1
+    # Without an error code in the answer the client takes 401 for a repository that is not there.
+    assert message in result.stderr or (status == 401 and f"there is no `{NAME}`" in result.stderr)
+    assert ("try again in 17 s" in result.stderr) == (status == 429)
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.slow  # the client itself tries for half a minute
+def test_files_that_the_hub_fails_to_send_are_explained(
+    hub: Hub, machine: Machine, checkpoint
+) -> None:
+    hub.add(NAME, checkpoint, file_status=500)
+
+    result = machine.run("download", NAME)
+
+    assert result.exit_code == 1
+    assert "fails with status 500" in result.stderr
+    assert result.stderr.count("\n") == 3
+
+
+# --- what the hub sends
+
+
+def test_a_file_with_a_wrong_hash_is_thrown_away(hub: Hub, machine: Machine, checkpoint) -> None:
+    hub.add(NAME, checkpoint, announced="0" * 64)
+
+    result = machine.run("predict", CHELSEA, "--model", NAME)
+
+    assert result.exit_code == 1
+    right = Commit(checkpoint).digest("model.safetensors")
+    assert f"its hash is {right}, not {'0' * 64}; it was thrown away" in result.stderr
+    assert not any(len(name) >= 64 for name in blobs(machine))
+    assert "is not in the cache" in machine.run("info", NAME, "--offline").stderr
+
+
+def test_a_file_that_is_too_short_is_not_taken_for_whole(
+    hub: Hub, machine: Machine, checkpoint
+) -> None:
+    repository = hub.add(NAME, checkpoint, shorter_by=1000)
+
+    result = machine.run("download", NAME)
+    repository.shorter_by = 0
+    again = machine.run("download", NAME)
+
+    assert result.exit_code == 1
+    assert f"the download of `{NAME}` from {hub.url} broke off" in result.stderr
+    assert "it goes on where this one stopped" in result.stderr
+    assert again.exit_code == 0
+    assert hub.fetched()[-1].range  # the last thousand bytes
+
+
+def test_a_file_without_a_hash_is_not_taken(hub: Hub, machine: Machine, checkpoint) -> None:
+    hub.add(NAME, checkpoint, announced="../../escaped")
+
+    result = machine.run("download", NAME)
+
+    assert result.exit_code == 1
+    assert "announces no hash for `model.safetensors`" in result.stderr
+    assert not list(machine.home.rglob("escaped*"))
+
+
+REFUSED = {
+    "an empty repository": ({".gitattributes": b""}, "has no `config.json`; it holds .gitattributes"),
+    "another kind of model": (
+        {"config.json": b'{"model_type": "vit"}', "model.safetensors": b"x"},
+        "describes a model of type 'vit'; accepted is 'cvt'",
+    ),
+    "another library's": (
+        {"config.json": b'{"architecture": "convnext_tiny"}', "model.safetensors": b"x"},
+        "describes a model of type 'convnext_tiny'",
+    ),
+    "no JSON": ({"config.json": b"{", "model.safetensors": b"x"}, "cannot be read as JSON"),
+    "weights for TensorFlow alone": (None, "has no weights that are read here"),
+    "an unsupported value": (None, "`qkv_projection_method` is ['avg', 'avg', 'avg']"),
+    "a wrong config": (None, "does not fit what `"),
+    "an unnamed head of 21,841": (None, "has a head of 21841 classes and no class list"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_is_no_usable_cvt_is_refused_by_name(
+    hub: Hub, machine: Machine, checkpoint, case: str
+) -> None:
+    files, message = REFUSED[case]
+    if case == "weights for TensorFlow alone":
+        files = {"config.json": checkpoint["config.json"], "tf_model.h5": b"x"}
+    elif case == "an unsupported value":
+        files = changed(checkpoint, qkv_projection_method=["avg"] * 3)
+    elif case == "a wrong config":
+        files = changed(checkpoint, depth=[1, 2, 4])
+    elif case == "an unnamed head of 21,841":
+        files = with_head(checkpoint, 21841)
+    hub.add(NAME, files)
+
+    result = machine.run("predict", CHELSEA, "--model", NAME)
+
+    assert result.exit_code == 1
+    assert message in result.stderr
+    assert result.stdout == ""
+    if case not in ("a wrong config", "an unnamed head of 21,841"):
+        assert hub.fetched() == []  # refused before the large file is fetched
+
+
+def with_head(files: dict[str, bytes], classes: int) -> dict[str, bytes]:
+    """The same checkpoint with a head of that many classes, and no names for them."""
+    from safetensors.torch import save
+
+    tensors = load(files["model.safetensors"])
+    for name in ("classifier.weight", "classifier.bias"):
+        tensors[name] = torch.zeros(classes, *tensors[name].shape[1:])
+    config = json.loads(files["config.json"])
+    del config["id2label"], config["label2id"]
+    config["num_labels"] = classes
+    return {
+        **files, "model.safetensors": save(tensors), "config.json": json.dumps(config).encode()
+    }  # fmt: skip
+
+
+def test_a_repository_without_preprocessing_is_asked_for_it_once(
+    hub: Hub, machine: Machine, checkpoint
+) -> None:
+    hub.add(NAME, {n: c for n, c in checkpoint.items() if n != "preprocessor_config.json"})
+    machine.run("download", NAME)
+    hub.requests.clear()
+
+    result = machine.run("info", NAME)
+
+    assert "has no `preprocessor_config.json`" in result.stderr
+    assert hub.requests == []
+
+
+# --- a cache in a bad state
+
+
+def test_a_half_written_cache_is_completed_or_named(hub: Hub, machine: Machine, checkpoint) -> None:
+    hub.add(NAME, checkpoint)
+    machine.run("download", NAME)
+    (snapshot,) = machine.hub_cache.glob("models--*/snapshots/*")
+    (snapshot / "model.safetensors").resolve().unlink()
+
+    offline = machine.run("predict", CHELSEA, "--model", NAME, "--offline")
+    online = machine.run("predict", CHELSEA, "--model", NAME)
+
+    assert offline.exit_code == 1
+    assert f"is in the cache without `model.safetensors` (`{snapshot}`)" in offline.stderr
+    assert online.exit_code == 0
+
+
+def test_a_damaged_file_is_refused_found_and_mended(hub: Hub, machine: Machine, checkpoint) -> None:
+    hub.add(NAME, checkpoint)
+    machine.run("download", NAME)
+    (snapshot,) = machine.hub_cache.glob("models--*/snapshots/*")
+    for name in ("model.safetensors", "config.json"):
+        blob = (snapshot / name).resolve()
+        content = bytearray(blob.read_bytes())
+        content[-5] ^= 1
+        blob.write_bytes(content)
+
+    used = machine.run("predict", CHELSEA, "--model", NAME, "--offline")
+    verified = machine.run("cache", "verify", NAME)
+    mended = machine.run("download", NAME)
+
+    assert used.exit_code == 1
+    assert f"`{snapshot / 'model.safetensors'}` is damaged" in used.stderr
+    assert f"`cvt download {NAME}` fetches it again" in used.stderr
+    assert verified.exit_code == 1
+    assert verified.stderr.count("is damaged") == 2
+    assert mended.exit_code == 0, mended.stderr
+    assert machine.run("cache", "verify", NAME).exit_code == 0
+
+
+def test_damage_that_keeps_size_and_time_is_found_by_verify(
+    hub: Hub, machine: Machine, pickled
+) -> None:
+    hub.add(NAME, pickled)
+    machine.run("download", NAME)
+    (snapshot,) = machine.hub_cache.glob("models--*/snapshots/*")
+    (made,) = machine.own_cache.rglob("*.safetensors")
+    for path in ((snapshot / "pytorch_model.bin").resolve(), made):
+        stat = path.stat()
+        content = bytearray(path.read_bytes())
+        content[-5] ^= 1
+        path.write_bytes(content)
+        os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+
+    verified = machine.run("cache", "verify", "--json")
+
+    assert verified.exit_code == 1
+    assert [check["right"] for check in verified.json].count(False) == 2
+    assert not made.exists()
+    assert "is damaged" in machine.run("predict", CHELSEA, "--model", NAME, "--offline").stderr
+    assert machine.run("download", NAME).exit_code == 0
+    assert machine.run("cache", "verify").exit_code == 0
+
+
+def test_a_link_out_of_the_cache_is_not_followed(
+    hub: Hub, machine: Machine, checkpoint, tmp_path: Path
+) -> None:
+    hub.add(NAME, checkpoint)
+    machine.run("download", NAME)
+    (snapshot,) = machine.hub_cache.glob("models--*/snapshots/*")
+    elsewhere = tmp_path / "elsewhere.safetensors"
+    elsewhere.write_bytes(checkpoint["model.safetensors"])
+    link = snapshot / "model.safetensors"
+    link.unlink()
+    link.symlink_to(elsewhere)
+
+    result = machine.run("predict", CHELSEA, "--model", NAME)
+
+    assert result.exit_code == 1
+    assert f"`{link}` is a link out of the hub's cache, to `{elsewhere}`" in result.stderr
+    assert machine.run("cache", "remove", NAME).exit_code == 0
+    assert elsewhere.exists()
+
+
+def without_privilege() -> None:
+    """Let permission bits hold for root too (PR_CAPBSET_DROP of CAP_DAC_OVERRIDE)."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(24, 1, 0, 0, 0)
+
+
+def test_a_read_only_cache_can_be_used_but_not_added_to(
+    hub: Hub, machine: Machine, checkpoint
+) -> None:
+    hub.add(NAME, checkpoint)
+    hub.add("somebody/other", changed(checkpoint, activation="gelu"))
+    machine.run("download", NAME)
+    machine.popen = {"preexec_fn": without_privilege}
+    try:
+        for folder in (machine.home / "hf", machine.own_cache):
+            subprocess.run(["chmod", "-R", "a-w", folder], check=True)
+
+        used = machine.run("predict", CHELSEA, "--model", NAME)
+        added = machine.run("predict", CHELSEA, "--model", "somebody/other")
+    finally:
+        subprocess.run(["chmod", "-R", "u+w", machine.home], check=True)
+
+    assert used.exit_code == 0, used.stderr
+    assert added.exit_code == 1
+    assert (
+        f"cannot write to the hub's cache `{machine.hub_cache}`: Permission denied" in added.stderr
+    )
+    assert "HF_HUB_CACHE or HF_HOME" in added.stderr
+
+
+def test_where_our_cache_cannot_be_written_the_pickle_is_read(
+    hub: Hub, machine: Machine, pickled
+) -> None:
+    hub.add(NAME, pickled)
+    (machine.home / "file").write_text("")
+
+    result = machine.run("predict", CHELSEA, "--model", NAME, CVT_CACHE=f"{machine.home}/file/cvt")
+
+    assert result.exit_code == 0, result.stderr
+    assert "reading the pickle instead" in result.stderr
+
+
+def test_a_full_disk_stops_the_download_and_keeps_what_is_there(
+    hub: Hub, machine: Machine, checkpoint
+) -> None:
+    size = len(checkpoint["model.safetensors"])
+    hub.add(NAME, checkpoint)
+    machine.popen = {
+        "preexec_fn": lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size // 2, size // 2))
+    }
+
+    full = machine.run("predict", CHELSEA, "--model", NAME)
+    machine.popen = {}
+    again = machine.run("predict", CHELSEA, "--model", NAME)
+
+    assert full.exit_code == 1
+    assert f"cannot write to the hub's cache `{machine.hub_cache}`: File too large" in full.stderr
+    assert "what was fetched so far is kept" in full.stderr
+    assert again.exit_code == 0
+    assert hub.fetched()[-1].range
+
+
+# --- cvt models, cvt cache
+
+
+def test_models_shows_what_is_here(hub: Hub, machine: Machine, checkpoint) -> None:
+    hub.add("microsoft/cvt-13", changed(checkpoint, id2label={}))
+    before = machine.run("models", "--json").json
+    hub.add("microsoft/cvt-13", checkpoint)
+    machine.run("download", "cvt-13")
+    after = machine.run("models", "--json").json
+
+    assert [row["cached"] for row in before] == [False] * 7 + [True]
+    assert [row["cached"] for row in after] == [True] + [False] * 6 + [True]
+    assert after[0]["bytes"] == sum(len(content) for content in checkpoint.values())
+    assert after[0]["revision"] == hub.repositories["microsoft/cvt-13"].refs["main"].sha
+    row = machine.run("models").stdout.splitlines()[4]
+    assert row.split()[:3] == ["cvt-13", "yes,", f"{after[0]['bytes'] / 1e3:.1f}"]
+
+
+def test_the_cache_is_listed_found_and_removed(hub: Hub, machine: Machine, pickled) -> None:
+    commit = hub.add(NAME, pickled).refs["main"]
+    hub.add("somebody/else", changed(pickled, activation="gelu"))
+    machine.run("download", NAME, "somebody/else")
+    other = machine.hub_cache / "models--google--vit" / "snapshots" / ("a" * 40)
+    other.mkdir(parents=True)
+    (other / "config.json").write_text('{"model_type": "vit"}')
+
+    listed = machine.run("cache", "list", "--json").json
+    path = machine.run("cache", "path", NAME).stdout.strip()
+    removed = machine.run("cache", "remove", NAME)
+    again = machine.run("cache", "remove", NAME)
+
+    assert [row["name"] for row in listed] == ["somebody/else", NAME]
+    assert listed[1]["revision"] == commit.sha and listed[1]["refs"] == ["main"]
+    assert listed[1]["bytes"] == sum(len(content) for content in pickled.values())
+    assert listed[1]["converted_bytes"] > 0 and listed[1]["missing"] == []
+    assert abs(time.time() - time.mktime(time.strptime(listed[1]["last_use"][:19], "%Y-%m-%dT%H:%M:%S"))) < 300  # fmt: skip
+    assert path == listed[1]["path"]
+    assert removed.stdout.startswith(f"removed {NAME}, ")
+    assert not Path(path).exists()
+    assert again.exit_code == 1 and f"holds nothing of `{NAME}`" in again.stderr
+    assert [r["name"] for r in machine.run("cache", "list", "--json").json] == ["somebody/else"]
+    assert machine.run("cache", "remove", "--all").exit_code == 0
+    assert other.exists()
+    assert not list(machine.own_cache.rglob("*.safetensors"))
+
+
+def test_what_is_being_fetched_is_not_removed(hub: Hub, machine: Machine, checkpoint) -> None:
+    size = slowed(hub, checkpoint, seconds=4)
+    process = machine.start("download", NAME)
+    until_partly_fetched(machine, process, size // 8)
+
+    removed = machine.run("cache", "remove", NAME)
+
+    assert removed.exit_code == 1
+    assert f"`{NAME}` is being fetched by another process" in removed.stderr
+    assert machine.wait(process).exit_code == 0
+
+
+def test_download_goes_on_after_one_that_fails(hub: Hub, machine: Machine, checkpoint) -> None:
+    hub.add(NAME, checkpoint)
+
+    result = machine.run("download", "somebody/nothing", NAME, "--json")
+
+    assert result.exit_code == 1
+    assert [row["name"] for row in result.json] == [NAME]
+    assert "there is no `somebody/nothing`" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("download",), "give the names of checkpoints, or --all"),
+        (("download", "--all", "cvt-13"), "give the names of checkpoints, or --all"),
+        (("download", "cvt-31"), "neither a known checkpoint nor a hub repository"),
+        (("download", "cvt-nano-cifar10"), "is part of the package"),
+        (("cache", "remove"), "give the names of checkpoints, or --all"),
+        (("cache", "remove", "../../etc"), "neither a known checkpoint nor a hub repository"),
+    ],
+)
+def test_what_cannot_be_meant_is_a_usage_error(cvt, arguments, message: str) -> None:
+    result = cvt(*arguments)
+
+    assert result.exit_code == 2
+    assert message in result.stderr
