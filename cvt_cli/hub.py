@@ -325,7 +325,7 @@ def fetch(
         CvtError: the cache cannot be written to.
     """
     import huggingface_hub
-    from huggingface_hub.errors import EntryNotFoundError
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
     info = _ask(repository, revision, offline)
     names = {sibling.rfilename for sibling in info.siblings or ()}
@@ -335,14 +335,20 @@ def fetch(
             f"it holds {', '.join(sorted(names)[:8]) or 'nothing'}"
         )
     snapshot = Snapshot(repository, str(info.sha))
+    if not weights:
+        say(f"reading the config of {repository} at {snapshot.commit[:7]} from {endpoint()}")
     with _explained(repository, revision):
         for name in (layouts.CONFIG_FILE, layouts.PREPROCESSING_FILE, layouts.CARD_FILE):
             path = snapshot.folder / name
             damaged = path.exists() and is_right(path) is False
-            with suppress(EntryNotFoundError):  # the client notes that there is none
+            try:
                 huggingface_hub.hf_hub_download(
                     repository, name, revision=snapshot.commit, force_download=damaged
                 )
+            except LocalEntryNotFoundError:
+                raise
+            except EntryNotFoundError:  # there is none, which the client takes down
+                pass
     refuse_links_out_of_the_cache(snapshot)
     layouts.read_folder(snapshot.folder, known)
     if not weights:

@@ -1,25 +1,21 @@
 """Fixtures: a cache of its own for every test, the larger data sets, the command line."""
 
 import os
-import subprocess
-import sys
 import tarfile
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
 from cvt_cli.cli import app
 from fake_hub import Hub
-from tests_shared import Result, test_data
+from tests_shared import Machine, Result, test_data
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Before anything imports the hub's client, which reads these once: no real home, no network."""
+    """No real home and no network, before the hub's client is imported, which reads these once."""
     home = tempfile.TemporaryDirectory()
     config.add_cleanup(home.cleanup)
     os.environ.update(HF_HOME=home.name, HF_HUB_OFFLINE="1")
@@ -76,42 +72,6 @@ def hub() -> Iterator[Hub]:
     """A hub on 127.0.0.1 without repositories."""
     with Hub() as hub:
         yield hub
-
-
-@dataclass
-class Machine:
-    """A computer with a home of its own, where the hub is the one of the test."""
-
-    home: Path
-    environment: dict[str, str]
-    popen: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def hub_cache(self) -> Path:
-        return self.home / "hf" / "hub"
-
-    @property
-    def own_cache(self) -> Path:
-        return self.home / "cvt"
-
-    def start(self, *arguments: object, **environment: str) -> subprocess.Popen[str]:
-        """Start a command in a process of its own."""
-        return subprocess.Popen(
-            [sys.executable, "-m", "cvt_cli", *(str(a) for a in arguments)],
-            env={**self.environment, **environment},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            **self.popen,
-        )
-
-    def run(self, *arguments: object, **environment: str) -> Result:
-        """Run a command to its end."""
-        return self.wait(self.start(*arguments, **environment))
-
-    def wait(self, process: subprocess.Popen[str]) -> Result:
-        stdout, stderr = process.communicate(timeout=240)
-        return Result(process.returncode, stdout, stderr)
 
 
 @pytest.fixture

@@ -26,15 +26,18 @@ class Commit:
     files: dict[str, bytes]
 
     def __post_init__(self) -> None:
+        self.digests: dict[str, str] = {}
         everything = repr(sorted((name, self.digest(name)) for name in self.files))
         self.sha = hashlib.sha1(everything.encode()).hexdigest()
 
     def digest(self, name: str) -> str:
         """SHA-256 of a large file, git's hash of another."""
-        content = self.files[name]
-        if name.endswith(LARGE):
-            return hashlib.sha256(content).hexdigest()
-        return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+        if name not in self.digests:
+            content = self.files[name]
+            kind = hashlib.sha256 if name.endswith(LARGE) else hashlib.sha1
+            prefix = b"" if name.endswith(LARGE) else b"blob %d\0" % len(content)
+            self.digests[name] = kind(prefix + content).hexdigest()
+        return self.digests[name]
 
 
 @dataclass

@@ -5,28 +5,34 @@ The hub is a server on 127.0.0.1 (`fake_hub`); the client is the real one, in pr
 
 import contextlib
 import ctypes
+import fcntl
 import io
 import json
 import os
+import pty
 import random
+import re
 import resource
 import shutil
 import signal
 import socket
+import struct
 import subprocess
+import sys
+import termios
 import time
+from datetime import datetime
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load
 
-from conftest import Machine
 from cvt_cli import weights
 from cvt_cli.labels import Labels
 from cvt_cli.preprocessing import Preprocessing
 from fake_hub import Commit, Hub
-from tests_shared import CHELSEA, TINY, golden_model
+from tests_shared import CHELSEA, TINY, Machine, golden_model
 
 NAME = "somebody/tiny"
 
@@ -254,6 +260,25 @@ def test_a_killed_download_goes_on_where_it_stopped(hub: Hub, machine: Machine, 
     assert machine.run("cache", "verify").exit_code == 0
 
 
+def test_a_terminal_shows_a_bar_with_size_and_rate(hub: Hub, machine: Machine, checkpoint) -> None:
+    slowed(hub, checkpoint, seconds=2)
+    controller, terminal = pty.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 110, 0, 0))
+    arguments = [sys.executable, "-m", "cvt_cli", "download", NAME]
+    process = subprocess.Popen(arguments, env=machine.environment, stdout=terminal, stderr=terminal)
+    os.close(terminal)
+    shown = b""
+    with contextlib.suppress(OSError):  # the other end is closed
+        while chunk := os.read(controller, 4096):
+            shown += chunk
+
+    assert process.wait() == 0
+    bars = [part.decode() for part in shown.split(b"\r") if b"B/s]" in part]
+    assert re.search(r"^model.safetensors: +\d+%\|.*\| \d+k/897k \[00:\d\d<.*kB/s\]", bars[-1]), (
+        bars
+    )
+
+
 def test_ctrl_c_keeps_what_was_fetched(hub: Hub, machine: Machine, checkpoint) -> None:
     size = slowed(hub, checkpoint, seconds=4)
     process = machine.start("download", NAME)
@@ -440,9 +465,8 @@ def test_an_unknown_repository_is_answered_with_the_nearest_names(
     result = machine.run("predict", CHELSEA, "--model", "microsoft/cvt-12")
 
     assert result.exit_code == 1
-    assert f"there is no `microsoft/cvt-12`: neither a file or folder here, nor a model on {hub.url}" in (
-        result.stderr
-    )  # fmt: skip
+    assert "there is no `microsoft/cvt-12`: neither a file or folder here" in result.stderr
+    assert f"nor a model on {hub.url}" in result.stderr
     assert "did you mean `cvt-21` or `cvt-13`" in result.stderr
     assert machine.run("predict", CHELSEA, "--model", "cvt-31").stderr.startswith(
         "error: there is no model `cvt-31`: neither a file or folder, nor a known name"
@@ -565,7 +589,7 @@ def test_a_file_without_a_hash_is_not_taken(hub: Hub, machine: Machine, checkpoi
 
 
 REFUSED = {
-    "an empty repository": ({".gitattributes": b""}, "has no `config.json`; it holds .gitattributes"),
+    "an empty repository": ({".gitattributes": b""}, "no `config.json`; it holds .gitattributes"),
     "another kind of model": (
         {"config.json": b'{"model_type": "vit"}', "model.safetensors": b"x"},
         "describes a model of type 'vit'; accepted is 'cvt'",
@@ -815,7 +839,8 @@ def test_the_cache_is_listed_found_and_removed(hub: Hub, machine: Machine, pickl
     assert listed[1]["revision"] == commit.sha and listed[1]["refs"] == ["main"]
     assert listed[1]["bytes"] == sum(len(content) for content in pickled.values())
     assert listed[1]["converted_bytes"] > 0 and listed[1]["missing"] == []
-    assert abs(time.time() - time.mktime(time.strptime(listed[1]["last_use"][:19], "%Y-%m-%dT%H:%M:%S"))) < 300  # fmt: skip
+    used = datetime.fromisoformat(listed[1]["last_use"])
+    assert abs((datetime.now().astimezone() - used).total_seconds()) < 300
     assert path == listed[1]["path"]
     assert removed.stdout.startswith(f"removed {NAME}, ")
     assert not Path(path).exists()

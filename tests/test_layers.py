@@ -14,7 +14,9 @@ from tests_shared import TESTS
 PACKAGE = Path(cvt_cli.__file__).parent
 
 LAYERS = {
-    "known": "errors progress config preprocessing labels checkpoints layouts costs cards cache hub",
+    "known": (
+        "errors progress config preprocessing labels checkpoints layouts costs cards cache hub"
+    ),
     "arrays": "images datasets engine inference evaluation",
     "tensors": "model weights devices torch_engine training runs",
     "front": "loader catalogue options output commands cli __main__",

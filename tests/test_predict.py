@@ -119,7 +119,7 @@ def test_a_name_that_breaks_lines_does_not_break_the_output(cvt, tmp_path: Path)
 
 
 def test_another_resolution_is_used_and_printed(cvt) -> None:
-    result = cvt("predict", CHELSEA, "--res", "48x64", "--json")
+    result = cvt("predict", CHELSEA, "--model", "cvt-nano-cifar10", "--res", "48x64", "--json")
 
     assert result.json["preprocessing"]["height"] == 48
     assert result.json["preprocessing"]["width"] == 64
@@ -140,7 +140,7 @@ def test_original_weights_answer_with_imagenet_classes(cvt, tmp_path: Path) -> N
     ("arguments", "code", "message"),
     [
         (["--model", "cvt-15"], 1, "there is no model `cvt-15`: neither a file or folder"),
-        (["--model", "cvt_13_224"], 1, "the published checkpoint `cvt-13` is not on this machine"),
+        (["--model", "cvt_13_224"], 1, "`microsoft/cvt-13` is not in the cache"),
         (["--res", "huge"], 2, "`huge` is not an input size; accepted are pixels"),
         (["--res", "16"], 2, "input size 16x16 is too small"),
         (["--device", "tpu"], 2, "device `tpu` is not available here; accepted are `auto`"),
@@ -184,7 +184,7 @@ def test_a_model_with_other_classes_names_them(cvt, tmp_path: Path) -> None:
     result = cvt("predict", CHELSEA, "--model", tmp_path, "--json")
 
     assert {p["label"] for p in result.json["results"][0]["predictions"]} == {"left", "right"}
-    assert "(2 classes: left, right)" in result.stderr
+    assert "(2 classes: left, right; quick_gelu)" in result.stderr
 
 
 def test_a_model_that_does_not_answer_with_numbers_is_refused(cvt, tmp_path: Path) -> None:

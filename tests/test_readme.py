@@ -6,13 +6,17 @@ import shlex
 import pytest
 
 import cvt_cli
+from cvt_cli.cli import app
+from cvt_cli.commands import cache
 from tests_shared import TESTS
 
 README = (TESTS.parent / "README.md").read_text()
 BLOCKS = dict(re.findall(r"```console\n\$ cvt (.+)\n([^`]+?)\n```", README))
 
 
-@pytest.mark.parametrize("command", [c for c in BLOCKS if c.startswith(("flops", "count"))])
+@pytest.mark.parametrize(
+    "command", [c for c in BLOCKS if c.startswith(("flops", "count", "models", "info"))]
+)
 def test_counts_are_printed_as_shown(cvt, command: str) -> None:
     assert cvt(*shlex.split(command)).stdout.rstrip() == BLOCKS[command]
 
@@ -30,9 +34,10 @@ def test_the_first_command_names_what_is_in_its_photograph(cvt, monkeypatch) -> 
 def test_the_photograph_that_it_misreads_is_answered_as_shown(cvt, monkeypatch) -> None:
     monkeypatch.chdir(TESTS.parent)
 
-    printed = cvt("predict", "tests/photos/chelsea.png").stdout
+    command = "predict tests/photos/chelsea.png --model cvt-nano-cifar10"
+    printed = cvt(*command.split()).stdout
 
-    assert shown_labels(printed)[:3] == shown_labels(BLOCKS["predict tests/photos/chelsea.png"])[:3]
+    assert shown_labels(printed)[:3] == shown_labels(BLOCKS[command])[:3]
 
 
 def shown_labels(table: str) -> list[str]:
@@ -50,7 +55,10 @@ def test_the_readme_and_the_package_tell_the_same(cvt) -> None:
 
 
 def test_every_command_has_an_example_in_its_help(cvt) -> None:
-    for command in ("predict", "evaluate", "finetune", "flops", "count-params"):
+    for command in (c.name for c in app.registered_commands):
         help_text = cvt(command, "--help").stdout
         assert f"Example: cvt {command}" in help_text, command
-        assert f"### cvt {command}" in README
+        assert f"### cvt {command}\n" in README
+    for command in (c.name or c.callback.__name__ for c in cache.app.registered_commands):
+        assert f"Example: cvt cache {command}" in cvt("cache", command, "--help").stdout
+        assert f"cvt cache {command}" in README

@@ -312,7 +312,7 @@ def test_a_wrong_config_beside_right_weights_is_refused(folder: Path) -> None:
     path = folder / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"depth": [1, 2, 4]}))
 
-    with pytest.raises(CheckpointError, match="does not fit the model: 34 of its tensors differ"):
+    with pytest.raises(CheckpointError, match="config.json` describes: 34 of its tensors differ"):
         weights.load(folder)
 
 

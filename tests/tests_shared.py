@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,42 @@ class Result:
     @property
     def json_lines(self) -> list[Any]:
         return [json.loads(line) for line in self.stdout.splitlines()]
+
+
+@dataclass
+class Machine:
+    """A computer with a home of its own, where the hub is the one of the test."""
+
+    home: Path
+    environment: dict[str, str]
+    popen: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def hub_cache(self) -> Path:
+        return self.home / "hf" / "hub"
+
+    @property
+    def own_cache(self) -> Path:
+        return self.home / "cvt"
+
+    def start(self, *arguments: object, **environment: str) -> subprocess.Popen[str]:
+        """Start a command in a process of its own."""
+        return subprocess.Popen(
+            [sys.executable, "-m", "cvt_cli", *(str(a) for a in arguments)],
+            env={**self.environment, **environment},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            **self.popen,
+        )
+
+    def run(self, *arguments: object, **environment: str) -> Result:
+        """Run a command to its end."""
+        return self.wait(self.start(*arguments, **environment))
+
+    def wait(self, process: subprocess.Popen[str]) -> Result:
+        stdout, stderr = process.communicate(timeout=240)
+        return Result(process.returncode, stdout, stderr)
 
 
 def golden(name: str) -> dict[str, Any]:

@@ -64,8 +64,8 @@ def path(names: Names = None, json_output: options.Json = False) -> None:
     if json_output:
         output.print_json(folders)
         return
-    for folder in folders.values():
-        print(folder)
+    for name, folder in folders.items():
+        print(folder if names else f"{name}  {folder}")
 
 
 @app.command()
