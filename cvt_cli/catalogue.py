@@ -6,12 +6,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from cvt_cli import cache, checkpoints, hub, labels, layouts, loader
+from cvt_cli import cache, checkpoints, hub, hub_cache, labels, layouts, loader
 from cvt_cli.checkpoints import CHECKPOINTS, Checkpoint
 from cvt_cli.config import VARIANTS, CvTConfig, variant_of
 from cvt_cli.costs import costs
 from cvt_cli.errors import CheckpointError, CvtError, UnreachableError, UsageError
-from cvt_cli.hub import Snapshot
+from cvt_cli.hub_cache import Snapshot
 from cvt_cli.labels import Labels
 from cvt_cli.loader import Access
 from cvt_cli.preprocessing import Preprocessing
@@ -57,12 +57,12 @@ def known_checkpoints() -> list[Known]:
 def _known(checkpoint: Checkpoint) -> Known:
     config = VARIANTS[checkpoint.variant].with_classes(checkpoint.num_classes)
     cost = costs(checkpoint.variant, config, checkpoint.size, checkpoint.size)
-    cached = hub.find(checkpoint.repository) if checkpoint.repository else None
+    cached = hub_cache.find(checkpoint.repository) if checkpoint.repository else None
     if cached and cached.weights is None:
         cached = None
-    size = sum(hub.sizes(cached)) if cached else 0
+    size = sum(hub_cache.sizes(cached)) if cached else 0
     if checkpoint.embedded:
-        size = hub.size_of(checkpoint.embedded)
+        size = hub_cache.size_of(checkpoint.embedded)
     return Known(checkpoint, cost.params, cost.macs, cached, size)
 
 
@@ -123,7 +123,7 @@ def describe(text: str, access: Access) -> Description:
         CheckpointError, ConfigError, UsageError: as `loader.locate` and `layouts.read_folder`.
     """
     known = checkpoints.find(text)
-    if known and known.repository and not hub.find(known.repository, access.revision):
+    if known and known.repository and not hub_cache.find(known.repository, access.revision):
         config = VARIANTS[known.variant].with_classes(known.num_classes)
         note = f"not on this machine; `cvt download {known.name}` fetches it"
         return Description(
@@ -147,9 +147,9 @@ def describe(text: str, access: Access) -> Description:
     announced, repository = None, None
     if location.snapshot is not None:
         repository = location.snapshot.repository
-        announced = hub.announced_hash(stored) if stored else None
+        announced = hub_cache.announced_hash(stored) if stored else None
     if stored and (announced is None or len(announced) != 64):
-        announced = hub.content_hash(stored)
+        announced = hub_cache.content_hash(stored)
     return Description(
         location.name, location.known, said.config, said.labels, said.preprocessing, folder, stored,
         announced, repository, location.revision, said.notes,
@@ -190,7 +190,7 @@ def held(names: list[str]) -> list[Held]:
     Raises:
         CheckpointError: it holds nothing of one of them.
     """
-    found = hub.snapshots()
+    found = hub_cache.snapshots()
     wanted = {repository_of(name): name for name in names}
     if absent := set(wanted) - {snapshot.repository for snapshot in found}:
         raise CheckpointError(
@@ -204,7 +204,7 @@ def held(names: list[str]) -> list[Held]:
 def _held(snapshot: Snapshot) -> Held:
     known = checkpoints.find(snapshot.repository)
     name = known.name if known else snapshot.repository
-    return Held(name, snapshot, *hub.sizes(snapshot), hub.last_use(snapshot))
+    return Held(name, snapshot, *hub_cache.sizes(snapshot), hub_cache.last_use(snapshot))
 
 
 def repository_of(text: str) -> str:
@@ -247,15 +247,15 @@ def download(names: list[str], access: Access) -> Iterator[Held | CvtError]:
                     progress=access.progress,
                 )
             except UnreachableError as error:
-                found = hub.find(repository, access.revision)
+                found = hub_cache.find(repository, access.revision)
                 if found is None or found.missing:
                     raise
                 access.say(f"{error}; the copy in the cache stays, unchecked for news")
                 snapshot = found
-            for path, right in hub.verify(snapshot):
+            for path, right in hub_cache.verify(snapshot):
                 if right is False:  # the hub's files were verified above: it is a conversion
                     access.say(f"`{path}` was damaged and is made again")
-            if hub.ready_weights(snapshot) is None:
+            if hub_cache.ready_weights(snapshot) is None:
                 from cvt_cli import weights
 
                 weights.as_safetensors(snapshot, access.say)

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from cvt_cli import checkpoints, hub, layouts
+from cvt_cli import checkpoints, hub, hub_cache, layouts
 from cvt_cli.checkpoints import Checkpoint
 from cvt_cli.config import DEFAULT_SIZES, VARIANTS, Activation, CvTConfig, parse_size, parse_variant
 from cvt_cli.costs import Costs, costs
 from cvt_cli.errors import CheckpointError, UnreachableError, UsageError
-from cvt_cli.hub import Snapshot
+from cvt_cli.hub_cache import Snapshot
 from cvt_cli.labels import Labels
 from cvt_cli.preprocessing import Preprocessing
 from cvt_cli.progress import Progress, Say
@@ -95,7 +95,7 @@ def locate(text: str, access: Access, need: Literal["weights", "config"] = "weig
             "nor a repository (owner/name)",
             hint="did you mean " + " or ".join(f"`{name}`" for name in names) + "?",
         )
-    snapshot = hub.find(repository, access.revision)
+    snapshot = hub_cache.find(repository, access.revision)
     missing = set(snapshot.missing) if snapshot else {layouts.CONFIG_FILE}
     if known:  # its preprocessing is known too
         missing -= {layouts.PREPROCESSING_FILE}
@@ -115,7 +115,7 @@ def locate(text: str, access: Access, need: Literal["weights", "config"] = "weig
         except UnreachableError:
             if snapshot is None or missing != {layouts.PREPROCESSING_FILE}:
                 raise
-    hub.refuse_links_out_of_the_cache(snapshot)
+    hub_cache.refuse_links_out_of_the_cache(snapshot)
     return Location(known.name if known else repository, snapshot.folder, known, snapshot)
 
 
@@ -147,7 +147,7 @@ def load_checkpoint(
     """
     size = parse_size(res) if res else None
     location = locate(text, access)
-    stored = hub.ready_weights(location.snapshot) if location.snapshot else None
+    stored = hub_cache.ready_weights(location.snapshot) if location.snapshot else None
     from cvt_cli import weights  # last: what fails above fails without waiting for torch
 
     if location.snapshot and stored is None:

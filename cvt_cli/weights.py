@@ -18,11 +18,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from cvt_cli import __version__, cache, hub, labels, layouts
+from cvt_cli import __version__, cache, hub_cache, labels, layouts
 from cvt_cli.checkpoints import Checkpoint
 from cvt_cli.config import Activation, CvTConfig
 from cvt_cli.errors import CheckpointError, CvtError, UsageError
-from cvt_cli.hub import Snapshot
+from cvt_cli.hub_cache import Snapshot
 from cvt_cli.labels import Labels
 from cvt_cli.layouts import CheckpointConfig
 from cvt_cli.model import CvT, init_weights
@@ -85,19 +85,19 @@ def _weights_in(folder: Path) -> Path:
 
 
 def as_safetensors(snapshot: Snapshot, say: Say) -> Path:
-    """Convert a hub snapshot's pickle, once, and keep the file in the cache (`hub.ready_weights`).
+    """Convert a hub snapshot's pickle, once, and keep the file in the cache.
 
-    Where the cache cannot be written, the pickle itself.
+    Gives the pickle itself where the cache cannot be written.
 
     Raises:
         CheckpointError: the file is not what the hub announced, or as `read_tensors`.
     """
     pickled = snapshot.weights
     assert pickled is not None
-    record = hub.record_of(snapshot.repository, hub.checked_hash(snapshot))
+    record = hub_cache.record_of(snapshot.repository, hub_cache.checked_hash(snapshot))
     try:
         with cache.locked(record / "convert.lock", f"converting `{pickled.name}`", say):
-            if (found := hub.converted(record)) is not None:
+            if (found := hub_cache.converted(record)) is not None:
                 return found
             say(f"converting `{pickled.name}` of {snapshot.repository} to safetensors, once")
             return _convert(pickled, record)
@@ -113,7 +113,7 @@ def _convert(pickled: Path, record: Path) -> Path:
     temporary = record / "converting.safetensors.tmp"
     try:
         save_file(_read_pickle(pickled), temporary, metadata={"format": "pt"})
-        made = hub.converted_name(record, temporary)
+        made = hub_cache.converted_name(record, temporary)
         temporary.chmod(pickled.stat().st_mode)  # safetensors lets nobody but the owner read
         temporary.replace(made)
     except (OSError, SafetensorError) as error:

@@ -35,7 +35,7 @@ def test_training_from_scratch_learns_and_leaves_what_is_needed(
     cvt, digits: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
-    options = ["--epochs", 6, "--warmup-epochs", 1, "--batch-size", 16, "--lr", 2e-3]
+    options = ["--epochs", 8, "--warmup-epochs", 1, "--batch-size", 16, "--lr", 2e-3]
 
     result = cvt(
         "finetune", "--data", digits, "--variant", "nano", "--augment", "crop-flip",
@@ -48,7 +48,7 @@ def test_training_from_scratch_learns_and_leaves_what_is_needed(
     split = json.loads((run / "split.json").read_text())
     assert len(split["validation"]) == 18 and split["validation"][0].startswith("0/")
     lines = (run / "metrics.csv").read_text().splitlines()
-    assert len(lines) == 7 and lines[0].startswith("epoch,learning_rate,training_loss")
+    assert len(lines) == 9 and lines[0].startswith("epoch,learning_rate,training_loss")
     accuracies = [float(line.split(",")[4]) for line in lines[1:]]
     assert max(accuracies) == pytest.approx(result.json["val_top1"], abs=1e-5)
     assert accuracies.index(max(accuracies)) + 1 == result.json["best_epoch"]

@@ -15,7 +15,8 @@ PACKAGE = Path(cvt_cli.__file__).parent
 
 LAYERS = {
     "known": (
-        "errors progress config preprocessing labels checkpoints layouts costs cards cache hub"
+        "errors progress config preprocessing labels checkpoints layouts costs cards cache "
+        "hub_cache hub"
     ),
     "arrays": "images datasets engine inference evaluation",
     "tensors": "model weights devices torch_engine training runs",

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from cvt_cli import cache, catalogue, hub, options, output
+from cvt_cli import cache, catalogue, hub_cache, options, output
 from cvt_cli.cache import human_bytes
 from cvt_cli.errors import CvtError, UsageError
 
@@ -81,7 +81,7 @@ def verify(names: Names = None, json_output: options.Json = False) -> None:
     checks = [
         (row.name, file, right)
         for row in catalogue.held(names or [])
-        for file, right in hub.verify(row.snapshot)
+        for file, right in hub_cache.verify(row.snapshot)
     ]
     if json_output:
         output.print_json(
@@ -126,7 +126,7 @@ def remove(
     freed, failed = {}, 0
     for repository in repositories:
         try:
-            freed[repository] = hub.remove(repository)
+            freed[repository] = hub_cache.remove(repository)
         except CvtError as error:
             failed += 1
             output.error(str(error), error.hint)
