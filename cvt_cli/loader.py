@@ -3,7 +3,7 @@
 Imports torch only inside the functions that need it.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -162,17 +162,36 @@ def load_classifier(
     device: str,
     precision: str,
     access: Access,
+    *,
+    or_embedded: bool = False,
 ) -> Classifier:
     """Find, load and place a model; each argument as after the option of that name.
+
+    Args:
+        text: what follows ``--model``; None for the default model.
+        res: what follows ``--res``, likewise the next three.
+        activation: of the MLPs.
+        device: where to compute.
+        precision: to compute in.
+        access: how to fetch what is not here.
+        or_embedded: take the embedded model where the default one cannot be had.
 
     Raises:
         UsageError: no such size, device or precision.
         CheckpointError, ConfigError: as in `locate` and `weights.load`.
     """
-    location, loaded = load_checkpoint(text or DEFAULT_MODEL, res, activation, access)
-    from cvt_cli import devices
-    from cvt_cli.torch_engine import TorchEngine
-
+    try:
+        location, loaded = load_checkpoint(text or DEFAULT_MODEL, res, activation, access)
+    except UnreachableError as error:
+        if text is not None or not or_embedded:
+            raise
+        access.say(str(error))
+        here = replace(access, revision=None)
+        location, loaded = load_checkpoint(WITHOUT_NETWORK, None, None, here)
+        access.say(
+            f"answering with {WITHOUT_NETWORK} in its place, which sees 32x32 pixels and knows "
+            f"these classes only: {', '.join(loaded.labels.names)}"
+        )
     if not loaded.labels.named and len(loaded.labels) > MOST_UNNAMED_CLASSES:
         raise CheckpointError(
             f"`{location.path}` has a head of {len(loaded.labels)} classes and no class list, "
@@ -180,6 +199,9 @@ def load_classifier(
             hint="put a `config.json` with its `id2label` beside it; "
             "`cvt finetune` takes it as it is, since it replaces the head",
         )
+    from cvt_cli import devices
+    from cvt_cli.torch_engine import TorchEngine
+
     place = devices.choose_device(device)
     engine = TorchEngine(loaded.model, place, devices.choose_precision(precision, place))
     return Classifier(
@@ -191,29 +213,6 @@ def load_classifier(
         loaded.model.config.activation,
         loaded.notes,
     )
-
-
-def load_classifier_or_embedded(
-    text: str | None,
-    res: str | None,
-    activation: Activation | None,
-    device: str,
-    precision: str,
-    access: Access,
-) -> Classifier:
-    """As `load_classifier`, but the embedded model where the default one cannot be had."""
-    try:
-        return load_classifier(text, res, activation, device, precision, access)
-    except UnreachableError as error:
-        if text is not None:
-            raise
-        access.say(str(error))
-        classifier = load_classifier(WITHOUT_NETWORK, None, None, device, precision, access)
-        access.say(
-            f"answering with {WITHOUT_NETWORK} in its place, which sees 32x32 pixels and knows "
-            f"these classes only: {', '.join(classifier.labels.names)}"
-        )
-        return classifier
 
 
 @dataclass(frozen=True)

@@ -63,8 +63,14 @@ def predict(
             hint="folders are searched for .jpg, .png, .webp and other usual suffixes; "
             "a file that is named is read whatever its name",
         )
-    classifier = loader.load_classifier_or_embedded(
-        model, res, activation, device, precision, output.access(revision, offline)
+    classifier = loader.load_classifier(
+        model,
+        res,
+        activation,
+        device,
+        precision,
+        output.access(revision, offline),
+        or_embedded=True,
     )
     output.note_conditions(classifier)
     answers = inference.classify(
