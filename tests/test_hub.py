@@ -840,7 +840,7 @@ def test_models_shows_what_is_here(hub: Hub, machine: Machine, checkpoint) -> No
     assert after[0]["bytes"] == sum(len(content) for content in checkpoint.values())
     assert after[0]["revision"] == hub.repositories["microsoft/cvt-13"].refs["main"].sha
     row = machine.run("models").stdout.splitlines()[4]
-    assert row.split()[:3] == ["cvt-13", "yes,", f"{after[0]['bytes'] / 1e3:.1f}"]
+    assert row.split()[:3] == ["cvt-13", f"{after[0]['bytes'] / 1e3:.1f}", "kB"]
 
 
 def test_the_cache_is_listed_found_and_removed(hub: Hub, machine: Machine, pickled) -> None:

@@ -16,42 +16,31 @@ def models(json_output: options.Json = False) -> None:
     if json_output:
         output.print_json([row.to_json() for row in known])
         return
-    rows = []
-    for row in known:
-        here = "in the package" if row.checkpoint.embedded else "yes" if row.cached else "no"
-        rows.append(
-            (
-                row.checkpoint.name,
-                here + (f", {human_bytes(row.bytes)}" if row.bytes else ""),
-                f"{row.checkpoint.size}x{row.checkpoint.size}",
-                output.human_count(row.params),
-                output.human_count(row.macs),
-                *(
-                    (f"{s.paper_top1:.1f}", f"{s.top1:.2f}", f"{s.real:.1f}", f"{s.v2:.1f}")
-                    if (s := row.checkpoint.scores)
-                    else ("",) * 4
-                ),
-                row.checkpoint.licence,
-            )
-        )
-    output.print_table(
-        "Checkpoints; accuracy in % on ImageNet-1k, MACs of one image",
+    rows = [
         (
-            "name",
-            "here",
-            "input",
-            "parameters",
-            "MACs",
-            "paper top-1",
-            "top-1",
-            "ReaL",
-            "V2",
-            "licence",
-        ),
-        rows,
-        text_columns=2,
-    )
+            row.checkpoint.name,
+            human_bytes(row.bytes) if row.bytes else "no",
+            str(row.checkpoint.size),
+            f"{row.params / 1e6:.1f} M",
+            f"{row.macs / 1e9:.2f} G",
+            *(
+                (f"{s.paper_top1:.1f}", f"{s.top1:.2f}", f"{s.real:.1f}", f"{s.v2:.1f}")
+                if (s := row.checkpoint.scores)
+                else ("",) * 4
+            ),
+        )
+        for row in known
+    ]
+    columns = ("name", "here", "px", "params", "MACs", "paper", "top-1", "ReaL", "V2")
+    output.print_table("Known checkpoints", columns, rows)
+    licences: dict[str, list[str]] = {}
+    for row in known:
+        licences.setdefault(row.checkpoint.licence, []).append(row.checkpoint.name)
     print(
-        "paper: table 3 of arXiv 2103.15808; the other columns: a third party's measurements of "
-        "the published weights"
+        "here: size on this machine; px: height and width of the input; MACs: of one image\n"
+        "paper: top-1 on ImageNet-1k in %, table 3 of arXiv 2103.15808; top-1, ReaL, V2: the same\n"
+        "    weights measured by a third party, in %"
     )
+    for licence, names in licences.items():
+        shown = names if len(names) < 3 else (names[0], "…", names[-1])
+        print(f"{licence}: {', '.join(shown)}")
