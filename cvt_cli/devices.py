@@ -53,6 +53,11 @@ def choose_precision(requested: str, device: torch.device) -> Precision:
     return requested  # type: ignore[return-value]  # the option's type has checked the rest
 
 
+def dtype(precision: Precision) -> torch.dtype:
+    """The torch type of a precision."""
+    return _DTYPES[precision]
+
+
 def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[None]:
     """Compute in this precision where it is safe, in float32 elsewhere."""
     return torch.autocast(device.type, _DTYPES[precision], enabled=precision != "fp32")

@@ -6,16 +6,25 @@ from numpy.typing import NDArray
 
 from cvt_cli import devices
 from cvt_cli.devices import Precision
+from cvt_cli.inference_form import inference_form
 from cvt_cli.model import CvT
 
 
 class TorchEngine:
-    """Runs a `CvT` on a torch device (see `engine.Engine`)."""
+    """Runs a `CvT` in its inference form on a torch device (see `engine.Engine`).
+
+    Args:
+        model: in its training form; it stays as it is and where it is.
+        device: where to compute.
+        precision: of weights and of everything that is computed.
+    """
 
     name = "torch"
 
     def __init__(self, model: CvT, device: torch.device, precision: Precision) -> None:
-        self._model = model.to(device)
+        form = inference_form(model, as_convolutions=device.type == "cpu")
+        self._dtype = devices.dtype(precision)
+        self._model = form.to(device, self._dtype)
         self._device = device
         self.device = str(device)
         self.hardware = devices.hardware(device)
@@ -23,7 +32,6 @@ class TorchEngine:
 
     def __call__(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
         """Images (B, 3, H, W), normalised, to logits (B, classes)."""
-        self._model.eval()
-        with torch.inference_mode(), devices.autocast(self._device, self.precision):
-            logits = self._model(torch.from_numpy(batch).to(self._device))
-            return logits.float().cpu().numpy()
+        with torch.inference_mode():
+            logits = self._model(torch.from_numpy(batch).to(self._device, self._dtype))
+            return logits.float().cpu().numpy()  # type: ignore[no-any-return]

@@ -235,7 +235,6 @@ def train(
         parameter_groups(model, recipe.weight_decay), lr=recipe.learning_rate, fused=True
     )
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
-    engine = TorchEngine(model, device, precision)
     every_class = np.arange(len(training.classes), dtype=np.int64)
     step = 0
     for number in range(1, recipe.epochs + 1):
@@ -270,7 +269,7 @@ def train(
                 advance(len(batch), "")
         _check_loss(loss_sum, step, rate)
         result = evaluate(
-            engine,
+            TorchEngine(model, device, precision),
             validation,
             every_class,
             preprocessing,

@@ -1,0 +1,109 @@
+"""The inference form gives the training form's logits from less work."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from cvt_cli import images, weights
+from cvt_cli.checkpoints import EMBEDDED
+from cvt_cli.inference_form import inference_form
+from cvt_cli.torch_engine import TorchEngine
+from tests_shared import TINY, golden, golden_config, golden_input, golden_model
+
+CASES = [
+    pytest.param(name, position, id=f"{name}-{case['height']}x{case['width']}", marks=marks)
+    for name, marks in (
+        ("tiny", ()),
+        ("tiny-123", ()),
+        ("cvt-13", ()),
+        ("cvt-w24", pytest.mark.slow),
+    )
+    for position, case in enumerate(golden(f"golden-{name}")["cases"])
+]
+
+
+@pytest.mark.parametrize(("name", "position"), CASES)
+@pytest.mark.parametrize("as_convolutions", [False, True], ids=["linear", "convolution"])
+def test_logits_equal_the_official_implementation(
+    name: str, position: int, as_convolutions: bool
+) -> None:
+    file = golden(f"golden-{name}")
+    case = file["cases"][position]
+    model = golden_model(golden_config(file["spec"], case["num_classes"]))
+    form = inference_form(model, as_convolutions)
+    wanted = torch.tensor(case["logits"])
+
+    for batch in (1, 2, 7):
+        with torch.inference_mode():
+            logits = form(golden_input(2, case["height"], case["width"])[[0, 1] * 3 + [0]][:batch])
+        assert logits.shape == (batch, case["num_classes"])
+        assert (logits[0] - wanted).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("activation", ["quick_gelu", "gelu"])
+def test_in_float64_it_is_the_same_function(activation: str) -> None:
+    model = golden_model(TINY.with_activation(activation)).double()
+    batch = golden_input(3, 72, 104).double()
+
+    with torch.inference_mode():
+        expected, logits = model(batch), inference_form(model)(batch)
+
+    assert (logits - expected).abs().max() < 1e-12
+
+
+def test_the_network_that_it_is_made_from_stays_as_it_is() -> None:
+    model = golden_model(TINY)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+    inference_form(model, as_convolutions=True).bfloat16()(golden_input(2, 64, 64).bfloat16())
+
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_bfloat16_in_parts_computes_what_it_computes_at_once(monkeypatch) -> None:
+    form = inference_form(golden_model(TINY), as_convolutions=True).bfloat16()
+    batch = golden_input(5, 96, 64).bfloat16()
+
+    with torch.inference_mode():
+        whole = form(batch)
+        monkeypatch.setattr("cvt_cli.inference_form._SCORES_AT_ONCE", 1000)
+        parts = form(batch)
+
+    assert (whole - parts).abs().max() < 0.1
+
+
+def test_memory_grows_with_the_pixels_not_with_their_square() -> None:
+    """In bfloat16 too, where attention is two matrix products."""
+    form = inference_form(golden_model(TINY), as_convolutions=True).bfloat16()
+    largest = 0
+
+    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+            nonlocal largest
+            result = function(*arguments, **(keywords or {}))
+            if isinstance(result, torch.Tensor):
+                largest = max(largest, result.numel())
+            return result
+
+    with torch.inference_mode(), Watch():
+        form(golden_input(1, 512, 512).bfloat16())
+
+    assert largest < 3_000_000  # 16,384 queries on 4,096 keys would be 67 million scores
+
+
+def test_bfloat16_agrees_on_all_but_one_image_in_two_hundred(cifar10: Path) -> None:
+    loaded = weights.load(EMBEDDED / "cvt-nano-cifar10")
+    paths = sorted((cifar10 / "test").rglob("*.png"))[::10]
+    batch = np.stack(
+        [images.preprocess(images.load(p, False), loaded.preprocessing) for p in paths]
+    )
+    cpu = torch.device("cpu")
+
+    exact = TorchEngine(loaded.model, cpu, "fp32")(batch).argmax(1)
+    rounded = TorchEngine(loaded.model, cpu, "bf16")(batch).argmax(1)
+
+    assert len(paths) == 1000
+    assert (exact == rounded).mean() >= 0.995
