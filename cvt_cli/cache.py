@@ -5,11 +5,13 @@ folder is used. A file is written beside its place under a temporary name and th
 nobody ever finds half of one.
 """
 
+import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from cvt_cli import __version__
 from cvt_cli.errors import CvtError
 from cvt_cli.progress import Say
 
@@ -26,6 +28,25 @@ def cache_dir() -> Path:
 def data_dir() -> Path:
     """The folder that known data sets are looked for in when ``--data-dir`` does not say."""
     return cache_dir() / "data"
+
+
+def graph_path(weights_hash: str, config: str, height: int, width: int) -> Path:
+    """Where the prepared graph of a checkpoint is kept; it need not exist.
+
+    Args:
+        weights_hash: of the file with the tensors.
+        config: all that the graph depends on beside them, as text.
+        height: of the images in pixels.
+        width: likewise.
+    """
+    everything = f"{weights_hash} {config} {height}x{width} {__version__}"
+    key = hashlib.sha256(everything.encode()).hexdigest()
+    return graphs_of(weights_hash) / key / "model.onnx"
+
+
+def graphs_of(weights_hash: str) -> Path:
+    """The folder of all graphs that were prepared from one file of tensors."""
+    return cache_dir() / "graphs" / weights_hash
 
 
 def hub_dir() -> Path:

@@ -175,7 +175,7 @@ class Held:
             "revision": self.snapshot.commit,
             "refs": self.snapshot.refs,
             "bytes": self.bytes,
-            "converted_bytes": self.made_bytes,
+            "made_bytes": self.made_bytes,
             "last_use": None
             if used is None
             else datetime.fromtimestamp(used).astimezone().isoformat(timespec="seconds"),

@@ -242,11 +242,11 @@ def weights_record(snapshot: Snapshot) -> Path | None:
 
 
 def sizes(snapshot: Snapshot) -> tuple[int, int]:
-    """Bytes of a snapshot's files, and of what was made of its weights."""
+    """Bytes of a snapshot's files, and of what was made of its weights: conversion and graphs."""
     files = sum(path.stat().st_size for path in snapshot.folder.rglob("*") if path.is_file())
     record = weights_record(snapshot)
-    made = converted(record) if record else None
-    return files, made.stat().st_size if made else 0
+    made = size_of(record) + size_of(cache.graphs_of(record.name)) if record else 0
+    return files, made
 
 
 def ready_weights(snapshot: Snapshot) -> Path | None:
@@ -298,7 +298,9 @@ def remove(repository: str) -> int:
                 f"`{repository}` is being fetched by another process, and was not removed"
             ) from None
         lock.release()
-    before = size_of(storage) + size_of(record)
+    hashes = [path.name for path in record.iterdir()] if record.is_dir() else []
+    graphs = [cache.graphs_of(weights_hash) for weights_hash in hashes]
+    before = sum(size_of(folder) for folder in (storage, record, *graphs))
     if not (storage.exists() or storage.is_symlink() or record.exists()):
         raise CheckpointError(
             f"the cache (`{cache.hub_dir()}`) holds nothing of `{repository}`",
@@ -310,7 +312,7 @@ def remove(repository: str) -> int:
             if repo.repo_id == repository and repo.repo_type == "model":
                 commits = [revision.commit_hash for revision in repo.revisions]
                 cached.delete_revisions(*commits).execute()
-    for folder in (storage, record):
+    for folder in (storage, record, *graphs):
         try:
             if folder.is_symlink():
                 folder.unlink()

@@ -173,6 +173,21 @@ def folder_of(path: Path) -> Path | None:
     return path.parent if path.name == WEIGHTS_FILE and beside.is_file() else None
 
 
+def weights_in(folder: Path) -> Path:
+    """The file with a folder's tensors.
+
+    Raises:
+        CheckpointError: there is none; the message names the folder.
+    """
+    for name in WEIGHTS_FILES:
+        if (folder / name).is_file():
+            return folder / name
+    raise CheckpointError(
+        f"`{folder}` has a `{CONFIG_FILE}` but neither `{WEIGHTS_FILE}` nor "
+        f"`{PICKLED_WEIGHTS_FILE}`"
+    )
+
+
 def read_folder(
     folder: Path,
     known: Checkpoint | None = None,

@@ -97,6 +97,14 @@ Device = Annotated[
     str,
     typer.Option(metavar="auto|cuda|cuda:1|mps|cpu", help="Where to compute.", rich_help_panel=RUN),
 ]
+Engine = Annotated[
+    loader.EngineName,
+    typer.Option(
+        help="Runtime; auto is a graph that was prepared before, if its runtime is installed and "
+        "there is no GPU, else torch.",
+        rich_help_panel=RUN,
+    ),
+]
 Precision = Annotated[
     Literal["auto", "fp32", "bf16", "fp16"],
     typer.Option(help="auto is bf16 on CUDA cards that have it, else fp32.", rich_help_panel=RUN),

@@ -64,7 +64,7 @@ def load(
     folder = layouts.folder_of(path)
     if folder is not None:
         said = layouts.read_folder(folder, known, size, activation)
-        path = stored or _weights_in(folder)
+        path = stored or layouts.weights_in(folder)
         tensors = read_tensors(path)
     elif path.exists():
         said, tensors = _load_state_dict(path, known, size, activation)
@@ -72,16 +72,6 @@ def load(
         raise CheckpointError(f"`{path}` does not exist")
     model = build(said.config, tensors, path, folder and folder / layouts.CONFIG_FILE)
     return LoadedCheckpoint(model, said.labels, said.preprocessing, said.notes)
-
-
-def _weights_in(folder: Path) -> Path:
-    for name in layouts.WEIGHTS_FILES:
-        if (folder / name).is_file():
-            return folder / name
-    raise CheckpointError(
-        f"`{folder}` has a `{layouts.CONFIG_FILE}` but neither `{layouts.WEIGHTS_FILE}` nor "
-        f"`{layouts.PICKLED_WEIGHTS_FILE}`"
-    )
 
 
 def as_safetensors(snapshot: Snapshot, say: Say) -> Path:

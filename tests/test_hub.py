@@ -859,7 +859,7 @@ def test_the_cache_is_listed_found_and_removed(hub: Hub, machine: Machine, pickl
     assert [row["name"] for row in listed] == ["somebody/else", NAME]
     assert listed[1]["revision"] == commit.sha and listed[1]["refs"] == ["main"]
     assert listed[1]["bytes"] == sum(len(content) for content in pickled.values())
-    assert listed[1]["converted_bytes"] > 0 and listed[1]["missing"] == []
+    assert listed[1]["made_bytes"] > 0 and listed[1]["missing"] == []
     used = datetime.fromisoformat(listed[1]["last_use"])
     assert abs((datetime.now().astimezone() - used).total_seconds()) < 300
     assert path == listed[1]["path"]

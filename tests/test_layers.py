@@ -18,8 +18,8 @@ LAYERS = {
         "errors progress config preprocessing labels checkpoints layouts costs cards cache "
         "hub_cache hub"
     ),
-    "arrays": "images datasets engine inference evaluation",
-    "tensors": "model weights devices inference_form torch_engine training runs",
+    "arrays": "images datasets engine runtimes inference evaluation",
+    "tensors": "model weights devices inference_form torch_engine graphs training runs",
     "front": "loader catalogue options output commands cli __main__",
 }
 ORDER = [module for modules in LAYERS.values() for module in modules.split()]

@@ -35,7 +35,7 @@ def list_(json_output: options.Json = False) -> None:
         return
     output.print_table(
         f"CvT checkpoints in {cache.hub_dir()}",
-        ("name", "revision", "state", "last use", "size", "converted"),
+        ("name", "revision", "state", "last use", "size", "made of it"),
         [
             (
                 row.name,

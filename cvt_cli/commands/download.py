@@ -1,10 +1,10 @@
 """``cvt download``: fetch checkpoints ahead."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
-from cvt_cli import catalogue, options, output
+from cvt_cli import catalogue, loader, options, output
 from cvt_cli.cache import human_bytes
 from cvt_cli.catalogue import Held
 from cvt_cli.checkpoints import CHECKPOINTS
@@ -24,6 +24,14 @@ def download(
         bool, typer.Option("--all", help="Every published checkpoint (cvt models).")
     ] = False,
     revision: options.Revision = None,
+    engine: Annotated[
+        Literal["onnxruntime", "openvino"] | None,
+        typer.Option(
+            help="Also prepare the graph that this runtime starts from, at the model's own size.",
+            rich_help_panel=options.RUN,
+            show_default=False,
+        ),
+    ] = None,
     json_output: options.Json = False,
 ) -> None:
     """Fetch checkpoints from the hub, verified and ready to be used without network.
@@ -38,10 +46,15 @@ def download(
     wanted = names or [c.name for c in CHECKPOINTS.values() if c.repository]
     here: list[Held] = []
     done = 0
-    for result in catalogue.download(wanted, output.access(revision)):
+    access = output.access(revision)
+    for result in catalogue.download(wanted, access):
         done += 1
         if isinstance(result, Held):
             here.append(result)
+            if engine:
+                loader.load_classifier(
+                    result.name, None, None, "cpu", "auto", access, engine=engine
+                )
         else:
             output.error(str(result), result.hint)
     if left := wanted[done:]:

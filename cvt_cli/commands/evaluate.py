@@ -16,6 +16,7 @@ def evaluate(
     exif: options.Exif = False,
     batch_size: options.BatchSize = 64,
     device: options.Device = "auto",
+    engine: options.Engine = "auto",
     precision: options.Precision = "auto",
     json_output: options.Json = False,
 ) -> None:
@@ -30,7 +31,14 @@ def evaluate(
 
     images = datasets.open_dataset(data, "test", data_dir or cache.data_dir())
     classifier = loader.load_classifier(
-        model, res, activation, device, precision, output.access(revision, offline)
+        model,
+        res,
+        activation,
+        device,
+        precision,
+        output.access(revision, offline),
+        engine=engine,
+        images=len(images),
     )
     output.note_conditions(classifier)
     class_index, how = datasets.match_classes(images.classes, classifier.labels)

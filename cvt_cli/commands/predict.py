@@ -31,6 +31,7 @@ def predict(
     exif: options.Exif = True,
     batch_size: options.BatchSize = 16,
     device: options.Device = "auto",
+    engine: options.Engine = "auto",
     precision: options.Precision = "auto",
     json_output: options.Json = False,
     jsonl: Annotated[
@@ -70,6 +71,8 @@ def predict(
         device,
         precision,
         output.access(revision, offline),
+        engine=engine,
+        images=len(paths),
         or_embedded=True,
     )
     output.note_conditions(classifier)

@@ -1,0 +1,50 @@
+"""The inference form as an ONNX graph; the one place that exports."""
+
+import logging
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from cvt_cli import cache
+from cvt_cli.inference_form import inference_form
+from cvt_cli.model import CvT
+
+OPSET = 18
+"""Of ONNX; what the exporter writes without converting."""
+
+
+def write_onnx(
+    model: CvT, path: Path, height: int, width: int, metadata: Mapping[str, str]
+) -> None:
+    """Write a network as a float32 ONNX file: `images` (B, 3, H, W) to `logits` (B, classes).
+
+    Args:
+        model: in its training form, on the CPU.
+        path: of the file, which is written whole or not at all.
+        height: of the images in pixels; fixed, as is the width. The batch is free.
+        width: see above.
+        metadata: kept inside the file, by name.
+
+    Raises:
+        CvtError: the folder cannot be written to.
+    """
+    form = inference_form(model)
+    example = torch.zeros(2, 3, height, width)
+    with warnings.catch_warnings():  # the exporter's own deprecations
+        warnings.simplefilter("ignore")
+        logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+        program = torch.onnx.export(
+            form,
+            (example,),
+            dynamo=True,
+            dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
+            input_names=["images"],
+            output_names=["logits"],
+            opset_version=OPSET,
+            verbose=False,
+        )
+    program.model.metadata_props.update(metadata)
+    with cache.replacing(path) as temporary:
+        program.save(temporary)
