@@ -10,6 +10,7 @@ from typer.core import TyperGroup
 
 from cvt_cli import __version__, output
 from cvt_cli.commands import (
+    benchmark,
     cache,
     count_params,
     download,
@@ -71,6 +72,7 @@ app.command(name="evaluate")(evaluate.evaluate)
 app.command(name="finetune")(finetune.finetune)
 app.command(name="flops")(flops.flops)
 app.command(name="count-params")(count_params.count_params)
+app.command(name="benchmark")(benchmark.benchmark)
 app.command(name="models")(models.models)
 app.command(name="info")(info.info)
 app.command(name="download")(download.download)

@@ -398,6 +398,22 @@ def costs_of(
     """What ``flops`` and ``count-params`` are asked for; without a model, all variants.
 
     Raises:
+        UsageError, CheckpointError, ConfigError: as `architectures_of`.
+    """
+    found = architectures_of(variant, model, res, num_classes, access)
+    return [costs for costs, _ in found]
+
+
+def architectures_of(
+    variant: str | None,
+    model: str | None,
+    res: str | None,
+    num_classes: int | None,
+    access: Access,
+) -> list[tuple[Costs, CvTConfig]]:
+    """The networks that are asked for, with their costs at their sizes; else all variants.
+
+    Raises:
         UsageError: both a variant and a model, or a value that cannot be.
         CheckpointError, ConfigError: as `read_architecture`.
     """
@@ -416,8 +432,9 @@ def costs_of(
             (key, config, [(32, 32)] if key == "nano" else [(224, 224), (384, 384)])
             for key, config in VARIANTS.items()
         ]
-    return [
-        costs(name, config.with_classes(num_classes or config.num_classes), height, width)
-        for name, config, own in asked
-        for height, width in ([size] if size else own)
-    ]
+    found = []
+    for name, config, own in asked:
+        config = config.with_classes(num_classes or config.num_classes)
+        for height, width in [size] if size else own:
+            found.append((costs(name, config, height, width), config))
+    return found

@@ -122,7 +122,7 @@ def progress(what: str, total: int, *, unit: Unit = "images", done: int = 0) -> 
             total=total,
             initial=done,
             desc=what,
-            unit="B" if unit == "bytes" else "img",
+            unit={"bytes": "B", "images": "img", "turns": "turn"}[unit],
             unit_scale=unit == "bytes",
             leave=False,
             file=sys.stderr,
@@ -137,7 +137,7 @@ def progress(what: str, total: int, *, unit: Unit = "images", done: int = 0) -> 
         return
 
     def amount(number: float) -> str:
-        return human_bytes(number) if unit == "bytes" else f"{number:.0f} images"
+        return human_bytes(number) if unit == "bytes" else f"{number:.0f} {unit}"
 
     started = last = time.perf_counter()
     new = 0

@@ -7,7 +7,7 @@ from typing import Literal, Protocol
 Advance = Callable[[int, str], None]
 """Called with the number of items done since the last call, and a note such as "loss 0.52"."""
 
-Unit = Literal["images", "bytes"]
+Unit = Literal["images", "bytes", "turns"]
 
 Say = Callable[[str], None]
 """Takes a sentence for the user that is no result."""

@@ -19,7 +19,7 @@ LAYERS = {
         "hub_cache hub"
     ),
     "arrays": "images datasets engine runtimes inference evaluation",
-    "tensors": "model weights devices inference_form torch_engine graphs training runs",
+    "tensors": "model weights devices inference_form torch_engine graphs benchmark training runs",
     "front": "loader catalogue options output commands cli __main__",
 }
 ORDER = [module for modules in LAYERS.values() for module in modules.split()]
