@@ -3,11 +3,13 @@
 import logging
 import warnings
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 
 from cvt_cli import cache
+from cvt_cli.errors import UsageError
 from cvt_cli.inference_form import inference_form
 from cvt_cli.model import CvT
 
@@ -28,8 +30,15 @@ def write_onnx(
         metadata: kept inside the file, by name.
 
     Raises:
+        UsageError: what writes ONNX is not installed.
         CvtError: the folder cannot be written to.
     """
+    for name in ("onnx", "onnxscript"):
+        if find_spec(name) is None:
+            raise UsageError(
+                f"`{name}` is not installed, without which torch writes no ONNX",
+                hint="pip install 'cvt-cli[onnxruntime]'",
+            )
     form = inference_form(model)
     example = torch.zeros(2, 3, height, width)
     with warnings.catch_warnings():  # the exporter's own deprecations

@@ -237,8 +237,13 @@ def verify(snapshot: Snapshot) -> Iterator[tuple[Path, bool | None]]:
 
 def weights_record(snapshot: Snapshot) -> Path | None:
     """The folder in ``CVT_CACHE`` for what is made of a snapshot's weights; it need not exist."""
-    announced = announced_hash(snapshot.weights) if snapshot.weights else None
-    return announced and record_of(snapshot.repository, announced) or None
+    announced = weights_hash(snapshot)
+    return record_of(snapshot.repository, announced) if announced else None
+
+
+def weights_hash(snapshot: Snapshot) -> str | None:
+    """The hash that the hub announced for a snapshot's weights, where they are here and it is."""
+    return announced_hash(snapshot.weights) if snapshot.weights else None
 
 
 def sizes(snapshot: Snapshot) -> tuple[int, int]:

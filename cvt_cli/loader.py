@@ -236,7 +236,8 @@ def load_classifier(
             "`cvt finetune` takes it as it is, since it replaces the head",
         )
     height, width = said.preprocessing.height, said.preprocessing.width
-    weights_hash = (hub_cache.announced_hash(stored) or "") or hub_cache.content_hash(stored)
+    announced = location.snapshot and hub_cache.weights_hash(location.snapshot)
+    weights_hash = announced or hub_cache.content_hash(stored)
     graph = cache.graph_path(weights_hash, repr(said.config), height, width)
     running: Engine
     chosen = _choose_engine(engine, device, precision, graph.is_file(), images)

@@ -894,6 +894,25 @@ def test_a_name_that_no_hub_takes_is_refused(machine: Machine, name: str) -> Non
     assert f"`{name}`" in result.stderr and "cannot be reached" not in result.stderr
 
 
+def test_download_prepares_a_graph_that_goes_with_its_checkpoint(
+    hub: Hub, machine: Machine, pickled
+) -> None:
+    hub.add(NAME, pickled)
+
+    downloaded = machine.run("download", NAME, "--engine", "onnxruntime")
+    (graph,) = machine.own_cache.rglob("model.onnx")
+    size = graph.stat().st_size
+    answered = machine.run("predict", CHELSEA, "--model", NAME, "--json")
+    listed = machine.run("cache", "list", "--json").json
+    removed = machine.run("cache", "remove", NAME)
+
+    assert downloaded.exit_code == 0, downloaded.stderr
+    assert answered.json["engine"] == "onnxruntime"
+    assert listed[0]["made_bytes"] > size
+    assert removed.exit_code == 0
+    assert not list(machine.own_cache.rglob("model.onnx"))
+
+
 def test_what_is_being_fetched_is_not_removed(hub: Hub, machine: Machine, checkpoint) -> None:
     size = slowed(hub, checkpoint, seconds=4)
     process = machine.start("download", NAME)
