@@ -278,13 +278,14 @@ def _choose_engine(
     the time. OpenVINO is faster by the image and slower to start than ONNX Runtime.
 
     Raises:
-        UsageError: a runtime for CPUs is asked for on another device.
+        UsageError: a runtime is asked for that is not installed, or on another device than a CPU.
     """
     from cvt_cli import runtimes
 
     if asked in ("onnxruntime", "openvino"):
         if device not in ("auto", "cpu"):
             raise UsageError(f"engine `{asked}` runs on the CPU, not on `{device}`")
+        runtimes.require(asked)  # before a graph is prepared for it
         return asked
     on_cpu = device == "cpu" or (device == "auto" and not runtimes.may_have_gpu())
     if asked == "torch" or not (prepared and on_cpu and precision in ("auto", "fp32")):

@@ -25,6 +25,14 @@ def installed(runtime: str) -> bool:
     return find_spec(runtime) is not None
 
 
+def require(runtime: str) -> None:
+    """Raises UsageError, with the command that installs it, if a runtime is not there."""
+    if not installed(runtime):
+        raise UsageError(
+            f"engine `{runtime}` is not installed", hint=f"pip install 'cvt-cli[{runtime}]'"
+        )
+
+
 def open_graph(
     runtime: Runtime, path: Path, precision: str
 ) -> "OnnxRuntimeEngine | OpenVinoEngine":
@@ -39,10 +47,7 @@ def open_graph(
         UsageError: the runtime is not installed, or does not compute in that precision here.
         CheckpointError: the file is no graph that the runtime reads.
     """
-    if not installed(runtime):
-        raise UsageError(
-            f"engine `{runtime}` is not installed", hint=f"pip install 'cvt-cli[{runtime}]'"
-        )
+    require(runtime)
     if runtime == "onnxruntime":
         return OnnxRuntimeEngine(path, precision)
     return OpenVinoEngine(path, precision)

@@ -80,3 +80,17 @@ def machine(hub: Hub, tmp_path: Path) -> Machine:
     environment = {name: v for name, v in os.environ.items() if not name.startswith("HF_")}
     places = {"HF_HOME": str(tmp_path / "hf"), "CVT_CACHE": str(tmp_path / "cvt")}
     return Machine(tmp_path, {**environment, **places, "HF_ENDPOINT": hub.url})
+
+
+@pytest.fixture
+def cvt_process() -> Callable[..., Result]:
+    """Run a command line in a process of its own, as a user does.
+
+    OpenVINO, ONNX Runtime and transformers in one process, and training on torch after them, has
+    ended in a segmentation fault; no command does both.
+    """
+
+    def run(*arguments: object) -> Result:
+        return Machine(Path(), dict(os.environ)).run(*arguments)
+
+    return run

@@ -7,8 +7,8 @@ from cvt_cli import cache
 QUICK = ["--rounds", 2, "--batch-size", "1,3", "--variant", "nano"]
 
 
-def test_every_side_has_its_row_and_its_conditions(cvt) -> None:
-    result = cvt("benchmark", *QUICK, "--against", "transformers", "--json")
+def test_every_side_has_its_row_and_its_conditions(cvt_process) -> None:
+    result = cvt_process("benchmark", *QUICK, "--against", "transformers", "--json")
 
     document = result.json
     assert result.exit_code == 0
@@ -34,8 +34,8 @@ def test_every_side_has_its_row_and_its_conditions(cvt) -> None:
     assert "random weights" in result.stderr
 
 
-def test_peak_memory_is_that_of_a_process_of_its_own(cvt) -> None:
-    result = cvt(
+def test_peak_memory_is_that_of_a_process_of_its_own(cvt_process) -> None:
+    result = cvt_process(
         "benchmark", "--variant", "nano", "--rounds", 1, "--batch-size", "1", "--memory",
         "--engine", "torch,onnxruntime", "--json",
     )  # fmt: skip
@@ -46,8 +46,8 @@ def test_peak_memory_is_that_of_a_process_of_its_own(cvt) -> None:
     assert torch_row["peak_memory_bytes"] != onnx_row["peak_memory_bytes"]
 
 
-def test_the_table_says_what_was_measured_and_how(cvt) -> None:
-    lines = cvt("benchmark", *QUICK, "--engine", "torch", "--precision", "fp32,bf16").stdout
+def test_the_table_says_what_was_measured_and_how(cvt_process) -> None:
+    lines = cvt_process("benchmark", *QUICK, "--engine", "torch", "--precision", "fp32,bf16").stdout
 
     assert lines.startswith("nano at 32x32, random weights, cpu, ")
     assert "median of 2 rounds" in lines
@@ -57,8 +57,8 @@ def test_the_table_says_what_was_measured_and_how(cvt) -> None:
     ]  # fmt: skip
 
 
-def test_nothing_of_a_benchmark_stays_in_the_cache(cvt) -> None:
-    cvt("benchmark", *QUICK, "--engine", "onnxruntime")
+def test_nothing_of_a_benchmark_stays_in_the_cache(cvt_process) -> None:
+    cvt_process("benchmark", *QUICK, "--engine", "onnxruntime")
 
     assert not list(cache.cache_dir().rglob("*.onnx"))
 
@@ -74,8 +74,8 @@ def test_nothing_of_a_benchmark_stays_in_the_cache(cvt) -> None:
         (["--variant", "13", "--model", "cvt-13"], "give --variant or --model, not both"),
     ],
 )
-def test_what_cannot_be_measured_is_a_usage_error(cvt, arguments, message: str) -> None:
-    result = cvt("benchmark", *arguments)
+def test_what_cannot_be_measured_is_a_usage_error(cvt_process, arguments, message: str) -> None:
+    result = cvt_process("benchmark", *arguments)
 
     assert result.exit_code == 2
     assert message in result.stderr

@@ -10,21 +10,10 @@ from cvt_cli import images, weights
 from cvt_cli.checkpoints import EMBEDDED
 from cvt_cli.inference_form import inference_form
 from cvt_cli.torch_engine import TorchEngine
-from tests_shared import TINY, golden, golden_config, golden_input, golden_model
-
-CASES = [
-    pytest.param(name, position, id=f"{name}-{case['height']}x{case['width']}", marks=marks)
-    for name, marks in (
-        ("tiny", ()),
-        ("tiny-123", ()),
-        ("cvt-13", ()),
-        ("cvt-w24", pytest.mark.slow),
-    )
-    for position, case in enumerate(golden(f"golden-{name}")["cases"])
-]
+from tests_shared import GOLDEN_CASES, TINY, golden, golden_config, golden_input, golden_model
 
 
-@pytest.mark.parametrize(("name", "position"), CASES)
+@pytest.mark.parametrize(("name", "position"), GOLDEN_CASES)
 @pytest.mark.parametrize("as_convolutions", [False, True], ids=["linear", "convolution"])
 def test_logits_equal_the_official_implementation(
     name: str, position: int, as_convolutions: bool

@@ -5,21 +5,10 @@ import torch
 
 from cvt_cli.config import VARIANTS, CvTConfig
 from cvt_cli.model import CvT, drop_path, init_weights
-from tests_shared import golden, golden_config, golden_input, golden_model
-
-CASES = [
-    pytest.param(name, position, id=f"{name}-{case['height']}x{case['width']}", marks=marks)
-    for name, marks in (
-        ("tiny", ()),
-        ("tiny-123", ()),
-        ("cvt-13", ()),
-        ("cvt-w24", pytest.mark.slow),
-    )
-    for position, case in enumerate(golden(f"golden-{name}")["cases"])
-]
+from tests_shared import GOLDEN_CASES, golden, golden_config, golden_input, golden_model
 
 
-@pytest.mark.parametrize(("name", "position"), CASES)
+@pytest.mark.parametrize(("name", "position"), GOLDEN_CASES)
 @pytest.mark.parametrize(
     ("dtype", "tolerance"), [(torch.float32, 5e-5), (torch.float64, 1e-7)], ids=["fp32", "fp64"]
 )

@@ -129,3 +129,15 @@ def golden_input(batch: int, height: int, width: int) -> torch.Tensor:
 
 TINY = golden_config(golden("golden-tiny-123")["spec"], 10)
 """A CvT small enough to write and read in a blink, and one that transformers can build."""
+
+GOLDEN_CASES = [
+    pytest.param(name, position, id=f"{name}-{case['height']}x{case['width']}", marks=marks)
+    for name, marks in (
+        ("tiny", ()),
+        ("tiny-123", ()),
+        ("cvt-13", ()),
+        ("cvt-w24", pytest.mark.slow),
+    )
+    for position, case in enumerate(golden(f"golden-{name}")["cases"])
+]
+"""Names of golden files and positions of the cases in them, for parametrize."""
