@@ -136,14 +136,11 @@ def describe(text: str, access: Access) -> Description:
     if folder is None:
         from cvt_cli import weights
 
-        loaded = weights.load(location.path, location.known)
-        said = layouts.CheckpointConfig(
-            loaded.model.config, loaded.labels, loaded.preprocessing, loaded.notes
-        )
+        said = weights.load(location.path, location.known).described
         stored: Path | None = location.path
     else:
         said = layouts.read_folder(folder, location.known)
-        stored = next((p for n in layouts.WEIGHTS_FILES if (p := folder / n).is_file()), None)
+        stored = layouts.find_weights(folder)
     announced, repository = None, None
     if location.snapshot is not None:
         repository = location.snapshot.repository
@@ -218,10 +215,9 @@ def repository_of(text: str) -> str:
     if repository is None:
         raise UsageError(f"`{text}` is part of the package, not of the cache")
     if not hub.REPOSITORY.fullmatch(repository):
-        near = checkpoints.nearest(text) or list(CHECKPOINTS)
         raise UsageError(
             f"`{text}` is neither a known checkpoint nor a hub repository (owner/name)",
-            hint="did you mean " + " or ".join(f"`{name}`" for name in near) + "?",
+            hint=checkpoints.suggestion(text),
         )
     return repository
 

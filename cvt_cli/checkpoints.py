@@ -83,6 +83,12 @@ def find(name: str) -> Checkpoint | None:
     return None
 
 
+def suggestion(name: str) -> str:
+    """A hint for a name that means nothing: what looks like it, else all that is known."""
+    names = nearest(name) or list(CHECKPOINTS)
+    return "did you mean " + " or ".join(f"`{known}`" for known in names) + "?"
+
+
 def nearest(name: str) -> list[str]:
     """Known names that look like this one, the likeliest first."""
     return get_close_matches(name.lower().replace("_", "-"), CHECKPOINTS, n=3, cutoff=0.5)

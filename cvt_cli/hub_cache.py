@@ -49,8 +49,7 @@ class Snapshot:
     @property
     def weights(self) -> Path | None:
         """The file with the tensors, if it is there: safetensors rather than a pickle."""
-        paths = (self.folder / name for name in layouts.WEIGHTS_FILES)
-        return next((path for path in paths if path.is_file()), None)
+        return layouts.find_weights(self.folder)
 
     @property
     def missing(self) -> list[str]:
@@ -250,8 +249,11 @@ def sizes(snapshot: Snapshot) -> tuple[int, int]:
     """Bytes of a snapshot's files, and of what was made of its weights: conversion and graphs."""
     files = sum(path.stat().st_size for path in snapshot.folder.rglob("*") if path.is_file())
     record = weights_record(snapshot)
-    made = size_of(record) + size_of(cache.graphs_of(record.name)) if record else 0
-    return files, made
+    if record is None:
+        return files, 0
+    conversion = converted(record)
+    made = conversion.stat().st_size if conversion else 0
+    return files, made + size_of(cache.graphs_of(record.name))
 
 
 def ready_weights(snapshot: Snapshot) -> Path | None:

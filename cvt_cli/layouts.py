@@ -179,13 +179,19 @@ def weights_in(folder: Path) -> Path:
     Raises:
         CheckpointError: there is none; the message names the folder.
     """
-    for name in WEIGHTS_FILES:
-        if (folder / name).is_file():
-            return folder / name
-    raise CheckpointError(
-        f"`{folder}` has a `{CONFIG_FILE}` but neither `{WEIGHTS_FILE}` nor "
-        f"`{PICKLED_WEIGHTS_FILE}`"
-    )
+    found = find_weights(folder)
+    if found is None:
+        raise CheckpointError(
+            f"`{folder}` has a `{CONFIG_FILE}` but neither `{WEIGHTS_FILE}` nor "
+            f"`{PICKLED_WEIGHTS_FILE}`"
+        )
+    return found
+
+
+def find_weights(folder: Path) -> Path | None:
+    """The file with a folder's tensors, if it is there: safetensors rather than a pickle."""
+    paths = (folder / name for name in WEIGHTS_FILES)
+    return next((path for path in paths if path.is_file()), None)
 
 
 def read_folder(

@@ -96,11 +96,10 @@ def locate(text: str, access: Access, need: Literal["weights", "config"] = "weig
         return Location(text, path, known or _known_by_path(path.resolve()))
     repository = known.repository if known else _repository(text)
     if repository is None:
-        names = checkpoints.nearest(text) or list(checkpoints.CHECKPOINTS)
         raise CheckpointError(
             f"there is no model `{text}`: neither a file or folder, nor a known name, "
             "nor a repository (owner/name)",
-            hint="did you mean " + " or ".join(f"`{name}`" for name in names) + "?",
+            hint=checkpoints.suggestion(text),
         )
     snapshot = hub_cache.find(repository, access.revision)
     missing = set(snapshot.missing) if snapshot else {layouts.CONFIG_FILE}
@@ -217,7 +216,6 @@ def load_classifier(
         )
     stored = _weights_of(location, access)
     folder = layouts.folder_of(location.path)
-    said: CheckpointConfig | None = None
     loaded: LoadedCheckpoint | None = None
     if folder is not None:
         stored = stored or layouts.weights_in(folder)
@@ -226,8 +224,7 @@ def load_classifier(
         from cvt_cli import weights
 
         loaded = weights.load(location.path, location.known, size, activation)
-        stored, model = location.path, loaded.model
-        said = CheckpointConfig(model.config, loaded.labels, loaded.preprocessing, loaded.notes)
+        stored, said = location.path, loaded.described
     if not said.labels.named and len(said.labels) > MOST_UNNAMED_CLASSES:
         raise CheckpointError(
             f"`{location.path}` has a head of {len(said.labels)} classes and no class list, "
@@ -235,17 +232,16 @@ def load_classifier(
             hint="put a `config.json` with its `id2label` beside it; "
             "`cvt finetune` takes it as it is, since it replaces the head",
         )
-    height, width = said.preprocessing.height, said.preprocessing.width
-    announced = location.snapshot and hub_cache.weights_hash(location.snapshot)
-    weights_hash = announced or hub_cache.content_hash(stored)
-    graph = cache.graph_path(weights_hash, repr(said.config), height, width)
-    running: Engine
-    chosen = _choose_engine(engine, device, precision, graph.is_file(), images)
-    if chosen == "torch" or not graph.is_file():
+    runtime = _choose_runtime(engine, device, precision, images)
+    graph = _graph_of(location, stored, said) if runtime else None
+    if engine == "auto" and graph is not None and not graph.is_file():
+        graph = None  # it takes longer to prepare than most jobs
+    if graph is None or not graph.is_file():
         from cvt_cli import weights
 
         loaded = loaded or weights.load(location.path, location.known, size, activation, stored)
-    if chosen == "torch":
+    running: Engine
+    if runtime is None or graph is None:
         from cvt_cli import devices
         from cvt_cli.torch_engine import TorchEngine
 
@@ -257,7 +253,7 @@ def load_classifier(
 
         if loaded is not None:
             _prepare(graph, location, loaded, access)
-        running = runtimes.open_graph(chosen, graph, precision)
+        running = runtimes.open_graph(runtime, graph, precision)
     return Classifier(
         location.name,
         location.revision,
@@ -269,10 +265,10 @@ def load_classifier(
     )
 
 
-def _choose_engine(
-    asked: EngineName, device: str, precision: str, prepared: bool, images: int
-) -> Literal["torch", "onnxruntime", "openvino"]:
-    """The engine asked for; for "auto" the fastest of those that need no preparation.
+def _choose_runtime(
+    asked: EngineName, device: str, precision: str, images: int
+) -> Literal["onnxruntime", "openvino"] | None:
+    """The runtime asked for; for "auto" the one that suits a graph if there is one; None for torch.
 
     A prepared graph on a runtime that is installed beats torch on a CPU: it starts in a fraction of
     the time. OpenVINO is faster by the image and slower to start than ONNX Runtime.
@@ -288,12 +284,22 @@ def _choose_engine(
         runtimes.require(asked)  # before a graph is prepared for it
         return asked
     on_cpu = device == "cpu" or (device == "auto" and not runtimes.may_have_gpu())
-    if asked == "torch" or not (prepared and on_cpu and precision in ("auto", "fp32")):
-        return "torch"
+    if asked == "torch" or not on_cpu or precision not in ("auto", "fp32"):
+        return None
     preferred: tuple[Literal["onnxruntime", "openvino"], ...] = ("onnxruntime", "openvino")
     if images >= MANY_IMAGES:
         preferred = ("openvino", "onnxruntime")
-    return next((name for name in preferred if runtimes.installed(name)), "torch")
+    return next((name for name in preferred if runtimes.installed(name)), None)
+
+
+def _graph_of(location: Location, stored: Path, said: CheckpointConfig) -> Path:
+    """Where the graph of these weights at this size is kept; reads the weights for their hash."""
+    announced = location.snapshot and hub_cache.weights_hash(location.snapshot)
+    weights_hash = announced or hub_cache.content_hash(stored)
+    preprocessing = said.preprocessing
+    return cache.graph_path(
+        weights_hash, repr(said.config), preprocessing.height, preprocessing.width
+    )
 
 
 def _prepare(graph: Path, location: Location, loaded: "LoadedCheckpoint", access: Access) -> None:

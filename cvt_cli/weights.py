@@ -39,6 +39,11 @@ class LoadedCheckpoint:
     preprocessing: Preprocessing
     notes: tuple[str, ...]  # what was assumed, one sentence each
 
+    @property
+    def described(self) -> CheckpointConfig:
+        """The same without its tensors."""
+        return CheckpointConfig(self.model.config, self.labels, self.preprocessing, self.notes)
+
 
 def load(
     path: Path,
