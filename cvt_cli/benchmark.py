@@ -1,37 +1,42 @@
-"""How fast each engine runs one network: all sides in one process, turn by turn.
+"""How fast each engine runs one network: every side in a process of its own, turn by turn.
 
-Rates of a machine drift; ratios of sides that took turns drift less. Every side is warmed up, then
-measured in as many rounds as asked for, in an order that is reversed every other round, and the
-medians are compared. Peak memory is that of a process of its own.
+Rates of a machine drift; ratios of sides that took turns drift less. Every side starts as a new
+process, as a user's command would, is warmed up, then measured in as many rounds as asked for, in
+an order that is reversed every other round, and the medians are compared.
+
+Imports torch only inside functions, so that a runtime's process does without it.
 """
 
 import multiprocessing
 import resource
+import signal
 import statistics
 import sys
+import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, replace
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
-from time import perf_counter
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from cvt_cli import devices, graphs, layouts, runtimes
+from cvt_cli import layouts, runtimes
 from cvt_cli.config import CvTConfig
-from cvt_cli.errors import UsageError
+from cvt_cli.errors import CvtError, UsageError
 from cvt_cli.labels import unnamed
-from cvt_cli.model import CvT, init_weights
 from cvt_cli.progress import Progress
-from cvt_cli.torch_engine import TorchEngine
+
+if TYPE_CHECKING:
+    from cvt_cli.devices import Precision
+    from cvt_cli.model import CvT
 
 Runner = Callable[[NDArray[np.float32]], Any]
 Name = Literal["torch", "onnxruntime", "openvino", "transformers"]
 
-SHORTEST_TURN_SEC = 0.25
+SHORTEST_TURN_SEC = 0.5
 """A side computes at least this long in every round."""
 
 _PEAK_SIZE = 2048
@@ -43,8 +48,19 @@ class Side:
     """One way to run the network."""
 
     engine: Name  # "transformers": its eager network, the usual baseline
-    precision: devices.Precision
+    precision: "Precision"
     batch_size: int
+
+
+@dataclass(frozen=True)
+class Network:
+    """What every side runs, and where."""
+
+    config: CvTConfig
+    height: int  # of the images in pixels
+    width: int
+    macs: int  # multiply-accumulates of one image
+    device: str  # of torch and transformers; the other engines run on the CPU
 
 
 @dataclass(frozen=True)
@@ -56,10 +72,10 @@ class Row:
     slowest: float  # images per second in the slowest round
     fastest: float
     ratio: float | None  # to transformers at the same batch size, median of the rounds' ratios
-    startup_sec: float  # from the network in memory to an engine that can be called
+    startup_sec: float  # from a new process to an engine that can be called, imports included
     first_call_sec: float
     share_of_peak: float  # of the matrix product's rate in the same precision, measured in turn
-    peak_memory_bytes: int | None
+    peak_memory_bytes: int  # of the process; on CUDA, of the device
 
     def to_json(self) -> dict[str, Any]:
         """The documented keys."""
@@ -78,19 +94,11 @@ class Row:
         }
 
 
-def random_network(config: CvTConfig) -> CvT:
-    """A network with random weights, which is as fast as one with others."""
-    torch.manual_seed(0)
-    model = CvT(config)
-    init_weights(model)
-    return model.eval()
-
-
 def sides(
     engines: Sequence[str],
     precisions: Sequence[str],
     batch_sizes: Sequence[int],
-    device: torch.device,
+    device: str,
     against_transformers: bool,
 ) -> list[Side]:
     """Every combination that can run; the baseline first for each batch size.
@@ -119,81 +127,54 @@ def sides(
                     continue
                 if engine == "openvino" and asked == "fp16":
                     continue
-                if engine == "torch" and asked == "fp16" and device.type == "cpu":
+                if engine == "torch" and asked == "fp16" and device == "cpu":
                     continue
                 found.append(Side(engine, asked, batch_size))  # type: ignore[arg-type]
     return found
 
 
 def measure(
-    model: CvT,
-    height: int,
-    width: int,
-    asked: Sequence[Side],
-    *,
-    device: torch.device,
-    macs: int,
-    rounds: int,
-    memory: bool,
-    folder: Path,
-    progress: Progress,
+    network: Network, asked: Sequence[Side], *, rounds: int, folder: Path, progress: Progress
 ) -> list[Row]:
     """Measure every side in turn.
 
     Args:
-        model: in its training form, on the CPU.
-        height: of the images in pixels.
-        width: likewise.
+        network: what they run.
         asked: what to measure.
-        device: of torch and transformers; the other engines run on the CPU.
-        macs: multiply-accumulates of one image, for the share of the peak.
         rounds: how often every side has its turn.
-        memory: measure the peak memory of each side too, in a process of its own.
         folder: for the graph.
         progress: of the rounds.
+
+    Raises:
+        UsageError: a side does not compute in its precision here.
+        CvtError: a side's process ended, as for want of memory.
     """
     graph = folder / "model.onnx"
     if any(side.engine in ("onnxruntime", "openvino") for side in asked):
-        graphs.write_onnx(model, graph, height, width, {})
-    generator = np.random.default_rng(0)
-    runners: list[Runner] = []
-    batches = []
-    starts = []
-    for side in asked:
-        shape = (side.batch_size, 3, height, width)
-        batches.append(generator.standard_normal(shape, dtype=np.float32))
-        started = perf_counter()
-        runners.append(_runner(side, model, graph, device))
-        ready = perf_counter()
-        runners[-1](batches[-1])
-        starts.append((ready - started, perf_counter() - ready))
-    calls = []
-    for runner, batch in zip(runners, batches, strict=True):  # the second call is a typical one
-        started = perf_counter()
-        runner(batch)
-        calls.append(max(1, round(SHORTEST_TURN_SEC / (perf_counter() - started))))
+        from cvt_cli import graphs
+
+        graphs.write_onnx(random_network(network.config), graph, network.height, network.width, {})
     rates: list[list[float]] = [[] for _ in asked]
     peaks: dict[str, list[float]] = {side.precision: [] for side in asked}
-    with progress("benchmark", rounds * len(asked), unit="turns") as advance:
-        for number in range(rounds):
-            for precision, found in peaks.items():
-                found.append(_matrix_rate(device, precision))  # type: ignore[arg-type]
-            order = range(len(asked)) if number % 2 == 0 else reversed(range(len(asked)))
-            for index in order:
-                runners[index](batches[index])  # what the side before left in the caches is gone
-                started = perf_counter()
-                for _ in range(calls[index]):
-                    runners[index](batches[index])
-                images = calls[index] * asked[index].batch_size
-                rates[index].append(images / (perf_counter() - started))
-                advance(1, "")
+    with ExitStack() as stack:
+        workers = [stack.enter_context(_Worker(side, network, graph)) for side in asked]
+        with progress("benchmark", rounds * len(asked), unit="turns") as advance:
+            for number in range(rounds):
+                for precision, found in peaks.items():
+                    found.append(_matrix_rate(network.device, precision))  # type: ignore[arg-type]
+                order = range(len(asked)) if number % 2 == 0 else reversed(range(len(asked)))
+                for index in order:
+                    rates[index].append(workers[index].turn())
+                    advance(1, "")
+        memory = [worker.stop() for worker in workers]
     baselines = {
         side.batch_size: own
         for side, own in zip(asked, rates, strict=True)
         if side.engine == "transformers"
     }
     rows = []
-    for side, own, (startup, first) in zip(asked, rates, starts, strict=True):
+    for worker, own, used in zip(workers, rates, memory, strict=True):
+        side = worker.side
         against = baselines.get(side.batch_size)
         rate = statistics.median(own)
         rows.append(
@@ -203,34 +184,129 @@ def measure(
                 min(own),
                 max(own),
                 against and statistics.median(a / b for a, b in zip(own, against, strict=True)),
-                startup,
-                first,
-                2 * macs * rate / statistics.median(peaks[side.precision]),
-                None,
+                worker.startup_sec,
+                worker.first_call_sec,
+                2 * network.macs * rate / statistics.median(peaks[side.precision]),
+                used,
             )
         )
-    if not memory:
-        return rows
-    context = multiprocessing.get_context("spawn")
-    with_memory = []
-    for row in rows:
-        with context.Pool(1) as pool:  # a new process for each
-            arguments = (row.side, model.config, graph, device, height, width)
-            peak = pool.apply(_peak_memory, arguments)
-        with_memory.append(replace(row, peak_memory_bytes=peak))
-    return with_memory
+    return rows
 
 
-def _runner(side: Side, model: CvT, graph: Path, device: torch.device) -> Runner:
+class _Worker:
+    """One side in its process; the others sleep while it has its turn."""
+
+    def __init__(self, side: Side, network: Network, graph: Path) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.side = side
+        self._connection, theirs = context.Pipe()
+        self._process = context.Process(
+            target=_work, args=(theirs, time.time(), side, network, graph), daemon=True
+        )
+        self._process.start()
+        theirs.close()  # so that its end is noticed
+        self.startup_sec, self.first_call_sec = self._receive()
+
+    def turn(self) -> float:
+        """Images per second."""
+        self._connection.send(True)
+        return self._receive()  # type: ignore[no-any-return]
+
+    def stop(self) -> int:
+        """Its peak memory in bytes."""
+        self._connection.send(False)
+        return self._receive()  # type: ignore[no-any-return]
+
+    def _receive(self) -> Any:
+        try:
+            received = self._connection.recv()
+        except EOFError:
+            self._process.join()
+            raise CvtError(
+                f"the process of {self.side.engine} in {self.side.precision} at batch "
+                f"{self.side.batch_size} ended with exit code {self._process.exitcode}",
+                hint="if it was killed for want of memory, try a smaller --batch-size or --res",
+            ) from None
+        if isinstance(received, CvtError):
+            raise received
+        return received
+
+    def __enter__(self) -> "_Worker":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
+        self._process.join()
+
+
+def _work(
+    connection: Connection, spawned: float, side: Side, network: Network, graph: Path
+) -> None:
+    """What a side's process does: say when it is ready, then compute when told to."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the first process's affair
+    generator = np.random.default_rng(0)
+    shape = (side.batch_size, 3, network.height, network.width)
+    batch = generator.standard_normal(shape, dtype=np.float32)
+    weights_sec, model = 0.0, None
+    try:
+        if side.engine in ("torch", "transformers"):
+            import torch  # noqa: F401  its import belongs to the start, the making of weights not
+
+            started = time.perf_counter()
+            model = random_network(network.config)
+            weights_sec = time.perf_counter() - started
+        runner = _runner(side, model, graph, network.device)
+    except CvtError as error:
+        connection.send(error)
+        return
+    startup_sec = time.time() - spawned - weights_sec
+    first_call_sec = _seconds(runner, batch)
+    calls = max(1, round(SHORTEST_TURN_SEC / _seconds(runner, batch)))
+    connection.send((startup_sec, first_call_sec))
+    while connection.recv():
+        runner(batch)  # what the side before left in the caches is gone
+        started = time.perf_counter()
+        for _ in range(calls):
+            runner(batch)
+        connection.send(calls * side.batch_size / (time.perf_counter() - started))
+    connection.send(_peak_memory(network.device if model else "cpu"))
+
+
+def _seconds(runner: Runner, batch: NDArray[np.float32]) -> float:
+    started = time.perf_counter()
+    runner(batch)
+    return time.perf_counter() - started
+
+
+def random_network(config: CvTConfig) -> "CvT":
+    """A network with random weights, which is as fast as one with others."""
+    import torch
+
+    from cvt_cli.model import CvT, init_weights
+
+    torch.manual_seed(0)
+    model = CvT(config)
+    init_weights(model)
+    return model.eval()
+
+
+def _runner(side: Side, model: "CvT | None", graph: Path, device: str) -> Runner:
+    if side.engine == "onnxruntime" or side.engine == "openvino":
+        return runtimes.open_graph(side.engine, graph, side.precision)
+    import torch
+
+    from cvt_cli.torch_engine import TorchEngine
+
+    assert model is not None
+    place = torch.device(device)
     if side.engine == "torch":
-        return TorchEngine(model, device, side.precision)
-    if side.engine == "transformers":
-        return _transformers(model, device)
-    return runtimes.open_graph(side.engine, graph, side.precision)
+        return TorchEngine(model, place, side.precision)
+    return _transformers(model, place)
 
 
-def _transformers(model: CvT, device: torch.device) -> Runner:
+def _transformers(model: "CvT", device: Any) -> Runner:
     """The same network in transformers, eager, float32."""
+    import torch
     from transformers import CvtConfig, CvtForImageClassification
 
     names = unnamed(model.config.num_classes)
@@ -247,28 +323,27 @@ def _transformers(model: CvT, device: torch.device) -> Runner:
     return run
 
 
-def _matrix_rate(device: torch.device, precision: devices.Precision) -> float:
+def _matrix_rate(device: str, precision: "Precision") -> float:
     """FLOP/s of a product of two square matrices on torch, the fastest of three."""
+    import torch
+
+    from cvt_cli import devices
+
     shape = (_PEAK_SIZE, _PEAK_SIZE)
     left, right = (torch.ones(shape, dtype=devices.dtype(precision), device=device) for _ in "ab")
     best = float("inf")
     for _ in range(3):
-        started = perf_counter()
+        started = time.perf_counter()
         (left @ right)[0, 0].item()  # waits for the device
-        best = min(best, perf_counter() - started)
+        best = min(best, time.perf_counter() - started)
     return 2 * _PEAK_SIZE**3 / best
 
 
-def _peak_memory(
-    side: Side, config: CvTConfig, graph: Path, device: torch.device, height: int, width: int
-) -> int:
-    """Peak memory in bytes of this process after two calls; on CUDA, of the device."""
-    batch = np.zeros((side.batch_size, 3, height, width), np.float32)
-    model = random_network(config) if side.engine in ("torch", "transformers") else None
-    runner = _runner(side, model, graph, device)  # type: ignore[arg-type]
-    for _ in range(2):
-        runner(batch)
-    if device.type == "cuda" and model is not None:
+def _peak_memory(device: str) -> int:
+    """Peak memory in bytes of this process so far; on CUDA, of the device."""
+    if device.startswith("cuda"):
+        import torch
+
         return torch.cuda.max_memory_allocated(device)
     status = Path("/proc/self/status")
     if status.exists():  # Linux counts in getrusage what ran in this process before it was replaced

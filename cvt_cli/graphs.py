@@ -3,12 +3,11 @@
 import logging
 import warnings
 from collections.abc import Mapping
-from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 
-from cvt_cli import cache
+from cvt_cli import cache, runtimes
 from cvt_cli.errors import UsageError
 from cvt_cli.inference_form import inference_form
 from cvt_cli.model import CvT
@@ -33,12 +32,11 @@ def write_onnx(
         UsageError: what writes ONNX is not installed.
         CvtError: the folder cannot be written to.
     """
-    for name in ("onnx", "onnxscript"):
-        if find_spec(name) is None:
-            raise UsageError(
-                f"`{name}` is not installed, without which torch writes no ONNX",
-                hint="pip install 'cvt-cli[onnxruntime]'",
-            )
+    if not runtimes.can_prepare():
+        raise UsageError(
+            "torch writes no ONNX without the packages `onnx` and `onnxscript`",
+            hint="pip install 'cvt-cli[onnxruntime]'",
+        )
     form = inference_form(model)
     example = torch.zeros(2, 3, height, width)
     with warnings.catch_warnings():  # the exporter's own deprecations

@@ -4,6 +4,7 @@ Imports torch only inside the functions that need it.
 """
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -12,7 +13,7 @@ from cvt_cli import __version__, cache, checkpoints, hub, hub_cache, layouts
 from cvt_cli.checkpoints import Checkpoint
 from cvt_cli.config import DEFAULT_SIZES, VARIANTS, Activation, CvTConfig, parse_size, parse_variant
 from cvt_cli.costs import Costs, costs
-from cvt_cli.errors import CheckpointError, UnreachableError, UsageError
+from cvt_cli.errors import CheckpointError, CvtError, UnreachableError, UsageError
 from cvt_cli.hub_cache import Snapshot
 from cvt_cli.labels import Labels
 from cvt_cli.layouts import CheckpointConfig
@@ -33,6 +34,10 @@ EngineName = Literal["auto", "torch", "onnxruntime", "openvino"]
 MANY_IMAGES = 50
 """From here on OpenVINO's faster rate outweighs its slower start (CvT-13 at 224, two cores)."""
 
+WORTH_PREPARING_MACS = 3_000_000_000_000
+"""Work for each thread from which on a graph is prepared unasked: some 80 s on torch, of which a
+runtime saves a quarter; to prepare takes 10 to 20 s (CvT-13, two cores)."""
+
 MOST_UNNAMED_CLASSES = 1000
 """A larger head without a class list is refused: no one can read its answers."""
 
@@ -45,6 +50,7 @@ class Access:
     progress: Progress
     revision: str | None = None
     offline: bool = False
+    detail: Say = lambda _: None  # takes what is said only to who asks for it
 
 
 @dataclass(frozen=True)
@@ -232,28 +238,38 @@ def load_classifier(
             hint="put a `config.json` with its `id2label` beside it; "
             "`cvt finetune` takes it as it is, since it replaces the head",
         )
-    runtime = _choose_runtime(engine, device, precision, images)
-    graph = _graph_of(location, stored, said) if runtime else None
-    if engine == "auto" and graph is not None and not graph.is_file():
-        graph = None  # it takes longer to prepare than most jobs
-    if graph is None or not graph.is_file():
-        from cvt_cli import weights
-
-        loaded = loaded or weights.load(location.path, location.known, size, activation, stored)
-    running: Engine
-    if runtime is None or graph is None:
-        from cvt_cli import devices
-        from cvt_cli.torch_engine import TorchEngine
-
-        assert loaded is not None
-        place = devices.choose_device(device)
-        running = TorchEngine(loaded.model, place, devices.choose_precision(precision, place))
-    else:
+    height, width = said.preprocessing.height, said.preprocessing.width
+    work = images * costs(location.name, said.config, height, width).macs
+    chosen, why = _choose_engine(
+        engine, device, precision, images, work, lambda: _graph_of(location, stored, said).is_file()
+    )
+    running: Engine | None = None
+    if chosen != "torch":
         from cvt_cli import runtimes
 
-        if loaded is not None:
-            _prepare(graph, location, loaded, access)
-        running = runtimes.open_graph(runtime, graph, precision)
+        graph = _graph_of(location, stored, said)
+        try:
+            if not graph.is_file():
+                from cvt_cli import weights
+
+                if loaded is None:
+                    loaded = weights.load(location.path, location.known, size, activation, stored)
+                _prepare(graph, location, loaded, access)
+            running = runtimes.open_graph(chosen, graph, precision)
+        except CvtError as error:
+            if engine != "auto":
+                raise
+            why = f"{chosen} was not to be had: {error}"
+    if running is None:
+        from cvt_cli import devices, weights
+        from cvt_cli.torch_engine import TorchEngine
+
+        place = devices.choose_device(device)
+        precision = devices.choose_precision(precision, place)
+        if loaded is None:
+            loaded = weights.load(location.path, location.known, size, activation, stored)
+        running = TorchEngine(loaded.model, place, precision)
+    access.detail(f"engine {running.name}: {why}")
     return Classifier(
         location.name,
         location.revision,
@@ -265,31 +281,55 @@ def load_classifier(
     )
 
 
-def _choose_runtime(
-    asked: EngineName, device: str, precision: str, images: int
-) -> Literal["onnxruntime", "openvino"] | None:
-    """The runtime asked for; for "auto" the one that suits a graph if there is one; None for torch.
+def _choose_engine(
+    asked: EngineName,
+    device: str,
+    precision: str,
+    images: int,
+    work: int,
+    prepared: Callable[[], bool],
+) -> tuple[Literal["torch", "onnxruntime", "openvino"], str]:
+    """The engine asked for; for "auto" the fastest for this work; and why.
 
-    A prepared graph on a runtime that is installed beats torch on a CPU: it starts in a fraction of
+    On a CPU a prepared graph on a runtime that is installed beats torch: it starts in a fraction of
     the time. OpenVINO is faster by the image and slower to start than ONNX Runtime.
+
+    Args:
+        asked: what follows ``--engine``, likewise the next two.
+        device: where to compute.
+        precision: to compute in.
+        images: how many there are to answer.
+        work: MACs of all of them.
+        prepared: whether the graph is there; asked only if that decides.
 
     Raises:
         UsageError: a runtime is asked for that is not installed, or on another device than a CPU.
     """
     from cvt_cli import runtimes
 
-    if asked in ("onnxruntime", "openvino"):
+    if asked == "onnxruntime" or asked == "openvino":
         if device not in ("auto", "cpu"):
             raise UsageError(f"engine `{asked}` runs on the CPU, not on `{device}`")
         runtimes.require(asked)  # before a graph is prepared for it
-        return asked
-    on_cpu = device == "cpu" or (device == "auto" and not runtimes.may_have_gpu())
-    if asked == "torch" or not on_cpu or precision not in ("auto", "fp32"):
-        return None
-    preferred: tuple[Literal["onnxruntime", "openvino"], ...] = ("onnxruntime", "openvino")
+    if asked != "auto":
+        return asked, "asked for with --engine"
+    if device not in ("auto", "cpu") or (device == "auto" and runtimes.may_have_gpu()):
+        return "torch", "the other engines run on the CPU alone"
+    preferred: tuple[runtimes.Runtime, ...] = ("onnxruntime", "openvino")
     if images >= MANY_IMAGES:
         preferred = ("openvino", "onnxruntime")
-    return next((name for name in preferred if runtimes.installed(name)), None)
+    wanted = "fp32" if precision == "auto" else precision
+    able = (r for r in preferred if runtimes.installed(r) and runtimes.computes_in(r, wanted))
+    name = next(able, None)
+    if name is None:
+        return "torch", f"no other engine that is installed computes in {wanted} here"
+    many = "1 image" if images == 1 else f"{images} images"
+    suits = "starts soonest" if images < MANY_IMAGES else "is the fastest by the image"
+    if prepared():
+        return name, f"its graph is prepared, and for {many} it {suits}"
+    if work < WORTH_PREPARING_MACS * runtimes.threads() or not runtimes.can_prepare():
+        return "torch", f"no graph is prepared, and for {many} it does not pay to"
+    return name, f"for {many} it pays to prepare a graph"
 
 
 def _graph_of(location: Location, stored: Path, said: CheckpointConfig) -> Path:

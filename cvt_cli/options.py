@@ -100,8 +100,8 @@ Device = Annotated[
 Engine = Annotated[
     loader.EngineName,
     typer.Option(
-        help="Runtime; auto is a graph that was prepared before, if its runtime is installed and "
-        "there is no GPU, else torch.",
+        help="Runtime; auto is torch on a GPU, else the fastest that is installed and whose graph "
+        "is prepared already or pays for being prepared.",
         rich_help_panel=RUN,
     ),
 ]
@@ -121,6 +121,12 @@ Exif = Annotated[
         "--exif/--no-exif",
         help="Turn pictures upright as their EXIF orientation says.",
         rich_help_panel=DATA,
+    ),
+]
+Verbose = Annotated[
+    bool,
+    typer.Option(
+        "--verbose", "-v", help="Say which engine was chosen and why.", rich_help_panel=OUTPUT
     ),
 ]
 Json = Annotated[

@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 from cvt_cli import __version__
@@ -107,9 +108,10 @@ def print_table(
     print("\n".join(line.rstrip() for line in capture.get().splitlines()))
 
 
-def access(revision: str | None = None, offline: bool = False) -> Access:
+def access(revision: str | None = None, offline: bool = False, verbose: bool = False) -> Access:
     """Fetch models where they are asked for, and say and show that on stderr."""
-    return Access(note, progress, revision, offline)
+    access = Access(note, progress, revision, offline)
+    return replace(access, detail=note) if verbose else access
 
 
 @contextmanager

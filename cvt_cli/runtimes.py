@@ -33,6 +33,22 @@ def require(runtime: str) -> None:
         )
 
 
+def can_prepare() -> bool:
+    """Whether the packages with which torch writes a graph are there."""
+    return installed("onnx") and installed("onnxscript")
+
+
+def computes_in(runtime: Runtime, precision: str) -> bool:
+    """Whether a runtime, which must be installed, computes in a precision on this processor."""
+    if precision == "fp32":
+        return True
+    if runtime == "onnxruntime" or precision != "bf16":
+        return False
+    import openvino
+
+    return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
 def open_graph(
     runtime: Runtime, path: Path, precision: str
 ) -> "OnnxRuntimeEngine | OpenVinoEngine":
@@ -48,9 +64,15 @@ def open_graph(
         CheckpointError: the file is no graph that the runtime reads.
     """
     require(runtime)
+    wanted = "fp32" if precision == "auto" else precision
+    if not computes_in(runtime, wanted):
+        raise UsageError(
+            f"engine `{runtime}` does not compute in `{wanted}` on this processor",
+            hint="`--precision fp32` it does, and `--engine torch` may compute in others",
+        )
     if runtime == "onnxruntime":
-        return OnnxRuntimeEngine(path, precision)
-    return OpenVinoEngine(path, precision)
+        return OnnxRuntimeEngine(path)
+    return OpenVinoEngine(path, wanted)
 
 
 def may_have_gpu() -> bool:
@@ -59,7 +81,7 @@ def may_have_gpu() -> bool:
     return apple or Path("/dev/nvidiactl").exists() or bool(shutil.which("nvidia-smi"))
 
 
-def _threads() -> int:
+def threads() -> int:
     """How many processors this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
@@ -73,13 +95,11 @@ class OnnxRuntimeEngine:
     device = "cpu"
     precision = "fp32"
 
-    def __init__(self, path: Path, precision: str) -> None:
-        if precision not in ("auto", "fp32"):
-            raise UsageError(f"engine `onnxruntime` computes in `fp32` here, not in `{precision}`")
+    def __init__(self, path: Path) -> None:
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = _threads()
+        options.intra_op_num_threads = threads()
         options.log_severity_level = 3  # errors, which are raised as well
         try:
             self._session = onnxruntime.InferenceSession(
@@ -87,7 +107,7 @@ class OnnxRuntimeEngine:
             )
         except Exception as error:  # its own kinds, which share no parent
             raise _unreadable(path, error) from error
-        self.hardware = f"{_threads()} threads"
+        self.hardware = f"{threads()} threads"
 
     def __call__(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
         """Images (B, 3, H, W), normalised, to logits (B, classes)."""
@@ -104,19 +124,10 @@ class OpenVinoEngine:
         import openvino
 
         core = openvino.Core()
-        accepted = {"fp32": "f32"}
-        if "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
-            accepted["bf16"] = "bf16"
-        wanted = "fp32" if precision == "auto" else precision
-        if wanted not in accepted:
-            raise UsageError(
-                f"engine `openvino` does not compute in `{wanted}` on this processor; accepted are "
-                + ", ".join(f"`{name}`" for name in accepted)
-            )
         settings: dict[str, Any] = {
-            "INFERENCE_NUM_THREADS": _threads(),
+            "INFERENCE_NUM_THREADS": threads(),
             # Its own default is bf16 where the processor has it, without a word.
-            "INFERENCE_PRECISION_HINT": accepted[wanted],
+            "INFERENCE_PRECISION_HINT": {"fp32": "f32"}.get(precision, precision),
             "PERFORMANCE_HINT": "LATENCY",
         }
         if os.access(path.parent, os.W_OK):
@@ -125,7 +136,7 @@ class OpenVinoEngine:
             self._compiled = core.compile_model(path, "CPU", settings)
         except RuntimeError as error:
             raise _unreadable(path, error) from error
-        self.hardware = f"{_threads()} threads"
+        self.hardware = f"{threads()} threads"
         running = self._compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
         self.precision = {"f32": "fp32"}.get(running, running)
 

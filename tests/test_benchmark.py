@@ -1,14 +1,19 @@
 """`cvt benchmark` measures what it says; no test asserts a speed."""
 
+from pathlib import Path
+
 import pytest
+from PIL import Image
 
 from cvt_cli import cache
 
-QUICK = ["--rounds", 2, "--batch-size", "1,3", "--variant", "nano"]
+QUICK = ["--rounds", 2, "--variant", "nano"]
 
 
 def test_every_side_has_its_row_and_its_conditions(cvt_process) -> None:
-    result = cvt_process("benchmark", *QUICK, "--against", "transformers", "--json")
+    result = cvt_process(
+        "benchmark", *QUICK, "--batch-size", "3", "--against", "transformers", "--json"
+    )
 
     document = result.json
     assert result.exit_code == 0
@@ -18,36 +23,31 @@ def test_every_side_has_its_row_and_its_conditions(cvt_process) -> None:
         document["versions"]
     )
     rows = document["rows"]
-    assert [(row["engine"], row["batch_size"]) for row in rows] == [
-        (engine, batch)
-        for batch in (1, 3)
-        for engine in ("transformers", "torch", "onnxruntime", "openvino")
-    ]
+    assert [row["engine"] for row in rows] == ["transformers", "torch", "onnxruntime", "openvino"]
     for row in rows:
         slowest, fastest = row["images_per_sec_range"]
         assert 0 < slowest <= row["images_per_sec"] <= fastest
         assert row["latency_sec"] == pytest.approx(row["batch_size"] / row["images_per_sec"])
         assert row["startup_sec"] > 0 and row["first_call_sec"] > 0
         assert row["share_of_peak"] > 0
-        assert row["peak_memory_bytes"] is None
+        assert 10_000_000 < row["peak_memory_bytes"] < 5_000_000_000
         assert (row["ratio"] == 1.0) == (row["engine"] == "transformers")
+    baseline, _, onnx_row, _ = rows  # a runtime's process does without torch
+    assert onnx_row["peak_memory_bytes"] < baseline["peak_memory_bytes"] / 2
+    assert onnx_row["startup_sec"] < baseline["startup_sec"]
     assert "random weights" in result.stderr
+    assert not list(cache.cache_dir().rglob("*.onnx"))
 
 
-def test_peak_memory_is_that_of_a_process_of_its_own(cvt_process) -> None:
-    result = cvt_process(
-        "benchmark", "--variant", "nano", "--rounds", 1, "--batch-size", "1", "--memory",
-        "--engine", "torch,onnxruntime", "--json",
-    )  # fmt: skip
+def test_the_table_says_what_was_measured_and_the_picture_shows_it(
+    cvt_process, tmp_path: Path
+) -> None:
+    path = tmp_path / "rates.png"
 
-    torch_row, onnx_row = result.json["rows"]
-    assert torch_row["ratio"] is None
-    assert 10_000_000 < onnx_row["peak_memory_bytes"] < 5_000_000_000
-    assert torch_row["peak_memory_bytes"] != onnx_row["peak_memory_bytes"]
-
-
-def test_the_table_says_what_was_measured_and_how(cvt_process) -> None:
-    lines = cvt_process("benchmark", *QUICK, "--engine", "torch", "--precision", "fp32,bf16").stdout
+    lines = cvt_process(
+        "benchmark", *QUICK, "--batch-size", "1,3", "--engine", "torch",
+        "--precision", "fp32,bf16", "--plot", path,
+    ).stdout  # fmt: skip
 
     assert lines.startswith("nano at 32x32, random weights, cpu, ")
     assert "median of 2 rounds" in lines
@@ -55,12 +55,9 @@ def test_the_table_says_what_was_measured_and_how(cvt_process) -> None:
         ["torch", "fp32", "1"], ["torch", "bf16", "1"],
         ["torch", "fp32", "3"], ["torch", "bf16", "3"],
     ]  # fmt: skip
-
-
-def test_nothing_of_a_benchmark_stays_in_the_cache(cvt_process) -> None:
-    cvt_process("benchmark", *QUICK, "--engine", "onnxruntime")
-
-    assert not list(cache.cache_dir().rglob("*.onnx"))
+    with Image.open(path) as picture:
+        assert picture.width > 600
+    assert list(tmp_path.iterdir()) == [path]
 
 
 @pytest.mark.parametrize(
@@ -70,6 +67,7 @@ def test_nothing_of_a_benchmark_stays_in_the_cache(cvt_process) -> None:
         (["--precision", "int3"], "there is no precision `int3`; accepted are `fp32`"),
         (["--batch-size", "0"], "`0` are no batch sizes; accepted are positive integers"),
         (["--batch-size", "one"], "`one` are no batch sizes"),
+        (["--plot", "rates.bmp"], "`rates.bmp` names no kind of picture; accepted are `.png`"),
         (["--variant", "14"], "`14`"),
         (["--variant", "13", "--model", "cvt-13"], "give --variant or --model, not both"),
     ],

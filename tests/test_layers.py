@@ -18,7 +18,7 @@ LAYERS = {
         "errors progress config preprocessing labels checkpoints layouts costs cards cache "
         "hub_cache hub"
     ),
-    "arrays": "images datasets engine runtimes inference evaluation",
+    "arrays": "images datasets engine runtimes inference evaluation plots",
     "tensors": "model weights devices inference_form torch_engine graphs benchmark training runs",
     "front": "loader catalogue options output commands cli __main__",
 }

@@ -1,5 +1,6 @@
 """``cvt benchmark``: how fast every engine is here."""
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
@@ -44,22 +45,23 @@ def benchmark(
     rounds: Annotated[
         int, typer.Option(min=1, help="Turns of every side.", rich_help_panel=options.RUN)
     ] = 5,
-    memory: Annotated[
-        bool,
-        typer.Option(
-            "--memory",
-            help="Also the peak memory of each side, in a process of its own.",
-            rich_help_panel=options.RUN,
-        ),
-    ] = False,
     device: options.Device = "auto",
+    plot: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Draw the rates too: .png, .svg or .pdf.",
+            rich_help_panel=options.OUTPUT,
+            show_default=False,
+        ),
+    ] = None,
     json_output: options.Json = False,
 ) -> None:
     """Measure images per second of every engine, side by side.
 
-    All sides take turns in one process; medians and the range of the rounds are shown. The weights
-    are random, since speed does not depend on them; --model names an architecture. By default it is
-    CvT-13 at 224.
+    Every side has a process of its own, and they take turns; medians and the range of the rounds
+    are shown. The weights are random, since speed does not depend on them; --model names an
+    architecture. By default it is CvT-13 at 224.
 
     Example: cvt benchmark --against transformers --precision fp32,bf16
     """
@@ -67,10 +69,12 @@ def benchmark(
         variant or (None if model else "13"), model, res, None, output.access()
     )
     import tempfile
-    from pathlib import Path
 
     from cvt_cli import benchmark as measuring
-    from cvt_cli import devices, runtimes
+    from cvt_cli import devices, plots, runtimes
+
+    if plot is not None:
+        plots.check(plot)
 
     place = devices.choose_device(device)
     names = ("torch", "onnxruntime", "openvino")
@@ -84,7 +88,7 @@ def benchmark(
         measuring.names_of(engine) if engine else [n for n in names if runtimes.installed(n)],
         measuring.names_of(precision),
         batch_sizes,
-        place,
+        place.type,
         against is not None,
     )
     hardware = devices.hardware(place)
@@ -94,38 +98,36 @@ def benchmark(
     )
     with tempfile.TemporaryDirectory() as folder:
         rows = measuring.measure(
-            measuring.random_network(config),
-            costs.height,
-            costs.width,
+            measuring.Network(config, costs.height, costs.width, costs.macs, str(place)),
             sides,
-            device=place,
-            macs=costs.macs,
             rounds=rounds,
-            memory=memory,
             folder=Path(folder),
             progress=output.progress,
         )
+    document = {
+        "model": costs.variant,
+        "height": costs.height,
+        "width": costs.width,
+        "macs": costs.macs,
+        "weights": "random",
+        "device": str(place),
+        "hardware": hardware,
+        "rounds": rounds,
+        "versions": measuring.versions(),
+        "rows": [row.to_json() for row in rows],
+    }
+    if plot is not None:
+        plots.draw_benchmark(document, plot)
     if json_output:
-        output.print_json(
-            {
-                "model": costs.variant,
-                "height": costs.height,
-                "width": costs.width,
-                "macs": costs.macs,
-                "weights": "random",
-                "device": str(place),
-                "hardware": hardware,
-                "rounds": rounds,
-                "versions": measuring.versions(),
-                "rows": [row.to_json() for row in rows],
-            }
-        )
+        output.print_json(document)
         return
     output.print_table(
         f"{costs.variant} at {costs.height}x{costs.width}, random weights, {place}, {hardware}, "
         f"median of {rounds} rounds",
-        ("engine", "", "batch", "images/s", "range", "ratio", "of peak", "start", "first call")
-        + (("peak memory",) if memory else ()),
+        (
+            *("engine", "", "batch", "images/s", "range", "ratio", "of peak", "start"),
+            *("first call", "peak memory"),
+        ),
         [
             (
                 row.side.engine,
@@ -137,7 +139,7 @@ def benchmark(
                 f"{100 * row.share_of_peak:.0f} %",
                 f"{row.startup_sec:.2f} s",
                 f"{row.first_call_sec:.2f} s",
-                *((human_bytes(row.peak_memory_bytes or 0),) if memory else ()),
+                human_bytes(row.peak_memory_bytes),
             )
             for row in rows
         ],
@@ -146,5 +148,6 @@ def benchmark(
     shown = ", ".join(f"{name} {version}" for name, version in measuring.versions().items())
     print(
         "ratio: to transformers, eager, fp32, at the same batch size; of peak: of the rate of a\n"
-        f"matrix product in the same precision, measured in turn on torch\n{shown}"
+        "matrix product in the same precision, measured in turn on torch; start: from a new\n"
+        f"process to an engine that can be called\n{shown}"
     )

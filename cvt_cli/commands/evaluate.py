@@ -18,6 +18,7 @@ def evaluate(
     device: options.Device = "auto",
     engine: options.Engine = "auto",
     precision: options.Precision = "auto",
+    verbose: options.Verbose = False,
     json_output: options.Json = False,
 ) -> None:
     """Measure top-1 and top-5 accuracy on labelled images.
@@ -36,7 +37,7 @@ def evaluate(
         activation,
         device,
         precision,
-        output.access(revision, offline),
+        output.access(revision, offline, verbose),
         engine=engine,
         images=len(images),
     )

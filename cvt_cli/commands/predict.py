@@ -33,6 +33,7 @@ def predict(
     device: options.Device = "auto",
     engine: options.Engine = "auto",
     precision: options.Precision = "auto",
+    verbose: options.Verbose = False,
     json_output: options.Json = False,
     jsonl: Annotated[
         bool,
@@ -70,7 +71,7 @@ def predict(
         activation,
         device,
         precision,
-        output.access(revision, offline),
+        output.access(revision, offline, verbose),
         engine=engine,
         images=len(paths),
         or_embedded=True,
