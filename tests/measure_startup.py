@@ -28,6 +28,7 @@ EMPTY_APP = "\n".join(
     ]
 )
 CVT = [sys.executable, "-m", "cvt_cli"]
+PREDICT = [*CVT, "predict", str(CHELSEA), "--model", "cvt-nano-cifar10"]
 
 PAIRS = {
     "cvt --help / an empty Typer app's": (
@@ -39,8 +40,12 @@ PAIRS = {
         [sys.executable, "-c", EMPTY_APP.format(["command0"])],
     ),
     "cvt predict photo / import torch": (
-        [*CVT, "predict", str(CHELSEA), "--model", "cvt-nano-cifar10"],
+        [*PREDICT, "--engine", "torch"],
         [sys.executable, "-c", "import torch"],
+    ),
+    "cvt predict photo, prepared / import onnxruntime": (
+        [*PREDICT, "--engine", "onnxruntime"],  # prepared by the first call, which does not count
+        [sys.executable, "-c", "import onnxruntime"],
     ),
 }
 

@@ -1,6 +1,7 @@
 """ONNX Runtime and OpenVINO compute what torch computes, from the cache and without torch."""
 
 import json
+import resource
 import subprocess
 import sys
 import time
@@ -302,6 +303,18 @@ def test_killed_or_twice_at_once_the_preparation_leaves_a_whole_graph_or_none(
     assert sum("preparing the graph" in r.stderr and "once" in r.stderr for r in results) <= 1
     (path,) = machine.own_cache.rglob("model.onnx")
     onnx.checker.check_model(path)
+
+
+def test_a_full_disk_leaves_no_graph_and_is_explained(machine: Machine) -> None:
+    machine.popen = {
+        "preexec_fn": lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))
+    }
+
+    result = machine.run("predict", CHELSEA, *NANO, "--engine", "onnxruntime")
+
+    assert result.exit_code == 1
+    assert "model.onnx`: File too large" in result.stderr
+    assert not [p for p in machine.own_cache.rglob("*") if p.is_file() and p.suffix != ".lock"]
 
 
 def test_a_graph_that_cannot_be_kept_is_explained(machine: Machine) -> None:
