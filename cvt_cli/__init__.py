@@ -1,3 +1,19 @@
-"""CvT, the Convolutional vision Transformer, on the command line."""
+"""CvT, the Convolutional vision Transformer, on the command line and from Python."""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from cvt_cli.classifier import Classifier
+
+__all__ = ["Classifier", "__version__"]
 
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> object:
+    """Import the Python interface when it is asked for, so that light commands stay light."""
+    if name == "Classifier":
+        from cvt_cli.classifier import Classifier
+
+        return Classifier
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -15,6 +15,9 @@ from cvt_cli import __version__
 from cvt_cli.errors import CvtError
 from cvt_cli.progress import Say
 
+_GRAPH_OUTPUTS = "logits features"
+"""What a prepared graph gives; another kind of graph is another file."""
+
 
 def cache_dir() -> Path:
     """The folder for what is made or fetched; it need not exist yet."""
@@ -39,7 +42,7 @@ def graph_path(weights_hash: str, config: str, height: int, width: int) -> Path:
         height: of the images in pixels.
         width: likewise.
     """
-    everything = f"{weights_hash} {config} {height}x{width} {__version__}"
+    everything = f"{weights_hash} {config} {height}x{width} {__version__} {_GRAPH_OUTPUTS}"
     key = hashlib.sha256(everything.encode()).hexdigest()
     return graphs_of(weights_hash) / key / "model.onnx"
 

@@ -5,6 +5,7 @@ from typing import Literal
 
 import torch
 
+from cvt_cli import processes
 from cvt_cli.errors import UsageError
 
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -15,6 +16,8 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 def choose_device(requested: str = "auto") -> torch.device:
     """The device asked for; for "auto" CUDA where there is one, else MPS, else the CPU.
 
+    Of several CUDA devices each process of a torchrun takes its own.
+
     Raises:
         UsageError: no such device, or it is not available here.
     """
@@ -24,7 +27,9 @@ def choose_device(requested: str = "auto") -> torch.device:
     if torch.cuda.is_available():
         available.insert(0, "cuda")
     if requested == "auto":
-        return torch.device(available[0])
+        requested = available[0]
+    if requested == "cuda" and processes.local_count() > 1:
+        requested = f"cuda:{processes.local_rank() % torch.cuda.device_count()}"
     name, _, index = requested.partition(":")
     accepted = ", ".join(f"`{device}`" for device in ("auto", *available))
     if name not in available or (index and not index.isdecimal()):

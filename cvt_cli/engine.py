@@ -35,6 +35,10 @@ class Engine(Protocol):
         """Images (B, 3, H, W), normalised, to logits (B, classes)."""
         ...
 
+    def features(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Likewise to what the head reads: the class token after the last LayerNorm (B, C)."""
+        ...
+
 
 def logits_of(engine: Engine, images: list[NDArray[np.float32]]) -> NDArray[np.float32]:
     """Images (3, H, W) through an engine as one batch, to logits (B, classes).
@@ -42,12 +46,20 @@ def logits_of(engine: Engine, images: list[NDArray[np.float32]]) -> NDArray[np.f
     Raises:
         CheckpointError: a logit is infinite or not a number, so that no answer would be true.
     """
-    logits = engine(np.stack(images))
-    if not np.isfinite(logits).all():
+    return _finite(engine, engine(np.stack(images)))
+
+
+def features_of(engine: Engine, images: list[NDArray[np.float32]]) -> NDArray[np.float32]:
+    """Images (3, H, W) through an engine as one batch, to features (B, C); raises likewise."""
+    return _finite(engine, engine.features(np.stack(images)))
+
+
+def _finite(engine: Engine, values: NDArray[np.float32]) -> NDArray[np.float32]:
+    if not np.isfinite(values).all():
         raise CheckpointError(
             f"the model answers with values that are not finite, in {engine.precision} on "
             f"{engine.device}",
             hint="its weights are damaged or its training diverged; "
             "if it is sound in another precision, try --precision fp32",
         )
-    return logits
+    return values

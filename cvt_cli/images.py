@@ -5,10 +5,11 @@ code's way; a test holds the two together).
 """
 
 import os
+import re
 import stat
 import struct
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import BinaryIO
@@ -49,39 +50,52 @@ LARGEST_RESIZED = 178_956_970
 """Pixels that a resize before a crop makes at most (Pillow's own limit for a decoded image)."""
 
 
-def find_images(inputs: Iterable[Path]) -> Iterator[Path]:
-    """The files named, as they are, and the image files in the folders named, at any depth."""
-    for path in inputs:
-        if path.is_dir():
-            yield from images_in(path)
-        else:
-            yield path
-
-
 def images_in(folder: Path) -> Iterator[Path]:
-    """Image files under a folder, by suffix, sorted by path.
+    """Image files under a folder, by suffix, in natural order: 2.jpg before 10.jpg.
 
     Hidden files and folders are passed over, and links to folders are not followed.
     """
     for directory, folders, files in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(files):
-            if not name.startswith(".") and os.path.splitext(name)[1].lower() in SUFFIXES:
+        folders[:] = sorted((n for n in folders if not n.startswith(".")), key=natural_key)
+        for name in sorted(files, key=natural_key):
+            if is_image_name(name):
                 yield Path(directory, name)
 
 
+def is_image_name(name: str) -> bool:
+    """Whether a file name, without folders, is a visible one with an image's suffix."""
+    return not name.startswith(".") and os.path.splitext(name)[1].lower() in SUFFIXES
+
+
+def natural_key(name: str) -> tuple[list[str | int], str]:
+    """Sorts names as people do: numbers in them by value, upper and lower case together."""
+    parts = re.split(r"(\d+)", name)
+    return [int(p) if i % 2 else p.casefold() for i, p in enumerate(parts)], name
+
+
 def load(path: Path, exif: bool) -> Image.Image:
-    """Decode one image file to RGB, by content and not by suffix; the first frame of several.
+    """Decode one image file; see `decode`."""
+    return decode(lambda: open_regular(path), exif)
+
+
+def decode(
+    opened: Callable[[], BinaryIO], exif: bool, at_least: tuple[int, int] | None = None
+) -> Image.Image:
+    """Decode one image to RGB, by content and not by suffix; the first frame of several.
 
     Args:
-        path: any file.
+        opened: gives the file.
         exif: turn the picture upright as its EXIF orientation says.
+        at_least: height and width; a JPEG is then decoded at the smallest of 1/1, 1/2, 1/4 and 1/8
+            of its size that has them, which is faster and not exact (Pillow's draft mode).
 
     Raises:
         ImageError: it cannot be read; the message is a reason such as "empty file (0 bytes)".
     """
     try:
-        with _open_regular(path) as file, Image.open(file) as image:
+        with opened() as file, Image.open(file) as image:
+            if at_least is not None:
+                image.draft("RGB", at_least[::-1])
             image.load()  # before the file is closed
             return to_rgb(ImageOps.exif_transpose(image) if exif else image)
     except UnidentifiedImageError:
@@ -99,7 +113,33 @@ def load(path: Path, exif: bool) -> Image.Image:
         raise ImageError(f"damaged: {error}") from None
 
 
-def _open_regular(path: Path) -> BinaryIO:
+def from_memory(image: object, exif: bool) -> Image.Image:
+    """An image that Python holds, to RGB.
+
+    Args:
+        image: a Pillow image; an array (H, W, 3) or (H, W), or a tensor (3, H, W), of uint8.
+        exif: turn a Pillow image upright as its EXIF orientation says.
+
+    Raises:
+        ImageError: it is something else.
+    """
+    if isinstance(image, Image.Image):
+        return to_rgb(ImageOps.exif_transpose(image) if exif else image)
+    if hasattr(image, "detach"):  # a torch tensor, without importing torch
+        array = np.asarray(image.detach().cpu().numpy())
+        array = array.transpose(1, 2, 0) if array.ndim == 3 else array
+    else:
+        array = np.asarray(image)
+    fits = array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 3)
+    if not fits or array.dtype != np.uint8 or array.size == 0:
+        raise ImageError(
+            f"{type(image).__name__} of {array.dtype} with shape {array.shape}; accepted are uint8 "
+            "arrays (H, W, 3) or (H, W) and tensors (3, H, W)"
+        )
+    return to_rgb(Image.fromarray(array))
+
+
+def open_regular(path: Path) -> BinaryIO:
     """Open a file that has bytes to read; a pipe would block for ever."""
     info = path.stat()
     if stat.S_ISDIR(info.st_mode):

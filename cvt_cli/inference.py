@@ -1,19 +1,45 @@
-"""Images in, predictions out, a batch at a time and in order."""
+"""Images in, answers out: decoded by threads ahead of the model, in order, in constant memory."""
 
-from collections.abc import Iterable, Iterator
+import io
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from cvt_cli import images
-from cvt_cli.engine import Engine, logits_of
+from cvt_cli.engine import Engine, features_of, logits_of
 from cvt_cli.errors import ImageError
 from cvt_cli.labels import Labels
 from cvt_cli.preprocessing import Preprocessing
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+UNKNOWN = "unknown"
+"""The answer where no class is as likely as the threshold asks."""
+
+THUMBNAIL_PIXELS = 224
+"""Of the longer side."""
+
+
+class Loadable(Protocol):
+    """An image that has not been read yet, such as a `sources.Source`."""
+
+    @property
+    def name(self) -> str:
+        """As results call it."""
+        ...
+
+    def load(self, exif: bool, at_least: tuple[int, int] | None = None) -> Image.Image:
+        """Decode it to RGB (see `images.decode`); raises ImageError."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -33,50 +59,107 @@ class Answer:
     path: str
     predictions: tuple[Prediction, ...] = ()  # the likeliest first
     error: str | None = None
+    answer: str | None = None  # with a threshold: the likeliest class, or UNKNOWN
+    features: NDArray[np.float32] | None = None  # (C,), where they were asked for
+    thumbnail: bytes | None = None  # a small JPEG, where it was asked for
 
     def to_json(self) -> dict[str, Any]:
         """The documented keys: ``predictions``, or ``error`` in its place."""
         if self.error is not None:
             return {"path": self.path, "error": self.error}
-        return {"path": self.path, "predictions": [vars(p) for p in self.predictions]}
+        given = {} if self.answer is None else {"answer": self.answer}
+        return {"path": self.path, **given, "predictions": [vars(p) for p in self.predictions]}
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What is wanted of every image."""
+
+    top_k: int = 5
+    threshold: float | None = None  # probability below which the answer is UNKNOWN
+    exif: bool = True  # turn pictures upright
+    fast_decode: bool = False  # let large JPEGs be decoded at a part of their size
+    features: bool = False  # the vector before the head instead of classes
+    thumbnails: bool = False
 
 
 def classify(
     engine: Engine,
-    paths: Iterable[Path],
+    sources: Iterable[Loadable],
     preprocessing: Preprocessing,
     labels: Labels,
+    wishes: Wishes,
     *,
-    top_k: int = 5,
     batch_size: int = 16,
-    exif: bool = True,
+    workers: int | None = None,
 ) -> Iterator[Answer]:
-    """Answer for every path, in order; an image that cannot be read is answered with the reason.
+    """Answer for every image, in order; one that cannot be read is answered with the reason.
 
     Args:
         engine: the model.
-        paths: image files; read when their batch's turn has come.
+        sources: the images; each is read when its turn is near.
         preprocessing: the model's.
         labels: the model's.
-        top_k: how many classes to name.
+        wishes: what is wanted of them.
         batch_size: images per call of the engine.
-        exif: turn pictures upright first.
+        workers: threads that decode; by default one for each processor.
     """
-    remaining = iter(paths)
-    while chunk := list(islice(remaining, batch_size)):
-        arrays: list[NDArray[np.float32]] = []
-        errors: dict[int, str] = {}
-        for position, path in enumerate(chunk):
-            try:
-                arrays.append(images.preprocess(images.load(path, exif), preprocessing))
-            except ImageError as error:
-                errors[position] = str(error)
-        logits = iter(logits_of(engine, arrays) if arrays else ())
-        for position, path in enumerate(chunk):
-            if position in errors:
-                yield Answer(str(path), error=errors[position])
+
+    def prepare(source: Loadable) -> tuple[NDArray[np.float32], bytes | None] | str:
+        at_least = None
+        if wishes.fast_decode:  # twice what the resize needs, so that it still averages pixels
+            enough = 2 * max(preprocessing.resized(1, 1))
+            at_least = (enough, enough)
+        try:
+            image = source.load(wishes.exif, at_least)
+            array = images.preprocess(image, preprocessing)
+        except ImageError as error:
+            return str(error)
+        return array, _thumbnail(image) if wishes.thumbnails else None
+
+    prepared = ahead(prepare, sources, workers or os.cpu_count() or 1, 2 * batch_size)
+    while chunk := list(islice(prepared, batch_size)):
+        arrays = [ready[0] for _, ready in chunk if not isinstance(ready, str)]
+        results: Iterator[NDArray[np.float32]] = iter(())
+        if arrays:
+            results = iter((features_of if wishes.features else logits_of)(engine, arrays))
+        for source, ready in chunk:
+            if isinstance(ready, str):
+                yield Answer(source.name, error=ready)
+            elif wishes.features:
+                yield Answer(source.name, features=next(results))
             else:
-                yield Answer(str(path), top_predictions(next(logits), labels, top_k))
+                found = top_predictions(next(results), labels, wishes.top_k)
+                given = None
+                if wishes.threshold is not None:
+                    given = found[0].label if found[0].score >= wishes.threshold else UNKNOWN
+                yield Answer(source.name, found, answer=given, thumbnail=ready[1])
+
+
+def ahead(
+    work: Callable[[Item], Result], items: Iterable[Item], workers: int, most: int
+) -> Iterator[tuple[Item, Result]]:
+    """Every item with what ``work`` makes of it, in order; threads work ahead of who asks.
+
+    Args:
+        work: called in a thread for every item.
+        items: taken one by one, no more than ``most`` ahead.
+        workers: threads.
+        most: results that wait at the same time.
+    """
+    pool = ThreadPoolExecutor(workers)
+    waiting: deque[tuple[Item, Future[Result]]] = deque()
+    try:
+        for item in items:
+            waiting.append((item, pool.submit(work, item)))
+            if len(waiting) > most:
+                first, future = waiting.popleft()
+                yield first, future.result()
+        while waiting:
+            first, future = waiting.popleft()
+            yield first, future.result()
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def top_predictions(
@@ -90,3 +173,11 @@ def top_predictions(
     return tuple(
         Prediction(int(i), labels.wnid(int(i)), labels.names[i], float(scores[i])) for i in order
     )
+
+
+def _thumbnail(image: Image.Image) -> bytes:
+    small = image.copy()
+    small.thumbnail((THUMBNAIL_PIXELS, THUMBNAIL_PIXELS))
+    buffer = io.BytesIO()
+    small.save(buffer, "JPEG", quality=80)
+    return buffer.getvalue()

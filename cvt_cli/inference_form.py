@@ -221,10 +221,14 @@ class InferenceCvT(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Images (B, 3, H, W), normalised, to logits (B, num_classes)."""
+        return self.head(self.features(x))
+
+    def features(self, x: Tensor) -> Tensor:
+        """Images (B, 3, H, W), normalised, to what the head reads (B, C)."""
         x = x.permute(0, 2, 3, 1)
         for stage in self.stages:
             x = stage(x)
-        return self.head(self.norm(x[:, 0]))
+        return self.norm(x[:, 0])
 
 
 def inference_form(model: CvT, as_convolutions: bool = False) -> InferenceCvT:

@@ -69,7 +69,7 @@ class Location:
 
 
 @dataclass(frozen=True)
-class Classifier:
+class ReadyModel:
     """An engine with what its logits mean and how to feed it."""
 
     model: str
@@ -188,7 +188,7 @@ def load_classifier(
     engine: EngineName = "auto",
     images: int = 1,
     or_embedded: bool = False,
-) -> Classifier:
+) -> ReadyModel:
     """Find, load and place a model; each argument as after the option of that name.
 
     Args:
@@ -270,7 +270,7 @@ def load_classifier(
             loaded = weights.load(location.path, location.known, size, activation, stored)
         running = TorchEngine(loaded.model, place, precision)
     access.detail(f"engine {running.name}: {why}")
-    return Classifier(
+    return ReadyModel(
         location.name,
         location.revision,
         running,

@@ -115,6 +115,15 @@ BatchSize = Annotated[
         min=1, help="Images that are computed together; changes no result.", rich_help_panel=RUN
     ),
 ]
+Workers = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Threads that decode images; by default one for each processor.",
+        rich_help_panel=RUN,
+        show_default=False,
+    ),
+]
 Exif = Annotated[
     bool,
     typer.Option(

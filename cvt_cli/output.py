@@ -1,17 +1,19 @@
 """What the user sees: results on stdout, everything else on stderr."""
 
 import json
+import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any
 
 from cvt_cli import __version__
 from cvt_cli.cache import human_bytes
 from cvt_cli.costs import Costs
-from cvt_cli.loader import Access, Classifier
+from cvt_cli.errors import CvtError
+from cvt_cli.loader import Access, ReadyModel
 from cvt_cli.progress import Advance, Unit
 
 PLAIN_INTERVAL_SEC = 30.0
@@ -38,7 +40,7 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-def conditions(classifier: Classifier) -> dict[str, Any]:
+def conditions(classifier: ReadyModel) -> dict[str, Any]:
     """What a result depends on, as the documented JSON keys."""
     return {
         "model": classifier.model,
@@ -53,29 +55,61 @@ def conditions(classifier: Classifier) -> dict[str, Any]:
     }
 
 
-def note_conditions(classifier: Classifier) -> None:
+def note_conditions(classifier: ReadyModel) -> None:
     """The same in a line for a person, after whatever was assumed in loading."""
     for message in classifier.notes:
         note(message)
+    note(describe_conditions(classifier))
+
+
+def describe_conditions(classifier: ReadyModel) -> str:
+    """The conditions in a line for a person."""
     names = classifier.labels.names
     classes = f"{len(names)} classes" + (f": {', '.join(names)}" if len(names) <= 20 else "")
     engine = classifier.engine
     at = f" at {classifier.revision[:7]}" if classifier.revision else ""
-    note(
+    return (
         f"{classifier.model}{at} ({classes}; {classifier.activation}); "
         f"{classifier.preprocessing.describe()}; "
         f"{engine.device}, {engine.hardware}, {engine.name}, {engine.precision}"
     )
 
 
+def emit(text: str) -> None:
+    """Write a line, or several, of results to stdout, at once.
+
+    Raises:
+        CvtError: nobody reads it any more, or the disk is full.
+    """
+    try:
+        print(text, flush=True)
+    except OSError as failure:
+        # What is buffered would be tried again when the process ends.
+        with suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if isinstance(failure, BrokenPipeError):
+            raise CvtError("stopped: nobody reads the output any more") from None
+        raise CvtError(f"cannot write the results: {failure.strerror or failure}") from failure
+
+
 def print_json(document: Any) -> None:
     """One JSON document on stdout, indented."""
-    print(json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False))
+    emit(json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False))
 
 
 def print_json_line(document: Any) -> None:
     """One JSON document on a line of its own on stdout, at once."""
-    print(json.dumps(document, ensure_ascii=False, allow_nan=False), flush=True)
+    emit(json.dumps(document, ensure_ascii=False, allow_nan=False))
+
+
+def print_csv_row(values: Iterable[Any]) -> None:
+    """One row of a CSV table (RFC 4180) on stdout, at once."""
+    import csv
+    import io
+
+    line = io.StringIO()
+    csv.writer(line, lineterminator="").writerow(values)
+    emit(line.getvalue())
 
 
 def print_table(
@@ -87,7 +121,7 @@ def print_table(
     from rich.table import Table
     from rich.text import Text
 
-    print(printable(title))
+    emit(printable(title))
     table = Table(box=box.SIMPLE_HEAD)
     for position, column in enumerate(columns):
         table.add_column(
@@ -105,7 +139,7 @@ def print_table(
     console = Console(width=WIDTH_ELSEWHERE)
     with console.capture() as capture:
         console.print(table)
-    print("\n".join(line.rstrip() for line in capture.get().splitlines()))
+    emit("\n".join(line.rstrip() for line in capture.get().splitlines()))
 
 
 def access(revision: str | None = None, offline: bool = False, verbose: bool = False) -> Access:
@@ -115,7 +149,9 @@ def access(revision: str | None = None, offline: bool = False, verbose: bool = F
 
 
 @contextmanager
-def progress(what: str, total: int, *, unit: Unit = "images", done: int = 0) -> Iterator[Advance]:
+def progress(
+    what: str, total: int | None, *, unit: Unit = "images", done: int = 0
+) -> Iterator[Advance]:
     """A bar with rate and time left on a terminal, plain lines otherwise (`progress.Progress`)."""
     if sys.stderr.isatty():
         from tqdm import tqdm
@@ -151,11 +187,11 @@ def progress(what: str, total: int, *, unit: Unit = "images", done: int = 0) -> 
         if now - last >= PLAIN_INTERVAL_SEC:
             last = now
             rate = new / (now - started)
-            left = duration((total - done - new) / rate)
-            note(
-                f"{what}: {amount(done + new)} of {amount(total)}, {amount(rate)}/s, "
-                f"{left} left {text}".rstrip()
-            )
+            of, left = "", ""
+            if total is not None:
+                of = f" of {amount(total)}"
+                left = f", {duration((total - done - new) / rate)} left"
+            note(f"{what}: {amount(done + new)}{of}, {amount(rate)}/s{left} {text}".rstrip())
 
     yield advance_lines
 

@@ -14,14 +14,17 @@ Say = Callable[[str], None]
 
 
 class Progress(Protocol):
-    """Opened with what is being done, how much of it there is, and how much of that is done."""
+    """Opened with what is being done, how much of it there is (None if nobody knows), and how much
+    of that is done."""
 
     def __call__(
-        self, what: str, total: int, *, unit: Unit = "images", done: int = 0
+        self, what: str, total: int | None, *, unit: Unit = "images", done: int = 0
     ) -> AbstractContextManager[Advance]: ...
 
 
 @contextmanager
-def silent(what: str, total: int, *, unit: Unit = "images", done: int = 0) -> Iterator[Advance]:
+def silent(
+    what: str, total: int | None, *, unit: Unit = "images", done: int = 0
+) -> Iterator[Advance]:
     """Report to nobody."""
     yield lambda items, note: None

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from cvt_cli import processes
 from cvt_cli.errors import CheckpointError, UsageError
 
 Runtime = Literal["onnxruntime", "openvino"]
@@ -82,10 +83,9 @@ def may_have_gpu() -> bool:
 
 
 def threads() -> int:
-    """How many processors this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    """How many processors this process may use; those of a torchrun share a machine's."""
+    own = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, own // processes.local_count())
 
 
 class OnnxRuntimeEngine:
@@ -111,7 +111,11 @@ class OnnxRuntimeEngine:
 
     def __call__(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
         """Images (B, 3, H, W), normalised, to logits (B, classes)."""
-        return self._session.run(None, {"images": batch})[0]  # type: ignore[no-any-return]
+        return self._session.run(["logits"], {"images": batch})[0]  # type: ignore[no-any-return]
+
+    def features(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Likewise to what the head reads (B, C)."""
+        return self._session.run(["features"], {"images": batch})[0]  # type: ignore[no-any-return]
 
 
 class OpenVinoEngine:
@@ -142,7 +146,11 @@ class OpenVinoEngine:
 
     def __call__(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
         """Images (B, 3, H, W), normalised, to logits (B, classes)."""
-        return np.array(self._compiled(batch)[0])
+        return np.array(self._compiled(batch)["logits"])
+
+    def features(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Likewise to what the head reads (B, C)."""
+        return np.array(self._compiled(batch)["features"])
 
 
 def _unreadable(path: Path, error: Exception) -> CheckpointError:

@@ -1,5 +1,7 @@
 """The engine on torch."""
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -32,6 +34,15 @@ class TorchEngine:
 
     def __call__(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
         """Images (B, 3, H, W), normalised, to logits (B, classes)."""
+        return self._run(self._model, batch)
+
+    def features(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Likewise to what the head reads (B, C)."""
+        return self._run(self._model.features, batch)
+
+    def _run(
+        self, compute: Callable[[torch.Tensor], torch.Tensor], batch: NDArray[np.float32]
+    ) -> NDArray[np.float32]:
         with torch.inference_mode():
-            logits = self._model(torch.from_numpy(batch).to(self._device, self._dtype))
-            return logits.float().cpu().numpy()  # type: ignore[no-any-return]
+            result = compute(torch.from_numpy(batch).to(self._device, self._dtype))
+            return result.float().cpu().numpy()  # type: ignore[no-any-return]

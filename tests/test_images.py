@@ -114,7 +114,7 @@ def test_a_folder_is_searched_without_following_links(tmp_path: Path, awkward: P
     for name in (".hidden.jpg", "noextension", "photo.JPEG"):
         shutil.copy(awkward / name, tmp_path)
 
-    found = [str(p.relative_to(tmp_path)) for p in images.find_images([tmp_path])]
+    found = [str(p.relative_to(tmp_path)) for p in images.images_in(tmp_path)]
 
     assert "self/photo.JPEG" not in found
     assert [n for n in found if not n.endswith(".jpg")] == ["photo.JPEG", "deeper/UPPER.JPG"]

@@ -15,12 +15,14 @@ PACKAGE = Path(cvt_cli.__file__).parent
 
 LAYERS = {
     "known": (
-        "errors progress config preprocessing labels checkpoints layouts costs cards cache "
-        "hub_cache hub"
+        "errors progress processes config preprocessing labels checkpoints layouts costs cards "
+        "cache hub_cache hub"
     ),
-    "arrays": "images datasets engine runtimes inference evaluation plots",
+    "arrays": (
+        "images sources datasets engine runtimes inference gallery writers evaluation plots"
+    ),
     "tensors": "model weights devices inference_form torch_engine graphs benchmark training runs",
-    "front": "loader catalogue options output commands cli __main__",
+    "front": "loader classifier catalogue options output commands cli __main__",
 }
 ORDER = [module for modules in LAYERS.values() for module in modules.split()]
 LAYER_OF = {module: layer for layer, modules in LAYERS.items() for module in modules.split()}

@@ -146,7 +146,7 @@ def test_original_weights_answer_with_imagenet_classes(cvt, tmp_path: Path) -> N
         (["--device", "tpu"], 2, "device `tpu` is not available here; accepted are `auto`"),
         (["--device", "cuda"], 2, "device `cuda` is not available here"),
         (["--precision", "fp16"], 2, "a CPU does not train or predict in `fp16`"),
-        (["--json", "--jsonl"], 2, "give --json or --jsonl, not both"),
+        (["--json", "--jsonl"], 2, "give one of --json and --jsonl"),
     ],
     ids=str,
 )
@@ -166,7 +166,7 @@ def test_a_folder_without_images_says_so(cvt, tmp_path: Path) -> None:
 
     assert result.exit_code == 1
     assert f"no images in `{tmp_path}`" in result.stderr
-    assert "hint: folders are searched for" in result.stderr
+    assert "hint: folders and archives are searched for" in result.stderr
 
 
 def test_an_unknown_model_is_answered_with_the_nearest_names(cvt) -> None:

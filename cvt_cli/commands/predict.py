@@ -1,11 +1,15 @@
 """``cvt predict``: what is in a photograph."""
 
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cvt_cli import loader, options, output
+from cvt_cli import loader, options, output, processes, progress
 from cvt_cli.errors import CvtError, UsageError
 
 if TYPE_CHECKING:
@@ -14,9 +18,12 @@ if TYPE_CHECKING:
 
 def predict(
     images: Annotated[
-        list[Path],
+        list[str],
         typer.Argument(
-            metavar="IMAGE...", help="Image files, and folders to search.", show_default=False
+            metavar="IMAGE...",
+            help="Files, folders, patterns, .zip and .tar archives, http(s) and other addresses, "
+            "@FILE with a list of these, or - for such a list or one image on stdin.",
+            show_default=False,
         ),
     ],
     model: options.Model = None,
@@ -28,8 +35,28 @@ def predict(
         int,
         typer.Option("--top-k", "-k", min=1, help="Classes.", rich_help_panel=options.OUTPUT),
     ] = 5,
+    threshold: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            max=1,
+            metavar="P",
+            help="Probability below which the answer is `unknown`.",
+            rich_help_panel=options.OUTPUT,
+            show_default=False,
+        ),
+    ] = None,
     exif: options.Exif = True,
+    fast_decode: Annotated[
+        bool,
+        typer.Option(
+            "--fast-decode",
+            help="Decode large JPEGs at a part of their size: several times faster, not exact.",
+            rich_help_panel=options.DATA,
+        ),
+    ] = False,
     batch_size: options.BatchSize = 16,
+    workers: options.Workers = None,
     device: options.Device = "auto",
     engine: options.Engine = "auto",
     precision: options.Precision = "auto",
@@ -43,6 +70,48 @@ def predict(
             rich_help_panel=options.OUTPUT,
         ),
     ] = False,
+    csv: Annotated[
+        bool,
+        typer.Option(
+            "--csv", help="Print a row per image, likewise.", rich_help_panel=options.OUTPUT
+        ),
+    ] = False,
+    resume: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Append JSON lines to a file, and pass over images that it answers already.",
+            rich_help_panel=options.OUTPUT,
+            show_default=False,
+        ),
+    ] = None,
+    parquet: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Write a table.",
+            rich_help_panel=options.OUTPUT,
+            show_default=False,
+        ),
+    ] = None,
+    html: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Write a page of thumbnails with their answers.",
+            rich_help_panel=options.OUTPUT,
+            show_default=False,
+        ),
+    ] = None,
+    features: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Write the vectors before the head (.npz, .safetensors) in place of classes.",
+            rich_help_panel=options.OUTPUT,
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Name what is in images, with probabilities.
 
@@ -53,18 +122,22 @@ def predict(
 
     Example: cvt predict photo.jpg --model cvt-nano-cifar10
     """
-    if json_output and jsonl:
-        raise UsageError("give --json or --jsonl, not both")
-    from cvt_cli import inference
-    from cvt_cli.images import find_images
+    printed = [name for name, asked in (("--json", json_output), ("--jsonl", jsonl), ("--csv", csv))
+               if asked]  # fmt: skip
+    files = [path for path in (parquet, html, features) if path is not None]
+    _check_options(printed, files, resume, features)
+    from cvt_cli import inference, sources, writers
 
-    paths = list(find_images(images))
-    if not paths:
+    writers.check(parquet, features)
+    total = sources.count(images)
+    if total == 0:
         raise CvtError(
-            f"no images in {', '.join(f'`{path}`' for path in images)}",
-            hint="folders are searched for .jpg, .png, .webp and other usual suffixes; "
-            "a file that is named is read whatever its name",
+            f"no images in {', '.join(f'`{text}`' for text in images)}",
+            hint="folders and archives are searched for .jpg, .png, .webp and other usual "
+            "suffixes; a file that is named is read whatever its name",
         )
+    if total is not None:
+        total = len(range(processes.rank(), total, processes.count()))
     classifier = loader.load_classifier(
         model,
         res,
@@ -73,41 +146,117 @@ def predict(
         precision,
         output.access(revision, offline, verbose),
         engine=engine,
-        images=len(paths),
+        images=loader.MANY_IMAGES if total is None else total,
         or_embedded=True,
     )
-    output.note_conditions(classifier)
-    answers = inference.classify(
-        classifier.engine,
-        paths,
-        classifier.preprocessing,
-        classifier.labels,
-        top_k=top_k,
-        batch_size=batch_size,
-        exif=exif,
+    if processes.rank() == 0:
+        output.note_conditions(classifier)
+        if fast_decode:
+            output.note("--fast-decode: large JPEGs are read at a part of their size, not exact")
+    top_k = min(top_k, len(classifier.labels))
+    wishes = inference.Wishes(
+        top_k, threshold, exif, fast_decode, features is not None, html is not None
     )
-    results, failed = [], 0
-    for answer in answers:
-        if answer.error is not None:
-            failed += 1
-            output.error(f"`{answer.path}`: {answer.error}")
-        if json_output:
-            results.append(answer.to_json())
-        elif jsonl:
-            output.print_json_line(answer.to_json())
-        elif answer.error is None:
-            _print_table(answer)
+    conditions = {**output.conditions(classifier), "exif": exif, "fast_decode": fast_decode}
+    wanted: Iterator[sources.Source] = islice(
+        sources.sources(images), processes.rank(), None, processes.count()
+    )
+    results, failed, done = [], 0, 0
+    with ExitStack() as stack:
+        outputs: list[writers.JsonLines | writers.Page | writers.Parquet | writers.Features] = []
+        if resume is not None:
+            keys = ("model", "revision", "activation", "preprocessing", "precision")
+            lines = writers.JsonLines(
+                processes.own_path(resume),
+                {
+                    **{key: conditions[key] for key in (*keys, "exif", "fast_decode")},
+                    "top_k": top_k,
+                    "threshold": threshold,
+                },
+            )
+            outputs.append(stack.enter_context(lines))
+            done, failed = lines.done.total(), lines.failed
+            if done:
+                output.note(f"{done} images are answered in `{lines.path}` already")
+            wanted = (source for source in wanted if not lines.is_done(source.name))
+        if parquet is not None:
+            table = writers.Parquet(
+                processes.own_path(parquet), conditions, top_k, threshold is not None
+            )
+            outputs.append(stack.enter_context(table))
+        if html is not None:
+            page = writers.Page(
+                processes.own_path(html), conditions, output.describe_conditions(classifier)
+            )
+            outputs.append(stack.enter_context(page))
+        if features is not None:
+            vectors = writers.Features(processes.own_path(features), conditions)
+            outputs.append(stack.enter_context(vectors))
+        answers = inference.classify(
+            classifier.engine,
+            wanted,
+            classifier.preprocessing,
+            classifier.labels,
+            wishes,
+            batch_size=batch_size,
+            workers=workers,
+        )
+        to_terminal = not outputs and not json_output and sys.stdout.isatty()
+        shown = progress.silent if to_terminal or processes.rank() else output.progress
+        advance = stack.enter_context(shown("predicting", total, done=done))
+        answered = 0
+        for answer in answers:
+            answered += 1
+            if answer.error is not None:
+                failed += 1
+                output.error(f"`{answer.path}`: {answer.error}")
+            for writer in outputs:
+                writer.write(answer)
+            if json_output:
+                results.append(answer.to_json())
+            elif jsonl:
+                output.print_json_line(answer.to_json())
+            elif csv:
+                row = writers.flat_row(answer, top_k, threshold is not None)
+                if answered == 1:
+                    output.print_csv_row(row)
+                output.print_csv_row(row.values())
+            elif answer.error is None and not outputs:
+                _print_table(answer)
+            advance(1, "")
     if json_output:
-        output.print_json({**output.conditions(classifier), "results": results})
+        output.print_json({**conditions, "results": results})
+    for path in files:
+        output.note(f"written: `{processes.own_path(path)}`")
     if failed:
-        output.note(f"{failed} of {len(paths)} images could not be read")
+        output.note(f"{failed} of {done + answered} images could not be read")
+    if processes.total(failed):
         raise typer.Exit(1)
+
+
+def _check_options(
+    printed: list[str], files: list[Path], resume: Path | None, features: Path | None
+) -> None:
+    """Raises UsageError for options that exclude each other."""
+    if len(printed) > 1:
+        raise UsageError(f"give one of {' and '.join(printed)}")
+    if features is not None and (printed or resume or len(files) > 1):
+        raise UsageError("--features takes the place of classes; give it without other outputs")
+    if resume is not None and files:
+        raise UsageError(
+            "--resume keeps JSON lines alone; give it without --parquet, --html and --features"
+        )
+    if processes.count() > 1 and printed != ["--jsonl"] and not (files or resume):
+        raise UsageError(
+            "the outputs of several processes would be mixed; accepted are --jsonl, and "
+            "--resume, --parquet, --html or --features with a file, of which each makes its own"
+        )
 
 
 def _print_table(answer: "Answer") -> None:
     with_wnid = any(p.wnid for p in answer.predictions)
     output.print_table(
-        answer.path,
+        answer.path if answer.answer is None else f"{answer.path}: {answer.answer}",
         ("class", "probability", "index", *(("WNID",) if with_wnid else ())),
         [
             (p.label, f"{p.score:.4f}", str(p.index), *((p.wnid or "",) if with_wnid else ()))
