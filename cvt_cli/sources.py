@@ -180,7 +180,9 @@ def _from_stdin() -> Iterator[Source]:
     start = stream.peek(512)[:512] if isinstance(stream, io.BufferedReader) else b""
     if any(byte < 32 and byte not in b"\t\r\n" for byte in start):  # no text
         content = stream.read(LARGEST_FILE + 1)
-        yield _bytes("-", content) if len(content) <= LARGEST_FILE else _unreadable("-", _TOO_LARGE)
+        yield (
+            _bytes("-", content) if len(content) <= LARGEST_FILE else _unreadable("-", _too_large())
+        )
         return
     yield from _from_lines(
         io.TextIOWrapper(stream, encoding="utf-8", errors="surrogateescape", newline="\n")
@@ -189,14 +191,16 @@ def _from_stdin() -> Iterator[Source]:
 
 # --- archives
 
-_TOO_LARGE = f"too large: more than {LARGEST_FILE:,} bytes"
+
+def _too_large() -> str:
+    return f"too large: more than {LARGEST_FILE:,} bytes"
 
 
 def _read(file: BinaryIO) -> bytes:
     """All of a file that may lie about its size."""
     content = file.read(LARGEST_FILE + 1)
     if len(content) > LARGEST_FILE:
-        raise ImageError(_TOO_LARGE)
+        raise ImageError(_too_large())
     return content
 
 
@@ -225,7 +229,7 @@ def _from_zip(path: Path) -> Iterator[Source]:
 
 def _open_zip_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> BinaryIO:
     if member.file_size > LARGEST_FILE:
-        raise ImageError(_TOO_LARGE)
+        raise ImageError(_too_large())
     try:
         with archive.open(member) as file:
             return io.BytesIO(_read(file))  # type: ignore[arg-type]
@@ -244,7 +248,7 @@ def _from_tar(path: Path) -> Iterator[Source]:
                 if not member.isreg():
                     yield _unreadable(name, "a link or device in an archive, which is not followed")
                 elif member.size > LARGEST_FILE:
-                    yield _unreadable(name, f"{_TOO_LARGE}; the archive is not read further")
+                    yield _unreadable(name, f"{_too_large()}; the archive is not read further")
                     return
                 else:
                     file = archive.extractfile(member)
@@ -338,11 +342,11 @@ def _fetch(address: str) -> BinaryIO:
         with opener.open(request, timeout=URL_TIMEOUT_SEC) as response:
             announced = response.headers.get("Content-Length")
             if announced and announced.isdigit() and int(announced) > LARGEST_FILE:
-                raise ImageError(_TOO_LARGE)
+                raise ImageError(_too_large())
             while chunk := response.read1(_CHUNK):
                 content.write(chunk)
                 if content.tell() > LARGEST_FILE:
-                    raise ImageError(_TOO_LARGE)
+                    raise ImageError(_too_large())
                 if time.monotonic() > deadline:
                     raise ImageError(f"not here after {URL_DEADLINE_SEC:.0f} s")
     except urllib.error.HTTPError as error:

@@ -1,0 +1,412 @@
+"""What `cvt predict` writes, that nothing of it is lost, and the Python interface."""
+
+import csv
+import io
+import json
+import os
+import random
+import resource
+import shutil
+import subprocess
+import sys
+import time
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from pyarrow import parquet
+from safetensors import safe_open
+
+from cvt_cli import Classifier, images, weights
+from cvt_cli.checkpoints import EMBEDDED
+from cvt_cli.errors import ImageError
+from cvt_cli.inference_form import inference_form
+from tests_shared import CHELSEA, TESTS, Machine, Result
+
+BOATS = TESTS / "photos" / "nagasaki-boats.jpg"
+NANO = ["--model", "cvt-nano-cifar10"]
+
+
+@pytest.fixture
+def broken(tmp_path: Path) -> Path:
+    path = tmp_path / "<b>broken & bad.jpg"
+    path.write_text("no image")
+    return path
+
+
+def test_csv_has_a_row_for_every_image_with_the_same_columns(cvt, broken: Path) -> None:
+    result = cvt("predict", broken, BOATS, CHELSEA, *NANO, "--csv", "--top-k", 2)
+
+    bad, boats, chelsea = csv.DictReader(io.StringIO(result.stdout))
+    assert list(boats) == [
+        "path", "error", "label_1", "score_1", "index_1", "wnid_1",
+        "label_2", "score_2", "index_2", "wnid_2",
+    ]  # fmt: skip
+    assert bad["error"].startswith("not an image") and bad["label_1"] == ""
+    assert (boats["label_1"], boats["index_1"], boats["error"]) == ("ship", "8", "")
+    assert 0.7 < float(boats["score_1"]) < 0.72
+    assert chelsea["path"] == str(CHELSEA)
+
+
+def test_below_the_threshold_the_answer_is_unknown(cvt) -> None:
+    arguments = ["predict", BOATS, CHELSEA, *NANO, "--threshold", 0.6]
+
+    boats, chelsea = cvt(*arguments, "--jsonl").json_lines
+    rows = list(csv.DictReader(io.StringIO(cvt(*arguments, "--csv").stdout)))
+    table = cvt(*arguments).stdout
+
+    assert (boats["answer"], chelsea["answer"]) == ("ship", "unknown")
+    assert chelsea["predictions"][0]["label"] == "frog"  # what it would have been
+    assert [row["answer"] for row in rows] == ["ship", "unknown"]
+    assert f"{CHELSEA}: unknown" in table
+
+
+def test_parquet_holds_the_same_with_its_conditions(cvt, broken: Path, tmp_path: Path) -> None:
+    path = tmp_path / "answers.parquet"
+
+    result = cvt("predict", broken, BOATS, *NANO, "--parquet", path)
+
+    assert result.exit_code == 1 and result.stdout == ""
+    table = parquet.read_table(path)
+    bad, boats = table.to_pylist()
+    assert bad["error"].startswith("not an image") and bad["label_1"] is None
+    assert (boats["label_1"], boats["index_1"]) == ("ship", 8)
+    assert json.loads(table.schema.metadata[b"cvt"])["model"] == "cvt-nano-cifar10"
+    assert f"written: `{path}`" in result.stderr
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".safetensors"])
+def test_features_are_what_the_head_reads(cvt, broken: Path, tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"features{suffix}"
+    loaded = weights.load(EMBEDDED / "cvt-nano-cifar10")
+    array = images.preprocess(images.load(BOATS, True), loaded.preprocessing)
+    with torch.inference_mode():
+        wanted = inference_form(loaded.model).features(torch.from_numpy(array)[None])[0]
+
+    result = cvt("predict", broken, BOATS, *NANO, "--features", path)
+
+    assert result.exit_code == 1 and result.stdout == ""
+    if suffix == ".npz":
+        with np.load(path) as file:
+            found, paths = file["features"], file["paths"].tolist()
+    else:
+        with safe_open(path, "np") as file:
+            found, metadata = file.get_tensor("features"), file.metadata()
+        paths = json.loads(metadata["paths"])
+    assert paths == [str(BOATS)]
+    assert found.shape == (1, 160)
+    np.testing.assert_allclose(found[0], wanted, atol=1e-4)
+    assert sorted(p.suffix for p in tmp_path.iterdir()) == sorted([suffix, ".jpg"])
+
+
+def test_every_engine_gives_the_same_features(cvt_process, tmp_path: Path) -> None:
+    found = []
+    for engine in ("torch", "onnxruntime", "openvino"):
+        path = tmp_path / f"{engine}.npz"
+        result = cvt_process("predict", BOATS, *NANO, "--engine", engine, "--features", path)
+        assert result.exit_code == 0, result.stderr
+        with np.load(path) as file:
+            found.append(file["features"])
+
+    np.testing.assert_allclose(found[1], found[0], atol=1e-4)
+    np.testing.assert_allclose(found[2], found[0], atol=1e-4)
+
+
+class _Page(HTMLParser):
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_the_page_needs_nothing_else_and_shows_every_image(
+    cvt, broken: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "page.html"
+
+    result = cvt("predict", broken, BOATS, CHELSEA, *NANO, "--html", path, "--threshold", 0.6)
+
+    assert result.exit_code == 1
+    page = _Page(path.read_text())
+    pictures = [a["src"] for tag, a in page.tags if tag == "img"]
+    assert len(pictures) == 2 and all(p.startswith("data:image/jpeg;base64,/9j/") for p in pictures)
+    assert not [a for _, a in page.tags if "href" in a or str(a.get("src")).startswith("http")]
+    assert sum(tag == "figure" for tag, _ in page.tags) == 3
+    assert "b" not in {tag for tag, _ in page.tags}  # of the file's name
+    for words in (str(broken), "not an image", "ship", "71.7 %", "unknown", "cvt-nano-cifar10"):
+        assert words in page.text
+
+
+def test_a_file_that_cannot_be_written_is_named(cvt, machine: Machine, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+
+    result = cvt("predict", BOATS, *NANO, "--html", tmp_path / "file" / "page.html")
+
+    assert result.exit_code == 1
+    assert f"cannot write `{tmp_path}/file/page.html`" in result.stderr
+
+
+@pytest.mark.parametrize("option", ["--html", "--parquet", "--features", "--resume"])
+def test_a_full_disk_leaves_no_half_of_a_file(machine: Machine, tmp_path: Path, option) -> None:
+    name = tmp_path / {"--features": "out.npz"}.get(option, "out.file")
+    shutil.copy(BOATS, tmp_path / "a.jpg")
+    machine.popen = {"preexec_fn": lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))}
+
+    result = machine.run("predict", *[tmp_path / "a.jpg"] * 40, *NANO, option, name)
+
+    assert result.exit_code == 1
+    assert f"cannot write `{name}`: " in result.stderr and "ile too large" in result.stderr
+    if option == "--resume":  # all its lines but the last one are whole
+        lines = name.read_bytes().split(b"\n")[:-1]
+        assert lines and all(json.loads(line)["predictions"] for line in lines)
+    else:
+        assert not [p for p in tmp_path.rglob("*") if p.name.startswith((".out", "out"))]
+
+
+def test_a_full_disk_under_stdout_is_explained(machine: Machine) -> None:
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "cvt_cli", "predict", str(BOATS), *NANO, "--jsonl"]
+        done = subprocess.run(
+            command, env=machine.environment, stdout=full, stderr=subprocess.PIPE, text=True
+        )
+
+    assert done.returncode == 1
+    assert "error: cannot write the results: No space left on device" in done.stderr
+    assert "Traceback" not in done.stderr and "Exception ignored" not in done.stderr
+
+
+@pytest.mark.parametrize("output", ["--jsonl", "--csv", "-v"])
+def test_a_reader_that_goes_away_ends_it_with_a_line(machine: Machine, output: str) -> None:
+    process = machine.start("predict", *[BOATS] * 200, *NANO, output, "--batch-size", 1)
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.readline()
+    process.stdout.close()
+    said = process.stderr.read()
+
+    assert process.wait() == 1
+    assert "error: stopped: nobody reads the output any more" in said
+    assert "Traceback" not in said and "Exception ignored" not in said
+    process.stderr.close()
+
+
+# --- resuming
+
+
+@pytest.fixture
+def many(tmp_path: Path) -> Path:
+    """Sixty small pictures of one colour each, of which one is broken."""
+    folder = tmp_path / "many"
+    folder.mkdir()
+    for number in range(60):
+        Image.new("RGB", (40, 40), (4 * number, 120, 200)).save(folder / f"{number}.png")
+    (folder / "17.png").write_text("broken")
+    return folder
+
+
+def lines_of(path: Path) -> list[dict[str, object]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.slow)])
+def test_killed_at_any_moment_every_image_is_answered_exactly_once(
+    machine: Machine, many: Path, tmp_path: Path, kills: int
+) -> None:
+    path = tmp_path / "answers.jsonl"
+    arguments = ["predict", many, *NANO, "--batch-size", 1, "--resume", path]
+    generator = random.Random(0)
+    for _ in range(kills):
+        begun = len(path.read_bytes()) if path.exists() else 0
+        process = machine.start(*arguments)
+        while process.poll() is None and (not path.exists() or path.stat().st_size <= begun):
+            time.sleep(0.002)
+        time.sleep(generator.random() * 0.02)
+        process.kill()
+        process.communicate()
+
+    before = len(lines_of(path)) if path.read_bytes().endswith(b"\n") else None
+    result = machine.run(*arguments)
+
+    assert result.exit_code == 1 and result.stdout == ""
+    found = lines_of(path)
+    assert [line["path"] for line in found] == [str(many / f"{n}.png") for n in range(60)]
+    assert [line["path"] for line in found if "error" in line] == [str(many / "17.png")]
+    assert "1 of 60 images could not be read" in result.stderr
+    if before:
+        assert f"{before} images are answered in `{path}` already" in result.stderr
+
+
+def test_an_unfinished_line_is_cut_off_and_what_is_named_twice_is_answered_twice(
+    cvt, tmp_path: Path
+) -> None:
+    path = tmp_path / "answers.jsonl"
+    arguments = ["predict", BOATS, CHELSEA, BOATS, *NANO, "--resume", path]
+    cvt(*arguments)
+    whole = path.read_bytes()
+    first, second, _ = whole.splitlines(keepends=True)
+    path.write_bytes(first + second + b'{"path": "/some')
+
+    result = cvt(*arguments)
+
+    assert "2 images are answered" in result.stderr
+    assert [line["path"] for line in lines_of(path)] == [str(BOATS), str(CHELSEA), str(BOATS)]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (["--top-k", 3], "was made with top_k 5, this run has 3"),
+        (["--res", 48], "was made with preprocessing"),
+        (["--no-exif"], "was made with exif true, this run has false"),
+    ],
+)
+def test_results_of_different_options_are_not_mixed(cvt, tmp_path, change, message: str) -> None:
+    path = tmp_path / "answers.jsonl"
+    arguments = ["predict", BOATS, *NANO, "--resume", path]
+    cvt(*arguments)
+    before = path.read_bytes()
+
+    result = cvt(*arguments, *change)
+
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert path.read_bytes() == before
+
+
+def test_a_file_that_is_something_else_is_left_alone(cvt, tmp_path: Path) -> None:
+    other = tmp_path / "notes.txt"
+    other.write_text("mine\n")
+    path = tmp_path / "answers.jsonl"
+    cvt("predict", BOATS, *NANO, "--resume", path)
+    path.write_text("garbage\n" + path.read_text())
+
+    results = [cvt("predict", BOATS, *NANO, "--resume", p) for p in (other, path)]
+
+    assert [result.exit_code for result in results] == [2, 1]
+    assert "exists, but not `" in results[0].stderr and other.read_text() == "mine\n"
+    assert "is damaged: byte 0 begins a line that is no result" in results[1].stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--json", "--csv"], "give one of --json and --csv"),
+        (["--features", "a.npz", "--json"], "--features takes the place of classes"),
+        (["--features", "a.txt"], "features cannot be written as `a.txt`; accepted are `.npz`"),
+        (["--resume", "a.jsonl", "--html", "a.html"], "--resume keeps JSON lines alone"),
+    ],
+)
+def test_outputs_that_exclude_each_other_are_a_usage_error(cvt, arguments, message: str) -> None:
+    result = cvt("predict", BOATS, *NANO, *arguments)
+
+    assert result.exit_code == 2
+    assert message in result.stderr
+
+
+# --- several processes
+
+
+def torchrun(machine: Machine, *arguments: object) -> Result:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    process = subprocess.Popen(
+        [*command, "-m", "cvt_cli", *(str(a) for a in arguments)],
+        env=machine.environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    return machine.wait(process)
+
+
+def test_two_processes_share_the_images_without_duplicates(
+    machine: Machine, many: Path, tmp_path: Path
+) -> None:
+    result = torchrun(machine, "predict", many, *NANO, "--resume", tmp_path / "answers.jsonl")
+
+    assert result.exit_code == 1  # the broken one
+    found = [lines_of(tmp_path / f"answers.{rank}-of-2.jsonl") for rank in (0, 1)]
+    assert [len(lines) for lines in found] == [30, 30]
+    paths = [line["path"] for lines in found for line in lines]
+    assert sorted(paths) == sorted(str(path) for path in many.iterdir())
+    assert result.stderr.count("cvt-nano-cifar10 (10 classes") == 1
+
+
+def test_what_several_processes_would_mix_is_refused(cvt, monkeypatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+
+    result = cvt("predict", BOATS, *NANO, "--json")
+
+    assert result.exit_code == 2
+    assert "the outputs of several processes would be mixed; accepted are --jsonl" in result.stderr
+
+
+# --- from Python
+
+
+@pytest.fixture(scope="module")
+def classify() -> Classifier:
+    return Classifier("cvt-nano-cifar10")
+
+
+def test_the_python_interface_answers_as_the_command(cvt, classify: Classifier) -> None:
+    document = cvt("predict", BOATS, *NANO, "--json").json["results"][0]
+
+    assert [vars(p) for p in classify(BOATS)] == document["predictions"]
+
+
+def test_paths_pictures_arrays_and_tensors_are_the_same_image(classify: Classifier) -> None:
+    with Image.open(BOATS) as image:
+        image = image.convert("RGB")
+    array = np.asarray(image)
+    tensor = torch.from_numpy(array.copy()).permute(2, 0, 1)
+
+    answers = [classify(x) for x in (str(BOATS), BOATS, image, array, tensor)]
+    several = [classify(x) for x in ([BOATS, image], array[None], tensor[None], iter([BOATS]))]
+
+    assert all(answer == answers[0] for answer in answers)
+    assert [len(answer) for answer in several] == [2, 1, 1, 1]
+    assert all(answer[0][0].label == "ship" for answer in several)
+    assert classify.features(image).shape == (160,)
+    assert classify.features([image, BOATS]).shape == (2, 160)
+
+
+def test_what_cannot_be_read_is_raised_or_answered(classify: Classifier, broken: Path) -> None:
+    with pytest.raises(ImageError, match="not an image"):
+        classify([BOATS, broken])
+    with pytest.raises(ImageError, match="float64 with shape"):
+        classify(np.zeros((4, 4, 3)))
+
+    answers = list(classify.answers([BOATS, broken, CHELSEA]))
+
+    assert [answer.error is None for answer in answers] == [True, False, True]
+
+
+def test_it_can_be_sent_to_another_process(tmp_path: Path) -> None:
+    script = (
+        "import pickle, sys\n"
+        "classify = pickle.load(open(sys.argv[1], 'rb'))\n"
+        "assert 'torch' not in sys.modules\n"
+        "print(*(classify(path)[0].label for path in sys.argv[2:]))\n"
+    )
+    make = (
+        "import pickle, sys; from cvt_cli import Classifier\n"
+        "pickle.dump(Classifier('cvt-nano-cifar10', top_k=1), open(sys.argv[1], 'wb'))"
+    )
+    path = tmp_path / "classify.pickle"
+
+    subprocess.run([sys.executable, "-c", make, path], check=True, capture_output=True)
+    done = subprocess.run(
+        [sys.executable, "-c", script, path, BOATS, CHELSEA], capture_output=True, text=True
+    )
+
+    assert done.stdout == "ship frog\n", done.stderr
+    assert os.path.getsize(path) < 1000

@@ -1,0 +1,366 @@
+"""What can stand on `cvt predict`'s command line, each with the real thing on the other end."""
+
+import io
+import shutil
+import tarfile
+import threading
+import zipfile
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import fsspec
+import pytest
+from PIL import Image
+
+from cvt_cli import sources
+from tests_shared import CHELSEA, TESTS, Machine
+
+BOATS = TESTS / "photos" / "nagasaki-boats.jpg"
+NANO = ["--model", "cvt-nano-cifar10", "--jsonl"]
+
+
+class _Web(BaseHTTPRequestHandler):
+    """Serves the boats, and lies."""
+
+    def do_GET(self) -> None:
+        content = BOATS.read_bytes()
+        if self.path == "/boats.jpg":
+            self.reply(200, content)
+        elif self.path == "/moved.jpg":
+            self.reply(302, Location="/boats.jpg")
+        elif self.path == "/loop.jpg":
+            self.reply(302, Location="/loop.jpg")
+        elif self.path == "/to-file.jpg":
+            self.reply(302, Location=f"file://{BOATS}")
+        elif self.path == "/page.jpg":
+            self.reply(200, b"<html>sign in</html>")
+        elif self.path == "/hangs.jpg":
+            self.server.stop.wait(30)  # type: ignore[attr-defined]
+        elif self.path == "/drips.jpg":
+            self.reply(200, content[:100], length=len(content))
+            while not self.server.stop.wait(0.05):  # type: ignore[attr-defined]
+                self.wfile.write(b"x")
+        elif self.path == "/short.jpg":
+            self.reply(200, content[:1000], length=len(content))
+        elif self.path == "/announces-5-gb.jpg":
+            self.reply(200, content, length=5_000_000_000)
+        elif self.path == "/endless.jpg":
+            self.send_response(200)
+            self.end_headers()
+            while True:
+                self.wfile.write(content)
+        else:
+            self.reply(404)
+
+    def reply(
+        self, status: int, content: bytes = b"", length: int | None = None, **headers: str
+    ) -> None:
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(content) if length is None else length))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    stop = threading.Event()
+
+    def handle_error(self, *_: object) -> None:  # the client went away, as it should
+        pass
+
+
+@pytest.fixture(scope="module")
+def web() -> Iterator[str]:
+    with _Server(("127.0.0.1", 0), _Web) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.stop.set()
+        server.shutdown()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """2.jpg before 10.jpg, one deeper, one hidden, and something else."""
+    folder = tmp_path / "photos"
+    (folder / "deep").mkdir(parents=True)
+    for name in ("10.jpg", "2.JPG", "deep/1.jpg", ".hidden.jpg"):
+        shutil.copy(BOATS, folder / name)
+    (folder / "notes.txt").write_text("no image")
+    return folder
+
+
+IN_FOLDER = ["2.JPG", "10.jpg", "deep/1.jpg"]
+
+
+def zipped(folder: Path, path: Path) -> Path:
+    with zipfile.ZipFile(path, "w") as archive:
+        for file in sorted(folder.rglob("*"), reverse=True):
+            archive.write(file, file.relative_to(folder))
+    return path
+
+
+def tarred(folder: Path, path: Path) -> Path:
+    with tarfile.open(path, "w:gz" if path.suffix == ".tgz" else "w") as archive:
+        for name in ("deep/1.jpg", ".hidden.jpg", "10.jpg", "notes.txt"):
+            archive.add(folder / name, arcname=name)
+    return path
+
+
+def in_memory(folder: Path) -> str:
+    with fsspec.open("memory://shop/boats.jpg", "wb") as file:
+        file.write(BOATS.read_bytes())
+    return "memory://shop"
+
+
+def listed(folder: Path) -> str:
+    path = folder.parent / "list.txt"
+    path.write_text(f"{folder / '10.jpg'}\n\n{folder / '2.JPG'}\r\n")
+    return f"@{path}"
+
+
+@pytest.mark.parametrize(
+    ("given", "names"),
+    [
+        (lambda folder: folder / "2.JPG", ["2.JPG"]),
+        (lambda folder: folder, IN_FOLDER),
+        (lambda folder: folder / "*.[jJ]*", ["2.JPG", "10.jpg"]),
+        (lambda folder: folder / "**" / "1*.jpg", ["10.jpg", "deep/1.jpg"]),
+        (listed, ["10.jpg", "2.JPG"]),
+        (lambda folder: zipped(folder, folder.parent / "a.zip"), ["deep/1.jpg", "2.JPG", "10.jpg"]),
+        (lambda folder: tarred(folder, folder.parent / "a.tar"), ["deep/1.jpg", "10.jpg"]),
+        (lambda folder: tarred(folder, folder.parent / "a.tgz"), ["deep/1.jpg", "10.jpg"]),
+        (lambda folder: f"file://{folder}", IN_FOLDER),
+        (lambda folder: f"file://{folder}/1*.jpg", ["10.jpg"]),
+        (in_memory, ["boats.jpg"]),
+    ],
+    ids="file folder pattern deep-pattern list zip tar tgz fsspec fsspec-pattern memory".split(),
+)
+def test_every_input_is_answered(
+    cvt, folder: Path, given: Callable[[Path], object], names: list[str]
+) -> None:
+    result = cvt("predict", given(folder), *NANO)
+
+    assert result.exit_code == 0, result.stderr
+    found = [line["path"] for line in result.json_lines]
+    assert all(line["predictions"][0]["label"] == "ship" for line in result.json_lines)
+    shown = [next(n for n in names if path.endswith(n)) for path in found]
+    assert shown == names
+
+
+def test_the_order_and_what_is_named_twice_are_kept(cvt, folder: Path) -> None:
+    given = [folder / "10.jpg", CHELSEA, folder / "10.jpg", folder / "deep"]
+
+    lines = cvt("predict", *given, *NANO, "--batch-size", 3).json_lines
+
+    assert [line["path"] for line in lines] == [
+        str(folder / "10.jpg"), str(CHELSEA), str(folder / "10.jpg"), str(folder / "deep/1.jpg")
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("given", "names"),
+    [
+        (f"{CHELSEA}\n{BOATS}\n".encode(), [str(CHELSEA), str(BOATS)]),
+        (BOATS.read_bytes(), ["-"]),
+        (CHELSEA.read_bytes(), ["-"]),
+    ],
+    ids=["paths", "jpeg", "png"],
+)
+def test_stdin_holds_paths_or_one_image(machine: Machine, tmp_path: Path, given, names) -> None:
+    path = tmp_path / "stdin"
+    path.write_bytes(given)
+    with path.open("rb") as file:
+        machine.popen = {"stdin": file}
+        result = machine.run("predict", "-", *NANO)
+
+    assert result.exit_code == 0, result.stderr
+    assert [line["path"] for line in result.json_lines] == names
+
+
+@pytest.mark.parametrize("path", ["/boats.jpg", "/moved.jpg"])
+def test_an_address_on_the_web_is_fetched(cvt, web: str, path: str) -> None:
+    result = cvt("predict", web + path, *NANO)
+
+    (line,) = result.json_lines
+    assert line["path"] == web + path
+    assert line["predictions"][0]["label"] == "ship"
+
+
+@pytest.mark.parametrize(
+    ("path", "reason"),
+    [
+        ("/none.jpg", "the server answered 404: Not Found"),
+        ("/page.jpg", "not an image, or of a kind that Pillow cannot read"),
+        ("/loop.jpg", "the server answered 302: redirects without end"),
+        ("/to-file.jpg", "Redirection to url 'file:"),
+        ("/hangs.jpg", "no answer within 1 s"),
+        ("/drips.jpg", "not here after 2 s"),
+        ("/short.jpg", "ended after 1,000 of"),
+        ("/announces-5-gb.jpg", "too large: more than 3,000,000 bytes"),
+        ("/endless.jpg", "too large: more than 3,000,000 bytes"),
+    ],
+)
+def test_a_hostile_server_costs_one_line(
+    cvt, web: str, monkeypatch: pytest.MonkeyPatch, path: str, reason: str
+) -> None:
+    monkeypatch.setattr(sources, "URL_TIMEOUT_SEC", 1.0)
+    monkeypatch.setattr(sources, "URL_DEADLINE_SEC", 2.0)
+    monkeypatch.setattr(sources, "LARGEST_FILE", 3_000_000)
+
+    result = cvt("predict", web + path, CHELSEA, *NANO)
+
+    bad, good = result.json_lines
+    assert result.exit_code == 1
+    assert reason in bad["error"], bad
+    assert good["predictions"]
+
+
+def test_a_server_that_is_not_there_is_named(cvt) -> None:
+    result = cvt("predict", "http://127.0.0.1:9/a.jpg", *NANO)
+
+    assert "`http://127.0.0.1:9/a.jpg`: cannot be fetched: [Errno" in result.stderr
+
+
+def hostile_tar(path: Path) -> Path:
+    with tarfile.open(path, "w") as archive:
+        archive.add(BOATS, arcname="../../out.jpg")
+        for name, kind in (("link.jpg", tarfile.SYMTYPE), ("device.jpg", tarfile.CHRTYPE)):
+            member = tarfile.TarInfo(name)
+            member.type, member.linkname = kind, "/etc/passwd"
+            archive.addfile(member)
+        archive.add(BOATS, arcname="last.jpg")
+    return path
+
+
+def test_a_tar_is_never_unpacked(cvt, tmp_path: Path) -> None:
+    (tmp_path / "inner").mkdir()
+    path = hostile_tar(tmp_path / "inner" / "a.tar")
+
+    out, link, device, last = cvt("predict", path, *NANO).json_lines
+
+    assert out["path"] == f"{path}/../../out.jpg" and out["predictions"]
+    assert "a link or device in an archive, which is not followed" in link["error"]
+    assert "a link or device" in device["error"]
+    assert last["predictions"]
+    assert [p.name for p in tmp_path.rglob("*") if p.is_file()] == ["a.tar"]
+
+
+def test_a_zip_bomb_is_not_expanded(cvt, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(sources, "LARGEST_FILE", 3_000_000)
+    with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("bomb.png", bytes(50_000_000))
+        archive.write(BOATS, "boats.jpg")
+
+    bomb, boats = cvt("predict", tmp_path / "a.zip", *NANO).json_lines
+
+    assert bomb["error"] == "too large: more than 3,000,000 bytes"
+    assert boats["predictions"]
+
+
+def test_a_large_member_ends_a_tar_that_would_have_to_be_unpacked(
+    cvt, tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.setattr(sources, "LARGEST_FILE", 3_000_000)
+    with tarfile.open(tmp_path / "a.tgz", "w:gz") as archive:
+        archive.add(BOATS, arcname="boats.jpg")
+        bomb = tarfile.TarInfo("bomb.png")
+        bomb.size = 50_000_000
+        archive.addfile(bomb, io.BytesIO(bytes(bomb.size)))
+
+    boats, end = cvt("predict", tmp_path / "a.tgz", *NANO).json_lines
+
+    assert boats["predictions"]
+    assert "too large" in end["error"] and "the archive is not read further" in end["error"]
+
+
+@pytest.mark.parametrize("name", ["a.zip", "a.tar", "a.tgz"])
+def test_a_damaged_archive_is_named_and_what_came_before_is_answered(
+    cvt, tmp_path: Path, folder: Path, name: str
+) -> None:
+    whole = (zipped if name.endswith("zip") else tarred)(folder, tmp_path / name)
+    content = whole.read_bytes()
+    whole.write_bytes(content[: len(content) // 2])
+
+    result = cvt("predict", whole, CHELSEA, *NANO)
+
+    assert result.exit_code == 1
+    *before, bad, good = result.json_lines
+    assert all("predictions" in line for line in before)
+    assert str(whole) in bad["path"] and "error" in bad
+    assert good["path"] == str(CHELSEA) and good["predictions"]
+
+
+def test_an_encrypted_member_is_an_unreadable_image(cvt, tmp_path: Path) -> None:
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.write(BOATS, "boats.jpg")
+    content = bytearray(path.read_bytes())
+    content[6] |= 1  # the flag in the local and in the central header
+    content[content.index(b"PK\x01\x02") + 8] |= 1
+    path.write_bytes(content)
+
+    (line,) = cvt("predict", path, *NANO).json_lines
+
+    assert "damaged in the archive: " in line["error"] and "encrypted" in line["error"]
+
+
+def test_an_input_without_images_is_reported_and_the_others_are_answered(
+    cvt, tmp_path: Path
+) -> None:
+    (tmp_path / "empty").mkdir()
+    given = [tmp_path / "empty", tmp_path / "*.jpg", "@none.txt", tmp_path / "gone.jpg", CHELSEA]
+
+    result = cvt("predict", *given, *NANO)
+
+    assert result.exit_code == 1
+    assert [line.get("error") for line in result.json_lines] == [
+        "no images there", "no images there", "no such file or directory",
+        "no such file or directory", None,
+    ]  # fmt: skip
+    assert "4 of 5 images could not be read" in result.stderr
+
+
+def test_a_file_that_vanishes_after_it_was_listed_is_reported(folder: Path) -> None:
+    found = list(sources.sources([str(folder)]))
+    (folder / "10.jpg").unlink()
+
+    with pytest.raises(sources.ImageError, match="no such file or directory"):
+        found[1].load(exif=True)
+    assert found[2].load(exif=True).mode == "RGB"
+
+
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        ("s3://bucket/a.jpg", "needs a package that is not installed: Install s3fs"),
+        ("nonsense://a.jpg", "no such protocol; accepted are `http`"),
+    ],
+)
+def test_an_address_that_nothing_opens_is_a_usage_error(cvt, address: str, message: str) -> None:
+    result = cvt("predict", address, *NANO)
+
+    assert result.exit_code == 2
+    assert message in result.stderr
+
+
+def test_fast_decode_reads_large_photographs_at_a_part_of_their_size_and_says_so(
+    cvt, tmp_path: Path
+) -> None:
+    path = tmp_path / "large.jpg"
+    with Image.open(BOATS) as boats:
+        boats.resize((3000, 2400)).save(path)
+
+    exact = cvt("predict", path, "--model", "cvt-nano-cifar10", "--json")
+    fast = cvt("predict", path, "--model", "cvt-nano-cifar10", "--json", "--fast-decode")
+
+    assert "not exact" in fast.stderr and "not exact" not in exact.stderr
+    assert (exact.json["fast_decode"], fast.json["fast_decode"]) == (False, True)
+    own, other = (r.json["results"][0]["predictions"][0] for r in (exact, fast))
+    assert own["label"] == other["label"]
+    assert own["score"] == pytest.approx(other["score"], abs=0.05)
