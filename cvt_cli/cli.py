@@ -67,13 +67,23 @@ def main(
     """
 
 
-app.command(name="predict")(predict.predict)
-app.command(name="evaluate")(evaluate.evaluate)
-app.command(name="finetune")(finetune.finetune)
-app.command(name="flops")(flops.flops)
-app.command(name="count-params")(count_params.count_params)
-app.command(name="benchmark")(benchmark.benchmark)
-app.command(name="models")(models.models)
-app.command(name="info")(info.info)
-app.command(name="download")(download.download)
+def _flowing(text: str) -> str:
+    """A docstring with each paragraph in one line, to be wrapped to the terminal's width."""
+    return "\n\n".join(" ".join(paragraph.split()) for paragraph in text.split("\n\n"))
+
+
+for _command in (
+    predict.predict,
+    evaluate.evaluate,
+    finetune.finetune,
+    flops.flops,
+    count_params.count_params,
+    benchmark.benchmark,
+    models.models,
+    info.info,
+    download.download,
+):
+    app.command(name=_command.__name__.replace("_", "-"), help=_flowing(_command.__doc__ or ""))(
+        _command
+    )
 app.add_typer(cache.app, name="cache")
