@@ -12,6 +12,7 @@ from cvt_cli import __version__, output
 from cvt_cli.commands import (
     benchmark,
     cache,
+    compare,
     count_params,
     download,
     evaluate,
@@ -75,6 +76,7 @@ def _flowing(text: str) -> str:
 for _command in (
     predict.predict,
     evaluate.evaluate,
+    compare.compare,
     finetune.finetune,
     flops.flops,
     count_params.count_params,

@@ -31,6 +31,11 @@ class Engine(Protocol):
         """The one that really runs: "fp32", "bf16" or "fp16"."""
         ...
 
+    @property
+    def transfer_sec(self) -> float:
+        """Time spent so far in moving images to the device; 0 where they stay in memory."""
+        ...
+
     def __call__(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
         """Images (B, 3, H, W), normalised, to logits (B, classes)."""
         ...

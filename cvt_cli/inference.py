@@ -115,7 +115,7 @@ def classify(
             array = images.preprocess(image, preprocessing)
         except ImageError as error:
             return str(error)
-        return array, _thumbnail(image) if wishes.thumbnails else None
+        return array, thumbnail(image) if wishes.thumbnails else None
 
     prepared = ahead(prepare, sources, workers or os.cpu_count() or 1, 2 * batch_size)
     while chunk := list(islice(prepared, batch_size)):
@@ -175,7 +175,8 @@ def top_predictions(
     )
 
 
-def _thumbnail(image: Image.Image) -> bytes:
+def thumbnail(image: Image.Image) -> bytes:
+    """A small JPEG of an RGB image."""
     small = image.copy()
     small.thumbnail((THUMBNAIL_PIXELS, THUMBNAIL_PIXELS))
     buffer = io.BytesIO()

@@ -78,8 +78,9 @@ Data = Annotated[
     typer.Option(
         "--data",
         "--dataset",
-        metavar="NAME|FOLDER",
-        help="A folder of class folders, or cifar10 or cifar100.",
+        metavar="NAME|PATH",
+        help="A folder, .zip or .tar in one of the usual layouts, or cifar10, cifar100, "
+        "oxford-iiit-pet, flowers102, imagenette.",
         rich_help_panel=DATA,
         show_default=False,
     ),
@@ -88,7 +89,7 @@ DataDir = Annotated[
     Path | None,
     typer.Option(
         metavar="FOLDER",
-        help="Where known sets are kept; by default `data` in the cache folder.",
+        help="Where known sets are kept, and fetched to; by default `data` in the cache folder.",
         rich_help_panel=DATA,
         show_default=False,
     ),

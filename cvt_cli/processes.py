@@ -3,6 +3,7 @@
 import os
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 PATIENCE = timedelta(days=7)
 """How long a process that is done waits for the others; torchrun ends it if one fails."""
@@ -35,17 +36,20 @@ def own_path(path: Path) -> Path:
     return path.with_name(f"{path.stem}.{rank()}-of-{count()}{path.suffix}")
 
 
-def total(own: int) -> int:
-    """The sum of a number over all processes; waits until all have come this far."""
+def gather(own: Any) -> list[Any]:
+    """What each process has, by rank; waits until all have come this far.
+
+    Args:
+        own: anything that can be pickled; the others are this command's own processes.
+    """
     if count() == 1:
-        return own
-    import torch
+        return [own]
     from torch import distributed
 
     distributed.init_process_group("gloo", timeout=PATIENCE)
     try:
-        summed = torch.tensor(own)
-        distributed.all_reduce(summed)
-        return int(summed)
+        found: list[Any] = [None] * count()
+        distributed.all_gather_object(found, own)
+        return found
     finally:
         distributed.destroy_process_group()

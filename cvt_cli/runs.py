@@ -114,7 +114,7 @@ def run(
             lines.append(
                 f"{epoch.number},{epoch.learning_rate:.6g},{epoch.training_loss:.5f},"
                 f"{'' if val.loss is None else f'{val.loss:.5f}'},"
-                f"{val.top1:.5f},{val.top5:.5f},{epoch.seconds:.1f}"
+                f"{val.top1:.5f},{val.topk:.5f},{epoch.seconds:.1f}"
             )
             card = _card(folder.name, epoch, settings, perf_counter() - started)
             for place in ("best", "last") if is_best else ("last",):
@@ -136,7 +136,7 @@ def run(
         "best_epoch": best.number,
         "val_n": best.validation.n,
         "val_top1": best.validation.top1,
-        "val_top5": best.validation.top5,
+        "val_top5": best.validation.topk,
         "epochs": recipe.epochs,
         "train_n": len(train_set),
         "classes": len(classes),
@@ -174,7 +174,7 @@ def _card(name: str, epoch: Epoch, settings: Settings, seconds: float) -> str:
             "top-1 on the validation images that the best epoch is chosen by": cards.percent(
                 validation.correct_top1, validation.n
             ),
-            "top-5 on them": cards.percent(validation.correct_top5, validation.n),
+            "top-5 on them": cards.percent(validation.correct_topk, validation.n),
             "top-1 on test images": "not measured",
         },
         limits="It knows the classes that it was trained on and answers with one of them whatever "

@@ -94,6 +94,7 @@ class OnnxRuntimeEngine:
     name = "onnxruntime"
     device = "cpu"
     precision = "fp32"
+    transfer_sec = 0.0
 
     def __init__(self, path: Path) -> None:
         import onnxruntime
@@ -123,6 +124,7 @@ class OpenVinoEngine:
 
     name = "openvino"
     device = "cpu"
+    transfer_sec = 0.0
 
     def __init__(self, path: Path, precision: str) -> None:
         import openvino

@@ -1,6 +1,7 @@
 """The engine on torch."""
 
 from collections.abc import Callable
+from time import perf_counter
 
 import numpy as np
 import torch
@@ -31,6 +32,7 @@ class TorchEngine:
         self.device = str(device)
         self.hardware = devices.hardware(device)
         self.precision: Precision = precision
+        self.transfer_sec = 0.0
 
     def __call__(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
         """Images (B, 3, H, W), normalised, to logits (B, classes)."""
@@ -44,5 +46,9 @@ class TorchEngine:
         self, compute: Callable[[torch.Tensor], torch.Tensor], batch: NDArray[np.float32]
     ) -> NDArray[np.float32]:
         with torch.inference_mode():
-            result = compute(torch.from_numpy(batch).to(self._device, self._dtype))
+            started = perf_counter()
+            images = torch.from_numpy(batch).to(self._device)  # from pageable memory: it waits
+            if self._device.type != "cpu":
+                self.transfer_sec += perf_counter() - started
+            result = compute(images.to(self._dtype))
             return result.float().cpu().numpy()  # type: ignore[no-any-return]

@@ -22,7 +22,9 @@ from cvt_cli.config import CvTConfig
 from cvt_cli.datasets import LabelledImages
 from cvt_cli.devices import Precision
 from cvt_cli.errors import CvtError, DataError, ImageError, UsageError
-from cvt_cli.evaluation import Evaluation, evaluate
+from cvt_cli.evaluation import evaluate, subject
+from cvt_cli.labels import Labels
+from cvt_cli.metrics import Evaluation
 from cvt_cli.model import CvT, init_weights
 from cvt_cli.preprocessing import Preprocessing
 from cvt_cli.progress import Progress, silent
@@ -236,6 +238,7 @@ def train(
     )
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
     every_class = np.arange(len(training.classes), dtype=np.int64)
+    names = Labels(training.classes)
     step = 0
     for number in range(1, recipe.epochs + 1):
         started = perf_counter()
@@ -268,15 +271,11 @@ def train(
                 step += 1
                 advance(len(batch), "")
         _check_loss(loss_sum, step, rate)
-        result = evaluate(
-            TorchEngine(model, device, precision),
-            validation,
-            every_class,
-            preprocessing,
-            batch_size=recipe.batch_size,
-            progress=progress,
+        judged = subject(TorchEngine(model, device, precision), preprocessing, names, every_class)
+        evaluate([judged], validation, batch_size=recipe.batch_size, progress=progress)
+        yield Epoch(
+            number, rate, float(loss_sum) / len(loader), judged.result, perf_counter() - started
         )
-        yield Epoch(number, rate, float(loss_sum) / len(loader), result, perf_counter() - started)
 
 
 def _check_loss(loss: Tensor, step: int, rate: float) -> None:

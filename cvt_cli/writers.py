@@ -3,11 +3,13 @@
 A file appears whole or not at all, but for JSON lines, which are appended to and gone on with.
 """
 
+import csv
 import json
 import os
+import time
 from collections import Counter
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
@@ -18,9 +20,12 @@ from numpy.typing import NDArray
 
 from cvt_cli import cache, gallery
 from cvt_cli.errors import CvtError, UsageError
-from cvt_cli.inference import Answer
+from cvt_cli.inference import Answer, Prediction
 
 FEATURE_SUFFIXES = (".npz", ".safetensors")
+
+SAVE_EVERY_SEC = 5.0
+"""Of an evaluation: what a kill can cost."""
 
 _ROWS_AT_ONCE = 4096
 
@@ -33,11 +38,17 @@ def flat_row(answer: Answer, top_k: int, threshold: bool) -> dict[str, Any]:
         top_k: classes that have columns: ``label_1``, ``score_1``, ``index_1``, ``wnid_1``, ….
         threshold: whether there is a column ``answer``.
     """
-    row: dict[str, Any] = {"path": _text(answer.path), "error": answer.error}
+    row: dict[str, Any] = {"path": as_text(answer.path), "error": answer.error}
     if threshold:
         row["answer"] = answer.answer
+    return {**row, **prediction_columns(answer.predictions, top_k)}
+
+
+def prediction_columns(predictions: Sequence[Prediction], top_k: int) -> dict[str, Any]:
+    """``label_1``, ``score_1``, ``index_1``, ``wnid_1``, ``label_2``, …, None beyond the last."""
+    row: dict[str, Any] = {}
     for k in range(top_k):
-        found = answer.predictions[k] if k < len(answer.predictions) else None
+        found = predictions[k] if k < len(predictions) else None
         row[f"label_{k + 1}"] = found and found.label
         row[f"score_{k + 1}"] = found and found.score
         row[f"index_{k + 1}"] = found and found.index
@@ -45,7 +56,7 @@ def flat_row(answer: Answer, top_k: int, threshold: bool) -> dict[str, Any]:
     return row
 
 
-def _text(name: str) -> str:
+def as_text(name: str) -> str:
     """A file name as text that UTF-8 can hold."""
     return name.encode("utf-8", "backslashreplace").decode()
 
@@ -84,13 +95,7 @@ class JsonLines:
                 f"`{self.path}` exists, but not `{beside}`, which says how it was made",
                 hint="give another file, or move this one away",
             ) from None
-        for key in wanted:
-            if found.get(key) != wanted[key]:
-                raise UsageError(
-                    f"`{self.path}` was made with {key} {json.dumps(found.get(key))}, "
-                    f"this run has {json.dumps(wanted[key])}",
-                    hint="give the same options, or another file",
-                )
+        _refuse_other_conditions(self.path, found, wanted)
 
     def _read(self) -> None:
         """Count what is done, and cut off an unfinished last line."""
@@ -135,6 +140,99 @@ class JsonLines:
         self._file.close()
 
 
+class Checkpointed:
+    """JSON lines with what was counted so far beside them, so that counting can go on.
+
+    Args:
+        path: of the lines; ``FILE.state.json`` lies beside it.
+        conditions: what the lines depend on.
+        resume: go on with what is there; else begin anew.
+
+    Raises:
+        UsageError: what is there was made under other conditions, or is something else.
+        CvtError: the files cannot be written.
+    """
+
+    def __init__(self, path: Path, conditions: Mapping[str, Any], resume: bool) -> None:
+        self.path = path
+        self.done = 0  # items, of which the file holds whole lines
+        self.counted: dict[str, Any] | None = None
+        self._state_path = path.with_name(path.name + ".state.json")
+        self._conditions = json.loads(json.dumps(conditions))
+        self._saved = time.monotonic()
+        self._file: IO[bytes]
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if resume and path.exists():
+                self._read_state()
+                self._file = path.open("r+b")
+            else:
+                self._state_path.unlink(missing_ok=True)
+                self._file = path.open("wb")
+        except OSError as error:
+            raise cache.unwritable(path, error) from error
+
+    def _read_state(self) -> None:
+        try:
+            state = json.loads(self._state_path.read_text(encoding="utf-8"))
+            if self.path.stat().st_size < state["bytes"]:
+                raise ValueError("lines are missing")
+        except FileNotFoundError:
+            os.truncate(self.path, 0)  # it ended before anything was saved
+            return
+        except (ValueError, KeyError) as error:
+            raise UsageError(
+                f"`{self._state_path}` does not fit `{self.path}`: {error}",
+                hint="without --resume the evaluation begins anew",
+            ) from None
+        _refuse_other_conditions(self.path, state["conditions"], self._conditions)
+        self.done, self.counted = state["done"], state["counted"]
+        os.truncate(self.path, state["bytes"])
+
+    def write(self, item: Any) -> None:
+        """Append one line."""
+        try:
+            self._file.write(json.dumps(item.to_json(), allow_nan=False).encode() + b"\n")
+        except OSError as error:
+            raise cache.unwritable(self.path, error) from error
+
+    def save(self, done: int, counted: Callable[[], Any], at_once: bool = False) -> None:
+        """Note that so many items are done, unless that was noted a moment ago."""
+        if not at_once and time.monotonic() - self._saved < SAVE_EVERY_SEC:
+            return
+        try:
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise cache.unwritable(self.path, error) from error
+        state = {
+            "conditions": self._conditions,
+            "done": done,
+            "bytes": self._file.tell(),
+            "counted": counted(),
+        }
+        cache.write_text(self._state_path, json.dumps(state))
+        self._saved = time.monotonic()
+
+    def __enter__(self) -> "Checkpointed":
+        self._file.seek(0, os.SEEK_END)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with suppress(OSError):  # said before, if it failed
+            self._file.close()
+
+
+def _refuse_other_conditions(path: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
+    for key in wanted:
+        if found.get(key) != wanted[key]:
+            raise UsageError(
+                f"`{path}` was made with {key} {json.dumps(found.get(key))}, "
+                f"this run has {json.dumps(wanted[key])}",
+                hint="give the same options, or another file",
+            )
+
+
 # --- whole files
 
 
@@ -150,16 +248,16 @@ class _Whole:
         self._stack = ExitStack()
         self._temporary = self._stack.enter_context(cache.replacing(path))
 
-    def _add(self, answer: Answer) -> None:
+    def _add(self, item: Any) -> None:
         raise NotImplementedError
 
     def _finish(self) -> None:
         raise NotImplementedError
 
-    def write(self, answer: Answer) -> None:
+    def write(self, item: Any) -> None:
         """Add the next answer."""
         try:
-            self._add(answer)
+            self._add(item)
         except OSError as error:
             raise cache.unwritable(self._path, error) from error
 
@@ -199,21 +297,58 @@ class Page(_Whole):
         self._file.write(gallery.END)
 
 
+class Csv(_Whole):
+    """A table in CSV (RFC 4180).
+
+    Args:
+        path: of the file.
+        row: an item's columns, the same for every item.
+        empty: an item without content, for the header.
+    """
+
+    def __init__(self, path: Path, row: Callable[[Any], dict[str, Any]], empty: Any) -> None:
+        super().__init__(path)
+        self._row = row
+        file = self._stack.enter_context(self._temporary.open("w", encoding="utf-8", newline=""))
+        self._writer = csv.writer(file, lineterminator="\n")
+        self._writer.writerow(row(empty))
+
+    def _add(self, item: Any) -> None:
+        self._writer.writerow(self._row(item).values())
+
+    def _finish(self) -> None:
+        """The context closes the file."""
+
+
 class Parquet(_Whole):
-    """An Apache Parquet table of `flat_row`, the conditions in its metadata (extra ``parquet``)."""
+    """An Apache Parquet table, the conditions in its metadata (extra ``parquet``).
+
+    Args:
+        path: of the file.
+        conditions: what its content depends on.
+        row: an item's columns, the same for every item.
+        empty: an item without content, for the names of the columns.
+    """
 
     def __init__(
-        self, path: Path, conditions: Mapping[str, Any], top_k: int, threshold: bool
+        self,
+        path: Path,
+        conditions: Mapping[str, Any],
+        row: Callable[[Any], dict[str, Any]],
+        empty: Any,
     ) -> None:
         super().__init__(path)
         import pyarrow
         from pyarrow import parquet
 
-        kinds = {"score": pyarrow.float64(), "index": pyarrow.int32()}
-        self._top_k, self._threshold = top_k, threshold
-        columns = flat_row(Answer(""), top_k, threshold)
+        kinds = {
+            "score": pyarrow.float64(),
+            "index": pyarrow.int32(),
+            "correct": pyarrow.bool_(),
+        }
+        self._row = row
         self._schema = pyarrow.schema(
-            [(name, kinds.get(name.partition("_")[0], pyarrow.string())) for name in columns],
+            [(name, kinds.get(name.partition("_")[0], pyarrow.string())) for name in row(empty)],
             metadata={"cvt": json.dumps(conditions)},
         )
         self._table = self._stack.enter_context(
@@ -221,8 +356,8 @@ class Parquet(_Whole):
         )
         self._rows: list[dict[str, Any]] = []
 
-    def _add(self, answer: Answer) -> None:
-        self._rows.append(flat_row(answer, self._top_k, self._threshold))
+    def _add(self, item: Any) -> None:
+        self._rows.append(self._row(item))
         if len(self._rows) == _ROWS_AT_ONCE:
             self._flush()
 
@@ -257,7 +392,7 @@ class Features(_Whole):
         if answer.features is not None:
             self._width = len(answer.features)
             self._rows.write(answer.features.tobytes())
-            self._paths.append(_text(answer.path))
+            self._paths.append(as_text(answer.path))
 
     def _finish(self) -> None:
         self._rows.flush()
@@ -283,7 +418,13 @@ def check(parquet: Path | None, features: Path | None) -> None:
     if features is not None and features.suffix.lower() not in FEATURE_SUFFIXES:
         accepted = " and ".join(f"`{suffix}`" for suffix in FEATURE_SUFFIXES)
         raise UsageError(f"features cannot be written as `{features}`; accepted are {accepted}")
-    if parquet is not None and find_spec("pyarrow") is None:
+    if parquet is not None:
+        require_parquet()
+
+
+def require_parquet() -> None:
+    """Raises UsageError, with the command that installs it, if pyarrow is not there."""
+    if find_spec("pyarrow") is None:
         raise UsageError(
             "Parquet needs pyarrow, which is not installed", hint="pip install 'cvt-cli[parquet]'"
         )

@@ -32,7 +32,9 @@ def main(run: Path, cifar10: Path, hardware: str) -> None:
     engine = TorchEngine(stored.model, torch.device("cpu"), "fp32")
     test = datasets.open_dataset(str(cifar10), "test", Path())
     class_index, _ = datasets.match_classes(test.classes, stored.labels)
-    result = evaluation.evaluate(engine, test, class_index, stored.preprocessing, batch_size=64)
+    judged = evaluation.subject(engine, stored.preprocessing, stored.labels, class_index)
+    evaluation.evaluate([judged], test, batch_size=64)
+    result = judged.result
     assert not result.failures
 
     with (run / "metrics.csv").open() as file:
@@ -57,7 +59,7 @@ def main(run: Path, cifar10: Path, hardware: str) -> None:
         },
         results={
             "top-1 on the 10,000 test images": cards.percent(result.correct_top1, result.n),
-            "top-5 on the 10,000 test images": cards.percent(result.correct_top5, result.n),
+            "top-5 on the 10,000 test images": cards.percent(result.correct_topk, result.n),
             **validation,
         },
         limits="It knows ten classes (airplane, automobile, bird, cat, deer, dog, frog, horse, "
@@ -67,7 +69,7 @@ def main(run: Path, cifar10: Path, hardware: str) -> None:
         "start for fine-tuning on small images; not for decisions about people or property.",
     )
     weights.save(target, stored.model, stored.labels, stored.preprocessing, card, half=True)
-    print(f"{target}: top-1 {result.correct_top1}, top-5 {result.correct_top5} of {result.n}")
+    print(f"{target}: top-1 {result.correct_top1}, top-5 {result.correct_topk} of {result.n}")
 
 
 if __name__ == "__main__":

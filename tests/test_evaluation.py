@@ -1,52 +1,209 @@
-"""Counts are integer sums, and do not depend on how the images are batched."""
+"""Counts are sums that do not depend on batches or processes; metrics equal independent code's."""
+
+import json
 
 import numpy as np
 import pytest
+import torch
+from sklearn.metrics import brier_score_loss, log_loss, top_k_accuracy_score
+from torchmetrics.classification import MulticlassCalibrationError
 
-from cvt_cli.evaluation import Evaluation
+from cvt_cli.errors import DataError
+from cvt_cli.evaluation import read_groups, real_labels
+from cvt_cli.labels import Labels
+from cvt_cli.metrics import Evaluation, wilson
+
+TEN = Labels(tuple("abcdefghij"))
 
 
-def test_top1_and_top5_are_counted_with_ties_to_the_lower_index() -> None:
+def drawn(n: int = 500, classes: int = 10) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Logits, right classes that they often name, and probabilities."""
+    generator = np.random.default_rng(0)
+    labels = generator.integers(0, classes, n)
+    logits = generator.normal(size=(n, classes)).astype(np.float32) * 2
+    logits[np.arange(n), labels] += generator.normal(2, 2, n)
+    wide = np.exp(logits.astype(float))
+    return logits, labels, wide / wide.sum(axis=1, keepdims=True)
+
+
+def counted(batch_size: int = 500, **settings: object) -> Evaluation:
+    logits, labels, _ = drawn()
+    result = Evaluation(10, **settings)
+    for start in range(0, 500, batch_size):
+        batch = slice(start, start + batch_size)
+        names = [f"{i}.png" for i in range(start, min(start + batch_size, 500))]
+        groups = [f"group {label % 2}" for label in labels[batch]]
+        result.add(logits[batch], labels[batch], names, groups)
+    return result
+
+
+def test_a_tie_goes_to_the_lower_index() -> None:
     logits = np.zeros((3, 7), dtype=np.float32)
     logits[0, 6] = 1.0  # class 6, then 0 to 3
-    result = Evaluation()
+    result = Evaluation(7)
 
-    result.add(logits, np.array([6, 4, 0]))
+    order = result.add(logits, np.array([6, 4, 0]))
 
-    assert (result.n, result.correct_top1, result.correct_top5) == (3, 2, 3)
-    result.add(logits[:1], np.array([5]))
-    assert (result.n, result.correct_top1, result.correct_top5) == (4, 2, 3)
-    assert result.top1 == 0.5
-
-
-@pytest.mark.parametrize("batch_size", [1, 3, 64])
-def test_sums_do_not_depend_on_the_batch_size(batch_size: int) -> None:
-    generator = np.random.default_rng(0)
-    logits = generator.normal(size=(100, 10)).astype(np.float32)
-    labels = generator.integers(0, 10, 100)
-    result = Evaluation()
-
-    for start in range(0, 100, batch_size):
-        result.add(logits[start : start + batch_size], labels[start : start + batch_size])
-
-    order = logits.argsort(axis=1)[:, ::-1]
-    assert result.correct_top1 == (order[:, 0] == labels).sum()
-    assert result.correct_top5 == (order[:, :5] == labels[:, None]).sum()
-    probabilities = np.exp(logits.astype(float))
-    probabilities /= probabilities.sum(axis=1, keepdims=True)
-    assert result.loss == pytest.approx(-np.log(probabilities[range(100), labels]).mean())
+    assert (result.n, result.correct_top1, result.correct_topk) == (3, 2, 3)
+    assert order[0].tolist() == [6, 0, 1, 2, 3]
 
 
 def test_the_interval_is_wilsons() -> None:
     # Newcombe 1998, table I: 81 of 263, score method: 0.2553 to 0.3662
-    low, high = Evaluation(n=263, correct_top1=81).top1_interval
+    low, high = wilson(81, 263)
 
     assert (low, high) == (pytest.approx(0.2553, abs=5e-5), pytest.approx(0.3662, abs=5e-5))
 
 
-def test_a_model_with_fewer_than_five_classes_has_a_top5_of_one() -> None:
-    result = Evaluation()
+@pytest.mark.parametrize("k", [1, 2, 5, 9])
+def test_top_k_equals_scikit_learns(k: int) -> None:
+    _, labels, probabilities = drawn()
 
-    result.add(np.zeros((2, 3), dtype=np.float32), np.array([2, 1]))
+    result = counted(k=k)
 
-    assert result.top5 == 1.0
+    wanted = top_k_accuracy_score(labels, probabilities, k=k, normalize=False)
+    assert result.correct_topk == wanted
+
+
+def test_loss_and_brier_equal_scikit_learns() -> None:
+    _, labels, probabilities = drawn()
+
+    calibration = counted().calibration()
+
+    assert calibration["nll"] == pytest.approx(log_loss(labels, probabilities), rel=1e-9)
+    wanted = brier_score_loss(labels, probabilities, scale_by_half=False)
+    assert calibration["brier"] == pytest.approx(wanted, rel=1e-9)
+
+
+def test_the_calibration_error_equals_torchmetrics() -> None:
+    _, labels, probabilities = drawn()
+    metric = MulticlassCalibrationError(10, n_bins=15, norm="l1")
+
+    wanted = metric(torch.from_numpy(probabilities), torch.from_numpy(labels))
+
+    calibration = counted().calibration()
+    assert calibration["ece"] == pytest.approx(float(wanted), abs=1e-6)
+    assert sum(b["n"] for b in calibration["bins"]) == 500
+    filled = [b for b in calibration["bins"] if b["n"]]
+    assert all(b["low"] <= b["confidence"] <= b["high"] for b in filled)
+
+
+def test_the_temperature_is_where_the_loss_is_least() -> None:
+    logits, labels, _ = drawn()
+
+    def loss(temperature: float) -> float:
+        return float(
+            torch.nn.functional.cross_entropy(
+                torch.from_numpy(logits).double() / temperature, torch.from_numpy(labels)
+            )
+        )
+
+    found = counted().calibration()
+
+    best = min(np.linspace(0.3, 4, 2000), key=loss)
+    assert found["temperature"] == pytest.approx(best, rel=0.01)
+    assert found["nll_at_temperature"] == pytest.approx(loss(best), rel=1e-3)
+    assert found["nll_at_temperature"] < found["nll"]
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 256])
+def test_nothing_depends_on_the_batch_size(batch_size: int) -> None:
+    ours, whole = (counted(size).to_json(TEN) for size in (batch_size, 500))
+
+    assert json.dumps(ours["classes"]) == json.dumps(whole["classes"])
+    assert ours["confusions"] == whole["confusions"] and ours["groups"] == whole["groups"]
+    for key in ("top1_correct", "top5_correct"):
+        assert ours[key] == whole[key]
+    assert ours["loss"] == pytest.approx(whole["loss"], rel=1e-12)
+    assert ours["calibration"]["ece"] == pytest.approx(whole["calibration"]["ece"], rel=1e-9)
+
+
+def test_parts_add_up_to_the_whole_through_json() -> None:
+    logits, labels, _ = drawn()
+    parts = [Evaluation(10), Evaluation(10)]
+    for rank, part in enumerate(parts):
+        names = [f"{i}.png" for i in range(rank, 500, 2)]
+        groups = [f"group {label % 2}" for label in labels[rank::2]]
+        part.add(logits[rank::2], labels[rank::2], names, groups)
+        part.add_failure(f"bad {rank}", "broken", 3)
+
+    parts[0].add_state(json.loads(json.dumps(parts[1].state())))
+
+    whole = counted()
+    assert parts[0].n == 502 and whole.n == 500
+    assert parts[0].correct_top1 == whole.correct_top1
+    assert parts[0].groups == whole.groups and parts[0].confusions == whole.confusions
+    assert parts[0].mistakes == whole.mistakes
+    assert parts[0].failures == [("bad 0", "broken"), ("bad 1", "broken")]
+    assert isinstance(parts[0].correct_top1, int) and isinstance(parts[0].loss_sum, float)
+
+
+def test_among_the_classes_present_only_those_compete() -> None:
+    present = np.array([2, 5])
+    logits = np.array([[9, 0, 1, 0, 0, 0], [0, 0, 2, 0, 0, 1]], dtype=np.float32)
+    result = Evaluation(6, present)
+
+    result.add(logits, np.array([2, 5]))
+
+    assert (result.correct_top1, result.correct_present) == (0, 1)
+    assert result.to_json(Labels(tuple("abcdef")))["present_classes"]["top1"] == 0.5
+
+
+def test_the_matrix_holds_right_by_answered_class() -> None:
+    logits, labels, _ = drawn()
+
+    present, matrix = counted().matrix()
+
+    wanted = np.zeros((10, 10), dtype=int)
+    np.add.at(wanted, (labels, logits.argmax(axis=1)), 1)
+    assert present.tolist() == list(range(10))
+    assert (matrix == wanted).all()
+
+
+def test_the_surest_mistakes_are_kept() -> None:
+    logits, labels, probabilities = drawn()
+
+    mistakes = counted(batch_size=7).mistakes
+
+    wrong = np.flatnonzero(logits.argmax(axis=1) != labels)
+    surest = sorted(wrong, key=lambda i: -probabilities[i].max())[:24]
+    assert [name for _, name, _, _ in mistakes] == [f"{i}.png" for i in surest]
+
+
+def test_an_unreadable_image_is_wrong_or_left_out() -> None:
+    counts = []
+    for skipped in (False, True):
+        result = Evaluation(3, skipped=skipped)
+        result.add(np.eye(3, dtype=np.float32), np.arange(3))
+        result.add_failure("a.png", "empty file", 1)
+        document = result.to_json(Labels(("a", "b", "c")))
+        counts.append((document["n"], document["top1"], document["n_failed"]))
+        assert document["n_skipped"] == skipped
+        assert document["loss"] is not None
+
+    assert counts == [(4, 0.75, 1), (3, 1.0, 1)]
+
+
+def test_real_counts_images_with_labels_by_any_of_them() -> None:
+    names = ["ILSVRC2012_val_00000002.JPEG", "deeper/ILSVRC2012_val_00000001.JPEG"]
+    content = [[], [4, 1]]
+    result = Evaluation(5)
+    real = real_labels(names, content, "real.json")
+
+    result.add(np.eye(5, dtype=np.float32)[[1, 0]], np.array([0, 0]), real=[real[n] for n in names])
+
+    assert (result.real_n, result.real_correct) == (1, 1)
+
+
+def test_real_refuses_images_that_have_lost_their_names() -> None:
+    with pytest.raises(DataError, match="`n01440764/1.JPEG` does not say which"):
+        real_labels(["n01440764/1.JPEG"], [[0]], "real.json")
+
+
+def test_every_image_needs_a_group() -> None:
+    rows = iter([{"path": "a.png", "group": "x"}])
+
+    with pytest.raises(DataError, match="1 of 2 images have no group in `g.csv`, such as `b.png`"):
+        read_groups(rows, ["a.png", "b.png"], "g.csv")
+    with pytest.raises(DataError, match="needs the columns `path` and `group`"):
+        read_groups(iter([{"file": "a.png"}]), ["a.png"], "g.csv")

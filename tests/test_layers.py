@@ -19,7 +19,8 @@ LAYERS = {
         "cache hub_cache hub"
     ),
     "arrays": (
-        "images sources datasets engine runtimes inference gallery writers evaluation plots"
+        "images sources trees datasets engine runtimes inference gallery writers metrics "
+        "evaluation comparison plots report"
     ),
     "tensors": "model weights devices inference_form torch_engine graphs benchmark training runs",
     "front": "loader classifier catalogue options output commands cli __main__",

@@ -29,38 +29,29 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(
-    ("name", "position"),
-    [
-        ("tiny-123", 0),
-        ("tiny-123", 1),
-        pytest.param("cvt-13", 0, marks=pytest.mark.slow),
-        pytest.param("cvt-13", 1, marks=pytest.mark.slow),
-    ],
-)
-def test_logits_equal_the_official_implementation_on_every_runtime(
-    name: str, position: int
-) -> None:
+@pytest.mark.parametrize("name", ["tiny-123", pytest.param("cvt-13", marks=pytest.mark.slow)])
+def test_logits_equal_the_official_implementation_on_every_runtime(name: str) -> None:
+    """At two sizes and three batch sizes."""
     done = in_a_process(f"""
 file = golden("golden-{name}")
-case = file["cases"][{position}]
-height, width = case["height"], case["width"]
-model = golden_model(golden_config(file["spec"], case["num_classes"]))
-graphs.write_onnx(model, path, height, width, {{}})
-images = golden_input(2, height, width).numpy()
-for runtime in ("onnxruntime", "openvino"):
-    engine = runtimes.open_graph(runtime, path, "fp32")
-    assert engine.precision == "fp32"
-    for batch in (1, 2, 7):
-        logits = engine(np.ascontiguousarray(images[[0, 1] * 3 + [0]][:batch]))
-        assert logits.shape == (batch, case["num_classes"])
-        difference = np.abs(logits[0] - np.array(case["logits"])).max()
-        assert difference < 1e-4, (runtime, batch, difference)
-        print(runtime, batch)
+for case in file["cases"][:2]:
+    height, width = case["height"], case["width"]
+    model = golden_model(golden_config(file["spec"], case["num_classes"]))
+    graphs.write_onnx(model, path, height, width, {{}})
+    images = golden_input(2, height, width).numpy()
+    for runtime in ("onnxruntime", "openvino"):
+        engine = runtimes.open_graph(runtime, path, "fp32")
+        assert engine.precision == "fp32"
+        for batch in (1, 2, 7):
+            logits = engine(np.ascontiguousarray(images[[0, 1] * 3 + [0]][:batch]))
+            assert logits.shape == (batch, case["num_classes"])
+            difference = np.abs(logits[0] - np.array(case["logits"])).max()
+            assert difference < 1e-4, (runtime, batch, difference)
+            print(runtime, batch)
 """)
 
     assert done.returncode == 0, done.stderr
-    assert len(done.stdout.splitlines()) == 6
+    assert len(done.stdout.splitlines()) == 12
 
 
 def in_a_process(script: str) -> "subprocess.CompletedProcess[str]":
@@ -271,19 +262,19 @@ def test_a_runtime_that_is_not_installed_is_named_with_its_extra(
     assert by_itself.json["engine"] == "torch"
 
 
-@pytest.mark.parametrize("runtime", RUNTIMES)
-def test_a_damaged_graph_is_named(runtime: str) -> None:
-    done = in_a_process(f"""
-graphs.write_onnx(golden_model(TINY), path, 64, 64, {{}})
+def test_a_damaged_graph_is_named() -> None:
+    done = in_a_process("""
+graphs.write_onnx(golden_model(TINY), path, 64, 64, {})
 path.write_bytes(path.read_bytes()[:-1000])
-try:
-    runtimes.open_graph({runtime!r}, path, "fp32")
-except runtimes.CheckpointError as error:
-    assert str(path) in str(error)
-    print(error)
+for runtime in ("onnxruntime", "openvino"):
+    try:
+        runtimes.open_graph(runtime, path, "fp32")
+    except runtimes.CheckpointError as error:
+        assert str(path) in str(error)
+        print(error)
 """)
 
-    assert "is damaged, or no graph that can be run" in done.stdout, done.stderr
+    assert done.stdout.count("is damaged, or no graph that can be run") == 2, done.stderr
 
 
 def test_killed_or_twice_at_once_the_preparation_leaves_a_whole_graph_or_none(

@@ -1,23 +1,132 @@
 """``cvt evaluate``: accuracy on labelled images."""
 
+import json
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
 import typer
 
-from cvt_cli import loader, options, output
+from cvt_cli import loader, options, output, processes, progress
+from cvt_cli.checkpoints import CHECKPOINTS
+from cvt_cli.errors import DataError, UsageError
+
+if TYPE_CHECKING:
+    from cvt_cli.datasets import LabelledImages
+    from cvt_cli.evaluation import Subject
+
+IMAGENET_VALIDATION = 50_000
+"""Images of the set that the published numbers are of."""
+
+AGREEMENT = 0.001
+"""Of top-1: how near a published number counts as the same."""
 
 
 def evaluate(
     data: options.Data,
-    model: options.Model = None,
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME|PATH",
+            help="A checkpoint, as for predict; given twice, both are evaluated on each image. "
+            f"By default {loader.DEFAULT_MODEL}.",
+            rich_help_panel=options.MODEL,
+            show_default=False,
+        ),
+    ] = None,
     revision: options.Revision = None,
     offline: options.Offline = False,
     data_dir: options.DataDir = None,
+    label_map: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="JSON that maps the data's classes to the model's names, WNIDs or indices.",
+            rich_help_panel=options.DATA,
+            show_default=False,
+        ),
+    ] = None,
+    real: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="ReaL's real.json, for its accuracy beside.",
+            rich_help_panel=options.DATA,
+            show_default=False,
+        ),
+    ] = None,
+    groups: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="CSV with the columns path and group, for the accuracy of each group.",
+            rich_help_panel=options.DATA,
+            show_default=False,
+        ),
+    ] = None,
+    skip_unreadable: Annotated[
+        bool,
+        typer.Option(
+            "--skip-unreadable",
+            help="Leave unreadable images out in place of counting them as wrong.",
+            rich_help_panel=options.DATA,
+        ),
+    ] = False,
     res: options.Res = None,
     activation: options.Activation = None,
     exif: options.Exif = False,
     batch_size: options.BatchSize = 64,
+    workers: options.Workers = None,
     device: options.Device = "auto",
     engine: options.Engine = "auto",
     precision: options.Precision = "auto",
+    top_k: Annotated[
+        int,
+        typer.Option(
+            "--top-k", "-k", min=2, help="The second accuracy.", rich_help_panel=options.OUTPUT
+        ),
+    ] = 5,
+    expect: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            max=1,
+            metavar="TOP1",
+            help="Fail unless top-1 is this fraction, such as 0.816.",
+            rich_help_panel=options.OUTPUT,
+            show_default=False,
+        ),
+    ] = None,
+    tolerance: Annotated[
+        float, typer.Option(min=0, help="Of --expect.", rich_help_panel=options.OUTPUT)
+    ] = AGREEMENT,
+    predictions: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Write what was said of every image: .jsonl, .csv or .parquet.",
+            rich_help_panel=options.OUTPUT,
+            show_default=False,
+        ),
+    ] = None,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume",
+            help="Go on with the --predictions file (.jsonl) of an interrupted run.",
+            rich_help_panel=options.OUTPUT,
+        ),
+    ] = False,
+    report: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Write a page with pictures: confusions, calibration, classes, worst mistakes.",
+            rich_help_panel=options.OUTPUT,
+            show_default=False,
+        ),
+    ] = None,
     verbose: options.Verbose = False,
     json_output: options.Json = False,
 ) -> None:
@@ -28,50 +137,279 @@ def evaluate(
 
     Example: cvt evaluate --data cifar10 --model cvt-nano-cifar10
     """
-    from cvt_cli import cache, datasets, evaluation
+    from cvt_cli import cache, datasets, evaluation, plots, runtimes, writers
 
-    images = datasets.open_dataset(data, "test", data_dir or cache.data_dir())
-    classifier = loader.load_classifier(
-        model,
-        res,
-        activation,
-        device,
-        precision,
-        output.access(revision, offline, verbose),
-        engine=engine,
-        images=len(images),
+    names = model or [loader.DEFAULT_MODEL]
+    _check_options(names, predictions, resume, report)
+    if report is not None:
+        plots.require()
+    access = output.access(revision, offline, verbose)
+    images = datasets.open_dataset(
+        data, "test", data_dir or cache.data_dir(), offline=offline, say=access.say
     )
-    output.note_conditions(classifier)
-    class_index, how = datasets.match_classes(images.classes, classifier.labels)
-    output.note(
-        f"{len(images)} images in {len(images.classes)} classes below `{images.root}`, "
-        f"matched by {how}"
-    )
-    result = evaluation.evaluate(
-        classifier.engine,
-        images,
-        class_index,
-        classifier.preprocessing,
-        batch_size=batch_size,
-        exif=exif,
-        progress=output.progress,
-    )
-    for name, reason in result.failures:
-        output.error(f"`{images.root / name}`: {reason}")
-    if json_output:
-        output.print_json({"data": data, **result.to_json(), **output.conditions(classifier)})
-    else:
-        low, high = result.top1_interval
-        loss = "none readable" if result.loss is None else f"{result.loss:.4f} nats"
-        print(
-            f"top-1   {100 * result.top1:.2f} %  ({result.correct_top1} of {result.n}; "
-            f"95 % interval {100 * low:.2f} to {100 * high:.2f})\n"
-            f"top-5   {100 * result.top5:.2f} %  ({result.correct_top5} of {result.n})\n"
-            f"loss    {loss}, cross-entropy\n"
-            f"speed   {result.n / result.seconds:.0f} images/s, decoding included"
+    rank, count = processes.rank(), processes.count()
+    mine = range(rank, len(images), count)
+    subjects, conditions, outputs = [], [], []
+    for name in names:
+        ready = loader.load_classifier(
+            name, res, activation, device, precision, access, engine=engine, images=len(mine)
         )
-    if result.failures:
+        class_index, how = datasets.match_classes(images.classes, ready.labels, label_map)
+        one = evaluation.subject(
+            ready.engine, ready.preprocessing, ready.labels, class_index, top_k
+        )
+        one.result.skipped = skip_unreadable
+        if real is not None:
+            if ready.labels.wnids is None:
+                raise UsageError(f"--real is of ImageNet's classes, which `{ready.model}` has not")
+            one.real = evaluation.real_labels(images.names, _read_json(real), str(real))
+        if groups is not None:
+            one.groups = _read_groups(groups, images.names)
+        subjects.append(one)
+        conditions.append(output.conditions(ready))
+        if rank == 0:
+            output.note_conditions(ready)
+            output.note(
+                f"{len(images)} images in {len(images.classes)} classes below `{images.root}` "
+                f"({images.layout}), matched by {how}"
+            )
+    done = 0
+    with ExitStack() as stack:
+        for one, condition in zip(subjects, conditions, strict=True):
+            if predictions is None:
+                break
+            path = predictions
+            if len(names) > 1:
+                label = condition["model"].replace("/", "--")
+                path = path.with_name(f"{path.stem}.{label}{path.suffix}")
+            written = _open_predictions(
+                processes.own_path(path), {**condition, "data": data, "exif": exif}, one, resume
+            )
+            stack.enter_context(written)
+            one.judged = written.write
+            if isinstance(written, writers.Checkpointed):
+                outputs.append((written, one))
+                done = written.done
+                if written.counted is not None:
+                    one.result.add_state(written.counted)
+                    output.note(f"{done} of {len(mine)} images are in `{written.path}` already")
+
+        def after_batch(new: int, at_once: bool = False) -> None:
+            for written, one in outputs:
+                written.save(done + new, one.result.state, at_once)
+
+        left = mine[done:]
+        evaluation.evaluate(
+            subjects,
+            images,
+            indices=left,
+            batch_size=batch_size,
+            exif=exif,
+            workers=workers or runtimes.threads(),
+            after_batch=after_batch,
+            progress=output.progress if rank == 0 else progress.silent,
+        )
+        after_batch(len(left), at_once=True)
+    states = processes.gather([one.result.state() for one in subjects])
+    documents = []
+    for place, (one, condition) in enumerate(zip(subjects, conditions, strict=True)):
+        for other, state in enumerate(states):
+            if other != rank:
+                one.result.add_state(state[place], at_once=True)
+        if one.result.n + (len(one.result.failures) if skip_unreadable else 0) != len(images):
+            raise AssertionError(f"{one.result.n} images were counted of {len(images)}")
+        document = {"data": data, **one.result.to_json(one.labels), **condition, "exif": exif}
+        document["record"] = _record(document)
+        documents.append(document)
+    failed = _verdicts(documents, expect, tolerance) if rank == 0 else 0
+    if rank == 0:
+        for reason in subjects[0].result.failures:
+            output.error(f"`{images.root / reason[0]}`: {reason[1]}")
+        if report is not None:
+            for one, document in zip(subjects, documents, strict=True):
+                _write_report(report, one, document, images, exif, len(names) > 1)
+        if json_output:
+            output.print_json(documents[0] if len(documents) == 1 else documents)
+        else:
+            for document in documents:
+                _print(document, top_k, title=len(documents) > 1)
+    unreadable = len(subjects[0].result.failures)
+    if unreadable and rank == 0:
         output.note(
-            f"{len(result.failures)} of {result.n} images could not be read and count as wrong"
+            f"{unreadable} images could not be read and are left out"
+            if skip_unreadable
+            else f"{unreadable} of {len(images)} images could not be read and count as wrong"
         )
+    if failed or (unreadable and not skip_unreadable):
         raise typer.Exit(1)
+
+
+def _check_options(
+    names: list[str], predictions: Path | None, resume: bool, report: Path | None
+) -> None:
+    """Raises UsageError for options that do not go together."""
+    suffix = predictions.suffix.lower() if predictions else ""
+    if predictions is not None and suffix not in (".jsonl", ".csv", ".parquet"):
+        raise UsageError(
+            f"predictions cannot be written as `{predictions}`; "
+            "accepted are `.jsonl`, `.csv` and `.parquet`"
+        )
+    if resume and (suffix != ".jsonl" or len(names) > 1):
+        raise UsageError("--resume goes with one model and --predictions FILE.jsonl")
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"cannot read `{path}`: {error}") from None
+
+
+def _read_groups(path: Path, names: tuple[str, ...]) -> dict[str, str]:
+    import csv
+
+    from cvt_cli import evaluation
+
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            return evaluation.read_groups(csv.DictReader(file), names, str(path))
+    except (OSError, ValueError, csv.Error) as error:
+        raise DataError(f"cannot read `{path}`: {error}") from None
+
+
+def _open_predictions(path: Path, conditions: dict[str, Any], one: "Subject", resume: bool) -> Any:
+    from cvt_cli import evaluation, writers
+
+    row = partial(evaluation.judged_row, top_k=one.result.k)
+    empty = evaluation.Judged("", "")
+    if path.suffix.lower() == ".csv":
+        return writers.Csv(path, row, empty)
+    if path.suffix.lower() == ".parquet":
+        writers.require_parquet()
+        return writers.Parquet(path, conditions, row, empty)
+    keys = ("model", "revision", "activation", "preprocessing", "precision", "data", "exif")
+    fixed = {key: conditions[key] for key in keys}
+    shard = {"processes": processes.count(), "skipped": one.result.skipped, "k": one.result.k}
+    return writers.Checkpointed(path, {**fixed, **shard}, resume)
+
+
+def _record(document: dict[str, Any]) -> dict[str, Any] | None:
+    """What is published of this checkpoint, where this was measured on the same images."""
+    known = CHECKPOINTS.get(document["model"])
+    if known is None or known.scores is None or document["n"] != IMAGENET_VALIDATION:
+        return None
+    size = (document["preprocessing"]["height"], document["preprocessing"]["width"])
+    if len(document["classes"]) != known.num_classes or size != (known.size, known.size):
+        return None
+    paper, third = known.scores.paper_top1 / 100, known.scores.top1 / 100
+    apart = document["top1"] - third
+    verdict = "agrees with" if abs(apart) <= AGREEMENT else "does not agree with"
+    return {
+        "paper_top1": paper,
+        "top1": third,
+        "verdict": f"{verdict} the third-party measurement: {100 * apart:+.2f} points, "
+        f"where {100 * AGREEMENT:.1f} count as the same",
+    }
+
+
+def _verdicts(documents: list[dict[str, Any]], expect: float | None, tolerance: float) -> int:
+    """How many models miss what is expected; each is reported."""
+    missed = 0
+    for document in documents:
+        if expect is not None and abs(document["top1"] - expect) > tolerance:
+            missed += 1
+            output.error(
+                f"top-1 of `{document['model']}` is {document['top1']:.4f}, expected is "
+                f"{expect:.4f} within {tolerance:g}"
+            )
+    return missed
+
+
+def _print(document: dict[str, Any], k: int, title: bool) -> None:
+    """The result for a person."""
+    n = document["n"]
+    low, high = (100 * bound for bound in document["top1_interval"])
+    lines = [document["model"]] if title else []
+    lines.append(
+        f"top-1   {100 * document['top1']:.2f} %  ({document['top1_correct']} of {n}; "
+        f"95 % interval {low:.2f} to {high:.2f})"
+    )
+    if (subset := document["present_classes"]) is not None:
+        low, high = (100 * bound for bound in subset["top1_interval"])
+        lines.append(
+            f"top-1   {100 * subset['top1']:.2f} %  ({subset['top1_correct']} of {n}; "
+            f"95 % interval {low:.2f} to {high:.2f}) among the {subset['n']} classes present"
+        )
+    lines.append(
+        f"top-{k:<3} {100 * document[f'top{k}']:.2f} %  ({document[f'top{k}_correct']} of {n})"
+    )
+    if (real := document["real"]) is not None:
+        lines.append(
+            f"ReaL    {100 * real['accuracy']:.2f} %  ({real['correct']} of {real['n']} images "
+            "that have labels)"
+        )
+    loss = "none readable" if document["loss"] is None else f"{document['loss']:.4f} nats"
+    lines.append(f"loss    {loss}, cross-entropy")
+    if (calibration := document["calibration"]) is not None:
+        lines.append(
+            f"ECE     {calibration['ece']:.4f} in 15 bins; Brier {calibration['brier']:.4f}; "
+            f"temperature {calibration['temperature']:.2f} would give "
+            f"{calibration['nll_at_temperature']:.4f} nats"
+        )
+    if (groups := document["groups"]) is not None:
+        for group in groups["groups"]:
+            low, high = (100 * bound for bound in group["interval"])
+            lines.append(
+                f"group   {output.printable(group['group'])}: {100 * group['accuracy']:.2f} %  "
+                f"({group['correct']} of {group['n']}; {low:.2f} to {high:.2f})"
+            )
+        gap = groups["largest_gap"]
+        lines.append(
+            f"gap     {100 * gap['gap']:.2f} points, from {output.printable(gap['worst'])} to "
+            f"{output.printable(gap['best'])}"
+        )
+    if document["confusions"]:
+        pairs = [f"{c['label']} as {c['predicted']} {c['n']}" for c in document["confusions"][:3]]
+        lines.append(f"wrong   most often {output.printable('; '.join(pairs))}")
+    if (record := document["record"]) is not None:
+        lines.append(
+            f"paper   {100 * record['paper_top1']:.1f} %, third party "
+            f"{100 * record['top1']:.2f} %; {record['verdict']}"
+        )
+    split = ", ".join(
+        f"{what} {document[key]:.0f}"
+        for what, key in (
+            ("decoding, one thread,", "decode_images_per_sec"),
+            ("model", "model_images_per_sec"),
+        )
+        if document[key]
+    )
+    if document["images_per_sec"]:
+        lines.append(f"speed   {document['images_per_sec']:.0f} images/s ({split})")
+    output.emit("\n".join(lines))
+
+
+def _write_report(
+    folder: Path,
+    one: "Subject",
+    document: dict[str, Any],
+    data: "LabelledImages",
+    exif: bool,
+    several: bool,
+) -> None:
+    from cvt_cli import inference
+    from cvt_cli import report as reports
+
+    if several:
+        folder = folder / document["model"].replace("/", "--")
+    where = {name: index for index, name in enumerate(data.names)}
+    mistakes = []
+    for score, name, right, answered in one.result.mistakes:
+        names = one.labels.names
+        picture = inference.thumbnail(data.load(where[name], exif))
+        mistakes.append(reports.Mistake(name, names[right], names[answered], score, picture))
+    present, matrix = one.result.matrix()
+    labels = [one.labels.names[label] for label in present]
+    title = f"{document['model']} on {document['data']}"
+    path = reports.write_report(folder, title, document, matrix, labels, mistakes)
+    output.note(f"written: `{path}`")

@@ -132,7 +132,9 @@ def finetune(
     from cvt_cli import cache, datasets, devices, loader, runs, training
 
     place = devices.choose_device(device)
-    images = datasets.open_dataset(data, "train", data_dir or cache.data_dir())
+    images = datasets.open_dataset(
+        data, "train", data_dir or cache.data_dir(), offline=offline, say=output.note
+    )
     start = loader.start_of_training(
         images.classes,
         model=model,

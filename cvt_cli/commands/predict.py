@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -180,8 +181,9 @@ def predict(
                 output.note(f"{done} images are answered in `{lines.path}` already")
             wanted = (source for source in wanted if not lines.is_done(source.name))
         if parquet is not None:
+            row = partial(writers.flat_row, top_k=top_k, threshold=threshold is not None)
             table = writers.Parquet(
-                processes.own_path(parquet), conditions, top_k, threshold is not None
+                processes.own_path(parquet), conditions, row, inference.Answer("")
             )
             outputs.append(stack.enter_context(table))
         if html is not None:
@@ -217,10 +219,10 @@ def predict(
             elif jsonl:
                 output.print_json_line(answer.to_json())
             elif csv:
-                row = writers.flat_row(answer, top_k, threshold is not None)
+                columns = writers.flat_row(answer, top_k, threshold is not None)
                 if answered == 1:
-                    output.print_csv_row(row)
-                output.print_csv_row(row.values())
+                    output.print_csv_row(columns)
+                output.print_csv_row(columns.values())
             elif answer.error is None and not outputs:
                 _print_table(answer)
             advance(1, "")
@@ -230,7 +232,7 @@ def predict(
         output.note(f"written: `{processes.own_path(path)}`")
     if failed:
         output.note(f"{failed} of {done + answered} images could not be read")
-    if processes.total(failed):
+    if sum(processes.gather(failed)):
         raise typer.Exit(1)
 
 

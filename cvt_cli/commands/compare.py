@@ -1,0 +1,108 @@
+"""``cvt compare``: two models on the same images."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cvt_cli import options, output
+
+if TYPE_CHECKING:
+    from cvt_cli.comparison import Comparison, Line
+
+
+def compare(
+    a: Annotated[
+        Path,
+        typer.Argument(
+            metavar="A",
+            help="Predictions of one model: .jsonl, .csv or .parquet.",
+            show_default=False,
+        ),
+    ],
+    b: Annotated[
+        Path, typer.Argument(metavar="B", help="Those of the other model.", show_default=False)
+    ],
+    changed: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            metavar="N",
+            help="Most images to list whose likeliest class changed; --json has all.",
+            rich_help_panel=options.OUTPUT,
+        ),
+    ] = 20,
+    json_output: options.Json = False,
+) -> None:
+    """Compare two models on the same images: the difference, its interval and significance.
+
+    The files are what `cvt evaluate --predictions FILE` writes; images are paired by path. The
+    interval of the difference is a paired bootstrap, the p-value McNemar's exact test.
+
+    Example: cvt compare small.jsonl large.jsonl
+    """
+    from cvt_cli import comparison
+
+    found = comparison.compare(comparison.read(a), comparison.read(b))
+    for count, path in ((found.only_in_a, a), (found.only_in_b, b)):
+        if count:
+            images = "1 image" if count == 1 else f"{count} images"
+            output.note(f"left out: {images} only in `{path}`")
+    if json_output:
+        output.print_json({"a": str(a), "b": str(b), **found.to_json()})
+        return
+    output.emit(_summary(found, output.printable(str(a)), output.printable(str(b))))
+    if not found.changed:
+        output.emit("\nno image's likeliest class changed")
+        return
+    shown = found.changed[:changed]
+    total = len(found.changed)
+    if not shown:
+        images = "1 image" if total == 1 else f"{total} images"
+        output.emit(f"\nthe likeliest class of {images} changed")
+        return
+    which = f"the first {len(shown)} of {total}" if len(shown) < total else str(total)
+    output.emit("")
+    output.print_table(
+        f"Images whose likeliest class changed ({which})",
+        ("image", "true class", "A", "B", "right"),
+        [(one.path, one.label, *_classes(one, other), _right(one, other)) for one, other in shown],
+        text_columns=5,
+    )
+
+
+def _summary(found: "Comparison", a: str, b: str) -> str:
+    from cvt_cli.comparison import RESAMPLES
+
+    low, high = found.interval
+    p = "under 1e-300" if found.p_value < 1e-300 else f"{found.p_value:.3g}"
+    return (
+        f"A            {100 * found.correct_a / found.n:.2f} %  "
+        f"({found.correct_a} of {found.n} right; {a})\n"
+        f"B            {100 * found.correct_b / found.n:.2f} %  "
+        f"({found.correct_b} of {found.n} right; {b})\n"
+        f"B minus A    {found.difference:+.2f} points  (95 % interval {low:+.2f} to {high:+.2f}; "
+        f"paired bootstrap, {RESAMPLES:,} resamples)\n"
+        f"p-value      {p}  (McNemar's exact test, two-sided)\n"
+        f"both right   {found.both_right}\n"
+        f"only A       {found.only_a}\n"
+        f"only B       {found.only_b}\n"
+        f"both wrong   {found.both_wrong}"
+    )
+
+
+def _classes(one: "Line", other: "Line") -> tuple[str, str]:
+    """The likeliest classes, with their WordNet identifiers where the names are the same."""
+    same = one.predicted == other.predicted
+    a, b = (
+        "unreadable" if line.predicted is None
+        else f"{line.predicted} ({line.wnid})" if same
+        else line.predicted
+        for line in (one, other)
+    )  # fmt: skip
+    return a, b
+
+
+def _right(one: "Line", other: "Line") -> str:
+    """Which of the two is right."""
+    return " ".join(name for name, line in (("A", one), ("B", other)) if line.correct)

@@ -1,0 +1,358 @@
+"""Logits and right classes in, metrics out, by sums over batches, runs and processes."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from math import sqrt
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cvt_cli.labels import Labels
+
+BINS = 15
+"""Of equal width, for the calibration error (Guo et al. 2017, arXiv 1706.04599)."""
+
+MISTAKES = 24
+"""Surest wrong answers that are kept."""
+
+_TEMPERATURES = np.geomspace(0.2, 5.0, 41)
+_SCALARS = (
+    *("n", "readable", "correct_top1", "correct_topk", "correct_present"),
+    *("loss_sum", "brier_sum", "real_n", "real_correct"),
+)
+_ARRAYS = ("class_n", "class_correct", "bin_n", "bin_correct", "bin_confidence", "loss_at")
+
+
+def wilson(correct: int, n: int) -> tuple[float, float]:
+    """95 % score interval of a share (Wilson 1927)."""
+    if n == 0:
+        return 0.0, 1.0
+    z, share = 1.959963984540054, correct / n
+    centre = share + z * z / (2 * n)
+    half = z * sqrt(share * (1 - share) / n + z * z / (4 * n**2))
+    scale = 1 + z * z / n
+    return (centre - half) / scale, (centre + half) / scale
+
+
+def rate(correct: int, n: int) -> dict[str, Any]:
+    """Counts, their share (None of nothing) and its interval, as documented JSON keys."""
+    share = correct / n if n else None
+    return {"n": n, "correct": correct, "accuracy": share, "interval": list(wilson(correct, n))}
+
+
+@dataclass
+class Evaluation:
+    """Sums over a labelled set. An unreadable image counts as wrong, unless it is left out.
+
+    Args:
+        num_classes: of the model.
+        present: the model's classes (P,) that the data has, for the second number of a subset.
+        k: of top-k.
+    """
+
+    num_classes: int
+    present: NDArray[np.int64] | None = None
+    k: int = 5
+    n: int = 0  # images, unreadable ones included unless they are left out
+    readable: int = 0
+    correct_top1: int = 0
+    correct_topk: int = 0
+    correct_present: int = 0  # argmax over the classes present only
+    loss_sum: float = 0.0  # cross-entropy in nats, over the readable images
+    brier_sum: float = 0.0  # squared error of the probabilities, likewise
+    real_n: int = 0  # images with ReaL labels
+    real_correct: int = 0
+    failures: list[tuple[str, str]] = field(default_factory=list)  # (image, reason)
+    skipped: bool = False  # the failures are not in `n`
+    confusions: Counter[tuple[int, int]] = field(default_factory=Counter)  # (right, answered)
+    groups: dict[str, list[int]] = field(default_factory=dict)  # images, right ones
+    mistakes: list[tuple[float, str, int, int]] = field(default_factory=list)
+    seconds: float = 0.0  # wall time
+    decode_sec: float = 0.0  # summed over the threads that decode
+    model_sec: float = 0.0
+    transfer_sec: float = 0.0  # of it, to the device
+
+    def __post_init__(self) -> None:
+        self.class_n = np.zeros(self.num_classes, np.int64)
+        self.class_correct = np.zeros(self.num_classes, np.int64)
+        self.bin_n = np.zeros(BINS + 1, np.int64)  # the last holds a confidence of 1 alone
+        self.bin_correct = np.zeros(BINS + 1, np.int64)
+        self.bin_confidence = np.zeros(BINS + 1)
+        self.loss_at = np.zeros(len(_TEMPERATURES))  # loss_sum at each temperature
+
+    def add(
+        self,
+        logits: NDArray[np.float32],
+        labels: NDArray[np.int64],
+        names: Sequence[str] = (),
+        groups: Sequence[str] = (),
+        real: Sequence[Sequence[int]] = (),
+    ) -> NDArray[np.int64]:
+        """Count a batch.
+
+        Args:
+            logits: (B, classes).
+            labels: the right classes (B,).
+            names: of the images, for the worst mistakes.
+            groups: of the images.
+            real: ReaL's labels of each, perhaps none.
+
+        Returns:
+            The k likeliest classes of each image (B, k).
+        """
+        order = np.argsort(-logits, axis=1, kind="stable")  # a tie goes to the lower index
+        best, rows = order[:, 0], np.arange(len(labels))
+        right = best == labels
+        self.n += len(labels)
+        self.readable += len(labels)
+        self.correct_top1 += int(right.sum())
+        self.correct_topk += int((order[:, : self.k] == labels[:, None]).sum())
+        if self.present is not None:
+            among = self.present[np.argmax(logits[:, self.present], axis=1)]
+            self.correct_present += int((among == labels).sum())
+        np.add.at(self.class_n, labels, 1)
+        np.add.at(self.class_correct, labels, right)
+        wrong = np.flatnonzero(~right).tolist()
+        self.confusions.update(zip(labels[wrong].tolist(), best[wrong].tolist(), strict=True))
+
+        wide = logits.astype(np.float64)
+        wide -= wide.max(axis=1, keepdims=True)
+        for position, temperature in enumerate(_TEMPERATURES):
+            scaled = wide / temperature
+            self.loss_at[position] += _losses(scaled, labels).sum()
+        self.loss_sum += float(_losses(wide, labels).sum())
+        probabilities = np.exp(wide)
+        probabilities /= probabilities.sum(axis=1, keepdims=True)
+        confidence = probabilities[rows, best]
+        own = probabilities[rows, labels]
+        self.brier_sum += float(((probabilities**2).sum(axis=1) - 2 * own + 1).sum())
+        bins = np.searchsorted(np.linspace(0, 1, BINS + 1), confidence, side="right") - 1
+        np.add.at(self.bin_n, bins, 1)
+        np.add.at(self.bin_correct, bins, right)
+        np.add.at(self.bin_confidence, bins, confidence)
+
+        for hit, group in zip(right.tolist(), groups, strict=bool(groups)):
+            self._count_group(group, hit)
+        for answer, accepted in zip(best.tolist(), real, strict=bool(real)):
+            self.real_n += bool(accepted)
+            self.real_correct += answer in accepted
+        if names:
+            found = [(float(confidence[i]), names[i], int(labels[i]), int(best[i])) for i in wrong]
+            self.mistakes = sorted([*self.mistakes, *found], key=_surest_first)[:MISTAKES]
+        return order[:, : self.k]
+
+    def _count_group(self, group: str, hit: bool) -> None:
+        counts = self.groups.setdefault(group, [0, 0])
+        counts[0] += 1
+        counts[1] += hit
+
+    def add_failure(self, name: str, reason: str, label: int, group: str | None = None) -> None:
+        """Count an image that cannot be read."""
+        self.failures.append((name, reason))
+        if self.skipped:
+            return
+        self.n += 1
+        self.class_n[label] += 1
+        if group is not None:
+            self._count_group(group, False)
+
+    # --- adding up, and going on later
+
+    def state(self) -> dict[str, Any]:
+        """Everything that was counted, for JSON."""
+        return {
+            **{name: getattr(self, name) for name in _SCALARS},
+            **{name: getattr(self, name).tolist() for name in _ARRAYS},
+            "failures": self.failures,
+            "confusions": [[*pair, n] for pair, n in sorted(self.confusions.items())],
+            "groups": self.groups,
+            "mistakes": self.mistakes,
+            "times": [self.seconds, self.decode_sec, self.model_sec, self.transfer_sec],
+        }
+
+    def add_state(self, state: dict[str, Any], at_once: bool = False) -> None:
+        """Add what another evaluation counted.
+
+        Args:
+            state: its `state`.
+            at_once: it ran at the same time, so that wall times are not added.
+        """
+        for name in (*_SCALARS, *_ARRAYS):
+            setattr(self, name, getattr(self, name) + np.asarray(state[name])[()])
+        for name in _SCALARS:
+            setattr(self, name, getattr(self, name).item())
+        self.failures += [(name, reason) for name, reason in state["failures"]]
+        for right, answered, n in state["confusions"]:
+            self.confusions[right, answered] += n
+        for group, (n, correct) in state["groups"].items():
+            counts = self.groups.setdefault(group, [0, 0])
+            counts[0] += n
+            counts[1] += correct
+        mistakes = [(s, n, right, answered) for s, n, right, answered in state["mistakes"]]
+        self.mistakes = sorted([*self.mistakes, *mistakes], key=_surest_first)[:MISTAKES]
+        seconds, decode, model, transfer = state["times"]
+        self.seconds = max(self.seconds, seconds) if at_once else self.seconds + seconds
+        self.decode_sec += decode
+        self.model_sec += model
+        self.transfer_sec += transfer
+
+    # --- what follows from the sums
+
+    @property
+    def top1(self) -> float:
+        """Fraction of all images whose likeliest class is right."""
+        return self.correct_top1 / self.n if self.n else 0.0
+
+    @property
+    def topk(self) -> float:
+        """Fraction of all images whose class is among the k likeliest."""
+        return self.correct_topk / self.n if self.n else 0.0
+
+    @property
+    def loss(self) -> float | None:
+        """Mean cross-entropy in nats over the readable images; None if there are none."""
+        return self.loss_sum / self.readable if self.readable else None
+
+    @property
+    def top1_interval(self) -> tuple[float, float]:
+        """95 % Wilson interval of `top1`."""
+        return wilson(self.correct_top1, self.n)
+
+    def calibration(self) -> dict[str, Any] | None:
+        """How far probabilities are to be believed, over the readable images; None if none.
+
+        The temperature divides the logits so that their cross-entropy is least; it is found on a
+        grid of 41 from 0.2 to 5, with a parabola through the best three.
+        """
+        if not self.readable:
+            return None
+        n = self.bin_n
+        gaps = np.abs(self.bin_correct - self.bin_confidence)
+        temperature, loss = _lowest(self.loss_at / self.readable)
+        merged_n = [*n[: BINS - 1], n[BINS - 1] + n[BINS]]
+        bins = []
+        for i in range(BINS):
+            last = slice(i, i + 2) if i == BINS - 1 else slice(i, i + 1)
+            count = int(merged_n[i])
+            bins.append(
+                {
+                    "low": i / BINS,
+                    "high": (i + 1) / BINS,
+                    "n": count,
+                    "confidence": float(self.bin_confidence[last].sum() / count) if count else None,
+                    "accuracy": float(self.bin_correct[last].sum() / count) if count else None,
+                }
+            )
+        return {
+            "ece": float(gaps.sum() / self.readable),
+            "nll": self.loss,
+            "brier": self.brier_sum / self.readable,
+            "temperature": temperature,
+            "nll_at_temperature": loss,
+            "bins": bins,
+        }
+
+    def per_class(self, labels: Labels) -> list[dict[str, Any]]:
+        """The classes that the data has, in the model's order."""
+        return [
+            {
+                "label": labels.names[i],
+                "wnid": labels.wnid(int(i)),
+                **rate(int(self.class_correct[i]), int(self.class_n[i])),
+            }
+            for i in np.flatnonzero(self.class_n)
+        ]
+
+    def most_confused(self, labels: Labels, most: int = 20) -> list[dict[str, Any]]:
+        """The commonest pairs of right and answered class."""
+        pairs = sorted(self.confusions.items(), key=lambda item: (-item[1], item[0]))[:most]
+        names = labels.names
+        return [{"label": names[a], "predicted": names[b], "n": n} for (a, b), n in pairs]
+
+    def matrix(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Right by answered class, over the classes that the data has: (P,) and (P, P)."""
+        present = np.flatnonzero(self.class_n)
+        place = {int(label): i for i, label in enumerate(present)}
+        matrix = np.diag(self.class_correct[present])
+        for (right, answered), n in self.confusions.items():
+            if answered in place:
+                matrix[place[right], place[answered]] += n
+        return present, matrix
+
+    def per_group(self) -> dict[str, Any] | None:
+        """Accuracy of each group, and the largest gap between two; None without groups."""
+        if not self.groups:
+            return None
+        found = [
+            {"group": name, **rate(correct, n)}
+            for name, (n, correct) in sorted(self.groups.items())
+        ]
+        best, worst = (f(found, key=lambda g: g["accuracy"]) for f in (max, min))
+        gap = {
+            "gap": best["accuracy"] - worst["accuracy"],
+            "best": best["group"],
+            "worst": worst["group"],
+        }
+        return {"groups": found, "largest_gap": gap}
+
+    def to_json(self, labels: Labels) -> dict[str, Any]:
+        """The documented keys of ``--json``; shares are fractions, times are in seconds."""
+        subset = None
+        if self.present is not None:
+            found = rate(self.correct_present, self.n)
+            subset = {
+                "n": len(self.present),
+                "top1": found["accuracy"],
+                "top1_correct": self.correct_present,
+                "top1_interval": found["interval"],
+            }
+        return {
+            "n": self.n,
+            "n_failed": len(self.failures),
+            "n_skipped": len(self.failures) if self.skipped else 0,
+            "top1": self.top1,
+            f"top{self.k}": self.topk,
+            "top1_correct": self.correct_top1,
+            f"top{self.k}_correct": self.correct_topk,
+            "top1_interval": list(self.top1_interval),
+            "loss": self.loss,
+            "present_classes": subset,
+            "real": rate(self.real_correct, self.real_n) if self.real_n else None,
+            "calibration": self.calibration(),
+            "groups": self.per_group(),
+            "classes": self.per_class(labels),
+            "confusions": self.most_confused(labels),
+            "images_per_sec": _per_sec(self.n, self.seconds),
+            "decode_images_per_sec": _per_sec(self.readable, self.decode_sec),
+            "model_images_per_sec": _per_sec(self.readable, self.model_sec),
+            "transfer_sec": self.transfer_sec,
+        }
+
+
+def _per_sec(n: int, seconds: float) -> float | None:
+    return n / seconds if seconds else None
+
+
+def _surest_first(mistake: tuple[float, str, int, int]) -> tuple[float, str]:
+    return -mistake[0], mistake[1]
+
+
+def _losses(wide: NDArray[np.float64], labels: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Cross-entropy of each row of logits, whose largest is 0."""
+    log_sum = np.log(np.exp(wide).sum(axis=1))
+    return np.asarray(log_sum - wide[np.arange(len(labels)), labels])
+
+
+def _lowest(losses: NDArray[np.float64]) -> tuple[float, float]:
+    """Temperature and loss at the minimum of a curve over `_TEMPERATURES`."""
+    place = int(np.argmin(losses))
+    if place in (0, len(losses) - 1):
+        return float(_TEMPERATURES[place]), float(losses[place])
+    before, at, after = losses[place - 1 : place + 2]
+    bend = before - 2 * at + after
+    step = 0.5 * (before - after) / bend if bend > 0 else 0.0
+    width = np.log(_TEMPERATURES[1] / _TEMPERATURES[0])
+    temperature = float(_TEMPERATURES[place] * np.exp(step * width))
+    return temperature, float(at - 0.25 * (before - after) * step)

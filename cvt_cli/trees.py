@@ -1,0 +1,380 @@
+"""Files in a folder, a .zip or an uncompressed .tar: listed, and opened in any order.
+
+An archive is read in place: its table of members once, then each member where it lies. Nothing is
+unpacked to disk and no member is trusted to be as small as it says. `Tree.open` may be called from
+several threads, and from processes that were forked or to which a tree was sent.
+"""
+
+import io
+import lzma
+import os
+import posixpath
+import shlex
+import tarfile
+import zipfile
+import zlib
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import BinaryIO
+
+from cvt_cli import images
+from cvt_cli.errors import DataError, ImageError
+from cvt_cli.sources import LARGEST_FILE
+
+LARGEST_TABLE = 512 * 1024**2
+"""Bytes that are read at most of a file that is no image; CIFAR-100's largest has over 153 MB."""
+
+ARCHIVE_ERRORS = (
+    tarfile.TarError,
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    EOFError,
+    ValueError,
+    NotImplementedError,  # a compression that Python does not know
+    RuntimeError,  # an encrypted member
+)
+"""What Python's archive readers raise for damaged content, besides OSError."""
+
+# How such files begin, and what undoes the compression alone.
+_COMPRESSED = {
+    b"\x1f\x8b": "gunzip -k",
+    b"BZh": "bunzip2 -k",
+    b"\xfd7zXZ\x00": "unxz -k",
+    b"\x28\xb5\x2f\xfd": "unzstd",
+}
+
+
+class Tree(ABC):
+    """Files below one place. Names are paths below it, with slashes; hidden ones are not listed."""
+
+    @property
+    @abstractmethod
+    def root(self) -> Path:
+        """The place, for messages: of an archive its path and the folder in it."""
+
+    @property
+    @abstractmethod
+    def kind(self) -> str:
+        """One of "folder", "zip archive" and "tar archive"."""
+
+    @abstractmethod
+    def listing(self, folder: str = "") -> tuple[list[str], list[str]]:
+        """Names of the folders and of the files directly in a folder, unsorted.
+
+        Raises:
+            DataError: the folder cannot be read.
+        """
+
+    @abstractmethod
+    def has(self, file: str) -> bool:
+        """Whether there is such a file."""
+
+    @abstractmethod
+    def has_folder(self, folder: str) -> bool:
+        """Whether there is such a folder."""
+
+    @abstractmethod
+    def below(self, folder: str) -> "Tree":
+        """The tree of a folder in this one."""
+
+    @abstractmethod
+    def parent(self) -> "Tree":
+        """The tree around this one; around an archive lies the folder that it is in."""
+
+    @abstractmethod
+    def open(self, file: str) -> BinaryIO:
+        """An image file.
+
+        Raises:
+            ImageError: it is empty, missing from an archive, too large or damaged there.
+            OSError: the system cannot open it.
+        """
+
+    @abstractmethod
+    def read(self, file: str) -> bytes:
+        """All of a file that is no image.
+
+        Raises:
+            DataError: it cannot be read or has more than `LARGEST_TABLE` bytes.
+        """
+
+    def images(self, folder: str = "") -> list[str]:
+        """Image files in a folder at any depth, in the order of `images.images_in`."""
+        folders, files = self.listing(folder)
+        found = [
+            posixpath.join(folder, name)
+            for name in sorted(files, key=images.natural_key)
+            if images.is_image_name(name)
+        ]
+        for name in sorted(folders, key=images.natural_key):
+            found += self.images(posixpath.join(folder, name))
+        return found
+
+
+def open_tree(path: Path) -> Tree:
+    """The files of a folder or an archive; an archive's lone top folder is entered.
+
+    Raises:
+        DataError: neither, a damaged archive, or one that must be decompressed first.
+    """
+    if path.is_dir():
+        return Folder(path)
+    if not path.is_file():  # a pipe would block for ever
+        raise DataError(f"`{path}` is not a folder, a .zip or a .tar")
+    try:
+        with path.open("rb") as file:
+            start = file.read(8)
+        for magic, command in _COMPRESSED.items():
+            if start.startswith(magic):
+                quoted = shlex.quote(str(path))
+                raise DataError(
+                    f"`{path}` cannot be read in place: it is compressed as a whole, so that each "
+                    "image is reached only through all that lie before it",
+                    hint=f"decompress it once with `{command} {quoted}` and name the .tar that "
+                    f"this leaves, or unpack it with `tar -xf {quoted}`",
+                )
+        if path.suffix.lower() == ".zip":
+            return _entered(Archive(_zip_index(path)))
+        if path.suffix.lower() == ".tar":
+            return _entered(Archive(_tar_index(path)))
+    except OSError as error:
+        raise DataError(f"cannot read `{path}`: {error.strerror or error}") from None
+    except ARCHIVE_ERRORS as error:
+        raise DataError(f"`{path}` is damaged: {error}", hint="copy or fetch it again") from None
+    raise DataError(f"`{path}` is not a folder, a .zip or a .tar")
+
+
+# --- folders
+
+
+@dataclass(frozen=True)
+class Folder(Tree):
+    """A folder on disk; see `Tree`."""
+
+    path: Path
+
+    @property
+    def root(self) -> Path:
+        return self.path
+
+    @property
+    def kind(self) -> str:
+        return "folder"
+
+    def listing(self, folder: str = "") -> tuple[list[str], list[str]]:
+        folders: list[str] = []
+        files: list[str] = []
+        try:
+            with os.scandir(self.path / folder) as entries:
+                for entry in entries:
+                    if not entry.name.startswith("."):
+                        (folders if _is_folder(entry) else files).append(entry.name)
+        except OSError as error:
+            raise DataError(f"cannot read `{self.path / folder}`: {error.strerror}") from None
+        return folders, files
+
+    def has(self, file: str) -> bool:
+        return (self.path / file).is_file()
+
+    def has_folder(self, folder: str) -> bool:
+        return (self.path / folder).is_dir()
+
+    def below(self, folder: str) -> Tree:
+        return Folder(self.path / folder)
+
+    def parent(self) -> Tree:
+        return Folder(self.path.absolute().parent)
+
+    def open(self, file: str) -> BinaryIO:
+        return images.open_regular(self.path / file)
+
+    def read(self, file: str) -> bytes:
+        try:
+            with (self.path / file).open("rb") as opened:
+                content = opened.read(LARGEST_TABLE + 1)
+        except OSError as error:
+            raise DataError(f"cannot read `{self.path / file}`: {error.strerror}") from None
+        return _not_too_large(self.path / file, content)
+
+    def images(self, folder: str = "") -> list[str]:
+        # Not by `listing`, which follows links to folders, in circles where they lead so.
+        found = images.images_in(self.path / folder)
+        return [path.relative_to(self.path).as_posix() for path in found]
+
+
+def _is_folder(entry: "os.DirEntry[str]") -> bool:
+    """Also through a link; one that leads to itself is none."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
+
+
+def _not_too_large(path: Path, content: bytes) -> bytes:
+    if len(content) > LARGEST_TABLE:
+        raise DataError(f"`{path}` has more than {LARGEST_TABLE:,} bytes")
+    return content
+
+
+# --- archives
+
+
+@dataclass(frozen=True)
+class _Span:
+    """Where a tar member's bytes lie; None for a link or device, which is not followed."""
+
+    offset: int
+    size: int
+
+
+@dataclass
+class _Index:
+    """What an archive holds, by full name. Of two members of one name the later counts."""
+
+    path: Path
+    kind: str
+    members: dict[str, zipfile.ZipInfo | _Span | None] = field(default_factory=dict)
+    folders: dict[str, set[str]] = field(default_factory=lambda: {"": set()})
+    files: dict[str, set[str]] = field(default_factory=dict)
+
+    def add(self, name: str, member: zipfile.ZipInfo | _Span | None, is_folder: bool) -> None:
+        # Nothing is written, so that a name may say `../` or `/`: these parts are left out.
+        parts = [part for part in name.split("/") if part not in ("", ".", "..")]
+        if not parts or "__MACOSX" in parts or any(part.startswith(".") for part in parts):
+            return
+        depth = len(parts) if is_folder else len(parts) - 1
+        for level in range(depth):
+            self.folders.setdefault("/".join(parts[:level]), set()).add(parts[level])
+        self.folders.setdefault("/".join(parts[:depth]), set())
+        if not is_folder:
+            self.files.setdefault("/".join(parts[:-1]), set()).add(parts[-1])
+            self.members["/".join(parts)] = member
+
+
+@dataclass(frozen=True)
+class Archive(Tree):
+    """A folder in a .zip or .tar, "" for all of it; see `Tree`."""
+
+    index: _Index
+    folder: str = ""
+
+    @property
+    def root(self) -> Path:
+        return self.index.path / self.folder
+
+    @property
+    def kind(self) -> str:
+        return self.index.kind
+
+    def listing(self, folder: str = "") -> tuple[list[str], list[str]]:
+        place = self._full(folder)
+        return list(self.index.folders.get(place, ())), list(self.index.files.get(place, ()))
+
+    def has(self, file: str) -> bool:
+        return self._full(file) in self.index.members
+
+    def has_folder(self, folder: str) -> bool:
+        return self._full(folder) in self.index.folders
+
+    def below(self, folder: str) -> Tree:
+        return Archive(self.index, self._full(folder))
+
+    def parent(self) -> Tree:
+        if self.folder:
+            return Archive(self.index, posixpath.dirname(self.folder))
+        return Folder(self.index.path.absolute().parent)
+
+    def open(self, file: str) -> BinaryIO:
+        return io.BytesIO(self._content(file, LARGEST_FILE))
+
+    def read(self, file: str) -> bytes:
+        try:
+            return self._content(file, LARGEST_TABLE)
+        except (ImageError, OSError) as error:
+            raise DataError(f"cannot read `{self.root / file}`: {error}") from None
+
+    def _full(self, name: str) -> str:
+        return posixpath.normpath(posixpath.join("/", self.folder, name)).strip("/")
+
+    def _content(self, file: str, limit: int) -> bytes:
+        """A member's bytes. Raises ImageError, or OSError where the archive has gone."""
+        name = self._full(file)
+        if name not in self.index.members:
+            raise ImageError("not in the archive")
+        member = self.index.members[name]
+        if member is None:
+            raise ImageError("a link or device in an archive, which is not followed")
+        size = member.size if isinstance(member, _Span) else member.file_size
+        if size <= limit:
+            content = (
+                self._from_tar(member, limit)
+                if isinstance(member, _Span)
+                else self._from_zip(member, limit)
+            )
+            size = max(size, len(content))
+        if size > limit:
+            raise ImageError(f"too large: more than {limit:,} bytes")
+        if not content:
+            raise ImageError("empty file (0 bytes)")
+        return content
+
+    def _from_tar(self, span: _Span, limit: int) -> bytes:
+        # A file of its own for every read: threads and forked processes would move each other's.
+        with self.index.path.open("rb") as file:
+            file.seek(span.offset)
+            content = file.read(span.size)
+        if len(content) < span.size:
+            raise ImageError("the archive ends within it")
+        return content
+
+    def _from_zip(self, info: zipfile.ZipInfo, limit: int) -> bytes:
+        try:
+            with _opened_zip(self.index.path, os.getpid()).open(info) as file:
+                return file.read(limit + 1)
+        except ARCHIVE_ERRORS as error:
+            raise ImageError(f"damaged in the archive: {error}") from None
+
+
+@lru_cache(maxsize=4)
+def _opened_zip(path: Path, process: int) -> zipfile.ZipFile:
+    """One open file per process: threads may share it, forked processes may not."""
+    return zipfile.ZipFile(path)
+
+
+def _zip_index(path: Path) -> _Index:
+    index = _Index(path, "zip archive")
+    with zipfile.ZipFile(path) as archive:
+        for info in archive.infolist():
+            index.add(info.filename, info, info.is_dir())
+    return index
+
+
+def _tar_index(path: Path) -> _Index:
+    index = _Index(path, "tar archive")
+    with tarfile.open(path, "r:") as archive:
+        for member in archive:
+            regular = member.isreg() and not member.issparse()
+            span = _Span(member.offset_data, member.size) if regular else None
+            index.add(member.name, span, member.isdir())
+        end = archive.offset
+    # At a damaged header tarfile ends the listing in silence, where zeros or the file's end belong.
+    with path.open("rb") as file:
+        file.seek(end)
+        if file.read(tarfile.BLOCKSIZE).strip(b"\0"):
+            raise tarfile.ReadError(f"no header of a member at byte {end:,}")
+    return index
+
+
+def _entered(tree: Tree) -> Tree:
+    """The lone folder in which everything lies, unless it is a part (train) or a lone class."""
+    folders, files = tree.listing()
+    if len(folders) != 1 or files or folders[0] in ("train", "val", "test"):
+        return tree
+    inner = tree.below(folders[0])
+    inner_folders, inner_files = inner.listing()
+    if inner_folders or not all(images.is_image_name(name) for name in inner_files):
+        return _entered(inner)
+    return tree

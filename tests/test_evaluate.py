@@ -1,0 +1,390 @@
+"""`cvt evaluate` at the command line: one result, however it is run."""
+
+import csv
+import json
+import random
+import shutil
+import subprocess
+import sys
+import tarfile
+import time
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from pyarrow import parquet
+from torchvision import transforms
+
+from cvt_cli import weights
+from cvt_cli.commands import evaluate as command
+from cvt_cli.config import VARIANTS
+from cvt_cli.labels import Labels, imagenet
+from cvt_cli.metrics import Evaluation
+from cvt_cli.preprocessing import Preprocessing
+from tests_shared import CHELSEA, TINY, Machine, Result, golden_model, test_data
+
+NANO = ["--model", "cvt-nano-cifar10"]
+INTEGERS = ("n", "top1_correct", "top5_correct", "classes", "confusions")
+
+
+@pytest.fixture(scope="session")
+def cut(cifar10: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Five hundred of CIFAR-10's test images, as class folders; 41 of the last class."""
+    root = tmp_path_factory.mktemp("cut") / "cut"
+    for folder in sorted((cifar10 / "test").iterdir()):
+        count = 41 if folder.name == "truck" else 51
+        (root / folder.name).mkdir(parents=True)
+        for image in sorted(folder.iterdir())[:count]:
+            shutil.copy(image, root / folder.name)
+    return root
+
+
+@pytest.fixture(scope="session")
+def wanted(cut: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
+    """What the plainest run counts."""
+    machine = Machine(Path(), {"CVT_CACHE": str(tmp_path_factory.mktemp("c"))})
+    return integers(machine.run("evaluate", "--data", cut, *NANO, "--json"))
+
+
+def integers(result: Result) -> dict[str, object]:
+    assert result.exit_code == 0, result.stderr
+    return {key: result.json[key] for key in INTEGERS}
+
+
+def test_the_result_is_a_sum_over_all_images(wanted) -> None:
+    assert wanted["n"] == 500
+    assert sum(c["n"] for c in wanted["classes"]) == 500
+    assert sum(c["correct"] for c in wanted["classes"]) == wanted["top1_correct"]
+    assert 390 < wanted["top1_correct"] < 450 < wanted["top5_correct"] <= 500
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--batch-size", 1], ["--batch-size", 7, "--workers", 5], ["--batch-size", 256]]
+)
+def test_batches_and_threads_change_nothing(cvt, cut: Path, wanted, arguments) -> None:
+    assert integers(cvt("evaluate", "--data", cut, *NANO, "--json", *arguments)) == wanted
+
+
+@pytest.mark.parametrize("kind", ["tar", "zip"])
+def test_an_archive_gives_what_the_folder_gives(cvt, cut, wanted, tmp_path, kind: str) -> None:
+    path = tmp_path / f"cut.{kind}"
+    if kind == "tar":
+        with tarfile.open(path, "w") as archive:
+            archive.add(cut, arcname="cut")
+    else:
+        with zipfile.ZipFile(path, "w") as zipped:
+            for file in sorted(cut.rglob("*.*"), reverse=True):
+                zipped.write(file, file.relative_to(cut.parent))
+
+    assert integers(cvt("evaluate", "--data", path, *NANO, "--json")) == wanted
+
+
+def torchrun(machine: Machine, *arguments: object) -> Result:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    process = subprocess.Popen(
+        [*command, "-m", "cvt_cli", *(str(a) for a in arguments)],
+        env=machine.environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    return machine.wait(process)
+
+
+def test_two_processes_give_one_result_printed_once(machine: Machine, cut: Path, wanted) -> None:
+    (cut.parent / "odd").mkdir()
+    shutil.copytree(cut / "cat", cut.parent / "odd" / "cat")  # 51 images
+
+    two = torchrun(machine, "evaluate", "--data", cut, *NANO, "--json")
+    odd = torchrun(machine, "evaluate", "--data", cut.parent / "odd", *NANO, "--json")
+    alone = machine.run("evaluate", "--data", cut.parent / "odd", *NANO, "--json")
+
+    assert integers(two) == wanted
+    assert odd.json["n"] == 51
+    assert integers(odd) == integers(alone)
+    assert odd.json["loss"] == pytest.approx(alone.json["loss"])
+
+
+@pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.slow)])
+def test_killed_and_resumed_it_ends_with_the_same_result(
+    machine: Machine, cut: Path, wanted, tmp_path: Path, kills: int
+) -> None:
+    path = tmp_path / "predictions.jsonl"
+    arguments = ["evaluate", "--data", cut, *NANO, "--json", "--batch-size", 5, "--workers", 1]
+    arguments += ["--predictions", path, "--resume"]
+    whole = [*arguments[:-2], tmp_path / "whole.jsonl"]
+    script = (
+        "import sys; from cvt_cli import writers; writers.SAVE_EVERY_SEC = 0.02\n"
+        "from cvt_cli.cli import app; app(sys.argv[1:], prog_name='cvt')"
+    )
+    generator = random.Random(0)
+    for _ in range(kills):
+        begun = path.stat().st_size if path.exists() else 0
+        process = subprocess.Popen(
+            [sys.executable, "-c", script, *map(str, arguments)], env=machine.environment,
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        deadline = time.monotonic() + 20
+        while process.poll() is None and time.monotonic() < deadline:
+            if path.exists() and path.stat().st_size > begun:
+                break
+            time.sleep(0.001)
+        time.sleep(generator.random() * 0.05)
+        process.kill()
+        process.wait()
+
+    resumed, at_once = machine.run(*arguments), machine.run(*whole)
+
+    assert integers(resumed) == wanted
+    assert resumed.json["loss"] == at_once.json["loss"]
+    assert resumed.json["calibration"] == at_once.json["calibration"]
+    assert path.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+
+
+def test_a_resumed_run_has_the_same_conditions(cvt, cut: Path, tmp_path: Path) -> None:
+    arguments = ["evaluate", "--data", cut / "..", "--predictions", tmp_path / "p.jsonl"]
+    cvt("evaluate", "--data", cut, *NANO, *arguments[3:])
+
+    other = cvt("evaluate", "--data", cut, *NANO, "--exif", *arguments[3:], "--resume")
+
+    assert other.exit_code == 2
+    assert "was made with exif false, this run has true" in other.stderr
+
+
+def test_predictions_say_the_same_in_every_format(cvt, cut: Path, wanted, tmp_path: Path) -> None:
+    paths = [tmp_path / f"p{suffix}" for suffix in (".jsonl", ".csv", ".parquet")]
+    for path in paths:
+        assert integers(cvt("evaluate", "--data", cut, *NANO, "--json", "--predictions", path))
+
+    lines = [json.loads(line) for line in paths[0].read_text().splitlines()]
+    with paths[1].open() as file:
+        rows = list(csv.DictReader(file))
+    table = parquet.read_table(paths[2]).to_pylist()
+    assert len(lines) == len(rows) == len(table) == 500
+    assert sum(line["correct"] for line in lines) == wanted["top1_correct"]
+    for line, row, other in zip(lines, rows, table, strict=True):
+        assert line["path"] == row["path"] == other["path"]
+        assert line["label"] == row["label"] == other["label"] == line["path"].split("/")[0]
+        assert str(line["correct"]) == row["correct"] == str(other["correct"])
+        assert len(line["predictions"]) == 5
+        best = line["predictions"][0]
+        assert best["label"] == row["label_1"] == other["label_1"]
+        assert best["score"] == float(row["score_1"]) == other["score_1"]
+
+
+def test_two_models_read_each_image_once(cvt, cut: Path, wanted, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    cifar = Labels(tuple(sorted(folder.name for folder in cut.iterdir())))
+    weights.save(other, golden_model(TINY), cifar, Preprocessing(64, 64, "crop"), "")
+
+    result = cvt(
+        "evaluate", "--data", cut, *NANO, "--model", other, "--json",
+        "--predictions", tmp_path / "p.csv",
+    )  # fmt: skip
+
+    first, second = result.json
+    assert {key: first[key] for key in INTEGERS} == wanted
+    alone = cvt("evaluate", "--data", cut, "--model", other, "--json").json
+    assert {key: second[key] for key in INTEGERS} == {key: alone[key] for key in INTEGERS}
+    assert len(list(tmp_path.glob("p.*.csv"))) == 2
+
+
+def test_unreadable_images_are_wrong_or_left_out_and_listed(cvt, cut: Path, tmp_path: Path) -> None:
+    shutil.copytree(cut / "cat", tmp_path / "cat")
+    (tmp_path / "cat" / "bad.png").write_text("no image")
+    arguments = ["evaluate", "--data", tmp_path, *NANO, "--json"]
+
+    counted, left_out = cvt(*arguments), cvt(*arguments, "--skip-unreadable")
+
+    assert (counted.exit_code, counted.json["n"], counted.json["n_failed"]) == (1, 52, 1)
+    assert "bad.png`: not an image" in counted.stderr
+    assert (left_out.exit_code, left_out.json["n"], left_out.json["n_skipped"]) == (0, 51, 1)
+    assert "1 images could not be read and are left out" in left_out.stderr
+
+
+@pytest.mark.parametrize(("expected", "code"), [(0.84, 0), (0.9, 1)])
+def test_what_is_expected_makes_the_exit_code(cvt, cut: Path, expected: float, code: int) -> None:
+    result = cvt("evaluate", "--data", cut, *NANO, "--expect", expected, "--tolerance", 0.03)
+
+    assert result.exit_code == code
+    assert ("expected is 0.9000 within 0.03" in result.stderr) == bool(code)
+
+
+def test_groups_have_their_accuracy_and_the_gap_is_named(cvt, cut: Path, tmp_path: Path) -> None:
+    path = tmp_path / "groups.csv"
+    animals = {"bird", "cat", "deer", "dog", "frog", "horse"}
+    with path.open("w") as file:
+        file.write("path,group\n")
+        for image in sorted(cut.rglob("*.png")):
+            group = "animal" if image.parent.name in animals else "machine"
+            file.write(f"{image.relative_to(cut)},{group}\n")
+
+    document = cvt("evaluate", "--data", cut, *NANO, "--json", "--groups", path).json
+
+    animal, machine = document["groups"]["groups"]
+    assert (animal["group"], animal["n"], machine["n"]) == ("animal", 306, 194)
+    assert animal["correct"] + machine["correct"] == document["top1_correct"]
+    gap = document["groups"]["largest_gap"]
+    assert gap["gap"] == pytest.approx(abs(animal["accuracy"] - machine["accuracy"]))
+
+
+def test_a_subset_of_the_classes_has_two_numbers(cvt, cut: Path, tmp_path: Path) -> None:
+    for name in ("cat", "ship"):
+        shutil.copytree(cut / name, tmp_path / name)
+
+    result = cvt("evaluate", "--data", tmp_path, *NANO, "--json")
+    table = cvt("evaluate", "--data", tmp_path, *NANO).stdout
+
+    subset = result.json["present_classes"]
+    assert subset["n"] == 2
+    assert result.json["top1"] < subset["top1"] < 1
+    assert "among the 2 classes present" in table
+
+
+def test_folders_of_other_names_need_a_map(cvt, cut: Path, tmp_path: Path) -> None:
+    shutil.copytree(cut / "cat", tmp_path / "data" / "Katze")
+    shutil.copytree(cut / "ship", tmp_path / "data" / "Schiff")
+    (tmp_path / "map.json").write_text(json.dumps({"Katze": "cat", "Schiff": 8}))
+    arguments = ["evaluate", "--data", tmp_path / "data", *NANO, "--json"]
+
+    refused, mapped = cvt(*arguments), cvt(*arguments, "--label-map", tmp_path / "map.json")
+
+    assert refused.exit_code == 1 and "--label-map" in refused.stderr
+    assert mapped.json["top1_correct"] > 60
+
+
+def test_a_published_number_stands_beside_ours_on_the_whole_set_alone() -> None:
+    whole = Evaluation(1000)
+    whole.add(np.eye(1000, dtype=np.float32), np.arange(1000))
+    preprocessing = Preprocessing.published(224, 224).to_json()
+    document = {**whole.to_json(imagenet()), "model": "cvt-13", "preprocessing": preprocessing}
+
+    def record(**changed: object) -> dict[str, object] | None:
+        return command._record({**document, "n": 50_000, "top1": 0.8165, **changed})
+
+    assert record()["paper_top1"] == 0.816
+    assert record()["verdict"].startswith("agrees with the third-party measurement: +0.06 points")
+    assert record(top1=0.8)["verdict"].startswith("does not agree with")
+    assert record(n=49_999) is None
+    assert record(model="cvt-nano-cifar10") is None
+    assert record(preprocessing={**preprocessing, "height": 384}) is None
+
+
+def test_the_report_is_one_page(cvt, cut: Path, tmp_path: Path) -> None:
+    result = cvt("evaluate", "--data", cut, *NANO, "--report", tmp_path / "report")
+
+    page = (tmp_path / "report" / "index.html").read_text()
+    assert f"written: `{tmp_path}/report/index.html`" in result.stderr
+    assert page.count("data:image/jpeg;base64,") == 24
+    assert "cvt-nano-cifar10" in page
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--predictions", "p.txt"], "predictions cannot be written as `p.txt`"),
+        (["--resume"], "--resume goes with one model and --predictions FILE.jsonl"),
+        (["--predictions", "p.csv", "--resume"], "--resume goes with one model"),
+        (["--real", "real.json"], "--real is of ImageNet's classes, which `cvt-nano-cifar10`"),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused(cvt, cut: Path, arguments, message) -> None:
+    result = cvt("evaluate", "--data", cut, *NANO, *arguments)
+
+    assert result.exit_code == 2
+    assert message in result.stderr
+
+
+def test_real_labels_count_beside_by_file_name(cvt, tmp_path: Path) -> None:
+    model = golden_model(TINY.with_classes(1000))
+    weights.save(tmp_path / "model", model, imagenet(), Preprocessing(64, 64, "crop"), "")
+    folder = tmp_path / "data" / "n01440764"
+    folder.mkdir(parents=True)
+    for number in (1, 2, 3):
+        shutil.copy(CHELSEA, folder / f"ILSVRC2012_val_{number:08}.JPEG")
+    arguments = ["evaluate", "--data", tmp_path / "data", "--model", tmp_path / "model", "--json"]
+    answers = cvt("predict", CHELSEA, "--model", tmp_path / "model", "--json").json["results"][0]
+    best = answers["predictions"][0]["index"]
+    (tmp_path / "real.json").write_text(json.dumps([[best, 3], [], [(best + 1) % 1000]]))
+
+    document = cvt(*arguments, "--real", tmp_path / "real.json").json
+
+    assert document["real"] == {
+        "n": 2, "correct": 1, "accuracy": 0.5, "interval": document["real"]["interval"]
+    }  # fmt: skip
+
+
+def independent_top5(model: torch.nn.Module, image: Path, size: int) -> list[int]:
+    """Pillow, torchvision and the reference's two transforms (one for 224, one for 384)."""
+    resize = (
+        [transforms.Resize(256, transforms.InterpolationMode.BICUBIC), transforms.CenterCrop(224)]
+        if size == 224
+        else [transforms.Resize((384, 384), transforms.InterpolationMode.BICUBIC)]
+    )
+    transform = transforms.Compose(
+        [
+            *resize,
+            transforms.ToTensor(),
+            transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+        ]
+    )
+    with Image.open(image) as opened, torch.inference_mode():
+        logits = model(transform(opened.convert("RGB"))[None])[0]
+    return logits.topk(5).indices.tolist()
+
+
+@pytest.mark.parametrize(
+    ("variant", "size", "every"),
+    [
+        ("13", 224, 8),
+        pytest.param("13", 384, 1, marks=pytest.mark.slow),
+        pytest.param("21", 384, 1, marks=pytest.mark.slow),
+    ],
+)
+def test_every_photographs_top5_equals_an_independent_scripts(
+    cvt, tmp_path: Path, variant: str, size: int, every: int
+) -> None:
+    photos = sorted(p for p in test_data("photos/val").rglob("*") if p.is_file())[::every]
+    for photo in photos:
+        (tmp_path / "val" / photo.parent.name).mkdir(parents=True, exist_ok=True)
+        shutil.copy(photo, tmp_path / "val" / photo.parent.name)
+    model = golden_model(VARIANTS[variant])
+    weights.save(tmp_path / "model", model, imagenet(), Preprocessing.published(size, size), "")
+
+    result = cvt(
+        "evaluate", "--data", tmp_path, "--model", tmp_path / "model", "--json",
+        "--predictions", tmp_path / "p.jsonl", "--batch-size", 8,
+    )  # fmt: skip
+
+    assert result.json["n"] == len(photos)
+    for line in (tmp_path / "p.jsonl").read_text().splitlines():
+        found = json.loads(line)
+        ours = [p["index"] for p in found["predictions"]]
+        assert ours == independent_top5(model, tmp_path / "val" / found["path"], size), found
+
+
+@pytest.mark.slow
+def test_all_test_images_give_the_cards_integers_however_they_are_run(
+    machine: Machine, cifar10: Path, tmp_path: Path
+) -> None:
+    with tarfile.open(tmp_path / "cifar10.tar", "w") as archive:
+        archive.add(cifar10 / "test", arcname="test")
+    runs = [
+        [cifar10],
+        [tmp_path / "cifar10.tar"],
+        [cifar10, "--batch-size", 1],
+        [cifar10, "--batch-size", 7],
+        [cifar10, "--batch-size", 256],
+        [cifar10, "--engine", "onnxruntime"],
+        [cifar10, "--engine", "openvino"],
+    ]
+
+    found = [machine.run("evaluate", "--data", *run, *NANO, "--json") for run in runs]
+    found.append(torchrun(machine, "evaluate", "--data", cifar10, *NANO, "--json"))
+
+    for result in found:
+        assert result.exit_code == 0, result.stderr
+        assert (result.json["top1_correct"], result.json["top5_correct"]) == (8416, 9916)
