@@ -34,7 +34,8 @@ from cvt_cli import cache, images
 from cvt_cli.errors import DataError
 from cvt_cli.labels import Labels, imagenet
 from cvt_cli.progress import Say
-from cvt_cli.trees import ARCHIVE_ERRORS, Folder, Tree, open_tree
+from cvt_cli.sources import ARCHIVE_ERRORS
+from cvt_cli.trees import Folder, Tree, open_tree
 
 Split = Literal["train", "test"]
 

@@ -65,10 +65,11 @@ def subject(
     preprocessing: Preprocessing,
     labels: Labels,
     class_index: NDArray[np.int64],
+    data: LabelledImages,
     k: int = 5,
 ) -> Subject:
-    """A model with nothing counted yet; a subset's classes are noted as present."""
-    present = np.unique(class_index)
+    """A model with nothing counted yet; if the data has not all its classes, those that it has."""
+    present = np.unique(class_index[data.labels])
     subset = present if len(present) < len(labels) else None
     return Subject(engine, preprocessing, labels, class_index, Evaluation(len(labels), subset, k))
 

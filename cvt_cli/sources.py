@@ -37,7 +37,7 @@ URL_DEADLINE_SEC = 60.0
 
 _CHUNK = 1024**2
 _TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
-_ARCHIVE_ERRORS = (
+ARCHIVE_ERRORS = (
     tarfile.TarError,
     zipfile.BadZipFile,
     zlib.error,
@@ -47,6 +47,7 @@ _ARCHIVE_ERRORS = (
     NotImplementedError,  # a compression that Python does not know
     RuntimeError,  # an encrypted member
 )
+"""What Python's archive readers raise for damaged content, besides OSError."""
 
 
 @dataclass(frozen=True)
@@ -218,7 +219,7 @@ def _is_image(member: str) -> bool:
 def _from_zip(path: Path) -> Iterator[Source]:
     try:
         archive = zipfile.ZipFile(path)
-    except (OSError, *_ARCHIVE_ERRORS) as error:
+    except (OSError, *ARCHIVE_ERRORS) as error:
         yield _unreadable(str(path), f"damaged archive: {error}")
         return
     for member in archive.infolist():  # the file stays open while a member is still wanted
@@ -233,7 +234,7 @@ def _open_zip_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Binar
     try:
         with archive.open(member) as file:
             return io.BytesIO(_read(file))  # type: ignore[arg-type]
-    except _ARCHIVE_ERRORS as error:
+    except ARCHIVE_ERRORS as error:
         raise ImageError(f"damaged in the archive: {error}") from None
 
 
@@ -254,7 +255,7 @@ def _from_tar(path: Path) -> Iterator[Source]:
                     file = archive.extractfile(member)
                     assert file is not None  # of a regular file
                     yield _bytes(name, file.read())
-    except (OSError, *_ARCHIVE_ERRORS) as error:
+    except (OSError, *ARCHIVE_ERRORS) as error:
         yield _unreadable(str(path), f"damaged archive, not read further: {error}")
 
 

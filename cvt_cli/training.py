@@ -271,7 +271,9 @@ def train(
                 step += 1
                 advance(len(batch), "")
         _check_loss(loss_sum, step, rate)
-        judged = subject(TorchEngine(model, device, precision), preprocessing, names, every_class)
+        judged = subject(
+            TorchEngine(model, device, precision), preprocessing, names, every_class, validation
+        )
         evaluate([judged], validation, batch_size=recipe.batch_size, progress=progress)
         yield Epoch(
             number, rate, float(loss_sum) / len(loader), judged.result, perf_counter() - started

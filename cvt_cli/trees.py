@@ -6,13 +6,11 @@ several threads, and from processes that were forked or to which a tree was sent
 """
 
 import io
-import lzma
 import os
 import posixpath
 import shlex
 import tarfile
 import zipfile
-import zlib
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -21,22 +19,10 @@ from typing import BinaryIO
 
 from cvt_cli import images
 from cvt_cli.errors import DataError, ImageError
-from cvt_cli.sources import LARGEST_FILE
+from cvt_cli.sources import ARCHIVE_ERRORS, LARGEST_FILE
 
 LARGEST_TABLE = 512 * 1024**2
 """Bytes that are read at most of a file that is no image; CIFAR-100's largest has over 153 MB."""
-
-ARCHIVE_ERRORS = (
-    tarfile.TarError,
-    zipfile.BadZipFile,
-    zlib.error,
-    lzma.LZMAError,
-    EOFError,
-    ValueError,
-    NotImplementedError,  # a compression that Python does not know
-    RuntimeError,  # an encrypted member
-)
-"""What Python's archive readers raise for damaged content, besides OSError."""
 
 # How such files begin, and what undoes the compression alone.
 _COMPRESSED = {

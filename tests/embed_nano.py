@@ -32,7 +32,7 @@ def main(run: Path, cifar10: Path, hardware: str) -> None:
     engine = TorchEngine(stored.model, torch.device("cpu"), "fp32")
     test = datasets.open_dataset(str(cifar10), "test", Path())
     class_index, _ = datasets.match_classes(test.classes, stored.labels)
-    judged = evaluation.subject(engine, stored.preprocessing, stored.labels, class_index)
+    judged = evaluation.subject(engine, stored.preprocessing, stored.labels, class_index, test)
     evaluation.evaluate([judged], test, batch_size=64)
     result = judged.result
     assert not result.failures

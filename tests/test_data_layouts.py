@@ -520,7 +520,9 @@ def test_a_set_with_another_hash_is_refused_and_leaves_nothing(tmp_path, server,
     with pytest.raises(DataError, match="what came is not the published file") as caught:
         open_dataset("cifar10", "test", tmp_path / "data", offline=False, say=said.append)
 
-    assert said == [f"fetching cifar10, 170 MB, from www.cs.toronto.edu into `{tmp_path / 'data'}`"]
+    assert said == [
+        f"fetching cifar10, about 170 MB, from www.cs.toronto.edu into `{tmp_path / 'data'}`"
+    ]
     assert server and "by hand" in str(caught.value.hint)
     assert [path.name for path in (tmp_path / "data").iterdir()] in ([], [".cifar10.lock"])
     assert capfd.readouterr().out == ""

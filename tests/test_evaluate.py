@@ -192,6 +192,24 @@ def test_two_models_read_each_image_once(cvt, cut: Path, wanted, tmp_path: Path)
     assert len(list(tmp_path.glob("p.*.csv"))) == 2
 
 
+def test_two_evaluations_are_compared(cvt, cut: Path, tmp_path: Path) -> None:
+    paths = [tmp_path / "fp32.jsonl", tmp_path / "small.parquet"]
+    cvt("evaluate", "--data", cut, *NANO, "--predictions", paths[0])
+    cvt("evaluate", "--data", cut, *NANO, "--res", 48, "--predictions", paths[1])
+    right = [sum(table["correct"] for table in rows) for rows in (
+        [json.loads(line) for line in paths[0].read_text().splitlines()],
+        parquet.read_table(paths[1]).to_pylist(),
+    )]  # fmt: skip
+
+    document = cvt("compare", *paths, "--json").json
+
+    assert document["n"] == 500
+    assert (document["accuracy_a"], document["accuracy_b"]) == (right[0] / 500, right[1] / 500)
+    low, high = document["difference_points_interval"]
+    assert low <= document["difference_points"] <= high
+    assert len(document["changed"]) >= document["only_a_right"] + document["only_b_right"] > 0
+
+
 def test_unreadable_images_are_wrong_or_left_out_and_listed(cvt, cut: Path, tmp_path: Path) -> None:
     shutil.copytree(cut / "cat", tmp_path / "cat")
     (tmp_path / "cat" / "bad.png").write_text("no image")

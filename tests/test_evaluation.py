@@ -12,6 +12,7 @@ from cvt_cli.errors import DataError
 from cvt_cli.evaluation import read_groups, real_labels
 from cvt_cli.labels import Labels
 from cvt_cli.metrics import Evaluation, wilson
+from tests_shared import test_data
 
 TEN = Labels(tuple("abcdefghij"))
 
@@ -193,6 +194,27 @@ def test_real_counts_images_with_labels_by_any_of_them() -> None:
     result.add(np.eye(5, dtype=np.float32)[[1, 0]], np.array([0, 0]), real=[real[n] for n in names])
 
     assert (result.real_n, result.real_correct) == (1, 1)
+
+
+def test_real_equals_a_direct_count_over_all_its_labels() -> None:
+    content = json.loads(test_data("labels/real.json").read_text())
+    generator = np.random.default_rng(0)
+    answers = generator.integers(0, 1000, 50_000)
+    told = generator.random(50_000) < 0.7  # as often a model is right
+    answers = np.where(told, [labels[0] if labels else 0 for labels in content], answers)
+    names = [f"ILSVRC2012_val_{i + 1:08}.JPEG" for i in range(50_000)]
+    order = generator.permutation(50_000)  # images come in any order
+    result = Evaluation(1000)
+    real = real_labels(names, content, "real.json")
+
+    for batch in np.array_split(order, 50):
+        logits = np.zeros((len(batch), 1000), np.float32)
+        logits[np.arange(len(batch)), answers[batch]] = 1
+        result.add(logits, answers[batch], real=[real[names[i]] for i in batch])
+
+    labelled = [i for i in range(50_000) if content[i]]
+    assert result.real_n == len(labelled) == 46_837
+    assert result.real_correct == sum(answers[i] in content[i] for i in labelled)
 
 
 def test_real_refuses_images_that_have_lost_their_names() -> None:

@@ -156,7 +156,7 @@ def evaluate(
         )
         class_index, how = datasets.match_classes(images.classes, ready.labels, label_map)
         one = evaluation.subject(
-            ready.engine, ready.preprocessing, ready.labels, class_index, top_k
+            ready.engine, ready.preprocessing, ready.labels, class_index, images, top_k
         )
         one.result.skipped = skip_unreadable
         if real is not None:
