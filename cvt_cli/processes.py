@@ -1,5 +1,6 @@
 """Which of the processes of a torchrun this is, and what they tell each other."""
 
+import json
 import os
 from datetime import timedelta
 from pathlib import Path
@@ -40,16 +41,25 @@ def gather(own: Any) -> list[Any]:
     """What each process has, by rank; waits until all have come this far.
 
     Args:
-        own: anything that can be pickled; the others are this command's own processes.
+        own: anything that JSON can hold; it travels as such, so that nothing is unpickled.
     """
     if count() == 1:
         return [own]
+    import torch
     from torch import distributed
 
     distributed.init_process_group("gloo", timeout=PATIENCE)
     try:
-        found: list[Any] = [None] * count()
-        distributed.all_gather_object(found, own)
-        return found
+        content = torch.tensor(list(json.dumps(own).encode()), dtype=torch.uint8)
+        sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(count())]
+        distributed.all_gather(sizes, torch.tensor([len(content)]))
+        longest = int(max(sizes))
+        padded = torch.cat([content, torch.zeros(longest - len(content), dtype=torch.uint8)])
+        found = [torch.empty(longest, dtype=torch.uint8) for _ in range(count())]
+        distributed.all_gather(found, padded)
+        return [
+            json.loads(bytes(part[: int(size)].tolist()))
+            for part, size in zip(found, sizes, strict=True)
+        ]
     finally:
         distributed.destroy_process_group()

@@ -24,7 +24,7 @@ from cvt_cli import Classifier, images, weights
 from cvt_cli.checkpoints import EMBEDDED
 from cvt_cli.errors import ImageError
 from cvt_cli.inference_form import inference_form
-from tests_shared import CHELSEA, TESTS, Machine, Result
+from tests_shared import CHELSEA, TESTS, Machine
 
 BOATS = TESTS / "photos" / "nagasaki-boats.jpg"
 NANO = ["--model", "cvt-nano-cifar10"]
@@ -315,22 +315,10 @@ def test_outputs_that_exclude_each_other_are_a_usage_error(cvt, arguments, messa
 # --- several processes
 
 
-def torchrun(machine: Machine, *arguments: object) -> Result:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    process = subprocess.Popen(
-        [*command, "-m", "cvt_cli", *(str(a) for a in arguments)],
-        env=machine.environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    return machine.wait(process)
-
-
 def test_two_processes_share_the_images_without_duplicates(
     machine: Machine, many: Path, tmp_path: Path
 ) -> None:
-    result = torchrun(machine, "predict", many, *NANO, "--resume", tmp_path / "answers.jsonl")
+    result = machine.torchrun("predict", many, *NANO, "--resume", tmp_path / "answers.jsonl")
 
     assert result.exit_code == 1  # the broken one
     found = [lines_of(tmp_path / f"answers.{rank}-of-2.jsonl") for rank in (0, 1)]

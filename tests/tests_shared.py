@@ -74,10 +74,19 @@ class Machine:
     def own_cache(self) -> Path:
         return self.home / "cvt"
 
-    def start(self, *arguments: object, **environment: str) -> subprocess.Popen[str]:
+    def torchrun(self, *arguments: object) -> Result:
+        """Run a command in two processes."""
+        return self.wait(
+            self.start(*arguments, through=("torch.distributed.run", "--standalone",
+                                            "--nproc-per-node=2", "-m"))
+        )  # fmt: skip
+
+    def start(
+        self, *arguments: object, through: tuple[str, ...] = (), **environment: str
+    ) -> subprocess.Popen[str]:
         """Start a command in a process of its own."""
         return subprocess.Popen(
-            [sys.executable, "-m", "cvt_cli", *(str(a) for a in arguments)],
+            [sys.executable, "-m", *through, "cvt_cli", *(str(a) for a in arguments)],
             env={**self.environment, **environment},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
