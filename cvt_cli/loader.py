@@ -3,6 +3,7 @@
 Imports torch only inside the functions that need it.
 """
 
+import functools
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -240,14 +241,15 @@ def load_classifier(
         )
     height, width = said.preprocessing.height, said.preprocessing.width
     work = images * costs(location.name, said.config, height, width).macs
+    graph_of = functools.cache(lambda: _graph_of(location, stored, said))  # reads the weights
     chosen, why = _choose_engine(
-        engine, device, precision, images, work, lambda: _graph_of(location, stored, said).is_file()
+        engine, device, precision, images, work, lambda: graph_of().is_file()
     )
     running: Engine | None = None
     if chosen != "torch":
         from cvt_cli import runtimes
 
-        graph = _graph_of(location, stored, said)
+        graph = graph_of()
         try:
             if not graph.is_file():
                 from cvt_cli import weights
