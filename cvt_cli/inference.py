@@ -1,7 +1,6 @@
 """Images in, answers out: decoded by threads ahead of the model, in order, in constant memory."""
 
 import io
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,6 +17,7 @@ from cvt_cli.engine import Engine, features_of, logits_of
 from cvt_cli.errors import ImageError
 from cvt_cli.labels import Labels
 from cvt_cli.preprocessing import Preprocessing
+from cvt_cli.runtimes import threads
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -102,7 +102,7 @@ def classify(
         labels: the model's.
         wishes: what is wanted of them.
         batch_size: images per call of the engine.
-        workers: threads that decode; by default one for each processor.
+        workers: threads that decode; by default one for each processor of this process.
     """
 
     def prepare(source: Loadable) -> tuple[NDArray[np.float32], bytes | None] | str:
@@ -117,7 +117,7 @@ def classify(
             return str(error)
         return array, thumbnail(image) if wishes.thumbnails else None
 
-    prepared = ahead(prepare, sources, workers or os.cpu_count() or 1, 2 * batch_size)
+    prepared = ahead(prepare, sources, workers or threads(), 2 * batch_size)
     while chunk := list(islice(prepared, batch_size)):
         arrays = [ready[0] for _, ready in chunk if not isinstance(ready, str)]
         results: Iterator[NDArray[np.float32]] = iter(())

@@ -140,7 +140,7 @@ def evaluate(
     from cvt_cli import cache, datasets, evaluation, plots, runtimes, writers
 
     names = model or [loader.DEFAULT_MODEL]
-    _check_options(names, predictions, resume, report)
+    _check_options(names, predictions, resume)
     if report is not None:
         plots.require()
     access = output.access(revision, offline, verbose)
@@ -244,9 +244,7 @@ def evaluate(
         raise typer.Exit(1)
 
 
-def _check_options(
-    names: list[str], predictions: Path | None, resume: bool, report: Path | None
-) -> None:
+def _check_options(names: list[str], predictions: Path | None, resume: bool) -> None:
     """Raises UsageError for options that do not go together."""
     suffix = predictions.suffix.lower() if predictions else ""
     if predictions is not None and suffix not in (".jsonl", ".csv", ".parquet"):
