@@ -86,16 +86,20 @@ class LabelledImages:
     def __len__(self) -> int:
         return len(self.names)
 
-    def load(self, index: int, exif: bool) -> Image.Image:
-        """One image as RGB; may be called from several threads.
+    def load(self, index: int, exif: bool, at_least: tuple[int, int] | None = None) -> Image.Image:
+        """One image as RGB (see `images.decode`); may be called from several threads.
 
         Raises:
             ImageError: it cannot be read.
         """
         if self.pixels is not None:
             return Image.fromarray(self.pixels[index])
-        tree = self.tree or Folder(self.root)
-        return images.decode(partial(tree.open, self.names[index]), exif)
+        return images.decode(partial(self.files.open, self.names[index]), exif, at_least)
+
+    @property
+    def files(self) -> Tree:
+        """What the names are opened in, where the set is not held in memory."""
+        return self.tree or Folder(self.root)
 
     def subset(self, indices: NDArray[np.int64]) -> "LabelledImages":
         """The images at these positions, with all classes kept."""

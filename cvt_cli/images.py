@@ -10,6 +10,7 @@ import stat
 import struct
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import BinaryIO
@@ -92,12 +93,24 @@ def decode(
     Raises:
         ImageError: it cannot be read; the message is a reason such as "empty file (0 bytes)".
     """
+    with _explained(), opened() as file, Image.open(file) as image:
+        if at_least is not None:
+            image.draft("RGB", at_least[::-1])
+        image.load()  # before the file is closed
+        return to_rgb(ImageOps.exif_transpose(image) if exif else image)
+
+
+def size(opened: Callable[[], BinaryIO]) -> tuple[int, int]:
+    """Height and width in pixels as the file's header says, before EXIF; raises as `decode`."""
+    with _explained(), opened() as file, Image.open(file) as image:
+        return image.height, image.width
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    """Raises ImageError with a reason for whatever opening and decoding raise."""
     try:
-        with opened() as file, Image.open(file) as image:
-            if at_least is not None:
-                image.draft("RGB", at_least[::-1])
-            image.load()  # before the file is closed
-            return to_rgb(ImageOps.exif_transpose(image) if exif else image)
+        yield
     except UnidentifiedImageError:
         raise ImageError("not an image, or of a kind that Pillow cannot read") from None
     except Image.DecompressionBombError:

@@ -80,6 +80,10 @@ class Tree(ABC):
         """
 
     @abstractmethod
+    def size(self, file: str) -> int | None:
+        """Bytes of a file, as the system or the archive says; None if it is not there."""
+
+    @abstractmethod
     def read(self, file: str) -> bytes:
         """All of a file that is no image.
 
@@ -176,6 +180,12 @@ class Folder(Tree):
 
     def open(self, file: str) -> BinaryIO:
         return images.open_regular(self.path / file)
+
+    def size(self, file: str) -> int | None:
+        try:
+            return (self.path / file).stat().st_size
+        except OSError:
+            return None
 
     def read(self, file: str) -> bytes:
         try:
@@ -276,6 +286,10 @@ class Archive(Tree):
     def open(self, file: str) -> BinaryIO:
         return io.BytesIO(self._content(file, LARGEST_FILE))
 
+    def size(self, file: str) -> int | None:
+        member = self.index.members.get(self._full(file))
+        return None if member is None else _bytes_of(member)
+
     def read(self, file: str) -> bytes:
         try:
             return self._content(file, LARGEST_TABLE)
@@ -293,7 +307,7 @@ class Archive(Tree):
         member = self.index.members[name]
         if member is None:
             raise ImageError("a link or device in an archive, which is not followed")
-        size = member.size if isinstance(member, _Span) else member.file_size
+        size = _bytes_of(member)
         if size <= limit:
             content = (
                 self._from_tar(member, limit)
@@ -322,6 +336,11 @@ class Archive(Tree):
                 return file.read(limit + 1)
         except ARCHIVE_ERRORS as error:
             raise ImageError(f"damaged in the archive: {error}") from None
+
+
+def _bytes_of(member: zipfile.ZipInfo | _Span) -> int:
+    """As the archive's table says, unpacked."""
+    return member.size if isinstance(member, _Span) else member.file_size
 
 
 @lru_cache(maxsize=4)

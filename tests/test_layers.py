@@ -19,7 +19,7 @@ LAYERS = {
         "cache hub_cache hub"
     ),
     "arrays": (
-        "images sources trees datasets engine runtimes inference gallery writers metrics "
+        "images sources trees datasets engine runtimes inference datacheck gallery writers metrics "
         "evaluation comparison plots report"
     ),
     "tensors": "model weights devices inference_form torch_engine graphs benchmark training runs",

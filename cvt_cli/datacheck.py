@@ -1,0 +1,86 @@
+"""Labelled images before anything is trained on them: can all be read, and are they the same?"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+
+from cvt_cli import images
+from cvt_cli.datasets import LabelledImages
+from cvt_cli.errors import ImageError
+from cvt_cli.inference import ahead
+from cvt_cli.progress import Progress, silent
+
+DECODED_UP_TO = 20_000
+"""Of more images than this only the headers are read."""
+
+
+@dataclass(frozen=True)
+class DataCheck:
+    """What a set of labelled images holds."""
+
+    n: int  # images, unreadable ones included
+    per_class: tuple[int, ...]  # likewise of each class
+    smallest_class: str  # the first of those with the fewest images
+    smallest_count: int
+    unreadable: tuple[tuple[int, str], ...]  # index of the image and the reason, by index
+    only_headers: bool  # damage behind a header was not looked for
+    fingerprint: str  # SHA-256, hexadecimal: another one means other data
+
+
+def check(data: LabelledImages, workers: int, progress: Progress = silent) -> DataCheck:
+    """Count the images of each class, read each image and take the set's fingerprint.
+
+    Up to `DECODED_UP_TO` images are decoded whole, so that damage anywhere is found; of more only
+    the headers are read. Images held in memory need no reading.
+
+    The fingerprint is of the names of classes and images in their order, of the labels and of the
+    files' sizes in bytes, and of images held in memory themselves. It does not depend on where the
+    data lie. A file whose content changed and whose size did not keeps it.
+
+    Args:
+        data: at least one class.
+        workers: threads that read; they do not change the result.
+        progress: told of every image.
+    """
+    digest = hashlib.sha256(json.dumps(data.classes).encode())
+    only_headers = data.pixels is None and len(data) > DECODED_UP_TO
+    unreadable: list[tuple[int, str]] = []
+
+    def look(index: int) -> tuple[str | None, int | None]:
+        if data.pixels is not None:
+            return None, None
+        size = data.files.size(data.names[index])
+        try:
+            if only_headers:
+                images.size(partial(data.files.open, data.names[index]))
+            else:
+                # A JPEG at 1/8 of its size: all of the file is read all the same, much faster.
+                data.load(index, exif=False, at_least=(1, 1))
+        except ImageError as error:
+            return str(error), size
+        return None, size
+
+    with progress("checking images", len(data)) as advance:
+        for index, (reason, size) in ahead(look, range(len(data)), workers, 256):
+            if reason is not None:
+                unreadable.append((index, reason))
+            record = [data.names[index], int(data.labels[index]), size]
+            digest.update(json.dumps(record).encode())
+            advance(1, f"{len(unreadable)} unreadable" if unreadable else "")
+    if data.pixels is not None:
+        digest.update(json.dumps(data.pixels.shape).encode())
+        digest.update(np.ascontiguousarray(data.pixels).data)
+    per_class = np.bincount(data.labels, minlength=len(data.classes)).tolist()
+    smallest = per_class.index(min(per_class))
+    return DataCheck(
+        n=len(data),
+        per_class=tuple(per_class),
+        smallest_class=data.classes[smallest],
+        smallest_count=per_class[smallest],
+        unreadable=tuple(unreadable),
+        only_headers=only_headers,
+        fingerprint=digest.hexdigest(),
+    )
