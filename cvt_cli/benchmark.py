@@ -8,10 +8,8 @@ Imports torch only inside functions, so that a runtime's process does without it
 """
 
 import multiprocessing
-import resource
 import signal
 import statistics
-import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
@@ -23,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from cvt_cli import layouts, runtimes
+from cvt_cli import layouts, processes, runtimes
 from cvt_cli.config import CvTConfig
 from cvt_cli.errors import CvtError, UsageError
 from cvt_cli.labels import unnamed
@@ -345,12 +343,7 @@ def _peak_memory(device: str) -> int:
         import torch
 
         return torch.cuda.max_memory_allocated(device)
-    status = Path("/proc/self/status")
-    if status.exists():  # Linux counts in getrusage what ran in this process before it was replaced
-        (line,) = (line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
-        return int(line.split()[1]) * 1024
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return processes.peak_memory()
 
 
 def versions() -> dict[str, str]:

@@ -157,6 +157,25 @@ def open_dataset(
     return _open_split(open_tree(path), split)
 
 
+def open_validation(data: str, training: LabelledImages) -> LabelledImages | None:
+    """The images of ``val/`` beside ``train/``, with the classes of the training images.
+
+    None where the data has no such folder, as the known sets.
+
+    Raises:
+        DataError: it has images of a class that the training images do not have.
+    """
+    if data in _KNOWN:
+        return None
+    tree = open_tree(Path(data).expanduser())
+    if not (tree.has_folder("train") and tree.has_folder("val")):
+        return None
+    found = _labelled(tree.below("val"))
+    names = Labels(training.classes)
+    index, _ = match_classes(found.classes, names)
+    return replace(found, classes=training.classes, labels=index[found.labels])
+
+
 def _open_split(tree: Tree, split: Split) -> LabelledImages:
     for reader in (_cifar10, _cifar100, _pets, _flowers):
         if (found := reader(tree, split)) is not None:

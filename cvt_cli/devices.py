@@ -73,3 +73,10 @@ def hardware(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{torch.get_num_threads()} threads" if device.type == "cpu" else "Apple GPU"
+
+
+def peak_memory(device: torch.device) -> int:
+    """Most memory in bytes that was held so far: on CUDA of the device, else of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return processes.peak_memory()

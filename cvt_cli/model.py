@@ -31,11 +31,19 @@ from cvt_cli.config import KEY_VALUE_STRIDE, PROJECTION_KERNEL, CvTConfig, Stage
 QUICK_GELU_SCALE = 1.702
 
 
+EXPLICIT_ATTENTION_BYTES = {4: 2**24, 2: 2**27}
+"""Size of all scores up to which a CPU computes attention step by step, by bytes per number.
+
+There PyTorch's scaled_dot_product_attention takes 1.5 to 5 times as long, forward and backward;
+above it the scores no longer fit the caches (float32) or would take much memory (bfloat16).
+"""
+
+
 def _float32_on_cpu(x: Tensor) -> tuple[Tensor, AbstractContextManager[object]]:
     """Keep what follows in float32 when autocast runs on a CPU.
 
-    There the bfloat16 backward of convolutions, BatchNorm and attention is 5 to 10 times slower
-    than the float32 one; the linear layers, where the work is, stay in bfloat16.
+    There the bfloat16 backward of strided convolutions is 5 to 10 times slower than the float32
+    one; the linear layers and attention, where the work is, stay in bfloat16.
     """
     if x.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
         return x.float(), torch.autocast("cpu", enabled=False)
@@ -55,6 +63,14 @@ def drop_path(x: Tensor, rate: float, training: bool) -> Tensor:
     keep = 1.0 - rate
     mask = x.new_empty((x.shape[0],) + (1,) * (x.ndim - 1)).bernoulli_(keep)
     return x * mask.div_(keep)
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    """softmax(scale q k^T) v for q (B, h, N, d) and k, v (B, h, K, d), to (B, h, N, d)."""
+    scores_bytes = q[..., 0].numel() * k.shape[2] * q.element_size()
+    if q.device.type != "cpu" or scores_bytes > EXPLICIT_ATTENTION_BYTES.get(q.element_size(), 0):
+        return F.scaled_dot_product_attention(q, k, v, scale=scale)
+    return ((q * scale) @ k.transpose(-2, -1)).softmax(dim=-1) @ v
 
 
 class ConvEmbed(nn.Module):
@@ -117,10 +133,10 @@ class Attention(nn.Module):
         batch, tokens, channels = x.shape
         patches = x[:, tokens - height * width :]  # (B, T, C)
         class_token = x[:, : tokens - height * width]  # (B, 1 or 0, C): skips the convolutions
-        patches, full_precision = _float32_on_cpu(patches)
+        token_map = patches.transpose(1, 2).reshape(batch, channels, height, width)
+        q = self.conv_proj_q(token_map)  # (B, T, C)
+        token_map, full_precision = _float32_on_cpu(token_map)
         with full_precision:
-            token_map = patches.transpose(1, 2).reshape(batch, channels, height, width)
-            q = self.conv_proj_q(token_map)  # (B, T, C)
             k = self.conv_proj_k(token_map)  # (B, K, C)
             v = self.conv_proj_v(token_map)
         if class_token.shape[1]:
@@ -128,10 +144,7 @@ class Attention(nn.Module):
         q = self._split_heads(self.proj_q(q))  # (B, h, N, d)
         k = self._split_heads(self.proj_k(k))  # (B, h, K, d)
         v = self._split_heads(self.proj_v(v))
-        q, full_precision = _float32_on_cpu(q)
-        with full_precision:
-            k, v = k.to(q.dtype), v.to(q.dtype)
-            x = F.scaled_dot_product_attention(q, k, v, scale=self.scale)  # (B, h, N, d)
+        x = attention(q, k, v, self.scale)  # (B, h, N, d)
         return self.proj(x.transpose(1, 2).reshape(batch, tokens, channels))  # (B, N, C)
 
     def _split_heads(self, x: Tensor) -> Tensor:

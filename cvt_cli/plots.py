@@ -37,9 +37,14 @@ def check(path: Path) -> None:
     require()
 
 
+def available() -> bool:
+    """Whether anything can be drawn at all."""
+    return find_spec("matplotlib") is not None
+
+
 def require() -> None:
     """Raises UsageError if nothing can be drawn at all."""
-    if find_spec("matplotlib") is None:
+    if not available():
         raise UsageError("matplotlib is not installed", hint="pip install 'cvt-cli[plots]'")
 
 
@@ -98,6 +103,49 @@ def draw_benchmark(document: dict[str, Any], path: Path) -> None:
         f"{document['hardware']}: median and range of {document['rounds']} rounds{against}",
         fontsize=10,
     )
+    _save(figure, path)
+
+
+def draw_curves(rows: Sequence[Mapping[str, Any]], best: int, path: Path) -> None:
+    """A training run's losses and its validation accuracy, an epoch a point.
+
+    Args:
+        rows: of each epoch, with the columns of a run's ``metrics.csv``.
+        best: number of the epoch that was kept, from 1.
+        path: of the picture; its suffix says which kind.
+
+    Raises:
+        UsageError: as `check`.
+        CvtError: the file cannot be written.
+    """
+    check(path)
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    epochs = [row["epoch"] for row in rows]
+    figure = Figure(figsize=(9.2, 3.4), layout="constrained")
+    losses, accuracy = figure.subplots(1, 2)
+    losses.plot(epochs, [row["training_loss"] for row in rows], color="#0072b2", label="training")
+    validation = [(row["epoch"], row["val_loss"]) for row in rows if row["val_loss"] is not None]
+    losses.plot(*zip(*validation, strict=True), color="#d55e00", label="validation")
+    losses.set_title("loss (nats)", fontsize=10, loc="left")
+    losses.legend(frameon=False, fontsize=9)
+    top1 = [100 * row["val_top1"] for row in rows]
+    accuracy.plot(epochs, top1, color="#d55e00")
+    accuracy.plot(best, top1[best - 1], "o", color="#d55e00")
+    accuracy.annotate(
+        f"{top1[best - 1]:.2f} %, epoch {best}",
+        (best, top1[best - 1]),
+        xytext=(-6, -14),
+        textcoords="offset points",
+        ha="right",
+        fontsize=9,
+    )
+    accuracy.set_title("validation top-1 (%)", fontsize=10, loc="left")
+    for panel in (losses, accuracy):
+        panel.set_xlabel("epoch")
+        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+        panel.spines[["top", "right"]].set_visible(False)
     _save(figure, path)
 
 

@@ -1,7 +1,10 @@
-"""Which of the processes of a torchrun this is, and what they tell each other."""
+"""This process: which of a torchrun's it is, what they tell each other, the memory it takes."""
 
 import json
 import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -48,8 +51,7 @@ def gather(own: Any) -> list[Any]:
     import torch
     from torch import distributed
 
-    distributed.init_process_group("gloo", timeout=PATIENCE)
-    try:
+    with joined():
         content = torch.tensor(list(json.dumps(own).encode()), dtype=torch.uint8)
         sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(count())]
         distributed.all_gather(sizes, torch.tensor([len(content)]))
@@ -61,5 +63,49 @@ def gather(own: Any) -> list[Any]:
             json.loads(bytes(part[: int(size)].tolist()))
             for part, size in zip(found, sizes, strict=True)
         ]
+
+
+def largest(number: int) -> int:
+    """The largest of what the processes have; all of them must ask."""
+    if count() == 1:
+        return number
+    import torch
+    from torch import distributed
+
+    shared = torch.tensor([number])
+    distributed.all_reduce(shared, distributed.ReduceOp.MAX)
+    return int(shared)
+
+
+@contextmanager
+def joined(device: str = "cpu") -> Iterator[None]:
+    """Let the processes talk: over gloo, and between CUDA devices over NCCL.
+
+    Inside another one, or with one process, nothing happens.
+    """
+    if count() == 1:
+        yield
+        return
+    from torch import distributed
+
+    if distributed.is_initialized():
+        yield
+        return
+    backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
+    distributed.init_process_group(backend, timeout=PATIENCE)
+    try:
+        yield
     finally:
         distributed.destroy_process_group()
+
+
+def peak_memory() -> int:
+    """Most memory in bytes that this process has held so far."""
+    import resource
+
+    status = Path("/proc/self/status")
+    if status.exists():  # Linux counts in getrusage what ran in this process before it was replaced
+        (line,) = (line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
+        return int(line.split()[1]) * 1024
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -16,13 +16,16 @@ PACKAGE = Path(cvt_cli.__file__).parent
 LAYERS = {
     "known": (
         "errors progress processes config preprocessing labels checkpoints layouts costs cards "
-        "cache hub_cache hub"
+        "recipes cache hub_cache hub"
     ),
     "arrays": (
         "images sources trees datasets engine runtimes inference datacheck gallery writers metrics "
         "evaluation comparison plots report"
     ),
-    "tensors": "model weights devices inference_form torch_engine graphs benchmark training runs",
+    "tensors": (
+        "model weights devices inference_form torch_engine graphs benchmark probe tensorboard "
+        "training_data training runs"
+    ),
     "front": "loader classifier catalogue options output commands cli __main__",
 }
 ORDER = [module for modules in LAYERS.values() for module in modules.split()]

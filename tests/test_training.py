@@ -1,6 +1,9 @@
 """One training step equals the official one; schedules and recipes are what facts say."""
 
 import pickle
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,15 +11,46 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from cvt_cli import training
-from cvt_cli.config import VARIANTS, CvTConfig
-from cvt_cli.errors import UsageError
-from cvt_cli.model import CvT
+from cvt_cli import datasets, training, training_data
+from cvt_cli.config import VARIANTS, CvTConfig, StageConfig
+from cvt_cli.errors import CvtError, UsageError
+from cvt_cli.model import Block, CvT
 from cvt_cli.preprocessing import Preprocessing
-from cvt_cli.training import Recipe, learning_rate_at, named_recipe, parameter_groups
+from cvt_cli.recipes import AUGMENTATIONS, Recipe, named_recipe
+from cvt_cli.training import Schedule, Trainer, Watch, parameter_groups, schedule_of
 from tests_shared import golden, golden_config, golden_input, golden_model
 
 STEP = golden("train-tiny")
+PLAIN = Recipe("plain", "adamw", 1, 4, 1e-3, 0, 0.05, "none", clip_norm=None)
+
+
+def make_trainer(
+    model: CvT, recipe: Recipe = PLAIN, schedule: Schedule | None = None, **options
+) -> Trainer:
+    return Trainer(
+        model,
+        recipe,
+        schedule or Schedule(recipe.learning_rate, 10, 0),
+        device=torch.device("cpu"),
+        precision="fp32",
+        seed=0,
+        **options,
+    )
+
+
+def small_model(drop_path: float = 0.0) -> CvT:
+    stages = (StageConfig(8, 1, 1, 5, 2, 2), StageConfig(16, 2, 2, 3, 2, 1, drop_path=drop_path))
+    return training.fresh_model(CvTConfig(stages, 3), 1)
+
+
+def a_batch(seed: int = 0, images: int = 4) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(images, 3, 32, 32, generator=generator), torch.arange(images) % 3
+
+
+def same(first: CvT, second: CvT) -> bool:
+    pairs = zip(first.state_dict().values(), second.state_dict().values(), strict=True)
+    return all(torch.equal(a, b) for a, b in pairs)
 
 
 @pytest.fixture
@@ -39,19 +73,24 @@ def test_losses_gradients_and_an_adamw_step_equal_the_official_ones(model: CvT) 
     )
     assert smoothed.item() == pytest.approx(STEP["losses"]["label_smoothing_0_1"], abs=1e-7)
     settings = STEP["optimizer"]
-    optimizer = torch.optim.AdamW(
-        parameter_groups(model, settings["weight_decay"]),
-        lr=settings["lr"],
-        betas=tuple(settings["betas"]),
-        eps=settings["eps"],
-    )
-    optimizer.step()
+    assert (settings["betas"], settings["eps"]) == ([0.9, 0.999], 1e-8)  # also PyTorch's
+    model = golden_model(model.config).double()
+    recipe = replace(PLAIN, weight_decay=settings["weight_decay"])
+    trainer = make_trainer(model, recipe, Schedule(settings["lr"], 1, 0))
+    trainer.backward([(batch, labels)])
+    gradients = {name: p.grad.clone() for name, p in model.named_parameters()}
+    trainer = make_trainer(golden_model(model.config).double(), recipe, trainer.schedule)
+
+    loss = trainer.step([(batch, labels)])
+
+    assert loss.item() == pytest.approx(STEP["losses"]["label_smoothing_0_1"], abs=1e-7)
+    model = trainer.model
     parameters = dict(model.named_parameters())
     compared = 0
     for name, norm, gradient, after, _ in STEP["params"]:
         if name in STEP["zero_grads"]["names"]:
             continue
-        grad = parameters[name].grad
+        grad = gradients[name]
         assert grad.norm().item() == pytest.approx(norm, rel=1e-6), name
         assert grad.flatten()[:4].tolist() == pytest.approx(gradient, abs=1e-6, rel=1e-6), name
         assert parameters[name].flatten()[:4].tolist() == pytest.approx(after, abs=1e-6), name
@@ -67,7 +106,7 @@ def test_biases_norms_and_the_class_token_are_not_decayed(name: str) -> None:
     with torch.device("meta"):
         model = CvT(VARIANTS[name.removeprefix("cvt-")])
 
-    decayed, spared = parameter_groups(model, 0.05)
+    decayed, spared = sorted(parameter_groups(model, 0.05), key=lambda g: -g["weight_decay"])
 
     wanted = golden("weight-decay-groups")[name]
     assert decayed["weight_decay"] == 0.05 and spared["weight_decay"] == 0.0
@@ -80,9 +119,29 @@ def test_biases_norms_and_the_class_token_are_not_decayed(name: str) -> None:
 def test_the_imagenet_recipe_is_the_reference_files() -> None:
     recipe = named_recipe("imagenet", VARIANTS["13"])
 
-    assert recipe == Recipe(300, 2048, 0.002, 5, 0.05, "imagenet", label_smoothing=0.1)
+    assert (recipe.epochs, recipe.batch_size, recipe.learning_rate) == (300, 2048, 0.002)
+    assert (recipe.warmup_epochs, recipe.weight_decay, recipe.augment) == (5, 0.05, "imagenet")
+    assert recipe.label_smoothing == 0.1
     assert named_recipe("imagenet", VARIANTS["21"]).weight_decay == 0.1
     assert named_recipe("imagenet", VARIANTS["w24"]).weight_decay == 0.1
+
+
+@pytest.mark.parametrize(
+    ("data", "images", "steps"),
+    [
+        ("cifar10", 50_000, 10_000),
+        ("cifar100", 50_000, 10_000),
+        ("oxford-iiit-pet", 3_680, 500),
+        ("flowers102", 2_040, 500),
+        ("imagenet", 1_281_167, 20_000),
+    ],
+)
+def test_the_papers_recipe_has_the_papers_steps(data: str, images: int, steps: int) -> None:
+    recipe = named_recipe("paper", None, data, images)
+
+    assert (recipe.optimizer, recipe.batch_size, recipe.res) == ("sgd", 512, 384)
+    assert recipe.steps == steps
+    assert "learning_rate" in recipe.not_published and recipe.learning_rate == 0.01
 
 
 def test_the_learning_rate_is_linear_in_the_batch_unless_given() -> None:
@@ -91,26 +150,198 @@ def test_the_learning_rate_is_linear_in_the_batch_unless_given() -> None:
     assert recipe.override(batch_size=512).learning_rate == pytest.approx(0.0005)
     assert recipe.override(batch_size=512, learning_rate=0.1).learning_rate == 0.1
     assert recipe.override(epochs=None) == recipe
+    assert named_recipe("paper").override(epochs=3).steps is None
     with pytest.raises(UsageError, match="a warm-up of 5 epochs does not fit into 3 epochs"):
         recipe.override(epochs=3)
 
 
 def test_the_learning_rate_warms_up_and_follows_a_cosine() -> None:
-    recipe = named_recipe("imagenet", VARIANTS["13"])
+    schedule = schedule_of(named_recipe("imagenet", VARIANTS["13"]), 10)
 
-    rates = [learning_rate_at(step, 10, recipe) for step in (0, 25, 50, 1525, 3000)]
+    rates = [schedule(step) for step in (0, 25, 50, 1525, 3000)]
 
     assert rates == pytest.approx([1e-6, 1.0005e-3, 2e-3, 1.005e-3, 1e-5])
 
 
-@pytest.mark.parametrize("kind", ["none", "crop-flip", "imagenet"])
+def test_lower_blocks_learn_more_slowly() -> None:
+    groups = parameter_groups(small_model(), 0.05, layer_decay=0.5)
+
+    model = small_model()
+    names = {p.shape: n for n, p in model.named_parameters()}
+    scales = {
+        names[p.shape]: g["rate_scale"] for g in groups for p in g["params"] if p.shape in names
+    }
+    assert scales["head.weight"] == 1.0
+    # head; then from the top: two blocks, token embedding, one block, token embedding
+    assert scales["stage0.patch_embed.proj.weight"] == 0.5**5
+    assert scales["stage1.patch_embed.proj.weight"] == 0.5**3
+    assert {g["rate_scale"] for g in groups} == {0.5**i for i in range(6)}
+
+
+def test_stochastic_depth_drops_branches_and_keeps_the_stream() -> None:
+    # transformers drops what comes after the sum, so that a sample loses its whole stream.
+    torch.manual_seed(0)
+    block = Block(StageConfig(8, 1, 1, 3, 2, 1), 0.25, "quick_gelu").double().train()
+    for module in block.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.eval()
+    x = torch.randn(1, 16, 8).double().repeat(8000, 1, 1)
+
+    y = block(x, 4, 4)
+
+    attended = x + block.attn(block.norm1(x), 4, 4) / 0.75
+    both = attended + block.mlp(block.norm2(attended)) / 0.75
+    fed = x + block.mlp(block.norm2(x)) / 0.75
+    shares = [
+        (y - outcome).abs().amax(dim=(1, 2)).lt(1e-9).double().mean().item()
+        for outcome in (x, attended, fed, both)
+    ]
+    assert shares == pytest.approx([0.0625, 0.1875, 0.1875, 0.5625], abs=0.02)
+
+
+def test_stochastic_depth_rises_within_the_stage() -> None:
+    rates = VARIANTS["w24"].stages[2].drop_path_rates
+
+    assert (rates[0], rates[-1], len(rates)) == (0.0, pytest.approx(0.3), 20)
+    assert np.diff(rates) == pytest.approx(0.3 / 19)
+
+
+def test_accumulated_parts_learn_as_the_whole_batch_does() -> None:
+    images, labels = a_batch(images=6)
+    models = [small_model(), small_model()]
+    whole, parts = (make_trainer(m, frozen=batch_norms(m)) for m in models)
+
+    loss = whole.backward([(images, labels)])
+    mean = parts.backward([(images[:3], labels[:3]), (images[3:], labels[3:])])
+
+    assert mean.item() == pytest.approx(loss.item(), abs=1e-6)
+    for one, other in zip(models[0].parameters(), models[1].parameters(), strict=True):
+        assert torch.allclose(one.grad, other.grad, atol=1e-6)
+
+
+def test_checkpointed_activations_learn_the_same_bits() -> None:
+    models = [small_model(drop_path=0.5), small_model(drop_path=0.5)]
+    kept = make_trainer(models[0])
+    recomputed = make_trainer(models[1], checkpoint_activations=True)
+
+    for seed in range(3):
+        kept.step([a_batch(seed)])
+        recomputed.step([a_batch(seed)])
+
+    assert same(*models)
+
+
+def test_frozen_parts_keep_their_weights_and_statistics() -> None:
+    model, before = small_model(), small_model()
+    trainer = make_trainer(model, frozen=training.freeze(model, ["stage0"]))
+
+    trainer.step([a_batch()])
+
+    assert same(model.stage0, before.stage0)
+    assert not same(model.stage1, before.stage1)
+    with pytest.raises(UsageError, match="there is no part `stage7` to freeze"):
+        training.freeze(model, ["stage7"])
+
+
+def test_the_moving_average_covers_weights_and_statistics() -> None:
+    model = small_model()
+    trainer = make_trainer(model, replace(PLAIN, learning_rate=0.01), ema=100)
+    expected = {name: t.clone() for name, t in model.state_dict().items()}
+
+    for step in range(1, 4):
+        trainer.step([a_batch(step)])
+        keep = step / (step + 9)  # below exp(-1/100) so early
+        for name, tensor in model.state_dict().items():
+            if tensor.is_floating_point():
+                expected[name] = keep * expected[name] + (1 - keep) * tensor
+
+    average = trainer.best_model.state_dict()
+    assert average["stage1.blocks.0.attn.conv_proj_q.bn.num_batches_tracked"] == 3
+    for name, tensor in expected.items():
+        if tensor.is_floating_point():
+            assert torch.allclose(average[name], tensor, atol=1e-6), name
+
+
+def test_a_restored_trainer_goes_on_bit_by_bit() -> None:
+    model, other = small_model(drop_path=0.5), small_model(drop_path=0.5)
+    recipe = replace(PLAIN, augment="imagenet")  # mixing draws too
+    straight, first = make_trainer(model, recipe, ema=5), make_trainer(other, recipe, ema=5)
+    for step in range(4):
+        straight.step([a_batch(step)])
+    for step in range(2):
+        first.step([a_batch(step)])
+    tensors = {name: tensor.clone() for name, tensor in first.tensors().items()}
+    again = make_trainer(training.fresh_model(other.config, 99), recipe, ema=5)
+
+    again.restore(tensors, first.numbers())
+    for step in range(2, 4):
+        again.step([a_batch(step)])
+
+    assert same(again.model, model) and same(again.best_model, straight.best_model)
+
+
+def test_a_trial_leaves_the_network_as_it_was() -> None:
+    model, before = small_model(), small_model()
+
+    seconds, tried = make_trainer(model).trial(iter([[a_batch(i)] for i in range(9)]), 3)
+
+    assert seconds > 0 and tried == 3
+    assert same(model, before) and all(p.grad is None for p in model.parameters())
+
+
+def test_balanced_classes_weigh_the_same() -> None:
+    weights = training.class_weights([0, 0, 0, 1], 2)
+
+    assert weights.tolist() == pytest.approx([4 / 6, 2.0])
+    model = small_model()
+    images, labels = a_batch()
+    loss = make_trainer(model, class_weights=torch.tensor([1.0, 2.0, 4.0])).backward(
+        [(images, labels)]
+    )
+    expected = F.cross_entropy(
+        model.train()(images), labels, torch.tensor([1.0, 2.0, 4.0]), label_smoothing=0.1
+    )
+    assert loss.item() == pytest.approx(expected.item(), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("losses", "message"),
+    [
+        ([1.0, float("nan")], "the loss is nan at step 2, with a learning rate of 1.00e-03"),
+        ([2.0] + [40.0] * 30, "the loss has run away to"),
+    ],
+)
+def test_a_lost_run_is_stopped_with_what_to_change(losses: Sequence[float], message: str) -> None:
+    watch = Watch(10, PLAIN, "bf16")
+
+    with pytest.raises(CvtError, match=message) as caught:
+        for step, loss in enumerate(losses):
+            watch(torch.tensor(loss), step, 1e-3)
+        watch.all_good()
+
+    assert "--lr 1.0e-04" in caught.value.hint and "--precision fp32" in caught.value.hint
+
+
+def test_a_loss_that_falls_is_let_go_on() -> None:
+    watch = Watch(10, PLAIN, "fp32")
+
+    for step in range(100):
+        watch(torch.tensor(3.0 - step / 50), step, 1e-3)
+    watch.all_good()
+
+
+def batch_norms(model: CvT) -> list[torch.nn.Module]:
+    return [m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+
+
+@pytest.mark.parametrize("kind", AUGMENTATIONS)
 @pytest.mark.parametrize(
     "record", [Preprocessing(32, 32, "crop", 1.0), Preprocessing(128, 160, "crop")], ids=str
 )
 def test_every_augmentation_gives_arrays_of_the_input_size(kind, record: Preprocessing) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (50, 40, 3), dtype=np.uint8)
     torch.manual_seed(0)
-    transform = training.augmentation(kind, record)
+    transform = training_data.augmentation(AUGMENTATIONS[kind], record)
 
     first, second = transform(Image.fromarray(pixels)), transform(Image.fromarray(pixels))
 
@@ -118,10 +349,11 @@ def test_every_augmentation_gives_arrays_of_the_input_size(kind, record: Preproc
     assert torch.equal(first, second) == (kind == "none")
 
 
-@pytest.mark.parametrize("kind", ["none", "crop-flip", "imagenet"])
+@pytest.mark.parametrize("kind", AUGMENTATIONS)
 def test_augmentation_travels_to_worker_processes(kind) -> None:
     for size in (32, 224):
-        pickle.loads(pickle.dumps(training.augmentation(kind, Preprocessing.published(size, size))))
+        record = Preprocessing.published(size, size)
+        pickle.loads(pickle.dumps(training_data.augmentation(AUGMENTATIONS[kind], record)))
 
 
 def test_augmented_images_are_not_resized_a_second_time() -> None:
@@ -130,7 +362,8 @@ def test_augmented_images_are_not_resized_a_second_time() -> None:
     record = Preprocessing(128, 128, "crop")
     torch.manual_seed(0)
 
-    array = training.augmentation("crop-flip", record)(Image.fromarray(columns))
+    transform = training_data.augmentation(AUGMENTATIONS["crop-flip"], record)
+    array = transform(Image.fromarray(columns))
 
     greys = (array[0] * record.std[0] + record.mean[0]) * 255
     steps = greys.diff(dim=1).round().unique().tolist()
@@ -138,13 +371,43 @@ def test_augmented_images_are_not_resized_a_second_time() -> None:
 
 
 def test_mixing_gives_soft_targets_that_sum_to_one() -> None:
-    mix = training.mixing("imagenet", 10)
+    mix = training_data.mixing(AUGMENTATIONS["imagenet"], 10)
 
     batch, targets = mix(torch.rand(4, 3, 32, 32), torch.arange(4))
 
     assert batch.shape == (4, 3, 32, 32)
     assert targets.shape == (4, 10) and targets.sum(1).tolist() == pytest.approx([1] * 4)
-    assert training.mixing("crop-flip", 10) is None
+    assert training_data.mixing(AUGMENTATIONS["crop-flip"], 10) is None
+
+
+def test_images_of_a_step_depend_on_the_seed_and_the_epoch_alone(signdigits: Path) -> None:
+    data = datasets.open_dataset(str(signdigits), "train", Path())
+    record = Preprocessing(32, 32, "crop", 1.0)
+    transform = training_data.augmentation(AUGMENTATIONS["imagenet"], record)
+
+    def batches(rank: int, processes: int, parts: int, workers: int) -> training_data.Batches:
+        return training_data.Batches(
+            data,
+            transform,
+            part_images=32 // processes // parts,
+            parts=parts,
+            rank=rank,
+            processes=processes,
+            seed=3,
+            workers=workers,
+            pin=False,
+        )
+
+    torch.manual_seed(7)
+    whole = next(batches(0, 1, 1, 0).of_epoch(2, 5))[0]
+    assert torch.initial_seed() == 7  # the model's randomness is not touched
+    halves = [next(batches(rank, 2, 2, 1).of_epoch(2, 5)) for rank in (0, 1)]
+
+    for position in (0, 1):
+        parts = torch.cat([part[position] for half in halves for part in half])
+        assert torch.equal(parts, whole[position])
+    other = next(batches(0, 1, 1, 0).of_epoch(3, 5))[0]
+    assert not torch.equal(other[1], whole[1])
 
 
 def test_a_seed_gives_the_same_fresh_weights() -> None:

@@ -1,54 +1,100 @@
-"""``cvt finetune``: train on class folders, from a checkpoint or from scratch."""
+"""``cvt finetune``: train on labelled images, from a checkpoint or from scratch."""
 
+import os
+import re
 import shlex
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from cvt_cli import options, output
+from cvt_cli import cache, loader, options, output, processes, recipes
 from cvt_cli.errors import UsageError
+from cvt_cli.progress import Progress, Say, silent
+
+if TYPE_CHECKING:
+    from cvt_cli.runs import Job
 
 TRAINING = "Training"
+GOING_ON = "Going on"
 
 
 def finetune(
-    data: options.Data,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            "--data",
+            "--dataset",
+            metavar="NAME|PATH",
+            help="A folder, .zip or .tar in one of the usual layouts, or cifar10, cifar100, "
+            "oxford-iiit-pet, flowers102, imagenette.",
+            rich_help_panel=options.DATA,
+            show_default=False,
+        ),
+    ] = None,
     data_dir: options.DataDir = None,
     val_fraction: Annotated[
-        float,
+        float | None,
         typer.Option(
             min=0.001,
             max=0.5,
-            help="Part of the training images that the best epoch is chosen by.",
+            help="Part of the training images that the best epoch is chosen by; by default the "
+            "data's own val/, or else 0.1.",
             rich_help_panel=options.DATA,
+            show_default=False,
         ),
-    ] = 0.1,
+    ] = None,
     model: Annotated[
         str | None,
         typer.Option(
             metavar="NAME|PATH",
-            help="Checkpoint to start from.",
+            help=f"Checkpoint to start from; by default {loader.DEFAULT_MODEL}.",
             rich_help_panel=options.MODEL,
             show_default=False,
         ),
     ] = None,
     revision: options.Revision = None,
     offline: options.Offline = False,
-    variant: options.Variant = None,
+    variant: Annotated[
+        str | None,
+        typer.Option(
+            help="Architecture to train from scratch: 13, 21, w24 or nano.",
+            rich_help_panel=options.MODEL,
+            show_default=False,
+        ),
+    ] = None,
     res: options.Res = None,
     activation: options.Activation = None,
-    recipe: Annotated[
-        Literal["default", "imagenet"] | None,
+    freeze: Annotated[
+        str | None,
         typer.Option(
-            help="Settings by name; the options below override them. Without it, `default` with "
-            "--model and `imagenet` (from scratch, the reference's) with --variant.",
+            metavar="PARTS",
+            help="What is not trained, BatchNorm's statistics included: backbone, or stages such "
+            "as stage0,stage1.",
             rich_help_panel=TRAINING,
             show_default=False,
         ),
     ] = None,
+    recipe: Annotated[
+        recipes.RecipeName | None,
+        typer.Option(
+            help="Settings by name, which the options below override. Without it, `default` with "
+            "a checkpoint and `imagenet` (the reference's) with --variant.",
+            rich_help_panel=TRAINING,
+            show_default=False,
+        ),
+    ] = None,
+    show_recipe: Annotated[
+        bool,
+        typer.Option(
+            "--show-recipe",
+            help="Print the recipe as JSON, and end.",
+            rich_help_panel=TRAINING,
+        ),
+    ] = False,
     epochs: Annotated[
         int | None,
         typer.Option(
@@ -60,13 +106,27 @@ def finetune(
     ] = None,
     batch_size: Annotated[
         int | None,
-        typer.Option(min=2, help="Images per step.", rich_help_panel=TRAINING, show_default=False),
+        typer.Option(
+            min=2,
+            help="Images that a process computes together; by default the recipe's, shared out "
+            "among processes and accumulated parts.",
+            rich_help_panel=TRAINING,
+            show_default=False,
+        ),
     ] = None,
+    accumulate: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            help="Parts in which each process computes its images of a step, to save memory.",
+            rich_help_panel=TRAINING,
+        ),
+    ] = 1,
     lr: Annotated[
         float | None,
         typer.Option(
             min=1e-8,
-            help="Peak learning rate; by default the recipe's, scaled with the batch size.",
+            help="Peak learning rate; by default the recipe's, scaled with the images of a step.",
             rich_help_panel=TRAINING,
             show_default=False,
         ),
@@ -89,10 +149,45 @@ def finetune(
             show_default=False,
         ),
     ] = None,
-    augment: Annotated[
-        Literal["none", "crop-flip", "imagenet"] | None,
+    clip: Annotated[
+        float | None,
         typer.Option(
-            help="What is varied in the training images; imagenet includes mixup and CutMix.",
+            min=0.0,
+            help="Largest norm of all gradients together; 0 is without.",
+            rich_help_panel=TRAINING,
+            show_default=False,
+        ),
+    ] = None,
+    augment: Annotated[
+        recipes.Augment | None,
+        typer.Option(
+            help="What is varied in the training images; medium and imagenet also mix them.",
+            rich_help_panel=TRAINING,
+            show_default=False,
+        ),
+    ] = None,
+    class_weights: Annotated[
+        Literal["balanced"] | None,
+        typer.Option(
+            help="balanced: every class weighs the same in the loss, however few its images.",
+            rich_help_panel=TRAINING,
+            show_default=False,
+        ),
+    ] = None,
+    patience: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Stop after so many epochs without a better one.",
+            rich_help_panel=TRAINING,
+            show_default=False,
+        ),
+    ] = None,
+    max_time: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TIME",
+            help="Stop after this time, such as 2h or 1h30m, with what was reached.",
             rich_help_panel=TRAINING,
             show_default=False,
         ),
@@ -101,10 +196,59 @@ def finetune(
         int, typer.Option(min=0, help="Of every random choice.", rich_help_panel=TRAINING)
     ] = 0,
     device: options.Device = "auto",
+    gpus: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Train on so many CUDA devices of this machine, as torchrun would.",
+            rich_help_panel=options.RUN,
+            show_default=False,
+        ),
+    ] = None,
+    sync_bn: Annotated[
+        bool,
+        typer.Option(
+            "--sync-bn",
+            help="Take BatchNorm's statistics over all processes; CUDA only.",
+            rich_help_panel=options.RUN,
+        ),
+    ] = False,
     precision: options.Precision = "auto",
+    checkpoint_activations: Annotated[
+        bool,
+        typer.Option(
+            "--checkpoint-activations",
+            help="Compute each block twice in place of keeping what it computed: less memory, a "
+            "third more time.",
+            rich_help_panel=options.RUN,
+        ),
+    ] = False,
     workers: Annotated[
-        int, typer.Option(min=0, help="Processes that decode.", rich_help_panel=options.RUN)
-    ] = 0,
+        int | None,
+        typer.Option(
+            min=0,
+            help="Processes that decode, for each that trains; 0 decodes in the same.",
+            rich_help_panel=options.RUN,
+            show_default=False,
+        ),
+    ] = None,
+    resume: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="RUN",
+            help="Go on with a run where it was left, with its own settings.",
+            rich_help_panel=GOING_ON,
+            show_default=False,
+        ),
+    ] = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Check everything, time a few steps, print the plan, and end.",
+            rich_help_panel=GOING_ON,
+        ),
+    ] = False,
     run: Annotated[
         Path | None,
         typer.Option(
@@ -118,74 +262,237 @@ def finetune(
     ] = None,
     json_output: options.Json = False,
 ) -> None:
-    """Train on class folders, from a checkpoint (--model) or from scratch (--variant).
+    """Train on labelled images, from a checkpoint (--model) or from scratch (--variant).
 
-    The best epoch is chosen on images set aside from the training images, whose list is saved;
-    test images are read by `cvt evaluate` alone.
+    The best epoch is chosen on the data's own val/ or on images set aside from the training
+    images, whose list is saved; test images are read by `cvt evaluate` alone. Ctrl-C saves and
+    says how to go on.
 
     Example: cvt finetune --data my_folder --model cvt-nano-cifar10 --epochs 20
     """
-    if (model is None) == (variant is None):
+    changes = {
+        "epochs": epochs,
+        "learning_rate": lr,
+        "warmup_epochs": warmup_epochs,
+        "weight_decay": weight_decay,
+        "clip_norm": clip,
+        "augment": augment,
+    }
+    if model and variant:
         raise UsageError(
             "give either --model, a checkpoint to start from, or --variant, to start from scratch"
         )
-    from cvt_cli import cache, datasets, devices, loader, runs, training
+    name: recipes.RecipeName = recipe or ("imagenet" if variant else "default")
+    if show_recipe:
+        shown = recipes.named_recipe(name).override(**changes, batch_size=batch_size)
+        output.print_json(shown.to_json())
+        return
+    seconds = parse_duration(max_time) if max_time else None
+    if gpus is not None and processes.count() == 1:
+        _start_on(gpus)
+
+    from cvt_cli import datasets, devices, runs
 
     place = devices.choose_device(device)
-    images = datasets.open_dataset(
-        data, "train", data_dir or cache.data_dir(), offline=offline, say=output.note
+    say = output.note if processes.rank() == 0 else _nobody
+    folder = data_dir or cache.data_dir()
+    with processes.joined(place.type):
+        if resume is not None:
+            fixed = {
+                "--model": model,
+                "--variant": variant,
+                "--res": res,
+                "--activation": activation,
+                "--recipe": recipe,
+                "--batch-size": batch_size,
+                "--freeze": freeze,
+                "--patience": patience,
+                "--class-weights": class_weights,
+                "--val-fraction": val_fraction,
+                "--output": run,
+                **{f"--{key.replace('_', '-')}": value for key, value in changes.items()},
+            }
+            if given := [option for option, value in fixed.items() if value is not None]:
+                raise UsageError(
+                    f"{given[0]} is settled by the run that --resume goes on with",
+                    hint="leave it out, or start another run",
+                )
+            job = _job_of(resume, data, folder, offline, place, workers, seconds)
+            job_run = runs.Run(job, say=say, progress=_progress())
+            result = job_run.go_on(resume)
+        else:
+            if data is None:
+                raise UsageError(
+                    "there is no --data to train on",
+                    hint="name a folder with a folder of images per class, or a known set: "
+                    + ", ".join(datasets.KNOWN_SETS),
+                )
+            found = datasets.open_dataset(data, "train", folder, offline=offline, say=say)
+            published = None if val_fraction else datasets.open_validation(data, found)
+            images = runs.check_images(
+                found, published, val_fraction or 0.1, seed, progress=_progress()
+            )
+            n = len(images.training)
+            chosen = recipes.named_recipe(name, None, data, n)
+            start = loader.start_of_training(
+                found.classes,
+                model=None if variant else model or loader.DEFAULT_MODEL,
+                variant=variant,
+                res=res or (str(chosen.res) if chosen.res else None),
+                activation=activation,
+                seed=seed,
+                access=output.access(revision, offline),
+            )
+            for message in start.notes:
+                say(message)
+            chosen = recipes.named_recipe(name, start.model.config, data, n).override(**changes)
+            if clip == 0:
+                chosen = replace(chosen, clip_norm=None)
+            chosen, part = _shared_out(chosen, batch_size, accumulate, n, lr, say)
+            job = runs.Job(
+                start.name,
+                start.model,
+                start.preprocessing,
+                images,
+                runs.Settings(
+                    data=data,
+                    command=shlex.join(["cvt", *sys.argv[1:]]),
+                    recipe=chosen,
+                    seed=seed,
+                    precision=devices.choose_precision(precision, place),
+                    batch_size=part,
+                    accumulate=accumulate,
+                    freeze=tuple(freeze.split(",")) if freeze else (),
+                    class_weights=class_weights == "balanced",
+                    patience=patience,
+                    max_time_sec=seconds,
+                    sync_batchnorm=sync_bn,
+                    checkpoint_activations=checkpoint_activations,
+                ),
+                place,
+                _workers(workers, place.type),
+            )
+            job_run = runs.Run(job, say=say, progress=_progress())
+            plan = job_run.plan(val_fraction or 0.1)
+            for line in runs.describe(plan):
+                say(line)
+            if dry_run:
+                if json_output and processes.rank() == 0:
+                    output.print_json(plan)
+                return
+            default_name = f"{start.name}-{Path(data).name}-{time.strftime('%Y%m%d-%H%M%S')}"
+            result = job_run.begin(run or Path("runs", default_name), plan)
+    if processes.rank() == 0:
+        _print(result, json_output, job.settings.data)
+    if result["n_unreadable"]:
+        raise typer.Exit(1)
+
+
+def parse_duration(text: str) -> float:
+    """Seconds of "2h", "90m", "1h30m" or "45s".
+
+    Raises:
+        UsageError: it is no such time.
+    """
+    parts = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", text.strip())
+    if not text.strip() or parts is None:
+        raise UsageError(f"`{text}` is no time; accepted are such as `2h`, `1h30m`, `90m`, `45s`")
+    hours, minutes, seconds = (int(part or 0) for part in parts.groups())
+    return float(3600 * hours + 60 * minutes + seconds)
+
+
+def _start_on(gpus: int) -> None:
+    """Start this command again under torchrun, a process for each CUDA device; does not return."""
+    import torch
+
+    if torch.cuda.device_count() < gpus:
+        raise UsageError(
+            f"--gpus {gpus}: this machine has {torch.cuda.device_count()} CUDA devices",
+            hint="leave it out to train on what is here",
+        )
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command = [*torchrun, f"--nproc-per-node={gpus}", "-m", "cvt_cli", *sys.argv[1:]]
+    os.execv(sys.executable, command)
+
+
+def _workers(asked: int | None, device: str) -> int:
+    """Processes that decode: on a CPU, whose cores train, one; else the cores of this process."""
+    if asked is not None:
+        return asked
+    cores = max(1, (os.cpu_count() or 1) // processes.local_count())
+    return 1 if device == "cpu" else min(cores, 8)
+
+
+def _shared_out(
+    recipe: recipes.Recipe,
+    batch_size: int | None,
+    accumulate: int,
+    images: int,
+    lr: float | None,
+    say: Say,
+) -> tuple[recipes.Recipe, int]:
+    """The recipe for the images of a step, and how many of them a process computes together."""
+    shares = accumulate * processes.count()
+    part = batch_size or max(1, recipe.batch_size // shares)
+    if part * shares > images:
+        part = max(1, images // shares)
+        say(f"batch size {part}: the data has no more training images")
+    return recipe.override(batch_size=part * shares, learning_rate=lr), part
+
+
+def _job_of(
+    folder: Path,
+    data: str | None,
+    data_dir: Path,
+    offline: bool,
+    device: Any,
+    workers: int | None,
+    max_time_sec: float | None,
+) -> "Job":
+    """The job of a run's folder."""
+    from cvt_cli import datasets, runs
+
+    plan = runs.read_plan(folder)
+    settings = runs.settings_of(plan)
+    if max_time_sec is not None:
+        settings = replace(settings, max_time_sec=max_time_sec)
+    data = data or settings.data
+    found = datasets.open_dataset(data, "train", data_dir, offline=offline, say=output.note)
+    own = not plan["data"]["val_set_aside"]
+    images = runs.check_images(
+        found,
+        datasets.open_validation(data, found) if own else None,
+        plan["data"]["val_fraction"],
+        settings.seed,
+        progress=_progress(),
     )
-    start = loader.start_of_training(
-        images.classes,
-        model=model,
-        variant=variant,
-        res=res,
-        activation=activation,
-        seed=seed,
-        access=output.access(revision, offline),
-    )
-    for message in start.notes:
-        output.note(message)
-    named = training.named_recipe(
-        recipe or ("default" if model else "imagenet"), start.model.config
-    )
-    train_set, val_set = images.split(val_fraction, seed)
-    # A batch is at most all training images; the learning rate goes with it unless it is given.
-    if (batch_size or named.batch_size) > len(train_set):
-        batch_size = len(train_set)
-        output.note(f"batch size {batch_size}: the data has no more training images")
-    settings = runs.Settings(
-        data=data,
-        command=shlex.join(["cvt", *sys.argv[1:]]),
-        recipe=named.override(
-            epochs=epochs,
-            batch_size=batch_size,
-            learning_rate=lr,
-            warmup_epochs=warmup_epochs,
-            weight_decay=weight_decay,
-            augmentation=augment,
-        ),
-        seed=seed,
-        device=place,
-        precision=devices.choose_precision(precision, place),
-        workers=workers,
-    )
-    default_name = f"{start.name}-{Path(data).name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    result = runs.run(
-        run or Path("runs", default_name),
-        start.model,
-        train_set,
-        val_set,
-        start.preprocessing,
-        settings,
-        say=output.note,
-        progress=output.progress,
-    )
+    shares = settings.accumulate * processes.count()
+    if plan["step_images"] is not None:
+        if plan["step_images"] % shares:
+            raise UsageError(
+                f"the {plan['step_images']} images of a step cannot be shared among "
+                f"{processes.count()} processes"
+            )
+        settings = replace(settings, batch_size=plan["step_images"] // shares)
+    return runs.job_of(plan, settings, images, device, _workers(workers, device.type))
+
+
+def _nobody(message: str) -> None:
+    """Of several processes, one speaks."""
+
+
+def _progress() -> Progress:
+    return output.progress if processes.rank() == 0 else silent
+
+
+def _print(result: dict[str, Any], json_output: bool, data: str) -> None:
     if json_output:
         output.print_json(result)
         return
+    low, high = result["val_top1_interval"]
     print(
         f"best: epoch {result['best_epoch']}, top-1 {result['val_top1']:.4f} on "
-        f"{result['val_n']} images set aside from training\n{result['best']}"
+        f"{result['val_n']} validation images (95 % interval {low:.4f} to {high:.4f})\n"
+        f"{result['best']}"
     )
     output.note(f"next: cvt evaluate --data {shlex.quote(data)} --model {result['best']}")
