@@ -21,6 +21,7 @@ from cvt_cli.commands import (
     info,
     models,
     predict,
+    push,
 )
 from cvt_cli.errors import CvtError
 
@@ -78,6 +79,7 @@ for _command in (
     evaluate.evaluate,
     compare.compare,
     finetune.finetune,
+    push.push,
     flops.flops,
     count_params.count_params,
     benchmark.benchmark,

@@ -22,7 +22,7 @@ from cvt_cli.hub_cache import Snapshot
 from cvt_cli.progress import Advance, Progress, Say
 
 if TYPE_CHECKING:
-    from huggingface_hub import ModelInfo
+    from huggingface_hub import HfApi, ModelInfo
 
 REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 """Owner and name, as every repository of the hub has them."""
@@ -132,17 +132,58 @@ def _ask(repository: str, revision: str | None, offline: bool) -> "ModelInfo":
     if offline or never_asks():
         why = "--offline" if offline else "HF_HUB_OFFLINE is set"
         raise _unreachable(repository, f"{not_here} is not asked: {why}")
-    import huggingface_hub
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
+    try:
+        return model_info(repository, revision)
+    except HfHubHTTPError as error:
+        raise _http_error(error, repository, revision) from None
+    except HFValidationError as error:
+        message = f"`{repository}` is no name on a hub: {first_line(error)}"
+        raise CheckpointError(message) from None
+    except ConnectionError as error:
+        raise _unreachable(repository, f"{not_here} {error}") from None
+
+
+def client() -> "HfApi":
+    """The hub's client, set up so that what matters is said here."""
+    import huggingface_hub
+
     _set_up_client()
+    return huggingface_hub.HfApi(library_name="cvt-cli", library_version=__version__)
+
+
+def model_info(
+    repository: str, revision: str | None = None, *, hashes: bool = False
+) -> "ModelInfo":
+    """What a hub says of a repository: commit, file names; asked once, answered in time.
+
+    Args:
+        repository: owner/name.
+        revision: by default ``main``.
+        hashes: of the files too, which takes a hub longer.
+
+    Raises:
+        ConnectionError: no hub answers; the message says in which way, without naming the hub.
+        HfHubHTTPError: it answers something else, by the client's own subclasses.
+        HFValidationError: no hub takes such a name.
+    """
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
     timeout = float(os.environ.get("HF_HUB_ETAG_TIMEOUT") or REACHABLE_SEC)
-    client = huggingface_hub.HfApi(library_name="cvt-cli", library_version=__version__)
+    api = client()
     answer: list[Any] = []
 
     def ask() -> None:
         try:
-            answer.append(client.model_info(repository, revision=revision, timeout=timeout))
+            answer.append(
+                api.model_info(
+                    repository,
+                    revision=revision,
+                    timeout=timeout + 1,  # it is `join` below that gives up
+                    files_metadata=hashes,
+                )
+            )
         except Exception as error:  # told apart below, in the thread that can raise it
             answer.append(error)
 
@@ -151,16 +192,14 @@ def _ask(repository: str, revision: str | None, offline: bool) -> "ModelInfo":
     thread.start()
     thread.join(timeout)
     if not answer:
-        raise _unreachable(repository, f"{not_here} did not answer within {timeout:g} s")
+        raise ConnectionError(f"did not answer within {timeout:g} s")
     found = answer[0]
-    if isinstance(found, HfHubHTTPError):
-        raise _http_error(found, repository, revision)
-    if isinstance(found, HFValidationError):
-        raise CheckpointError(f"`{repository}` is no name on a hub: {_first_line(found)}")
+    if isinstance(found, HfHubHTTPError | HFValidationError):
+        raise found
     if isinstance(found, Exception):
-        raise _unreachable(repository, f"{not_here} cannot be reached: {_first_line(found)}")
+        raise ConnectionError(f"cannot be reached: {first_line(found)}")
     if not hub_cache.is_hash(str(found.sha)):
-        raise _unreachable(repository, f"{not_here} does not answer as a hub does")
+        raise ConnectionError("does not answer as a hub does")
     return found  # type: ignore[no-any-return]
 
 
@@ -260,29 +299,37 @@ def _explained(repository: str, revision: str | None) -> Iterator[None]:
         raise _http_error(error, repository, revision) from None
     except FileMetadataError as error:
         raise _broke_off(repository, error) from None
-    except OSError as error:
-        if error.errno is None or isinstance(error, ConnectionError | TimeoutError):
+    except Exception as error:
+        if is_network_error(error):
             raise _broke_off(repository, error) from None
+        if not isinstance(error, OSError):
+            raise
         raise CvtError(
             f"cannot write to the hub's cache `{cache.hub_dir()}`: {error.strerror or error}",
             hint="make room there, or choose another folder with HF_HUB_CACHE or HF_HOME; "
             "what was fetched so far is kept",
         ) from None
-    except Exception as error:
-        # The client lets its HTTP library's errors through: httpx's, or once requests'.
-        if not type(error).__module__.startswith(("httpx", "httpcore", "requests", "urllib3")):
-            raise
-        raise _broke_off(repository, error) from None
+
+
+def is_network_error(error: BaseException) -> bool:
+    """Whether a connection failed, not the disk: the client lets its HTTP library's errors through.
+
+    That is httpx, or requests, whose errors are OSErrors without a number.
+    """
+    if isinstance(error, OSError):
+        return error.errno is None or isinstance(error, ConnectionError | TimeoutError)
+    return type(error).__module__.startswith(("httpx", "httpcore", "requests", "urllib3"))
 
 
 def _broke_off(repository: str, error: BaseException) -> CheckpointError:
     return CheckpointError(
-        f"the download of `{repository}` from {endpoint()} broke off: {_first_line(error)}",
+        f"the download of `{repository}` from {endpoint()} broke off: {first_line(error)}",
         hint="run the same command again; it goes on where this one stopped",
     )
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """What an error says, without what follows in further lines."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 

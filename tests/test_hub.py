@@ -5,21 +5,17 @@ The hub is a server on 127.0.0.1 (`fake_hub`); the client is the real one, in pr
 
 import contextlib
 import ctypes
-import fcntl
 import io
 import json
 import os
-import pty
 import random
 import re
 import resource
 import shutil
 import signal
 import socket
-import struct
 import subprocess
 import sys
-import termios
 import time
 from datetime import datetime
 from pathlib import Path
@@ -262,18 +258,10 @@ def test_a_killed_download_goes_on_where_it_stopped(hub: Hub, machine: Machine, 
 
 def test_a_terminal_shows_a_bar_with_size_and_rate(hub: Hub, machine: Machine, checkpoint) -> None:
     slowed(hub, checkpoint, seconds=2)
-    controller, terminal = pty.openpty()
-    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 110, 0, 0))
-    arguments = [sys.executable, "-m", "cvt_cli", "download", NAME]
-    process = subprocess.Popen(arguments, env=machine.environment, stdout=terminal, stderr=terminal)
-    os.close(terminal)
-    shown = b""
-    with contextlib.suppress(OSError):  # the other end is closed
-        while chunk := os.read(controller, 4096):
-            shown += chunk
 
-    assert process.wait() == 0
-    bars = [part.decode() for part in shown.split(b"\r") if b"B/s]" in part]
+    shown = machine.on_a_terminal("download", NAME)
+
+    bars = [part for part in shown.split("\r") if "B/s]" in part]
     assert re.search(r"^model.safetensors: +\d+%\|.*\| \d+k/897k \[00:\d\d<.*kB/s\]", bars[-1]), (
         bars
     )

@@ -16,7 +16,7 @@ PACKAGE = Path(cvt_cli.__file__).parent
 LAYERS = {
     "known": (
         "errors progress processes config preprocessing labels checkpoints layouts costs cards "
-        "recipes cache hub_cache hub"
+        "recipes cache hub_cache hub upload"
     ),
     "arrays": (
         "images sources trees datasets engine runtimes inference datacheck gallery writers metrics "
@@ -113,6 +113,7 @@ def command(*arguments: str) -> str:
         ("cache", "list"),
         ("predict", "--help"),
         ("finetune", "--help"),
+        ("push", "--help"),
     ],
     ids=" ".join,
 )

@@ -1,9 +1,14 @@
 """What the tests share: golden weights and numbers, where the larger data lies."""
 
+import contextlib
+import fcntl
 import json
 import os
+import pty
+import struct
 import subprocess
 import sys
+import termios
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -97,6 +102,24 @@ class Machine:
     def run(self, *arguments: object, **environment: str) -> Result:
         """Run a command to its end."""
         return self.wait(self.start(*arguments, **environment))
+
+    def on_a_terminal(self, *arguments: object, **environment: str) -> str:
+        """What a command shows on a terminal 110 columns wide; it must end well."""
+        controller, terminal = pty.openpty()
+        fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 110, 0, 0))
+        process = subprocess.Popen(
+            [sys.executable, "-m", "cvt_cli", *(str(a) for a in arguments)],
+            env={**self.environment, **environment},
+            stdout=terminal,
+            stderr=terminal,
+        )
+        os.close(terminal)
+        shown = b""
+        with contextlib.suppress(OSError):  # the other end is closed
+            while chunk := os.read(controller, 4096):
+                shown += chunk
+        assert process.wait() == 0
+        return shown.decode()
 
     def wait(self, process: subprocess.Popen[str]) -> Result:
         stdout, stderr = process.communicate(timeout=240)
