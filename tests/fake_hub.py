@@ -394,9 +394,9 @@ class _StoreHandler(_Handler):
         """A file, one of its parts, or the word that all parts were sent."""
         repository, _ = self.hub.store[oid]
         length = int(self.headers["Content-Length"])
-        body = b""
-        while len(body) < length:
-            body += self.rfile.read(min(CHUNK, length - len(body)))
+        received = bytearray()
+        while len(received) < length:
+            received += self.rfile.read(min(CHUNK, length - len(received)))
             if repository.cut_uploads:
                 repository.cut_uploads -= 1
                 self.close_connection = True
@@ -404,6 +404,7 @@ class _StoreHandler(_Handler):
                 return
             if repository.bytes_per_sec:
                 time.sleep(CHUNK / repository.bytes_per_sec)
+        body = bytes(received)
         if part is not None:
             self.hub.parts[oid, part] = body
             return self.send(200, ETag=hashlib.md5(body).hexdigest())
