@@ -54,7 +54,9 @@ class Recipe:
     weight_decay: float  # none on biases, norms and the class token
     augment: Augment | None  # None chooses by the number of images
     label_smoothing: float = 0.1
-    clip_norm: float | None = 1.0  # of all gradients together; ours, against early NaN losses
+    clip_norm: float = (
+        1.0  # of all gradients together, ours, against early NaN losses; 0 is without
+    )
     layer_decay: float = 1.0  # each block learns this much slower than the one after it
     ema_epochs: float = 0.0  # time constant of the weights' moving average; 0 is without
     steps: int | None = None  # in place of epochs
@@ -65,7 +67,7 @@ class Recipe:
         """The recipe with the changes that are not None.
 
         Another batch size scales the learning rate with it, unless that is given too; epochs take
-        the place of steps.
+        the place of steps, and a quarter of them is the longest warm-up that is not asked for.
 
         Raises:
             UsageError: a value that cannot be trained with.
@@ -76,6 +78,7 @@ class Recipe:
             changes["learning_rate"] = rate
         if "epochs" in changes:
             changes["steps"] = None
+            changes.setdefault("warmup_epochs", min(self.warmup_epochs, changes["epochs"] / 4))
         recipe = replace(self, **changes)
         if recipe.steps is None and recipe.warmup_epochs >= recipe.epochs > 0:
             raise UsageError(
@@ -115,7 +118,7 @@ RECIPES: dict[RecipeName, Recipe] = {
     "imagenet": Recipe(
         "imagenet", "adamw", 300, 2048, 0.002, 5, 0.05, "imagenet", not_published=("clip_norm",)
     ),
-    "linear-probe": Recipe("linear-probe", "lbfgs", 0, 64, 0.0, 0, 0.0, "none", 0.0, None),
+    "linear-probe": Recipe("linear-probe", "lbfgs", 0, 64, 0.0, 0, 0.0, "none", 0.0, 0.0),
     "quick": Recipe("quick", "adamw", 3, 64, 1e-3, 0.3, 0.05, "crop-flip", layer_decay=0.8),
 }  # fmt: skip
 

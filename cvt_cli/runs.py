@@ -19,7 +19,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from time import perf_counter
 from types import FrameType
@@ -218,6 +218,8 @@ class Run:
         self.trainer: Trainer | None = None
         if recipe.optimizer == "lbfgs":
             return
+        if job.device.type == "cpu":
+            training.keep_memory()
         if not self.batches.steps:
             raise DataError(
                 f"{len(job.images.training)} images to train on are fewer than the "
@@ -817,6 +819,7 @@ def job_of(
 
     Raises:
         DataError: the images are not those that the run began with.
+        UsageError: the images of a step cannot be shared among so many processes.
     """
     if images.fingerprint != plan["data"]["fingerprint"]:
         raise DataError(
@@ -825,6 +828,15 @@ def job_of(
             hint="bring the images back as they were, or start another run, from "
             "--model RUN/best for example",
         )
+    shares = settings.accumulate * processes.count()
+    if plan["step_images"] is not None:
+        if plan["step_images"] % shares:
+            raise UsageError(
+                f"the {plan['step_images']} images of a step cannot be shared among "
+                f"{processes.count()} processes",
+                hint=f"go on with {plan['processes']}, as it began",
+            )
+        settings = replace(settings, batch_size=plan["step_images"] // shares)
     config, _ = layouts.config_from_transformers(plan["model"]["config"])
     preprocessing = Preprocessing.from_transformers(plan["model"]["preprocessing"])
     start = plan["model"]["start"]

@@ -238,7 +238,7 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["rate_scale"]
         loss = self.backward(parts)
-        if self.recipe.clip_norm is not None:
+        if self.recipe.clip_norm:
             self.scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_norm)
         self.scaler.step(self.optimizer)

@@ -23,7 +23,7 @@ def trainer_of(batchnorm: str) -> Trainer:
     norms = [m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)]
     return Trainer(
         model,
-        Recipe("plain", "adamw", 1, 4, 1e-3, 0, 0.05, "none", clip_norm=None),
+        Recipe("plain", "adamw", 1, 4, 1e-3, 0, 0.05, "none", clip_norm=0.0),
         Schedule(1e-3, 1, 0),
         device=torch.device("cpu"),
         precision="fp32",

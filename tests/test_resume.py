@@ -187,7 +187,7 @@ def test_a_finished_run_is_not_trained_again(cvt, straight: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["--lr", 1], 2, "--learning-rate is settled by the run"),
+        (["--lr", 1], 2, "--lr is settled by the run"),
         (["--model", "x"], 2, "--model is settled by the run"),
     ],
     ids=str,

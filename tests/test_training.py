@@ -21,7 +21,7 @@ from cvt_cli.training import Schedule, Trainer, Watch, parameter_groups, schedul
 from tests_shared import golden, golden_config, golden_input, golden_model
 
 STEP = golden("train-tiny")
-PLAIN = Recipe("plain", "adamw", 1, 4, 1e-3, 0, 0.05, "none", clip_norm=None)
+PLAIN = Recipe("plain", "adamw", 1, 4, 1e-3, 0, 0.05, "none", clip_norm=0.0)
 
 
 def make_trainer(
@@ -151,8 +151,9 @@ def test_the_learning_rate_is_linear_in_the_batch_unless_given() -> None:
     assert recipe.override(batch_size=512, learning_rate=0.1).learning_rate == 0.1
     assert recipe.override(epochs=None) == recipe
     assert named_recipe("paper").override(epochs=3).steps is None
+    assert recipe.override(epochs=8).warmup_epochs == 2
     with pytest.raises(UsageError, match="a warm-up of 5 epochs does not fit into 3 epochs"):
-        recipe.override(epochs=3)
+        recipe.override(epochs=3, warmup_epochs=5)
 
 
 def test_the_learning_rate_warms_up_and_follows_a_cosine() -> None:

@@ -13,13 +13,15 @@ import typer
 
 from cvt_cli import cache, loader, options, output, processes, recipes
 from cvt_cli.errors import UsageError
-from cvt_cli.progress import Progress, Say, silent
+from cvt_cli.progress import Say, silent
 
 if TYPE_CHECKING:
-    from cvt_cli.runs import Job
+    from cvt_cli.runs import Images
 
 TRAINING = "Training"
 GOING_ON = "Going on"
+
+DEFAULT_VAL_FRACTION = 0.1
 
 
 def finetune(
@@ -287,103 +289,105 @@ def finetune(
         shown = recipes.named_recipe(name).override(**changes, batch_size=batch_size)
         output.print_json(shown.to_json())
         return
-    seconds = parse_duration(max_time) if max_time else None
+    max_time_sec = parse_duration(max_time) if max_time else None
+    if resume is not None:
+        settled = {
+            "--model": model, "--variant": variant, "--res": res, "--activation": activation,
+            "--recipe": recipe, "--batch-size": batch_size, "--lr": lr, "--freeze": freeze,
+            "--epochs": epochs, "--warmup-epochs": warmup_epochs, "--weight-decay": weight_decay,
+            "--clip": clip, "--augment": augment, "--patience": patience,
+            "--class-weights": class_weights, "--val-fraction": val_fraction, "--output": run,
+        }  # fmt: skip
+        if given := [option for option, value in settled.items() if value is not None]:
+            raise UsageError(
+                f"{given[0]} is settled by the run that --resume goes on with",
+                hint="leave it out, or start another run",
+            )
+    elif data is None:
+        raise UsageError(
+            "there is no --data to train on",
+            hint="name a folder with a folder of images per class, or a known set, for example "
+            "--data cifar10",
+        )
     if gpus is not None and processes.count() == 1:
         _start_on(gpus)
 
     from cvt_cli import datasets, devices, runs
 
     place = devices.choose_device(device)
-    say = output.note if processes.rank() == 0 else _nobody
-    folder = data_dir or cache.data_dir()
+    alone = processes.rank() == 0  # of several processes, one speaks
+    say, progress = (output.note, output.progress) if alone else (_nobody, silent)
+    workers = _workers(workers, place.type)
+
+    def check(data: str, own: bool, fraction: float, seed: int) -> "Images":
+        found = datasets.open_dataset(
+            data, "train", data_dir or cache.data_dir(), offline=offline, say=say
+        )
+        published = datasets.open_validation(data, found) if own else None
+        return runs.check_images(found, published, fraction, seed, progress=progress)
+
     with processes.joined(place.type):
         if resume is not None:
-            fixed = {
-                "--model": model,
-                "--variant": variant,
-                "--res": res,
-                "--activation": activation,
-                "--recipe": recipe,
-                "--batch-size": batch_size,
-                "--freeze": freeze,
-                "--patience": patience,
-                "--class-weights": class_weights,
-                "--val-fraction": val_fraction,
-                "--output": run,
-                **{f"--{key.replace('_', '-')}": value for key, value in changes.items()},
-            }
-            if given := [option for option, value in fixed.items() if value is not None]:
-                raise UsageError(
-                    f"{given[0]} is settled by the run that --resume goes on with",
-                    hint="leave it out, or start another run",
-                )
-            job = _job_of(resume, data, folder, offline, place, workers, seconds)
-            job_run = runs.Run(job, say=say, progress=_progress())
-            result = job_run.go_on(resume)
-        else:
-            if data is None:
-                raise UsageError(
-                    "there is no --data to train on",
-                    hint="name a folder with a folder of images per class, or a known set: "
-                    + ", ".join(datasets.KNOWN_SETS),
-                )
-            found = datasets.open_dataset(data, "train", folder, offline=offline, say=say)
-            published = None if val_fraction else datasets.open_validation(data, found)
-            images = runs.check_images(
-                found, published, val_fraction or 0.1, seed, progress=_progress()
+            plan = runs.read_plan(resume)
+            settings = runs.settings_of(plan)
+            if max_time_sec is not None:
+                settings = replace(settings, max_time_sec=max_time_sec)
+            images = check(
+                data or settings.data,
+                not plan["data"]["val_set_aside"],
+                plan["data"]["val_fraction"],
+                settings.seed,
             )
+            job = runs.job_of(plan, settings, images, place, workers)
+            result = runs.Run(job, say=say, progress=progress).go_on(resume)
+        else:
+            assert data is not None
+            fraction = val_fraction or DEFAULT_VAL_FRACTION
+            images = check(data, val_fraction is None, fraction, seed)
             n = len(images.training)
-            chosen = recipes.named_recipe(name, None, data, n)
             start = loader.start_of_training(
-                found.classes,
+                images.training.classes,
                 model=None if variant else model or loader.DEFAULT_MODEL,
                 variant=variant,
-                res=res or (str(chosen.res) if chosen.res else None),
+                res=res or (str(recipes.RECIPES[name].res) if recipes.RECIPES[name].res else None),
                 activation=activation,
                 seed=seed,
-                access=output.access(revision, offline),
+                access=replace(output.access(revision, offline), say=say),
             )
             for message in start.notes:
                 say(message)
             chosen = recipes.named_recipe(name, start.model.config, data, n).override(**changes)
-            if clip == 0:
-                chosen = replace(chosen, clip_norm=None)
             chosen, part = _shared_out(chosen, batch_size, accumulate, n, lr, say)
-            job = runs.Job(
-                start.name,
-                start.model,
-                start.preprocessing,
-                images,
-                runs.Settings(
-                    data=data,
-                    command=shlex.join(["cvt", *sys.argv[1:]]),
-                    recipe=chosen,
-                    seed=seed,
-                    precision=devices.choose_precision(precision, place),
-                    batch_size=part,
-                    accumulate=accumulate,
-                    freeze=tuple(freeze.split(",")) if freeze else (),
-                    class_weights=class_weights == "balanced",
-                    patience=patience,
-                    max_time_sec=seconds,
-                    sync_batchnorm=sync_bn,
-                    checkpoint_activations=checkpoint_activations,
-                ),
-                place,
-                _workers(workers, place.type),
+            settings = runs.Settings(
+                data=data,
+                command=shlex.join(["cvt", *sys.argv[1:]]),
+                recipe=chosen,
+                seed=seed,
+                precision=devices.choose_precision(precision, place),
+                batch_size=part,
+                accumulate=accumulate,
+                freeze=tuple(freeze.split(",")) if freeze else (),
+                class_weights=class_weights == "balanced",
+                patience=patience,
+                max_time_sec=max_time_sec,
+                sync_batchnorm=sync_bn,
+                checkpoint_activations=checkpoint_activations,
             )
-            job_run = runs.Run(job, say=say, progress=_progress())
-            plan = job_run.plan(val_fraction or 0.1)
+            job = runs.Job(
+                start.name, start.model, start.preprocessing, images, settings, place, workers
+            )
+            prepared = runs.Run(job, say=say, progress=progress)
+            plan = prepared.plan(fraction)
             for line in runs.describe(plan):
                 say(line)
             if dry_run:
-                if json_output and processes.rank() == 0:
+                if json_output and alone:
                     output.print_json(plan)
                 return
             default_name = f"{start.name}-{Path(data).name}-{time.strftime('%Y%m%d-%H%M%S')}"
-            result = job_run.begin(run or Path("runs", default_name), plan)
-    if processes.rank() == 0:
-        _print(result, json_output, job.settings.data)
+            result = prepared.begin(run or Path("runs", default_name), plan)
+    if alone:
+        _print(result, json_output, settings.data)
     if result["n_unreadable"]:
         raise typer.Exit(1)
 
@@ -440,49 +444,8 @@ def _shared_out(
     return recipe.override(batch_size=part * shares, learning_rate=lr), part
 
 
-def _job_of(
-    folder: Path,
-    data: str | None,
-    data_dir: Path,
-    offline: bool,
-    device: Any,
-    workers: int | None,
-    max_time_sec: float | None,
-) -> "Job":
-    """The job of a run's folder."""
-    from cvt_cli import datasets, runs
-
-    plan = runs.read_plan(folder)
-    settings = runs.settings_of(plan)
-    if max_time_sec is not None:
-        settings = replace(settings, max_time_sec=max_time_sec)
-    data = data or settings.data
-    found = datasets.open_dataset(data, "train", data_dir, offline=offline, say=output.note)
-    own = not plan["data"]["val_set_aside"]
-    images = runs.check_images(
-        found,
-        datasets.open_validation(data, found) if own else None,
-        plan["data"]["val_fraction"],
-        settings.seed,
-        progress=_progress(),
-    )
-    shares = settings.accumulate * processes.count()
-    if plan["step_images"] is not None:
-        if plan["step_images"] % shares:
-            raise UsageError(
-                f"the {plan['step_images']} images of a step cannot be shared among "
-                f"{processes.count()} processes"
-            )
-        settings = replace(settings, batch_size=plan["step_images"] // shares)
-    return runs.job_of(plan, settings, images, device, _workers(workers, device.type))
-
-
 def _nobody(message: str) -> None:
     """Of several processes, one speaks."""
-
-
-def _progress() -> Progress:
-    return output.progress if processes.rank() == 0 else silent
 
 
 def _print(result: dict[str, Any], json_output: bool, data: str) -> None:
