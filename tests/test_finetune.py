@@ -1,7 +1,11 @@
 """`cvt finetune` and `cvt evaluate` at the command line, on photographs of sign-language digits."""
 
+import ast
 import json
+import shlex
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -368,3 +372,33 @@ def test_a_linear_probe_solves_the_head_on_fixed_features(
     again = cvt("finetune", "--resume", run, "--json")
     assert "computing features" not in again.stderr
     assert again.json["val_top1"] == result.json["val_top1"]
+
+
+def test_the_four_commands_of_the_readme_serve_a_strangers_folder(
+    signdigits: Path, tmp_path: Path
+) -> None:
+    for name, count in (("0", 34), ("1", 33), ("5", 33)):
+        (tmp_path / "my_folder" / name).mkdir(parents=True)
+        for path in sorted((signdigits / "train" / name).iterdir())[:count]:
+            shutil.copy(path, tmp_path / "my_folder" / name)
+    shutil.copy(next((signdigits / "val" / "5").iterdir()), tmp_path / "photo.jpg")
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    block = readme.partition("from a folder of pictures to a model in use:\n\n```bash\n")[2]
+    commands = [shlex.split(line) for line in block.partition("\n```")[0].splitlines()]
+    assert [command[0] for command in commands] == ["cvt", "cvt", "cvt", "python"]
+
+    answers = []
+    for command in commands:
+        start = ["-m", "cvt_cli", *command[1:]] if command[0] == "cvt" else command[1:]
+        done = subprocess.run(
+            [sys.executable, *start], cwd=tmp_path, capture_output=True, text=True, timeout=300
+        )
+        assert done.returncode == 0, done.stderr
+        answers.append(done.stdout)
+
+    trained, evaluated, predicted, by_transformers = answers
+    assert "best: epoch" in trained and "top-1" in evaluated
+    record = json.loads((tmp_path / "my_run" / "best" / "preprocessor_config.json").read_text())
+    assert record["size"] == {"shortest_edge": 64}
+    first = ast.literal_eval(by_transformers)[0]["label"]
+    assert first in predicted and first in ("0", "1", "5")
