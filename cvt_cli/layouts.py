@@ -221,7 +221,7 @@ def read_folder(
         )
     preprocessing = None
     try:
-        config, names = _config_from_transformers(content)
+        config, names = config_from_transformers(content)
         path = folder / PREPROCESSING_FILE
         if path.exists():
             preprocessing = Preprocessing.from_transformers(_read_json(path))
@@ -292,7 +292,12 @@ _FIXED: dict[str, Any] = {
 }
 
 
-def _config_from_transformers(config: dict[str, Any]) -> tuple[CvTConfig, Labels]:
+def config_from_transformers(config: dict[str, Any]) -> tuple[CvTConfig, Labels]:
+    """The network and its class names that a ``config.json`` describes.
+
+    Raises:
+        ConfigError: a value that no published CvT has.
+    """
     if config.get("num_channels", 3) != 3:
         raise ConfigError(f"`num_channels` is {config['num_channels']!r}; only 3 is supported")
     published = VARIANTS["13"].stages  # transformers' defaults are CvT-13's

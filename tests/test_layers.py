@@ -15,14 +15,17 @@ PACKAGE = Path(cvt_cli.__file__).parent
 
 LAYERS = {
     "known": (
-        "errors progress processes config preprocessing labels checkpoints layouts costs cards "
-        "cache hub_cache hub"
+        "errors progress processes config preprocessing labels checkpoints layouts exported costs "
+        "cards cache hub_cache hub"
     ),
     "arrays": (
         "images sources trees datasets engine runtimes inference gallery writers metrics "
-        "evaluation comparison plots report"
+        "evaluation comparison plots report verification"
     ),
-    "tensors": "model weights devices inference_form torch_engine graphs benchmark training runs",
+    "tensors": (
+        "model weights devices inference_form torch_engine graph_preprocessing quantisation graphs "
+        "benchmark exporting training runs"
+    ),
     "front": "loader classifier catalogue options output commands cli __main__",
 }
 ORDER = [module for modules in LAYERS.values() for module in modules.split()]
