@@ -2,7 +2,8 @@
 
 A graph takes `images`, float32 (B, 3, H, W), normalised, with any B, and gives `logits`
 (B, classes) and `features` (B, C), what the head reads; both float32, in whatever precision it
-computes. With preprocessing inside it takes `pixels` (see `graph_preprocessing`). OpenVINO's is made from ONNX.
+computes. With preprocessing inside it takes `pixels` (see `graph_preprocessing`). OpenVINO's is
+made from ONNX.
 """
 
 import json

@@ -72,7 +72,7 @@ class Arrays:
             yield images.preprocess(picture, self.preprocessing)[None]
 
 
-TOLERANCES: dict[Precision, float] = {"fp32": 2e-4, "fp16": 0.05, "bf16": 0.5, "int8": 0.4}
+TOLERANCES: dict[Precision, float] = {"fp32": 2e-4, "fp16": 0.05, "bf16": 0.5, "int8": 0.25}
 """How far logits may be from torch's in float32, in standard deviations of torch's logits: the
 largest difference; of "int8" the root mean square over images, since rounding to 256 steps leaves
 outliers. What was measured of CvT-13 and nano: 1e-5, 0.01, 0.15 and 0.1."""
