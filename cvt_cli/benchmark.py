@@ -204,7 +204,13 @@ def _sides_of_file(
 
 
 def measure(
-    asked: Sequence[Side], *, rounds: int, ratios: bool, folder: Path, progress: Progress
+    asked: Sequence[Side],
+    *,
+    rounds: int,
+    ratios: bool,
+    against_peak: bool = True,
+    folder: Path,
+    progress: Progress,
 ) -> list[Row]:
     """Measure every side in turn.
 
@@ -212,6 +218,7 @@ def measure(
         asked: what to measure.
         rounds: how often every side has its turn.
         ratios: whether the first side of each batch size is the baseline of the others.
+        against_peak: whether to measure the rate of a matrix product too, for the share of it.
         folder: for graphs.
         progress: of the rounds.
 
@@ -220,9 +227,10 @@ def measure(
         CvtError: a side's process ended, as for want of memory.
     """
     rates: list[list[float]] = [[] for _ in asked]
-    own_peak = [s for s in asked if s.precision != "int8"]  # torch has no such product to compare
     peaks: dict[tuple[str, str], list[float]] = {
-        (side.network.device, side.precision): [] for side in own_peak
+        (side.network.device, side.precision): []
+        for side in asked
+        if against_peak and side.precision != "int8"  # torch has no such product to compare with
     }
     with ExitStack() as stack:
         graphs = {

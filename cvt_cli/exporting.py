@@ -170,7 +170,12 @@ def export(
         benchmark.Side(engine, record.precision, 1, network),  # type: ignore[arg-type]
     ]
     speed = benchmark.measure(
-        sides, rounds=SPEED_ROUNDS, ratios=True, folder=workplace, progress=progress
+        sides,
+        rounds=SPEED_ROUNDS,
+        ratios=True,
+        against_peak=False,
+        folder=workplace,
+        progress=progress,
     )
     path = target if found.passed else target.with_name(target.name + FAILED)
     _rename(made, path)
