@@ -24,9 +24,6 @@ Layout = Literal["transformers", "reference"]
 FAILED = ".failed"
 """Suffix of a file that differs too much from the checkpoint."""
 
-MOST_CALIBRATION_IMAGES = 300
-"""Ranges hardly change after that (NNCF's default)."""
-
 SPEED_ROUNDS = 5
 
 _VERSIONS = ("cvt-cli", "torch", "onnx", "onnxruntime", "openvino", "nncf", "pillow")
@@ -88,25 +85,27 @@ class Exported:
         }
 
 
-def check(form: GraphFormat, record: Record) -> None:
-    """Raises UsageError if a file cannot be made so, or what makes or runs it is not installed."""
-    if reason := _IMPOSSIBLE.get((form, record.precision)):
+def check(form: GraphFormat, precision: Precision, inside: bool, dynamic_size: bool) -> None:
+    """Whether files can be made so here; asked before a checkpoint is fetched.
+
+    Raises:
+        UsageError: no runtime takes it, or what makes or runs it is not installed.
+    """
+    if reason := _IMPOSSIBLE.get((form, precision)):
         raise UsageError(
-            f"`{form}` is not exported in `{record.precision}`: {reason}",
+            f"`{form}` is not exported in `{precision}`: {reason}",
             hint="`--precision fp32` every format takes, `--int8` onnx and openvino",
         )
-    if record.preprocessing_inside:
-        require(record.preprocessing)
-        if record.dynamic_size:
-            raise UsageError(
-                "--with-preprocessing takes images of any size already, and resizes them to one; "
-                "give it without --dynamic-size"
-            )
+    if inside and dynamic_size:
+        raise UsageError(
+            "--with-preprocessing takes images of any size already, and resizes them to one; "
+            "give it without --dynamic-size"
+        )
     extra = {"onnx": "onnxruntime", "openvino": "openvino"}.get(form)
     packages = {"onnx": ["onnxruntime"], "openvino": ["openvino"], "pt2": []}[form]
     if extra:
         packages += ["onnx", "onnxscript"]
-    if record.precision == "int8" and form == "openvino":
+    if precision == "int8" and form == "openvino":
         extra, packages = "nncf", [*packages, "nncf"]
     if missing := [package for package in packages if not runtimes.installed(package)]:
         raise UsageError(
@@ -143,10 +142,11 @@ def export(
         progress: of the comparison.
 
     Raises:
-        UsageError: as `check`.
+        UsageError: its preprocessing cannot be part of a file.
         CvtError: it cannot be written, an image cannot be read, or it does not run.
     """
-    check(form, record)
+    if record.preprocessing_inside:
+        require(record.preprocessing)
     made = workplace / target.name
     say(
         f"writing `{target}`"

@@ -5,9 +5,10 @@ are slower in 8 bits than in float32, and products of two activations lose exact
 """
 
 import logging
+import sys
 import warnings
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,7 @@ def quantise_onnx(path: Path, images: Images) -> None:
 
 def quantise_openvino(model: Any, images: Images) -> Any:
     """Quantise an OpenVINO model by NNCF, which knows transformers' layers (SmoothQuant)."""
-    with _quiet():
+    with _quiet(), redirect_stdout(sys.stderr):  # where NNCF's own progress belongs
         import nncf
 
         nncf.set_log_level(logging.ERROR)

@@ -144,12 +144,14 @@ def export(
 
         # Before torch is waited for.
         images = verification.Pictures.of(verify_data or verification.PACKAGED)
-        from cvt_cli import exporting
-
         measured_on = None
         if calibration is not None:
-            most = exporting.MOST_CALIBRATION_IMAGES
+            most = verification.MOST_CALIBRATION_IMAGES
             measured_on = verification.Pictures.of(calibration, most)
+        from cvt_cli import exporting
+
+        in_precision: exported.Precision = "int8" if int8 else precision
+        exporting.check(form, in_precision, with_preprocessing, dynamic_size)
         location, loaded = loader.load_checkpoint(model, res, activation, access)
         if not loaded.labels.named:
             raise CheckpointError(
@@ -163,7 +165,7 @@ def export(
             location,
             loaded.described,
             inside=with_preprocessing,
-            precision="int8" if int8 else precision,
+            precision=in_precision,
             dynamic_size=dynamic_size,
         )
         result = exporting.export(
