@@ -1,4 +1,4 @@
-"""How fast each engine runs one network: every side in a process of its own, turn by turn.
+"""How fast each engine runs a network: every side in a process of its own, turn by turn.
 
 Rates of a machine drift; ratios of sides that took turns drift less. Every side starts as a new
 process, as a user's command would, is warmed up, then measured in as many rounds as asked for, in
@@ -12,8 +12,8 @@ import signal
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -21,9 +21,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from cvt_cli import layouts, processes, runtimes
+from cvt_cli import exported, layouts, processes, runtimes
 from cvt_cli.config import CvTConfig
+from cvt_cli.costs import costs
 from cvt_cli.errors import CvtError, UsageError
+from cvt_cli.exported import Record
 from cvt_cli.labels import unnamed
 from cvt_cli.progress import Progress
 
@@ -31,7 +33,7 @@ if TYPE_CHECKING:
     from cvt_cli.devices import Precision
     from cvt_cli.model import CvT
 
-Runner = Callable[[NDArray[np.float32]], Any]
+Runner = Callable[[NDArray[Any]], Any]
 Name = Literal["torch", "onnxruntime", "openvino", "transformers"]
 
 SHORTEST_TURN_SEC = 0.5
@@ -42,23 +44,59 @@ _PEAK_SIZE = 2048
 
 
 @dataclass(frozen=True)
-class Side:
-    """One way to run the network."""
-
-    engine: Name  # "transformers": its eager network, the usual baseline
-    precision: "Precision"
-    batch_size: int
-
-
-@dataclass(frozen=True)
 class Network:
-    """What every side runs, and where."""
+    """What a side runs, and where."""
 
+    name: str
     config: CvTConfig
     height: int  # of the images in pixels
     width: int
     macs: int  # multiply-accumulates of one image
-    device: str  # of torch and transformers; the other engines run on the CPU
+    device: str = "cpu"  # of torch and transformers; the other engines run on the CPU
+    file: Path | None = None  # one that `cvt export` wrote; else the weights are random
+    record: Record | None = None  # what it says of itself
+
+    @classmethod
+    def of(cls, name: str, config: CvTConfig, height: int, width: int) -> "Network":
+        """One with random weights."""
+        return cls(name, config, height, width, costs(name, config, height, width).macs)
+
+    @classmethod
+    def of_file(cls, path: Path, size: tuple[int, int] | None = None) -> "Network":
+        """One that was exported.
+
+        Raises:
+            UsageError: it does not take this size.
+            CheckpointError: it is damaged, or another tool wrote it.
+        """
+        record = exported.read(path).at(size, path)
+        height, width = record.preprocessing.height, record.preprocessing.width
+        network = cls.of(str(path), record.config, height, width)
+        return replace(network, file=path, record=record)
+
+    @property
+    def engines(self) -> tuple[Name, ...]:
+        """Those that run the file, its own first."""
+        assert self.file is not None
+        form = exported.format_of(self.file)
+        return {"onnx": ("onnxruntime", "openvino"), "openvino": ("openvino",)}.get(
+            form, ("torch",)
+        )
+
+
+@dataclass(frozen=True)
+class Side:
+    """One way to run a network."""
+
+    engine: Name  # "transformers": its eager network, the usual baseline
+    precision: str
+    batch_size: int
+    network: Network
+
+    @property
+    def needs_graph(self) -> bool:
+        """Whether it runs a graph that is still to be made."""
+        return self.network.file is None and self.engine in ("onnxruntime", "openvino")
 
 
 @dataclass(frozen=True)
@@ -69,15 +107,16 @@ class Row:
     images_per_sec: float  # median of the rounds
     slowest: float  # images per second in the slowest round
     fastest: float
-    ratio: float | None  # to transformers at the same batch size, median of the rounds' ratios
+    ratio: float | None  # to the first side of the same batch size, median of the rounds' ratios
     startup_sec: float  # from a new process to an engine that can be called, imports included
     first_call_sec: float
-    share_of_peak: float  # of the matrix product's rate in the same precision, measured in turn
+    share_of_peak: float | None  # of a matrix product's rate in the same precision, in turn
     peak_memory_bytes: int  # of the process; on CUDA, of the device
 
     def to_json(self) -> dict[str, Any]:
         """The documented keys."""
         return {
+            "model": self.side.network.name,
             "engine": self.side.engine,
             "precision": self.side.precision,
             "batch_size": self.side.batch_size,
@@ -93,88 +132,131 @@ class Row:
 
 
 def sides(
-    engines: Sequence[str],
+    networks: Sequence[Network],
+    engines: Sequence[str] | None,
     precisions: Sequence[str],
     batch_sizes: Sequence[int],
-    device: str,
     against_transformers: bool,
 ) -> list[Side]:
     """Every combination that can run; the baseline first for each batch size.
 
+    Args:
+        networks: a file runs in its own precision; the first one's architecture is the baseline's.
+        engines: None for all that are installed, of a file its own; a file is also compared with
+            torch on random weights, if that is named.
+        precisions: of what is no file.
+        batch_sizes: images per call.
+        against_transformers: whether its eager network is the baseline.
+
     Raises:
         UsageError: an engine or precision that does not exist, or an engine that is not installed.
     """
-    for name in (*engines, *(("transformers",) if against_transformers else ())):
+    for name in (*(engines or ()), *(("transformers",) if against_transformers else ())):
         if name not in ("torch", "onnxruntime", "openvino", "transformers"):
             raise UsageError(
                 f"there is no engine `{name}`; accepted are `torch`, `onnxruntime`, `openvino`"
             )
         if not runtimes.installed(name):
             raise UsageError(f"`{name}` is not installed", hint=f"pip install {name}")
+    for asked in precisions:
+        if asked not in ("fp32", "bf16", "fp16"):
+            raise UsageError(
+                f"there is no precision `{asked}`; accepted are `fp32`, `bf16`, `fp16`"
+            )
     found = []
+    every = [n for n in ("torch", "onnxruntime", "openvino") if runtimes.installed(n)]
     for batch_size in batch_sizes:
         if against_transformers:
-            found.append(Side("transformers", "fp32", batch_size))
-        for engine in engines:
-            for asked in precisions:
-                if asked not in ("fp32", "bf16", "fp16"):
-                    raise UsageError(
-                        f"there is no precision `{asked}`; accepted are `fp32`, `bf16`, `fp16`"
-                    )
-                if engine == "onnxruntime" and asked != "fp32":
-                    continue
-                if engine == "openvino" and asked == "fp16":
-                    continue
-                if engine == "torch" and asked == "fp16" and device == "cpu":
-                    continue
-                found.append(Side(engine, asked, batch_size))  # type: ignore[arg-type]
+            plain = replace(networks[0], file=None, record=None)
+            found.append(Side("transformers", "fp32", batch_size, plain))
+        for network in networks:
+            if network.record is not None:
+                found += _sides_of_file(network, network.record, engines, batch_size)
+                continue
+            for engine in every if engines is None else engines:
+                for asked in precisions:
+                    if engine == "onnxruntime" and asked != "fp32":
+                        continue
+                    if engine == "openvino" and asked == "fp16":
+                        continue
+                    if engine == "torch" and asked == "fp16" and network.device == "cpu":
+                        continue
+                    found.append(Side(engine, asked, batch_size, network))
+    return found
+
+
+def _sides_of_file(
+    network: Network, record: Record, engines: Sequence[str] | None, batch_size: int
+) -> list[Side]:
+    found = []
+    for engine in network.engines[:1] if engines is None else engines:
+        if engine in network.engines:
+            found.append(Side(engine, record.precision, batch_size, network))
+        elif engine == "torch":
+            plain = replace(network, file=None, record=None)
+            found.append(Side("torch", "fp32", batch_size, plain))
+        else:
+            runs = " and ".join(f"`{name}`" for name in network.engines)
+            raise UsageError(f"`{network.file}` runs on {runs}, not on `{engine}`")
     return found
 
 
 def measure(
-    network: Network, asked: Sequence[Side], *, rounds: int, folder: Path, progress: Progress
+    asked: Sequence[Side],
+    *,
+    rounds: int,
+    ratios: bool,
+    against_peak: bool = True,
+    folder: Path,
+    progress: Progress,
 ) -> list[Row]:
     """Measure every side in turn.
 
     Args:
-        network: what they run.
         asked: what to measure.
         rounds: how often every side has its turn.
-        folder: for the graph.
+        ratios: whether the first side of each batch size is the baseline of the others.
+        against_peak: whether to measure the rate of a matrix product too, for the share of it.
+        folder: for graphs.
         progress: of the rounds.
 
     Raises:
         UsageError: a side does not compute in its precision here.
         CvtError: a side's process ended, as for want of memory.
     """
-    graph = folder / "model.onnx"
-    if any(side.engine in ("onnxruntime", "openvino") for side in asked):
-        from cvt_cli import graphs
-
-        graphs.write_onnx(random_network(network.config), graph, network.height, network.width, {})
     rates: list[list[float]] = [[] for _ in asked]
-    peaks: dict[str, list[float]] = {side.precision: [] for side in asked}
+    peaks: dict[tuple[str, str], list[float]] = {
+        (side.network.device, side.precision): []
+        for side in asked
+        if against_peak and side.precision != "int8"  # torch has no such product to compare with
+    }
     with ExitStack() as stack:
-        workers = [stack.enter_context(_Worker(side, network, graph)) for side in asked]
+        graphs = {
+            network: _random_graph(network, folder / f"{number}.onnx")
+            for number, network in enumerate(
+                dict.fromkeys(side.network for side in asked if side.needs_graph)
+            )
+        }
+        workers = [
+            stack.enter_context(_Worker(side, side.network.file or graphs.get(side.network)))
+            for side in asked
+        ]
         with progress("benchmark", rounds * len(asked), unit="turns") as advance:
             for number in range(rounds):
-                for precision, found in peaks.items():
-                    found.append(_matrix_rate(network.device, precision))  # type: ignore[arg-type]
+                for (device, precision), found in peaks.items():
+                    found.append(_matrix_rate(device, precision))  # type: ignore[arg-type]
                 order = range(len(asked)) if number % 2 == 0 else reversed(range(len(asked)))
                 for index in order:
                     rates[index].append(workers[index].turn())
                     advance(1, "")
         memory = [worker.stop() for worker in workers]
-    baselines = {
-        side.batch_size: own
-        for side, own in zip(asked, rates, strict=True)
-        if side.engine == "transformers"
-    }
+    baselines: dict[int, list[float]] = {}
     rows = []
     for worker, own, used in zip(workers, rates, memory, strict=True):
         side = worker.side
-        against = baselines.get(side.batch_size)
+        against = baselines.setdefault(side.batch_size, own) if ratios else None
         rate = statistics.median(own)
+        peak = peaks.get((side.network.device, side.precision))
         rows.append(
             Row(
                 side,
@@ -184,22 +266,29 @@ def measure(
                 against and statistics.median(a / b for a, b in zip(own, against, strict=True)),
                 worker.startup_sec,
                 worker.first_call_sec,
-                2 * network.macs * rate / statistics.median(peaks[side.precision]),
+                peak and 2 * side.network.macs * rate / statistics.median(peak),
                 used,
             )
         )
     return rows
 
 
+def _random_graph(network: Network, path: Path) -> Path:
+    from cvt_cli import graphs
+
+    graphs.write_onnx(random_network(network.config), path, network.height, network.width, {})
+    return path
+
+
 class _Worker:
     """One side in its process; the others sleep while it has its turn."""
 
-    def __init__(self, side: Side, network: Network, graph: Path) -> None:
+    def __init__(self, side: Side, graph: Path | None) -> None:
         context = multiprocessing.get_context("spawn")
         self.side = side
         self._connection, theirs = context.Pipe()
         self._process = context.Process(
-            target=_work, args=(theirs, time.time(), side, network, graph), daemon=True
+            target=_work, args=(theirs, time.time(), side, graph), daemon=True
         )
         self._process.start()
         theirs.close()  # so that its end is noticed
@@ -237,23 +326,26 @@ class _Worker:
         self._process.join()
 
 
-def _work(
-    connection: Connection, spawned: float, side: Side, network: Network, graph: Path
-) -> None:
+def _work(connection: Connection, spawned: float, side: Side, graph: Path | None) -> None:
     """What a side's process does: say when it is ready, then compute when told to."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the first process's affair
-    generator = np.random.default_rng(0)
-    shape = (side.batch_size, 3, network.height, network.width)
-    batch = generator.standard_normal(shape, dtype=np.float32)
+    generator, network = np.random.default_rng(0), side.network
+    height, width = network.height, network.width
+    batch: NDArray[Any]
+    if network.record is not None and network.record.preprocessing_inside:
+        batch = generator.integers(0, 256, (side.batch_size, height, width, 3), np.uint8)
+    else:
+        shape = (side.batch_size, 3, height, width)
+        batch = generator.standard_normal(shape, dtype=np.float32)
     weights_sec, model = 0.0, None
     try:
-        if side.engine in ("torch", "transformers"):
+        if network.file is None and side.engine in ("torch", "transformers"):
             import torch  # noqa: F401  its import belongs to the start, the making of weights not
 
             started = time.perf_counter()
             model = random_network(network.config)
             weights_sec = time.perf_counter() - started
-        runner = _runner(side, model, graph, network.device)
+        runner = _runner(side, model, graph)
     except CvtError as error:
         connection.send(error)
         return
@@ -270,7 +362,7 @@ def _work(
     connection.send(_peak_memory(network.device if model else "cpu"))
 
 
-def _seconds(runner: Runner, batch: NDArray[np.float32]) -> float:
+def _seconds(runner: Runner, batch: NDArray[Any]) -> float:
     started = time.perf_counter()
     runner(batch)
     return time.perf_counter() - started
@@ -288,15 +380,20 @@ def random_network(config: CvTConfig) -> "CvT":
     return model.eval()
 
 
-def _runner(side: Side, model: "CvT | None", graph: Path, device: str) -> Runner:
+def _runner(side: Side, model: "CvT | None", graph: Path | None) -> Runner:
+    record = side.network.record
     if side.engine == "onnxruntime" or side.engine == "openvino":
-        return runtimes.open_graph(side.engine, graph, side.precision)
+        assert graph is not None
+        return runtimes.open_graph(side.engine, graph, side.precision, record)
     import torch
 
-    from cvt_cli.torch_engine import TorchEngine
+    from cvt_cli.torch_engine import ExportedEngine, TorchEngine
 
+    if record is not None:
+        assert graph is not None
+        return ExportedEngine(graph, record)
     assert model is not None
-    place = torch.device(device)
+    place = torch.device(side.network.device)
     if side.engine == "torch":
         return TorchEngine(model, place, side.precision)
     return _transformers(model, place)
@@ -344,17 +441,6 @@ def _peak_memory(device: str) -> int:
 
         return torch.cuda.max_memory_allocated(device)
     return processes.peak_memory()
-
-
-def versions() -> dict[str, str]:
-    """Versions of what was or could be measured, by package."""
-    from importlib import metadata
-
-    found = {}
-    for name in ("cvt-cli", "torch", "onnxruntime", "openvino", "transformers"):
-        with suppress(metadata.PackageNotFoundError):
-            found[name] = metadata.version(name)
-    return found
 
 
 def names_of(text: str) -> list[str]:

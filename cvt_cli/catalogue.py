@@ -6,7 +6,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from cvt_cli import cache, checkpoints, hub, hub_cache, labels, layouts, loader
+from cvt_cli import cache, checkpoints, exported, hub, hub_cache, labels, layouts, loader
 from cvt_cli.checkpoints import CHECKPOINTS, Checkpoint
 from cvt_cli.config import VARIANTS, CvTConfig, variant_of
 from cvt_cli.costs import costs
@@ -81,6 +81,7 @@ class Description:
     repository: str | None
     revision: str | None
     notes: tuple[str, ...]
+    licence: str | None
 
     @property
     def card(self) -> Path | None:
@@ -107,7 +108,7 @@ class Description:
             "revision": self.revision,
             "weights": self.weights and str(self.weights),
             "weights_sha256": self.weights_sha256,
-            "licence": self.known and self.known.licence,
+            "licence": self.licence,
             "card": self.card and self.card.read_text(encoding="utf-8"),
             "notes": list(self.notes),
         }
@@ -129,9 +130,18 @@ def describe(text: str, access: Access) -> Description:
         return Description(
             known.name, known, config, labels.imagenet(),
             Preprocessing.published(known.size, known.size), None, None, None,
-            known.repository, access.revision, (note,),
+            known.repository, access.revision, (note,), known.licence,
         )  # fmt: skip
     location = loader.locate(text, access, need="config")
+    if exported.format_of(location.path):
+        record = exported.read(location.path)
+        repository = record.source if hub.REPOSITORY.fullmatch(record.source) else None
+        note = f"exported from {record.model} in {record.precision} by version {record.version}"
+        return Description(
+            location.name, None, record.config, record.labels, record.preprocessing, None,
+            location.path, hub_cache.content_hash(location.path), repository, record.revision,
+            (note,), record.licence,
+        )  # fmt: skip
     folder = layouts.folder_of(location.path)
     if folder is None:
         from cvt_cli import weights
@@ -150,6 +160,7 @@ def describe(text: str, access: Access) -> Description:
     return Description(
         location.name, location.known, said.config, said.labels, said.preprocessing, folder, stored,
         announced, repository, location.revision, said.notes,
+        location.known.licence if location.known else None,
     )  # fmt: skip
 
 

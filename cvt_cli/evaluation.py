@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cvt_cli import images
 from cvt_cli.datasets import LabelledImages
-from cvt_cli.engine import Engine, logits_of
+from cvt_cli.engine import Engine, logits_of, prepared
 from cvt_cli.errors import DataError, ImageError
 from cvt_cli.inference import Prediction, ahead, top_predictions
 from cvt_cli.labels import Labels
@@ -99,16 +98,17 @@ def evaluate(
     """
     wanted = range(len(data)) if indices is None else indices
 
-    def prepare(index: int) -> tuple[list[NDArray[np.float32]] | str, float]:
+    def prepare(index: int) -> tuple[list[NDArray[Any]] | str, float]:
         started = perf_counter()
         try:
             image = data.load(index, exif)
-            made: dict[Preprocessing, NDArray[np.float32]] = {}
+            made: dict[tuple[Preprocessing, bool], NDArray[Any]] = {}
             arrays = []
             for one in subjects:
-                if one.preprocessing not in made:
-                    made[one.preprocessing] = images.preprocess(image, one.preprocessing)
-                arrays.append(made[one.preprocessing])
+                how = (one.preprocessing, one.engine.takes_pixels)
+                if how not in made:
+                    made[how] = prepared(one.engine, image, one.preprocessing)
+                arrays.append(made[how])
         except ImageError as error:
             return str(error), perf_counter() - started
         return arrays, perf_counter() - started
@@ -116,8 +116,8 @@ def evaluate(
     started, done = perf_counter(), 0
     before = [one.result.seconds for one in subjects]
     with progress("evaluating", len(wanted)) as advance:
-        prepared = ahead(prepare, wanted, workers, 2 * batch_size)
-        while chunk := list(islice(prepared, batch_size)):
+        ready = ahead(prepare, wanted, workers, 2 * batch_size)
+        while chunk := list(islice(ready, batch_size)):
             for place, one in enumerate(subjects):
                 _count(one, place, chunk, data)
                 one.result.seconds = before[place] + perf_counter() - started
@@ -129,7 +129,7 @@ def evaluate(
 def _count(
     one: Subject,
     place: int,
-    chunk: Sequence[tuple[int, tuple[list[NDArray[np.float32]] | str, float]]],
+    chunk: Sequence[tuple[int, tuple[list[NDArray[Any]] | str, float]]],
     data: LabelledImages,
 ) -> None:
     """Run one model on the images of a batch that could be read, and count all of them."""

@@ -12,8 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from cvt_cli import images
-from cvt_cli.engine import Engine, features_of, logits_of
+from cvt_cli.engine import Engine, features_of, logits_of, prepared
 from cvt_cli.errors import ImageError
 from cvt_cli.labels import Labels
 from cvt_cli.preprocessing import Preprocessing
@@ -105,20 +104,20 @@ def classify(
         workers: threads that decode; by default one for each processor of this process.
     """
 
-    def prepare(source: Loadable) -> tuple[NDArray[np.float32], bytes | None] | str:
+    def prepare(source: Loadable) -> tuple[NDArray[Any], bytes | None] | str:
         at_least = None
         if wishes.fast_decode:  # twice what the resize needs, so that it still averages pixels
             enough = 2 * max(preprocessing.resized(1, 1))
             at_least = (enough, enough)
         try:
             image = source.load(wishes.exif, at_least)
-            array = images.preprocess(image, preprocessing)
+            array = prepared(engine, image, preprocessing)
         except ImageError as error:
             return str(error)
         return array, thumbnail(image) if wishes.thumbnails else None
 
-    prepared = ahead(prepare, sources, workers or threads(), 2 * batch_size)
-    while chunk := list(islice(prepared, batch_size)):
+    ready_images = ahead(prepare, sources, workers or threads(), 2 * batch_size)
+    while chunk := list(islice(ready_images, batch_size)):
         arrays = [ready[0] for _, ready in chunk if not isinstance(ready, str)]
         results: Iterator[NDArray[np.float32]] = iter(())
         if arrays:

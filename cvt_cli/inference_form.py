@@ -118,7 +118,9 @@ class InferenceAttention(nn.Module):
             q = self._heads(self.q(class_token))  # (B, h, 1, d)
         else:
             q = self._tokens(self.conv_q(token_map), class_token, self.q)  # (B, h, N, d)
-        if q.dtype == torch.bfloat16 and q.device.type == "cpu":
+        # A graph that is being made must hold for any batch, which the loops do not.
+        by_products = q.dtype == torch.bfloat16 and not torch.compiler.is_compiling()
+        if by_products and q.device.type == "cpu":
             x = _attention_by_products(q, k, v, self.scale)
         else:
             x = F.scaled_dot_product_attention(q, k, v, scale=self.scale)

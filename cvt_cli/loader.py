@@ -4,17 +4,18 @@ Imports torch only inside the functions that need it.
 """
 
 import functools
-import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from cvt_cli import __version__, cache, checkpoints, hub, hub_cache, layouts
+from cvt_cli import cache, checkpoints, exported, hub, hub_cache, layouts
 from cvt_cli.checkpoints import Checkpoint
 from cvt_cli.config import DEFAULT_SIZES, VARIANTS, Activation, CvTConfig, parse_size, parse_variant
 from cvt_cli.costs import Costs, costs
 from cvt_cli.errors import CheckpointError, CvtError, UnreachableError, UsageError
+from cvt_cli.exported import Precision, Record
 from cvt_cli.hub_cache import Snapshot
 from cvt_cli.labels import Labels
 from cvt_cli.layouts import CheckpointConfig
@@ -134,7 +135,8 @@ def locate(text: str, access: Access, need: Literal["weights", "config"] = "weig
 
 def _repository(text: str) -> str | None:
     """The hub repository that a text can mean; None for what can only be a path."""
-    if not hub.REPOSITORY.fullmatch(text) or ".." in text or Path(text).suffix in layouts.SUFFIXES:
+    suffixes = (*layouts.SUFFIXES, *exported.SUFFIXES.values())
+    if not hub.REPOSITORY.fullmatch(text) or ".." in text or Path(text).suffix in suffixes:
         return None
     return None if Path(text).parent.exists() else text
 
@@ -172,10 +174,94 @@ def load_checkpoint(
     """
     size = parse_size(res) if res else None
     location = locate(text, access)
+    if exported.format_of(location.path):
+        raise UsageError(
+            f"`{text}` is a graph, which can be run, but neither trained nor exported again",
+            hint="give the checkpoint that it was exported from",
+        )
     stored = _weights_of(location, access)
     from cvt_cli import weights  # last: what fails above fails without waiting for torch
 
     return location, weights.load(location.path, location.known, size, activation, stored)
+
+
+def record_of(
+    location: Location,
+    described: CheckpointConfig,
+    *,
+    inside: bool = False,
+    precision: Precision = "fp32",
+    dynamic_size: bool = False,
+) -> Record:
+    """What a file that is made of a checkpoint shall say of itself.
+
+    Reads the weights for their hash, where the hub has not announced it.
+
+    Args:
+        location: of the checkpoint.
+        described: what it is.
+        inside: whether the file does the preprocessing.
+        precision: of the file.
+        dynamic_size: whether it takes images of any height and width.
+    """
+    known, snapshot = location.known, location.snapshot
+    if snapshot is not None:
+        source = snapshot.repository
+    elif known is not None and known.embedded:
+        source = "cvt-cli"
+    else:  # a path may say more of the machine than the user wants to pass on
+        source = location.path.resolve().name
+    folder = layouts.folder_of(location.path)
+    licence = known.licence if known else folder and _licence_in(folder / layouts.CARD_FILE)
+    announced = hub_cache.weights_hash(snapshot) if snapshot else None
+    if announced is None or len(announced) != 64:
+        announced = hub_cache.content_hash(_tensors_of(location))
+    name = known.name if known else source if snapshot is None else location.name
+    return Record(
+        name,
+        source,
+        location.revision,
+        announced,
+        licence or None,
+        described.config,
+        described.labels,
+        described.preprocessing,
+        inside,
+        precision,
+        dynamic_size,
+    )
+
+
+def _licence_in(card: Path) -> str | None:
+    """What the header of a model card says of the licence."""
+    try:
+        header = card.read_text(encoding="utf-8").split("---", 2)[1]
+    except (OSError, ValueError, IndexError):
+        return None
+    found = re.search(r"^license: *[\"']?([^\n\"']+)", header, re.MULTILINE)
+    return found and found[1].strip()
+
+
+def _tensors_of(location: Location) -> Path:
+    """The file with a checkpoint's tensors as somebody gave them."""
+    folder = layouts.folder_of(location.path)
+    return layouts.weights_in(folder) if folder else location.path
+
+
+def checkpoint_to_convert(
+    text: str, res: str | None, activation: Activation | None, access: Access
+) -> "tuple[Location, LoadedCheckpoint, Path, str | None]":
+    """Likewise with the file that its tensors are in, and its model card.
+
+    Raises:
+        UsageError, CheckpointError, ConfigError: as `load_checkpoint`.
+    """
+    location, loaded = load_checkpoint(text, res, activation, access)
+    stored = _weights_of(location, access) or _tensors_of(location)
+    folder = layouts.folder_of(location.path)
+    card = folder and folder / layouts.CARD_FILE
+    text_of_card = card.read_text(encoding="utf-8") if card and card.is_file() else None
+    return location, loaded, stored, text_of_card
 
 
 def load_classifier(
@@ -221,6 +307,8 @@ def load_classifier(
             f"answering with {WITHOUT_NETWORK} in its place, which sees 32x32 pixels and knows "
             f"these classes only: {', '.join(classes)}"
         )
+    if exported.format_of(location.path):
+        return _load_exported(location, size, activation, device, precision, engine, access)
     stored = _weights_of(location, access)
     folder = layouts.folder_of(location.path)
     loaded: LoadedCheckpoint | None = None
@@ -280,6 +368,61 @@ def load_classifier(
         said.preprocessing,
         said.config.activation,
         said.notes,
+    )
+
+
+def _load_exported(
+    location: Location,
+    size: tuple[int, int] | None,
+    activation: Activation | None,
+    device: str,
+    precision: str,
+    engine: EngineName,
+    access: Access,
+) -> ReadyModel:
+    """A file that `cvt export` wrote, on its own runtime; arguments as of `load_classifier`.
+
+    Raises:
+        UsageError: it takes no such size, activation, device or precision, or runs on no such
+            engine, or that is not installed.
+        CheckpointError: it is damaged, or another tool wrote it.
+    """
+    path, form = location.path, exported.format_of(location.path)
+    record = exported.read(path).at(size, path)
+    if activation not in (None, record.config.activation):
+        raise UsageError(f"`{path}` computes `{record.config.activation}`, not `{activation}`")
+    if device not in ("auto", "cpu"):
+        raise UsageError(f"`{path}` runs on the CPU here, not on `{device}`")
+    running: Engine
+    if form == "pt2":
+        if engine not in ("auto", "torch"):
+            raise UsageError(f"`{path}` runs on `torch`, not on `{engine}`")
+        if precision not in ("auto", record.precision):
+            raise UsageError(f"`{path}` is in `{record.precision}`, not in `{precision}`")
+        from cvt_cli.torch_engine import ExportedEngine
+
+        running = ExportedEngine(path, record)
+    else:
+        from cvt_cli import runtimes
+
+        able: tuple[runtimes.Runtime, ...] = ("openvino",)
+        if form == "onnx":
+            able = ("onnxruntime", "openvino")
+        if engine != "auto" and engine not in able:
+            runs = " and ".join(f"`{name}`" for name in able)
+            raise UsageError(f"`{path}` runs on {runs}, not on `{engine}`")
+        wanted = [name for name in able if name == engine]
+        chosen = [*wanted, *(name for name in able if runtimes.installed(name)), able[0]][0]
+        running = runtimes.open_graph(chosen, path, precision, record)
+    access.detail(f"engine {running.name}: `{path}` is an exported file")
+    return ReadyModel(
+        location.name,
+        record.revision,
+        running,
+        record.labels,
+        record.preprocessing,
+        record.config.activation,
+        (),
     )
 
 
@@ -349,14 +492,7 @@ def _prepare(graph: Path, location: Location, loaded: "LoadedCheckpoint", access
     from cvt_cli import graphs
 
     preprocessing = loaded.preprocessing
-    metadata = {
-        "model": location.name,
-        "revision": location.revision or "",
-        "activation": loaded.model.config.activation,
-        "preprocessing": json.dumps(preprocessing.to_json()),
-        "classes": json.dumps(loaded.labels.names),
-        "cvt_cli_version": __version__,
-    }
+    metadata = record_of(location, loaded.described).to_strings()
     what = f"preparing the graph of {location.name}"
     with cache.locked(graph.with_name("prepare.lock"), what, access.say):
         if not graph.is_file():
@@ -425,6 +561,10 @@ def read_architecture(text: str, access: Access) -> tuple[str, CvTConfig, tuple[
         return known.name, VARIANTS[known.variant], (known.size, known.size)
     location = locate(text, access, need="config")
     path = location.path
+    if exported.format_of(path):
+        record = exported.read(path)
+        size = (record.preprocessing.height, record.preprocessing.width)
+        return location.name, record.config, size
     if (folder := layouts.folder_of(path)) is not None:
         said = layouts.read_folder(folder, location.known)
         return location.name, said.config, (said.preprocessing.height, said.preprocessing.width)

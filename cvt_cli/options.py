@@ -23,8 +23,9 @@ Model = Annotated[
     str | None,
     typer.Option(
         metavar="NAME|PATH",
-        help="A checkpoint: a known name, a hub repository (owner/name), a folder, a .safetensors "
-        f"or an original .pth; by default {loader.DEFAULT_MODEL}.",
+        help="A checkpoint: a known name, a hub repository (owner/name), a folder, a .safetensors, "
+        "an original .pth or a file of cvt export; by default "
+        f"{loader.DEFAULT_MODEL}.",
         rich_help_panel=MODEL,
         show_default=False,
     ),
@@ -47,7 +48,7 @@ Architecture = Annotated[
     typer.Option(
         "--model",
         metavar="NAME|PATH",
-        help="A checkpoint's architecture in place of --variant.",
+        help="A checkpoint's or an exported file's architecture in place of --variant.",
         rich_help_panel=MODEL,
         show_default=False,
     ),

@@ -68,11 +68,17 @@ def draw_benchmark(document: dict[str, Any], path: Path) -> None:
     figure = Figure(figsize=(4.6 * len(batches), 1.3 + 0.42 * count), layout="constrained")
     panels = figure.subplots(1, len(batches), squeeze=False, sharey=True)[0]
     fastest = max(row["images_per_sec_range"][1] for row in rows)
+    several = len({row["model"] for row in rows}) > 1
+
+    def name(row: dict[str, Any]) -> str:
+        model = f"{row['model']}, " if several else ""
+        return f"{model}{row['engine']} {row['precision']}"
+
     for panel, batch in zip(panels, batches, strict=True):
         own = [row for row in rows if row["batch_size"] == batch]
         rates = [row["images_per_sec"] for row in own]
         bars = panel.barh(
-            [f"{row['engine']} {row['precision']}" for row in own],
+            [name(row) for row in own],
             rates,
             color=[_COLOURS[row["engine"]] for row in own],
             alpha=0.85,

@@ -1,13 +1,16 @@
-"""Engines that run a prepared graph without torch: ONNX Runtime and OpenVINO.
+"""Engines that run a graph without torch: ONNX Runtime and OpenVINO.
 
-A graph is an ONNX file that `graphs` wrote: float32 images (B, 3, H, W), normalised, to logits
-(B, classes), with any B. Each engine is an extra of the package.
+A graph is a file that `graphs` wrote: float32 images (B, 3, H, W), normalised, to logits
+(B, classes), with any B; with preprocessing inside, uint8 RGB (B, H, W, 3) of any size. Each engine
+is an extra of the package.
 """
 
 import os
 import platform
 import shutil
 import sys
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +20,7 @@ from numpy.typing import NDArray
 
 from cvt_cli import processes
 from cvt_cli.errors import CheckpointError, UsageError
+from cvt_cli.exported import PIXELS, Record
 
 Runtime = Literal["onnxruntime", "openvino"]
 
@@ -50,30 +54,62 @@ def computes_in(runtime: Runtime, precision: str) -> bool:
     return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
+def versions(packages: Iterable[str]) -> dict[str, str]:
+    """Versions of those of these packages that are installed."""
+    from importlib import metadata
+
+    found = {}
+    for name in packages:
+        with suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
+
+
+def open_preprocessing(
+    runtime: Runtime, path: Path
+) -> Callable[[NDArray[np.uint8]], NDArray[np.float32]]:
+    """The preprocessing of an exported file on its own: pixels to images, in float32."""
+    if runtime == "onnxruntime":
+        import onnxruntime
+
+        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        return lambda pixels: session.run(None, {PIXELS: pixels})[0]
+    import openvino
+
+    settings = {"INFERENCE_PRECISION_HINT": "f32"}
+    compiled = openvino.Core().compile_model(path, "CPU", settings)
+    return lambda pixels: np.array(compiled(pixels)[0])
+
+
 def open_graph(
-    runtime: Runtime, path: Path, precision: str
+    runtime: Runtime, path: Path, precision: str, record: Record | None = None
 ) -> "OnnxRuntimeEngine | OpenVinoEngine":
     """An engine for a graph on this machine's CPU.
 
     Args:
         runtime: its package must be installed.
         path: of the graph.
-        precision: "auto", which is fp32, "fp32", or with OpenVINO "bf16".
+        precision: "auto", which is the file's, the file's, or with OpenVINO "bf16" for a file in
+            fp32.
+        record: what an exported file says of itself; None for a prepared graph, in fp32.
 
     Raises:
         UsageError: the runtime is not installed, or does not compute in that precision here.
         CheckpointError: the file is no graph that the runtime reads.
     """
     require(runtime)
-    wanted = "fp32" if precision == "auto" else precision
-    if not computes_in(runtime, wanted):
+    own = record.precision if record else "fp32"
+    wanted = own if precision == "auto" else precision
+    if wanted != own and own != "fp32":
+        raise UsageError(f"`{path}` is in `{own}` and computes in nothing else, not in `{wanted}`")
+    if wanted != own and not computes_in(runtime, wanted):
         raise UsageError(
             f"engine `{runtime}` does not compute in `{wanted}` on this processor",
             hint="`--precision fp32` it does, and `--engine torch` may compute in others",
         )
     if runtime == "onnxruntime":
-        return OnnxRuntimeEngine(path)
-    return OpenVinoEngine(path, wanted)
+        return OnnxRuntimeEngine(path, record)
+    return OpenVinoEngine(path, wanted, record)
 
 
 def may_have_gpu() -> bool:
@@ -93,11 +129,14 @@ class OnnxRuntimeEngine:
 
     name = "onnxruntime"
     device = "cpu"
-    precision = "fp32"
     transfer_sec = 0.0
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, record: Record | None = None) -> None:
         import onnxruntime
+
+        self.takes_pixels = record is not None and record.preprocessing_inside
+        self.precision: str = record.precision if record else "fp32"
+        self._input = PIXELS if self.takes_pixels else "images"
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads()
@@ -110,33 +149,35 @@ class OnnxRuntimeEngine:
             raise _unreadable(path, error) from error
         self.hardware = f"{threads()} threads"
 
-    def __call__(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Images (B, 3, H, W), normalised, to logits (B, classes)."""
-        return self._session.run(["logits"], {"images": batch})[0]  # type: ignore[no-any-return]
+    def __call__(self, batch: NDArray[Any]) -> NDArray[np.float32]:
+        """Images (B, 3, H, W), normalised, or pixels, to logits (B, classes)."""
+        return self._session.run(["logits"], {self._input: batch})[0]  # type: ignore[no-any-return]
 
-    def features(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
+    def features(self, batch: NDArray[Any]) -> NDArray[np.float32]:
         """Likewise to what the head reads (B, C)."""
-        return self._session.run(["features"], {"images": batch})[0]  # type: ignore[no-any-return]
+        return self._session.run(["features"], {self._input: batch})[0]  # type: ignore[no-any-return]
 
 
 class OpenVinoEngine:
-    """A graph on OpenVINO's CPU plugin, compiled once and kept beside the graph."""
+    """A graph on OpenVINO's CPU plugin; a prepared one is compiled once and kept beside it."""
 
     name = "openvino"
     device = "cpu"
     transfer_sec = 0.0
 
-    def __init__(self, path: Path, precision: str) -> None:
+    def __init__(self, path: Path, precision: str, record: Record | None = None) -> None:
         import openvino
 
         core = openvino.Core()
+        self.takes_pixels = record is not None and record.preprocessing_inside
+        in_bf16 = precision == "bf16" and computes_in("openvino", "bf16")
         settings: dict[str, Any] = {
             "INFERENCE_NUM_THREADS": threads(),
             # Its own default is bf16 where the processor has it, without a word.
-            "INFERENCE_PRECISION_HINT": {"fp32": "f32"}.get(precision, precision),
+            "INFERENCE_PRECISION_HINT": "bf16" if in_bf16 else "f32",
             "PERFORMANCE_HINT": "LATENCY",
         }
-        if os.access(path.parent, os.W_OK):
+        if record is None and os.access(path.parent, os.W_OK):
             settings["CACHE_DIR"] = str(path.parent / "openvino")
         try:
             self._compiled = core.compile_model(path, "CPU", settings)
@@ -144,13 +185,15 @@ class OpenVinoEngine:
             raise _unreadable(path, error) from error
         self.hardware = f"{threads()} threads"
         running = self._compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
-        self.precision = {"f32": "fp32"}.get(running, running)
+        self.precision: str = {"f32": "fp32"}.get(running, running)
+        if record is not None and record.precision == "int8":
+            self.precision = "int8"
 
-    def __call__(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Images (B, 3, H, W), normalised, to logits (B, classes)."""
+    def __call__(self, batch: NDArray[Any]) -> NDArray[np.float32]:
+        """Images (B, 3, H, W), normalised, or pixels, to logits (B, classes)."""
         return np.array(self._compiled(batch)["logits"])
 
-    def features(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
+    def features(self, batch: NDArray[Any]) -> NDArray[np.float32]:
         """Likewise to what the head reads (B, C)."""
         return np.array(self._compiled(batch)["features"])
 
@@ -158,5 +201,5 @@ class OpenVinoEngine:
 def _unreadable(path: Path, error: Exception) -> CheckpointError:
     return CheckpointError(
         f"`{path}` is damaged, or no graph that can be run: {str(error).splitlines()[0]}",
-        hint="delete it; a graph of the cache is made again",
+        hint="delete it; a graph of the cache is made again, another by `cvt export`",
     )

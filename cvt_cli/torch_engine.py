@@ -1,7 +1,12 @@
-"""The engine on torch."""
+"""The engines on torch: a network, and one that `cvt export` wrote as a ``.pt2``."""
 
+import json
+import re
+import zipfile
 from collections.abc import Callable
+from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 import numpy as np
 import torch
@@ -9,6 +14,8 @@ from numpy.typing import NDArray
 
 from cvt_cli import devices
 from cvt_cli.devices import Precision
+from cvt_cli.errors import CheckpointError
+from cvt_cli.exported import Record
 from cvt_cli.inference_form import inference_form
 from cvt_cli.model import CvT
 
@@ -23,6 +30,7 @@ class TorchEngine:
     """
 
     name = "torch"
+    takes_pixels = False
 
     def __init__(self, model: CvT, device: torch.device, precision: Precision) -> None:
         form = inference_form(model, as_convolutions=device.type == "cpu")
@@ -52,3 +60,77 @@ class TorchEngine:
                 self.transfer_sec += perf_counter() - started
             result = compute(images.to(self._dtype))
             return result.float().cpu().numpy()  # type: ignore[no-any-return]
+
+
+class ExportedEngine:
+    """Runs a ``.pt2`` that `graphs` wrote on the CPU (see `engine.Engine`).
+
+    Raises:
+        CheckpointError: the file is damaged, or holds what would be executed on loading.
+    """
+
+    name = "torch"
+    device = "cpu"
+    transfer_sec = 0.0
+
+    def __init__(self, path: Path, record: Record) -> None:
+        _refuse_pickles(path)
+        try:
+            program = torch.export.load(path)
+        except Exception as error:  # whatever torch's reader makes of damaged bytes
+            raise CheckpointError(
+                f"`{path}` is damaged, or from another version of torch: "
+                f"{(str(error).splitlines() or [type(error).__name__])[0]}",
+                hint="export it again",
+            ) from error
+        self._model = program.module()
+        self.takes_pixels = record.preprocessing_inside
+        self.precision = record.precision
+        self.hardware = devices.hardware(torch.device("cpu"))
+
+    def __call__(self, batch: NDArray[Any]) -> NDArray[np.float32]:
+        """Images (B, 3, H, W), normalised, or pixels, to logits (B, classes)."""
+        return self._run(batch)[0]
+
+    def features(self, batch: NDArray[Any]) -> NDArray[np.float32]:
+        """Likewise to what the head reads (B, C)."""
+        return self._run(batch)[1]
+
+    def _run(self, batch: NDArray[Any]) -> list[NDArray[np.float32]]:
+        with torch.inference_mode():
+            return [x.numpy() for x in self._model(torch.tensor(batch))]
+
+
+# What `graphs` writes into a .pt2: texts, numbers and raw weights. Else torch may unpickle it.
+_HARMLESS = re.compile(
+    r"[^/]+/(data/weights/(weight_\d+|model_weights_config\.json)"
+    r"|data/constants/(tensor_\d+|model_constants_config\.json)"
+    r"|models/model\.json|extra/[^/]+|archive_format|archive_version|byteorder"
+    r"|\.data/(version|serialization_id|alignment)|\.format_version|\.storage_alignment)"
+)
+
+
+def _refuse_pickles(path: Path) -> None:
+    """Raises CheckpointError if loading a ``.pt2`` could execute something."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            odd = [
+                info.filename
+                for info in archive.infolist()
+                if not _HARMLESS.fullmatch(info.filename)
+                and not (info.filename.endswith("/sample_inputs/model.pt") and not info.file_size)
+            ]
+            configs = [
+                json.loads(archive.read(name))
+                for name in archive.namelist()
+                if name.endswith("s_config.json")
+            ]
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise CheckpointError(f"`{path}` is damaged: {error}") from None
+    if any(entry.get("use_pickle") for config in configs for entry in config["config"].values()):
+        odd.append("a pickled tensor")
+    if odd:
+        raise CheckpointError(
+            f"`{path}` holds more than `cvt export` writes, and was not loaded: {odd[0]}",
+            hint="torch would execute what is in it; export the checkpoint again",
+        )

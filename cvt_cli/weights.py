@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from cvt_cli import __version__, cache, hub_cache, labels, layouts
+from cvt_cli import __version__, cache, exported, hub_cache, labels, layouts
 from cvt_cli.checkpoints import Checkpoint
 from cvt_cli.config import Activation, CvTConfig
 from cvt_cli.errors import CheckpointError, CvtError, UsageError
@@ -127,6 +127,11 @@ def _load_state_dict(
 ) -> tuple[CheckpointConfig, dict[str, Tensor]]:
     if size is None and known is not None:
         size = (known.size, known.size)
+    record = exported.of_safetensors(path) if path.suffix == ".safetensors" else None
+    if record is not None:
+        preprocessing = record.preprocessing.with_size(*size) if size else record.preprocessing
+        config = record.config.with_activation(activation)
+        return CheckpointConfig(config, record.labels, preprocessing, ()), read_tensors(path)
     if size is None:
         raise UsageError(
             f"`{path.name}` does not say its input size and is no known file name",
@@ -290,22 +295,52 @@ def save(
         half: store matrices and kernels in float16; norms, biases and statistics stay float32.
     """
     tensors = {
-        layouts.to_transformers(name): tensor.detach().cpu().contiguous()
+        layouts.to_transformers(name): tensor.detach().cpu()
         for name, tensor in model.state_dict().items()
     }
     if half:
         tensors = {name: t.half() if t.ndim > 1 else t for name, t in tensors.items()}
-    config = layouts.transformers_config(model.config, names, __version__)
+    write_description(folder, CheckpointConfig(model.config, names, preprocessing, ()), card)
+    with cache.replacing(folder / layouts.WEIGHTS_FILE) as temporary:
+        write_safetensors(temporary, tensors)
+        # safetensors lets nobody but the owner read; a checkpoint is as readable as its config.
+        temporary.chmod((folder / layouts.CONFIG_FILE).stat().st_mode)
+
+
+def write_description(folder: Path, described: CheckpointConfig, card: str | None) -> None:
+    """Write what a checkpoint folder holds beside the weights.
+
+    Args:
+        folder: made if it does not exist; files of these names in it are replaced.
+        described: network, class names and preprocessing.
+        card: the model card, Markdown; None for none.
+    """
+    config = layouts.transformers_config(described.config, described.labels, __version__)
     cache.write_text(folder / layouts.CONFIG_FILE, json.dumps(config, indent=2) + "\n")
     cache.write_text(
         folder / layouts.PREPROCESSING_FILE,
-        json.dumps(preprocessing.to_transformers(), indent=2) + "\n",
+        json.dumps(described.preprocessing.to_transformers(), indent=2) + "\n",
     )
-    cache.write_text(folder / layouts.CARD_FILE, card)
-    with cache.replacing(folder / layouts.WEIGHTS_FILE) as temporary:
-        try:
-            save_file(tensors, temporary, metadata={"format": "pt"})
-        except SafetensorError as error:  # a full disk, say
-            raise OSError(str(error)) from error
-        # safetensors lets nobody but the owner read; a checkpoint is as readable as its config.
-        temporary.chmod((folder / layouts.CONFIG_FILE).stat().st_mode)
+    if card is not None:
+        cache.write_text(folder / layouts.CARD_FILE, card)
+
+
+def write_safetensors(
+    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write tensors by name, as they are.
+
+    Args:
+        path: of the file.
+        tensors: may be views of one another; each is written whole.
+        metadata: kept in the header, by name.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    # transformers wants to know which library's tensors these are.
+    content = {name: tensor.clone().contiguous() for name, tensor in tensors.items()}
+    try:
+        save_file(content, path, metadata={"format": "pt", **(metadata or {})})
+    except SafetensorError as error:  # a full disk, say
+        raise OSError(str(error)) from error

@@ -15,16 +15,16 @@ PACKAGE = Path(cvt_cli.__file__).parent
 
 LAYERS = {
     "known": (
-        "errors progress processes config preprocessing labels checkpoints layouts costs cards "
-        "recipes cache hub_cache hub upload"
+        "errors progress processes config preprocessing labels checkpoints layouts exported costs "
+        "cards recipes cache hub_cache hub upload"
     ),
     "arrays": (
         "images sources trees datasets engine runtimes inference datacheck gallery writers metrics "
-        "evaluation comparison plots report"
+        "evaluation comparison plots report verification"
     ),
     "tensors": (
-        "model weights devices inference_form torch_engine graphs benchmark probe tensorboard "
-        "training_data training runs"
+        "model weights devices inference_form torch_engine graph_preprocessing quantisation graphs "
+        "benchmark exporting probe tensorboard training_data training runs"
     ),
     "front": "loader classifier catalogue options output commands cli __main__",
 }

@@ -1,24 +1,38 @@
 """``cvt benchmark``: how fast every engine is here."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from cvt_cli import loader, options, output
+from cvt_cli import exported, loader, options, output
 from cvt_cli.cache import human_bytes
+from cvt_cli.config import parse_size
 from cvt_cli.errors import UsageError
+
+VERSIONS = ("cvt-cli", "torch", "onnxruntime", "openvino", "transformers")
+"""Of what can be measured."""
 
 
 def benchmark(
     variant: options.Variant = None,
-    model: options.Architecture = None,
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME|PATH",
+            help="A checkpoint's architecture in place of --variant, or a file of cvt export; "
+            "given several times, the first is what the others' ratios are to.",
+            rich_help_panel=options.MODEL,
+            show_default=False,
+        ),
+    ] = None,
     res: options.Res = None,
     engine: Annotated[
         str | None,
         typer.Option(
             metavar="NAME,…",
-            help="Engines; by default every one that is installed.",
+            help="Engines; by default every one that is installed, of a file its own.",
             rich_help_panel=options.RUN,
             show_default=False,
         ),
@@ -27,7 +41,7 @@ def benchmark(
         str,
         typer.Option(
             metavar="NAME,…",
-            help="fp32, bf16, fp16; an engine that lacks one is left out.",
+            help="fp32, bf16, fp16; an engine that lacks one is left out, and a file has its own.",
             rich_help_panel=options.RUN,
         ),
     ] = "fp32",
@@ -61,59 +75,78 @@ def benchmark(
 
     Every side has a process of its own, and they take turns; medians and the range of the rounds
     are shown. The weights are random, since speed does not depend on them; --model names an
-    architecture. By default it is CvT-13 at 224.
+    architecture, or a file that `cvt export` wrote, which is run as it is. By default it is CvT-13
+    at 224.
 
     Example: cvt benchmark --against transformers --precision fp32,bf16
     """
-    ((costs, config),) = loader.architectures_of(
-        variant or (None if model else "13"), model, res, None, output.access()
-    )
+    if variant and model:
+        raise UsageError("give --variant or --model, not both")
+    from cvt_cli import benchmark as measuring
+
+    size = parse_size(res) if res else None
+    networks = []
+    names: list[str | None] = [*model] if model else [None]
+    for name in names:
+        path = Path(name or "").expanduser()
+        if exported.format_of(path):
+            networks.append(measuring.Network.of_file(path, size))
+            continue
+        ((costs, config),) = loader.architectures_of(
+            variant or (None if name else "13"), name, res, None, output.access()
+        )
+        networks.append(measuring.Network.of(costs.variant, config, costs.height, costs.width))
     import tempfile
 
-    from cvt_cli import benchmark as measuring
     from cvt_cli import devices, plots, runtimes
 
     if plot is not None:
         plots.check(plot)
 
     place = devices.choose_device(device)
-    names = ("torch", "onnxruntime", "openvino")
     try:
         batch_sizes = [int(part) for part in measuring.names_of(batch_size)]
     except ValueError:
         batch_sizes = []
     if not batch_sizes or min(batch_sizes) < 1:
         raise UsageError(f"`{batch_size}` are no batch sizes; accepted are positive integers: 1,8")
+    networks = [n if n.file else replace(n, device=str(place)) for n in networks]
     sides = measuring.sides(
-        measuring.names_of(engine) if engine else [n for n in names if runtimes.installed(n)],
+        networks,
+        measuring.names_of(engine) if engine else None,
         measuring.names_of(precision),
         batch_sizes,
-        place.type,
         against is not None,
     )
     hardware = devices.hardware(place)
-    output.note(
-        f"{costs.variant} at {costs.height}x{costs.width}, random weights; {place}, {hardware}; "
-        f"{len(sides)} sides, {rounds} rounds"
-    )
+    one = networks[0] if len({(n.height, n.width) for n in networks}) == 1 else None
+    kinds = {"exported" if network.file else "random" for network in networks}
+    weights = " and ".join(sorted(kinds))
+    title = f"{', '.join(network.name for network in networks)}"
+    if one is not None:
+        title += f" at {one.height}x{one.width}"
+    title += f", {weights} weights"
+    output.note(f"{title}; {place}, {hardware}; {len(sides)} sides, {rounds} rounds")
     with tempfile.TemporaryDirectory() as folder:
         rows = measuring.measure(
-            measuring.Network(config, costs.height, costs.width, costs.macs, str(place)),
             sides,
             rounds=rounds,
+            ratios=against is not None or len(networks) > 1,
             folder=Path(folder),
             progress=output.progress,
         )
+    single = networks[0] if len(networks) == 1 else None
+    versions = runtimes.versions(VERSIONS)
     document = {
-        "model": costs.variant,
-        "height": costs.height,
-        "width": costs.width,
-        "macs": costs.macs,
-        "weights": "random",
+        "model": single and single.name,
+        "height": one and one.height,
+        "width": one and one.width,
+        "macs": single and single.macs,
+        "weights": weights,
         "device": str(place),
         "hardware": hardware,
         "rounds": rounds,
-        "versions": measuring.versions(),
+        "versions": versions,
         "rows": [row.to_json() for row in rows],
     }
     if plot is not None:
@@ -122,32 +155,34 @@ def benchmark(
         output.print_json(document)
         return
     output.print_table(
-        f"{costs.variant} at {costs.height}x{costs.width}, random weights, {place}, {hardware}, "
-        f"median of {rounds} rounds",
+        f"{title}, {place}, {hardware}, median of {rounds} rounds",
         (
+            *(("model",) if single is None else ()),
             *("engine", "", "batch", "images/s", "range", "ratio", "of peak", "start"),
             *("first call", "peak memory"),
         ),
         [
             (
+                *((row.side.network.name,) if single is None else ()),
                 row.side.engine,
                 row.side.precision,
                 str(row.side.batch_size),
                 f"{row.images_per_sec:.1f}",
                 f"{row.slowest:.1f} to {row.fastest:.1f}",
                 "" if row.ratio is None else f"{row.ratio:.2f}",
-                f"{100 * row.share_of_peak:.0f} %",
+                "" if row.share_of_peak is None else f"{100 * row.share_of_peak:.0f} %",
                 f"{row.startup_sec:.2f} s",
                 f"{row.first_call_sec:.2f} s",
                 human_bytes(row.peak_memory_bytes),
             )
             for row in rows
         ],
-        text_columns=2,
+        text_columns=2 if single else 3,
     )
-    shown = ", ".join(f"{name} {version}" for name, version in measuring.versions().items())
+    shown = ", ".join(f"{name} {version}" for name, version in versions.items())
+    baseline = "transformers, eager, fp32" if against else "the first row"
     print(
-        "ratio: to transformers, eager, fp32, at the same batch size; of peak: of the rate of a\n"
+        f"ratio: to {baseline}, at the same batch size; of peak: of the rate of a\n"
         "matrix product in the same precision, measured in turn on torch; start: from a new\n"
         f"process to an engine that can be called\n{shown}"
     )

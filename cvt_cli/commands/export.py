@@ -1,0 +1,289 @@
+"""``cvt export``: a file that runs elsewhere."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from cvt_cli import cache, exported, loader, options, output
+from cvt_cli.cache import human_bytes
+from cvt_cli.errors import CheckpointError, CvtError, UsageError
+from cvt_cli.exported import Format
+
+if TYPE_CHECKING:
+    from cvt_cli.exporting import Exported
+
+FILE = "File"
+PRECISION = "Precision"
+
+
+def export(
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL", help="A checkpoint, as after --model elsewhere.", show_default=False
+        ),
+    ],
+    target: Annotated[
+        Path,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE",
+            help="The file: .onnx, .xml (OpenVINO, with a .bin beside it), .pt2 or .safetensors; "
+            "for safetensors also a folder.",
+            rich_help_panel=FILE,
+            show_default=False,
+        ),
+    ],
+    form: Annotated[
+        Format | None,
+        typer.Option(
+            "--format",
+            help="What to write; by default what the suffix of the file says.",
+            rich_help_panel=FILE,
+            show_default=False,
+        ),
+    ] = None,
+    layout: Annotated[
+        Literal["transformers", "reference"],
+        typer.Option(help="Names of the tensors in safetensors.", rich_help_panel=FILE),
+    ] = "transformers",
+    with_preprocessing: Annotated[
+        bool,
+        typer.Option(
+            "--with-preprocessing",
+            help="Take uint8 RGB (B, H, W, 3) of any size, and resize, crop and normalise inside.",
+            rich_help_panel=FILE,
+        ),
+    ] = False,
+    dynamic_size: Annotated[
+        bool,
+        typer.Option(
+            "--dynamic-size",
+            help="Take images of any height and width from 32 pixels; the batch is free anyway.",
+            rich_help_panel=FILE,
+        ),
+    ] = False,
+    overwrite: Annotated[
+        bool,
+        typer.Option("--overwrite", help="Replace a file that exists.", rich_help_panel=FILE),
+    ] = False,
+    precision: Annotated[
+        Literal["fp32", "fp16", "bf16"],
+        typer.Option(help="Of weights and of what is computed.", rich_help_panel=PRECISION),
+    ] = "fp32",
+    int8: Annotated[
+        bool,
+        typer.Option(
+            "--int8",
+            help="8-bit integers, with ranges measured on images (onnx, openvino).",
+            rich_help_panel=PRECISION,
+        ),
+    ] = False,
+    calibration: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Images for --int8, such as the model will see; of many, 300 are taken.",
+            rich_help_panel=PRECISION,
+            show_default=False,
+        ),
+    ] = None,
+    verify_data: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Images to compare the file with torch on; by default ten of the package.",
+            rich_help_panel="Verification",
+            show_default=False,
+        ),
+    ] = None,
+    res: options.Res = None,
+    activation: options.Activation = None,
+    revision: options.Revision = None,
+    offline: options.Offline = False,
+    json_output: options.Json = False,
+) -> None:
+    """Write a checkpoint as a file that runs elsewhere, and verify that it says the same.
+
+    The file is run in its own runtime before it gets its name, at several batch sizes, on noise and
+    on images; differences and speed against torch are printed, and kept in FILE.json. A file that
+    differs too much is called FILE.failed, and the exit code is 1. safetensors are converted bit
+    by bit.
+
+    Example: cvt export cvt-nano-cifar10 --output nano.onnx
+    """
+    form = exported.resolve(form, target)
+    _check_options(
+        form, precision, int8, calibration, with_preprocessing, dynamic_size, verify_data
+    )
+    _refuse_existing(target, overwrite)
+    access = output.access(revision, offline)
+    with cache.workplace(target) as folder:
+        if form == "safetensors":
+            from cvt_cli import exporting
+
+            location, loaded, stored, card = loader.checkpoint_to_convert(
+                model, res, activation, access
+            )
+            record = loader.record_of(location, loaded.described)
+            converted = exporting.convert(stored, loaded, card, record, layout, target, folder)
+            for message in loaded.notes:
+                output.note(message)
+            if json_output:
+                output.print_json(converted.to_json())
+                return
+            output.emit(
+                f"{output.printable(str(target))}: {converted.tensors} tensors "
+                f"({human_bytes(converted.bytes)}) under {layout}'s names, equal bit by bit to "
+                f"{output.printable(record.model)}'s"
+            )
+            return
+        from cvt_cli import verification
+
+        # Before torch is waited for.
+        images = verification.Pictures.of(verify_data or verification.PACKAGED)
+        measured_on = None
+        if calibration is not None:
+            most = verification.MOST_CALIBRATION_IMAGES
+            measured_on = verification.Pictures.of(calibration, most)
+        from cvt_cli import exporting
+
+        in_precision: exported.Precision = "int8" if int8 else precision
+        exporting.check(form, in_precision, with_preprocessing, dynamic_size)
+        location, loaded = loader.load_checkpoint(model, res, activation, access)
+        if not loaded.labels.named:
+            raise CheckpointError(
+                f"`{model}` does not name its {len(loaded.labels)} classes, so that no file of it "
+                "could say what it answers",
+                hint="put a `config.json` with its `id2label` beside the weights",
+            )
+        for message in loaded.notes:
+            output.note(message)
+        record = loader.record_of(
+            location,
+            loaded.described,
+            inside=with_preprocessing,
+            precision=in_precision,
+            dynamic_size=dynamic_size,
+        )
+        result = exporting.export(
+            loaded,
+            record,
+            form,
+            target,
+            folder,
+            calibration=measured_on,
+            verify_on=images,
+            say=access.say,
+            progress=access.progress,
+        )
+    if json_output:
+        output.print_json(result.to_json())
+    else:
+        _print(result)
+    if not result.verification.passed:
+        raise CvtError(
+            f"the file differs from the checkpoint by more than `{record.precision}` may: it is "
+            f"kept as `{result.path}`",
+            hint="the figures are above and in "
+            f"`{exporting.json_beside(result.path)}`; the float precisions differ less, and "
+            "calibration on more and likelier images helps --int8",
+        )
+
+
+def _check_options(
+    form: Format,
+    precision: str,
+    int8: bool,
+    calibration: Path | None,
+    with_preprocessing: bool,
+    dynamic_size: bool,
+    verify_data: Path | None,
+) -> None:
+    """Raises UsageError for options that do not go together."""
+    if form == "safetensors":
+        named = {
+            "--precision": precision != "fp32",
+            "--int8": int8,
+            "--with-preprocessing": with_preprocessing,
+            "--dynamic-size": dynamic_size,
+            "--verify-data": verify_data,
+        }
+        if given := [name for name, there in named.items() if there]:
+            raise UsageError(
+                f"{' and '.join(given)}: safetensors holds a checkpoint's tensors as they are; "
+                "these are for onnx, openvino and pt2"
+            )
+    if int8 and precision != "fp32":
+        raise UsageError(f"give --int8 or --precision {precision}, not both")
+    if int8 and calibration is None:
+        raise UsageError(
+            "--int8 needs images to measure ranges on: --calibration FOLDER",
+            hint="some 100 of those that the model will see; without them it would guess",
+        )
+    if calibration is not None and not int8:
+        raise UsageError("--calibration is for --int8")
+
+
+def _refuse_existing(target: Path, overwrite: bool) -> None:
+    """Raises CvtError if something is there that would be replaced."""
+    beside = [target, target.with_name(target.name + ".json")]
+    if target.suffix == exported.SUFFIXES["openvino"]:
+        beside.append(target.with_suffix(".bin"))
+    there = [p for p in beside if p.exists() and not (p.is_dir() and not any(p.iterdir()))]
+    if there and not overwrite:
+        raise CvtError(f"`{there[0]}` exists and was not replaced", hint="--overwrite replaces it")
+    if target.is_dir() and target.suffix:
+        raise CvtError(f"`{target}` is a folder, not a file")
+
+
+def _print(result: "Exported") -> None:
+    """What was measured, for a person."""
+    found, record = result.verification, result.record
+    takes = "pixels of any size" if record.preprocessing_inside else (
+        "any size" if record.dynamic_size
+        else f"{record.preprocessing.height}x{record.preprocessing.width}"
+    )  # fmt: skip
+    output.print_table(
+        f"{result.path}: {record.model} for {result.engine}, {record.precision}, any batch, "
+        f"{takes}, {human_bytes(result.bytes)}",
+        ("compared with torch", "size", "batch", "n", "largest", "RMS", "spread", "same class"),
+        [
+            (
+                check.data if check.data == "random" else result.verified_on,
+                f"{check.height}x{check.width}",
+                ", ".join(map(str, check.batch_sizes)),
+                str(check.n),
+                f"{check.largest_difference:.1e}",
+                f"{check.rms_difference:.1e}",
+                f"{check.spread:.2f}",
+                f"{check.agreeing} of {check.n}",
+            )
+            for check in found.checks
+        ],
+    )
+    for line in _summary(result):
+        output.emit(line)
+
+
+def _summary(result: "Exported") -> list[str]:
+    found = result.verification
+    what = "RMS on images" if found.precision == "int8" else "largest"
+    verdict = "within" if found.passed else "beyond"
+    lines = [
+        f"largest, RMS: difference of logits to torch in fp32 on the CPU; spread: standard "
+        f"deviation of torch's\n{what} difference {verdict} {found.tolerance:g} x spread"
+    ]
+    if (parity := found.parity) is not None:
+        lines.append(
+            f"preprocessing inside: at most {parity.largest_grey_levels:g} of 255 grey levels from "
+            f"ours, {100 * parity.share_differing:.3f} % of values differ ({parity.n} images)"
+        )
+    torch, file = (1000 / row.images_per_sec for row in result.speed)
+    lines.append(
+        f"one image at a time: {file:.1f} ms, torch {torch:.1f} ms; {result.speed[1].ratio:.2f} "
+        "times as fast (median of 5 turns each)"
+    )
+    return lines

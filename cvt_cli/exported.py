@@ -1,0 +1,266 @@
+"""What a file that ``cvt export`` wrote says of itself, read without the runtime that it is for.
+
+ONNX keeps it as metadata properties, OpenVINO as run-time information of the ``.xml``, PyTorch's
+``.pt2`` as an extra file, safetensors in its header; everywhere as the same texts by name, so that
+a plain program can use them too.
+"""
+
+import io
+import json
+import zipfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, BinaryIO, Literal
+from xml.etree import ElementTree
+
+from cvt_cli import __version__, layouts
+from cvt_cli.config import CvTConfig
+from cvt_cli.errors import CheckpointError, CvtError, UsageError
+from cvt_cli.labels import Labels
+from cvt_cli.preprocessing import Preprocessing
+
+GraphFormat = Literal["onnx", "openvino", "pt2"]
+Format = Literal["onnx", "openvino", "pt2", "safetensors"]
+Precision = Literal["fp32", "fp16", "bf16", "int8"]
+
+SUFFIXES: dict[Format, str] = {
+    "onnx": ".onnx",
+    "openvino": ".xml",
+    "pt2": ".pt2",
+    "safetensors": ".safetensors",
+}
+
+PIXELS = "pixels"
+"""Name of the input of a file with preprocessing inside; else it is `images`."""
+
+OPENVINO_SECTION = "cvt"
+"""Of the run-time information in an ``.xml``."""
+
+PT2_FILE = "cvt.json"
+"""Name of the extra file in a ``.pt2``."""
+
+_VERSION = "cvt_cli_version"
+_METADATA_PROPS = 14
+"""Number of ModelProto's field with the metadata, in ONNX's own definition (onnx.proto)."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """What one needs to know to feed an exported file and to understand its answers."""
+
+    model: str  # the checkpoint, as the user called it
+    source: str  # its hub repository, else "cvt-cli" for a part of this package, else a file's name
+    revision: str | None  # commit of the hub repository
+    weights_sha256: str | None  # of the file that the tensors are from
+    licence: str | None
+    config: CvTConfig
+    labels: Labels
+    preprocessing: Preprocessing
+    preprocessing_inside: bool = False  # the file takes uint8 RGB (B, H, W, 3) of any size
+    precision: Precision = "fp32"
+    dynamic_size: bool = False  # the file takes images of any height and width
+    version: str = __version__  # of this project
+
+    def to_strings(self) -> dict[str, str]:
+        """The texts by name that every format keeps; what is not known is empty."""
+        names = self.labels
+        config = layouts.transformers_config(self.config, names, self.version)
+        del config["id2label"], config["label2id"]
+        return {
+            _VERSION: self.version,
+            "model": self.model,
+            "source": self.source,
+            "revision": self.revision or "",
+            "weights_sha256": self.weights_sha256 or "",
+            "licence": self.licence or "",
+            "activation": self.config.activation,
+            "classes": json.dumps(names.names, ensure_ascii=False),
+            "wnids": json.dumps(names.wnids) if names.wnids else "",
+            "preprocessing": json.dumps(self.preprocessing.to_json()),
+            "preprocessing_inside": json.dumps(self.preprocessing_inside),
+            "precision": self.precision,
+            "dynamic_size": json.dumps(self.dynamic_size),
+            "config": json.dumps(config),
+        }
+
+    @classmethod
+    def from_strings(cls, texts: Mapping[str, str]) -> "Record":
+        """Read what `to_strings` gives.
+
+        Raises:
+            KeyError, ValueError, TypeError, ConfigError: it is something else.
+        """
+        names = tuple(json.loads(texts["classes"]))
+        wnids = tuple(json.loads(texts["wnids"])) if texts["wnids"] else None
+        labels = Labels(names, wnids)
+        described = json.loads(texts["config"])
+        described["id2label"] = dict(enumerate(names))
+        config, _ = layouts.config_from_transformers(described)
+        preprocessing = json.loads(texts["preprocessing"])
+        for name in ("mean", "std"):
+            preprocessing[name] = tuple(preprocessing[name])
+        return cls(
+            texts["model"],
+            texts["source"],
+            texts["revision"] or None,
+            texts["weights_sha256"] or None,
+            texts["licence"] or None,
+            config,
+            labels,
+            Preprocessing(**preprocessing),
+            json.loads(texts["preprocessing_inside"]),
+            texts["precision"],  # type: ignore[arg-type]
+            json.loads(texts["dynamic_size"]),
+            texts[_VERSION],
+        )
+
+    def at(self, size: tuple[int, int] | None, path: Path) -> "Record":
+        """The same for images of another height and width.
+
+        Raises:
+            UsageError: the file takes its own size alone.
+        """
+        own = (self.preprocessing.height, self.preprocessing.width)
+        if size is None or size == own:
+            return self
+        if not self.dynamic_size:
+            raise UsageError(
+                f"`{path}` takes {own[0]}x{own[1]} pixels alone, not {size[0]}x{size[1]}",
+                hint=f"export the checkpoint again with --res {size[0]}x{size[1]}, or with "
+                "--dynamic-size",
+            )
+        return replace(self, preprocessing=self.preprocessing.with_size(*size))
+
+
+def resolve(form: Format | None, output: Path) -> Format:
+    """The format that is asked for, by name or by the suffix of the file.
+
+    Raises:
+        UsageError: neither says it, or one says another than the other.
+    """
+    by_suffix = next((f for f, suffix in SUFFIXES.items() if suffix == output.suffix.lower()), None)
+    suffixes = ", ".join(f"`{suffix}` ({name})" for name, suffix in SUFFIXES.items())
+    folder = "; safetensors also a folder, whose name has no suffix"
+    if form is None:
+        if by_suffix is None:
+            raise UsageError(
+                f"`{output}` does not say the format; accepted are {suffixes}{folder}",
+                hint="or name it: --format onnx",
+            )
+        return by_suffix
+    if by_suffix != form and not (form == "safetensors" and not output.suffix):
+        raise UsageError(
+            f"`{output}` has not the suffix of {form}; accepted are {suffixes}{folder}"
+        )
+    return form
+
+
+def format_of(path: Path) -> GraphFormat | None:
+    """The format of an existing file, by its suffix; None for what is no graph."""
+    found = (f for f, suffix in SUFFIXES.items() if suffix == path.suffix.lower())
+    known = next(found, None)
+    return known if known != "safetensors" and path.is_file() else None
+
+
+def read(path: Path) -> Record:
+    """What a graph file says of itself.
+
+    Raises:
+        CheckpointError: it is damaged, or another tool wrote it.
+    """
+    readers = {"onnx": _read_onnx, "openvino": _read_openvino, "pt2": _read_pt2}
+    form = format_of(path)
+    assert form is not None
+    try:
+        texts = readers[form](path)
+    except (OSError, ValueError, zipfile.BadZipFile, ElementTree.ParseError) as error:
+        raise CheckpointError(f"`{path}` is damaged, or no {form} file: {error}") from None
+    if _VERSION not in texts:
+        raise CheckpointError(
+            f"`{path}` was not written by `cvt export`: it has no metadata that says how images "
+            "are prepared for it and what its classes are",
+            hint="export it again from its checkpoint: "
+            f"cvt export MODEL --format {form} --output FILE{SUFFIXES[form]}",
+        )
+    try:
+        return Record.from_strings(texts)
+    except (LookupError, ValueError, TypeError, AttributeError, CvtError) as error:
+        raise CheckpointError(
+            f"the metadata of `{path}` are damaged, or from another version "
+            f"({texts[_VERSION]}) of `cvt export`: {error!r}"
+        ) from None
+
+
+def of_safetensors(path: Path) -> Record | None:
+    """What a safetensors file says of itself; None where another tool wrote it, or damaged."""
+    try:
+        with path.open("rb") as file:
+            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        return Record.from_strings(header["__metadata__"])
+    except (OSError, LookupError, ValueError, TypeError, AttributeError, MemoryError, CvtError):
+        return None
+
+
+def _read_openvino(path: Path) -> dict[str, str]:
+    section = ElementTree.parse(path).getroot().find(f"rt_info/{OPENVINO_SECTION}")
+    return {} if section is None else {entry.tag: entry.get("value", "") for entry in section}
+
+
+def _read_pt2(path: Path) -> dict[str, str]:
+    with zipfile.ZipFile(path) as archive:
+        for name in archive.namelist():
+            if name.endswith(f"/extra/{PT2_FILE}"):
+                content: dict[str, Any] = json.loads(archive.read(name))
+                return {key: str(value) for key, value in content.items()}
+    return {}
+
+
+def _read_onnx(path: Path) -> dict[str, str]:
+    """The metadata properties of an ONNX file, passing over its graph.
+
+    Protocol Buffers are fields one after another: a number, a kind, and a value or its length
+    (protobuf.dev/programming-guides/encoding). A runtime would read all weights for these texts.
+    """
+    with path.open("rb") as file:
+        pairs = [dict(_fields(io.BytesIO(pair), {1, 2})) for pair in _metadata(file)]
+    return {pair[1].decode(): pair[2].decode() for pair in pairs}
+
+
+def _metadata(file: BinaryIO) -> Iterator[bytes]:
+    return (value for _, value in _fields(file, {_METADATA_PROPS}))
+
+
+def _fields(file: BinaryIO, wanted: set[int]) -> Iterator[tuple[int, bytes]]:
+    """The fields of a message that hold bytes and have one of these numbers."""
+    end = file.seek(0, io.SEEK_END)
+    file.seek(0)
+    while file.tell() < end:
+        key = _varint(file)
+        number, kind = key >> 3, key & 7
+        if kind == 0:
+            _varint(file)
+        elif kind == 2 and number in wanted:
+            yield number, file.read(_varint(file))
+        elif kind in (1, 2, 5):
+            file.seek({1: 8, 5: 4}[kind] if kind != 2 else _varint(file), io.SEEK_CUR)
+        else:
+            raise ValueError(f"a field of kind {kind}")
+    if file.tell() > end:
+        raise ValueError("it is cut short")
+
+
+def _varint(file: BinaryIO) -> int:
+    value = shift = 0
+    while True:
+        (byte,) = file.read(1) or _cut_short()
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value
+        shift += 7
+        if shift > 63:
+            raise ValueError("a number without end")
+
+
+def _cut_short() -> bytes:
+    raise ValueError("it is cut short")

@@ -1,0 +1,723 @@
+"""`cvt export`: files that run elsewhere, and say the same there and here."""
+
+import json
+import os
+import pickle
+import re
+import resource
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from cvt_cli import exported, layouts, runtimes, verification, weights
+from cvt_cli.config import VARIANTS
+from cvt_cli.labels import Labels, imagenet
+from cvt_cli.preprocessing import Preprocessing
+from tests_shared import CHELSEA, TESTS, TINY, Machine, golden_model, golden_state, test_data
+
+NANO = "cvt-nano-cifar10"
+FILES = ("nano.onnx", "nano.xml", "nano.pt2")
+ENGINES = {"nano.onnx": "onnxruntime", "nano.xml": "openvino", "nano.pt2": "torch"}
+README = (TESTS.parent / "README.md").read_text()
+
+
+def environment(folder: Path) -> dict[str, str]:
+    return {**os.environ, "CVT_CACHE": str(folder), "HF_HUB_OFFLINE": "1"}
+
+
+def run(folder: Path, *arguments: object):
+    return Machine(folder, environment(folder)).run(*arguments)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with cvt-nano-cifar10 in every format."""
+    folder = tmp_path_factory.mktemp("exported")
+    for name in FILES:
+        result = run(folder, "export", NANO, "--output", folder / name)
+        assert result.exit_code == 0, result.stderr
+    return folder
+
+
+@pytest.fixture(scope="module")
+def five_hundred(tmp_path_factory: pytest.TempPathFactory, cifar10: Path) -> Path:
+    """The first 50 test images of each class of CIFAR-10."""
+    folder = tmp_path_factory.mktemp("cifar")
+    for source in (cifar10 / "test").iterdir():
+        (folder / source.name).mkdir()
+        for image in sorted(source.iterdir())[:50]:
+            (folder / source.name / image.name).symlink_to(image)
+    return folder
+
+
+def checkpoint(folder: Path, config, size: int, names: Labels | None = None) -> Path:
+    """A folder with golden weights."""
+    names = names or Labels(tuple(f"class {i}" for i in range(config.num_classes)))
+    weights.save(folder, golden_model(config), names, Preprocessing.published(size, size), "card")
+    return folder
+
+
+# --- what is written
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_every_file_is_verified_in_its_own_runtime_and_says_how(files: Path, name: str) -> None:
+    document = json.loads((files / f"{name}.json").read_text())
+
+    measured = document["verification"]
+    assert document["engine"] == ENGINES[name] and measured["passed"]
+    assert measured["checks"][0]["data"] == "random"
+    assert measured["checks"][0]["batch_sizes"] == [1, 2, 7]
+    assert measured["checks"][-1]["data"] == "images" and measured["checks"][-1]["n"] == 10
+    assert measured["data"] == "10 images of the package"
+    assert 0 <= measured["largest_difference"] < 1e-4
+    assert measured["top1_agreement"] == 1.0
+    assert document["speed"]["ratio"] > 0 and document["speed"]["latency_sec"] > 0
+    assert document["bytes"] > 1_000_000
+    expected = set(FILES) | {f"{file}.json" for file in FILES} | {"nano.bin"}
+    assert {path.name for path in files.iterdir() if path.is_file()} == expected
+
+
+def test_the_onnx_file_is_valid_and_its_metadata_read_back(files: Path) -> None:
+    model = onnx.load(files / "nano.onnx")
+
+    onnx.checker.check_model(model, full_check=True)
+    metadata = {entry.key: entry.value for entry in model.metadata_props}
+    assert metadata["activation"] == "quick_gelu" and metadata["licence"] == "MIT"
+    assert metadata["source"] == "cvt-cli" and metadata["revision"] == ""
+    assert json.loads(metadata["classes"])[8] == "ship"
+    assert json.loads(metadata["preprocessing"])["crop_pct"] == 1.0
+    assert exported.read(files / "nano.onnx").to_strings() == metadata
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_every_format_keeps_the_same_metadata(files: Path, name: str) -> None:
+    record = exported.read(files / name)
+
+    assert record == exported.read(files / "nano.onnx")
+    assert record.labels.names[0] == "airplane" and len(record.weights_sha256) == 64
+    assert record.config == weights.load(exported_source()).model.config
+
+
+def exported_source() -> Path:
+    from cvt_cli.checkpoints import CHECKPOINTS
+
+    return CHECKPOINTS[NANO].embedded
+
+
+def test_the_lines_of_the_readme_answer_with_plain_onnxruntime(files: Path, tmp_path: Path) -> None:
+    (code,) = re.findall(r"```python\n(import json\n.+?)```", README, re.DOTALL)
+    assert len([line for line in code.splitlines() if line.strip()]) <= 10
+    result = run(files, "export", NANO, "--output", tmp_path / "nano.onnx", "--with-preprocessing")
+    assert result.exit_code == 0, result.stderr
+    shutil.copy(TESTS / "photos" / "nagasaki-boats.jpg", tmp_path / "photo.jpg")
+
+    done = subprocess.run(
+        [sys.executable, "-c", code + "\nimport sys\nassert 'cvt_cli' not in sys.modules"],
+        cwd=tmp_path, capture_output=True, text=True,
+    )  # fmt: skip
+
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("ship")
+    ours = run(
+        files, "predict", tmp_path / "photo.jpg", "--model", tmp_path / "nano.onnx", "--json"
+    )
+    assert ours.json["results"][0]["predictions"][0]["label"] == "ship"
+    document = json.loads((tmp_path / "nano.onnx.json").read_text())
+    assert document["preprocessing_inside"]
+    assert document["verification"]["preprocessing_parity"]["largest_grey_levels"] <= 1.001
+
+
+# --- first-class models here
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_it_counts_what_torch_counts_on_500_images(
+    files: Path, five_hundred: Path, name: str
+) -> None:
+    arguments = ["evaluate", "--data", five_hundred, "--json"]
+
+    ours = run(files, *arguments, "--model", files / name).json
+    theirs = run(files, *arguments, "--model", NANO, "--engine", "torch").json
+
+    assert ours["n"] == 500 and ours["engine"] == ENGINES[name]
+    for key in ("top1_correct", "top5_correct", "preprocessing", "activation", "precision"):
+        assert ours[key] == theirs[key], key
+    assert [c["correct"] for c in ours["classes"]] == [c["correct"] for c in theirs["classes"]]
+
+
+@pytest.mark.parametrize("name", ["nano.onnx", "nano.xml"])
+def test_predicting_on_it_imports_no_torch(files: Path, name: str) -> None:
+    script = (
+        "import sys\nfrom cvt_cli.cli import app\n"
+        f"try: app(['predict', {str(CHELSEA)!r}, '--model', {str(files / name)!r}, '--json'],"
+        " prog_name='cvt')\n"
+        "except SystemExit as e: assert not e.code\n"
+        "heavy = {'torch', 'torchvision', 'huggingface_hub', 'safetensors', 'onnx', 'nncf'}\n"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)"
+    )
+
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["engine"] == ENGINES[name]
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_its_answers_and_features_are_those_of_the_checkpoint(
+    files: Path, tmp_path: Path, name: str
+) -> None:
+    def asked(model: object, *more: object):
+        return run(files, "predict", CHELSEA, "--model", model, *more)
+
+    ours = asked(files / name, "--json").json
+    theirs = asked(NANO, "--json", "--engine", "torch").json
+    for number, model in enumerate((files / name, NANO)):
+        assert asked(model, "--features", tmp_path / f"{number}.npz").exit_code == 0
+
+    assert ours["preprocessing"] == theirs["preprocessing"]
+    for own, other in zip(*(d["results"][0]["predictions"] for d in (ours, theirs)), strict=True):
+        assert own["label"] == other["label"]
+        assert own["score"] == pytest.approx(other["score"], abs=1e-5)
+    first, second = (np.load(tmp_path / f"{number}.npz")["features"] for number in (0, 1))
+    assert np.abs(first - second).max() < 1e-4
+
+
+def test_an_unreadable_image_is_reported_as_ever(files: Path, tmp_path: Path) -> None:
+    (tmp_path / "broken.png").write_bytes(b"no image")
+
+    result = run(files, "predict", CHELSEA, tmp_path, "--model", files / "nano.onnx", "--jsonl")
+
+    assert result.exit_code == 1
+    assert "predictions" in result.json_lines[0]
+    assert "not an image" in result.json_lines[1]["error"]
+
+
+def test_onnx_also_runs_on_openvino_and_in_bf16_where_the_processor_has_it(files: Path) -> None:
+    arguments = ["predict", CHELSEA, "--json", "--engine", "openvino", "--model"]
+
+    assert run(files, *arguments, files / "nano.onnx").json["engine"] == "openvino"
+    result = run(files, *arguments, files / "nano.xml", "--precision", "bf16")
+
+    if runtimes.computes_in("openvino", "bf16"):
+        assert result.json["precision"] == "bf16"
+    else:
+        assert result.exit_code == 2
+
+
+def test_info_flops_and_benchmark_take_it(files: Path, cvt) -> None:
+    described = cvt("info", files / "nano.onnx", "--json").json
+    counted = cvt("flops", "--model", files / "nano.pt2", "--json").json
+    measured = run(
+        files, "benchmark", "--model", files / "nano.onnx", "--model", files / "nano.xml",
+        "--rounds", 1, "--batch-size", 2, "--json",
+    ).json  # fmt: skip
+
+    assert (described["variant"], described["licence"]) == ("nano", "MIT")
+    assert counted["macs"] == 18_700_800
+    assert [(row["engine"], row["precision"]) for row in measured["rows"]] == [
+        ("onnxruntime", "fp32"),
+        ("openvino", "fp32"),
+    ]
+    assert [row["model"] for row in measured["rows"]] == [
+        str(files / "nano.onnx"),
+        str(files / "nano.xml"),
+    ]
+    assert measured["rows"][0]["ratio"] == 1.0 and measured["weights"] == "exported"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nano.onnx", "--res", "64"], "takes 32x32 pixels alone, not 64x64"),
+        (["nano.onnx", "--activation", "gelu"], "computes `quick_gelu`, not `gelu`"),
+        (["nano.onnx", "--device", "cuda"], "runs on the CPU here, not on `cuda`"),
+        (
+            ["nano.onnx", "--engine", "torch"],
+            "runs on `onnxruntime` and `openvino`, not on `torch`",
+        ),
+        (["nano.xml", "--engine", "onnxruntime"], "runs on `openvino`, not on `onnxruntime`"),
+        (["nano.pt2", "--engine", "openvino"], "runs on `torch`, not on `openvino`"),
+        (["nano.pt2", "--precision", "bf16"], "is in `fp32`, not in `bf16`"),
+        (["nano.onnx", "--precision", "fp16"], "does not compute in `fp16` on this processor"),
+        (["nano.onnx", "--revision", "main"], "--revision is for repositories on the hub"),
+    ],
+)
+def test_what_a_file_cannot_do_is_a_usage_error(
+    files: Path, cvt, arguments: list[str], message: str
+) -> None:
+    name, *more = arguments
+
+    result = cvt("predict", CHELSEA, "--model", files / name, *more)
+
+    assert result.exit_code == 2
+    assert message in result.stderr
+
+
+# --- options
+
+
+@pytest.mark.parametrize("name", ["any.onnx", "any.xml", "any.pt2"])
+def test_a_file_of_dynamic_size_is_verified_at_two_and_runs_at_any(
+    files: Path, tmp_path: Path, name: str
+) -> None:
+    result = run(files, "export", NANO, "--output", tmp_path / name, "--dynamic-size", "--json")
+
+    assert result.exit_code == 0, result.stderr
+    sizes = [(c["height"], c["width"]) for c in result.json["verification"]["checks"]]
+    assert sizes == [(32, 32), (48, 56), (32, 32)]
+    arguments = ["predict", CHELSEA, "--json", "--res", "64x48", "--model"]
+    ours = run(files, *arguments, tmp_path / name).json
+    theirs = run(files, *arguments, NANO, "--engine", "torch").json
+    assert ours["preprocessing"] == theirs["preprocessing"]
+    pairs = zip(*(d["results"][0]["predictions"] for d in (ours, theirs)), strict=True)
+    assert all(a["score"] == pytest.approx(b["score"], abs=1e-5) for a, b in pairs)
+
+
+@pytest.mark.parametrize("name", ["in.onnx", "in.xml", "in.pt2"])
+def test_preprocessing_inside_is_within_a_grey_level_and_answers_the_same(
+    files: Path, tmp_path: Path, name: str
+) -> None:
+    """Photographs of several sizes, some upright, in one batch; squashed, so both orders count."""
+    photos = test_data("photos/val")
+    some = sorted(photos.glob("*/*"))[:12]
+    result = run(
+        files, "export", squashing(tmp_path / "squash"), "--output", tmp_path / name,
+        "--with-preprocessing", "--verify-data", linked(tmp_path / "some", some), "--json",
+    )  # fmt: skip
+
+    assert result.exit_code == 0, result.stderr
+    parity = result.json["verification"]["preprocessing_parity"]
+    assert parity["n"] == 12
+    assert parity["largest_grey_levels"] <= 1.001 and parity["share_differing"] < 0.001
+    arguments = ["predict", *some, "--jsonl", "--top-k", "1", "--model"]
+    ours = run(files, *arguments, tmp_path / name).json_lines
+    theirs = run(files, *arguments, tmp_path / "squash", "--engine", "torch").json_lines
+    for own, other in zip(ours, theirs, strict=True):
+        assert own["predictions"][0]["label"] == other["predictions"][0]["label"]
+        assert own["predictions"][0]["score"] == pytest.approx(
+            other["predictions"][0]["score"], abs=1e-3
+        )
+
+
+def squashing(folder: Path) -> Path:
+    """nano, but for photographs that are squashed, in whichever shape they come."""
+    shutil.copytree(exported_source(), folder)
+    record = Preprocessing(64, 64, "squash")
+    path = folder / layouts.PREPROCESSING_FILE
+    path.write_text(json.dumps(record.to_transformers()))
+    return folder
+
+
+def linked(folder: Path, paths: list[Path]) -> Path:
+    folder.mkdir()
+    for path in paths:
+        (folder / path.name).symlink_to(path)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("name", "precision", "runs_in"),
+    [("h.onnx", "fp16", "fp16"), ("h.xml", "fp16", "fp32"), ("h.xml", "bf16", None),
+     ("h.pt2", "bf16", "bf16")],
+)  # fmt: skip
+def test_half_precision_is_half_as_large_and_within_its_tolerance(
+    files: Path, tmp_path: Path, name: str, precision: str, runs_in: str | None
+) -> None:
+    result = run(
+        files, "export", NANO, "--output", tmp_path / name, "--precision", precision, "--json"
+    )
+
+    assert result.exit_code == 0, result.stderr
+    assert result.json["precision"] == precision and result.json["verification"]["passed"]
+    whole = json.loads((files / f"nano{Path(name).suffix}.json").read_text())
+    assert result.json["bytes"] < 0.65 * whole["bytes"]
+    answered = run(files, "predict", CHELSEA, "--model", tmp_path / name, "--json")
+    if runs_in is None:
+        runs_in = "bf16" if runtimes.computes_in("openvino", "bf16") else "fp32"
+    assert answered.json["precision"] == runs_in
+
+
+@pytest.fixture(scope="module")
+def calibration(tmp_path_factory: pytest.TempPathFactory, cifar10: Path) -> Path:
+    """Ten training images of each class."""
+    paths = [p for d in sorted((cifar10 / "train").iterdir()) for p in sorted(d.iterdir())[:10]]
+    return linked(tmp_path_factory.mktemp("calibration") / "images", paths)
+
+
+@pytest.mark.parametrize("name", ["q.onnx", "q.xml"])
+def test_int8_is_calibrated_on_images_and_counts_nearly_the_same(
+    files: Path, tmp_path: Path, calibration: Path, five_hundred: Path, name: str
+) -> None:
+    pytest.importorskip("nncf") if name == "q.xml" else None
+    result = run(
+        files, "export", NANO, "--output", tmp_path / name, "--int8",
+        "--calibration", calibration, "--json",
+    )  # fmt: skip
+
+    assert result.exit_code == 0, result.stderr
+    assert result.json["calibration_images"] == 100 and result.json["precision"] == "int8"
+    whole = json.loads((files / f"nano{Path(name).suffix}.json").read_text())
+    assert result.json["bytes"] < 0.6 * whole["bytes"]
+    arguments = ["evaluate", "--data", five_hundred, "--json", "--model"]
+    ours = run(files, *arguments, tmp_path / name).json
+    theirs = run(files, *arguments, files / f"nano{Path(name).suffix}").json
+    assert ours["precision"] == "int8"
+    assert abs(ours["top1_correct"] - theirs["top1_correct"]) <= 10  # of 500
+
+
+# --- what goes wrong
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["-o", "a.tflite"], "`a.tflite` does not say the format; accepted are `.onnx` (onnx), "
+         "`.xml` (openvino), `.pt2` (pt2), `.safetensors` (safetensors)"),
+        (["-o", "folder"], "`folder` does not say the format"),
+        (["-o", "a.onnx", "--format", "pt2"], "`a.onnx` has not the suffix of pt2"),
+        (["-o", "a.onnx", "--format", "torchscript"], "'torchscript'"),
+        (["-o", "a.onnx", "--precision", "bf16"], "`onnx` is not exported in `bf16`: ONNX Runtime"),
+        (["-o", "a.pt2", "--int8", "--calibration", "."], "`pt2` is not exported in `int8`"),
+        (["-o", "a.onnx", "--int8"], "--int8 needs images to measure ranges on"),
+        (["-o", "a.onnx", "--calibration", "."], "--calibration is for --int8"),
+        (["-o", "a.onnx", "--int8", "--calibration", ".", "--precision", "fp16"], "not both"),
+        (["-o", "a.onnx", "--with-preprocessing", "--dynamic-size"], "without --dynamic-size"),
+        (["-o", "a.safetensors", "--precision", "fp16"], "--precision: safetensors holds"),
+        (["-o", "f", "--format", "safetensors", "--layout", "reference"], "in the hub's form"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_exported_is_a_usage_error(
+    cvt, tmp_path: Path, monkeypatch, arguments: list[str], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (40, 40)).save("picture.png")
+
+    result = cvt("export", NANO, *arguments)
+
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["picture.png"]
+
+
+def test_without_images_nothing_is_quantised(cvt, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+
+    result = cvt(
+        "export", NANO, "-o", tmp_path / "a.onnx", "--int8", "--calibration", tmp_path / "empty"
+    )
+
+    assert result.exit_code == 1
+    assert f"no images below `{tmp_path / 'empty'}`" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "missing", "command"),
+    [
+        ("a.onnx", {"onnxruntime"}, "pip install 'cvt-cli[onnxruntime]'"),
+        ("a.onnx", {"onnx", "onnxscript"}, "pip install 'cvt-cli[onnxruntime]'"),
+        ("a.xml", {"openvino"}, "pip install 'cvt-cli[openvino]'"),
+    ],
+)
+def test_a_missing_extra_is_named_with_the_command_that_installs_it(
+    cvt, tmp_path: Path, monkeypatch, name: str, missing: set[str], command: str
+) -> None:
+    monkeypatch.setattr(runtimes, "installed", lambda package: package not in missing)
+
+    result = cvt("export", NANO, "-o", tmp_path / name)
+
+    assert result.exit_code == 2
+    assert "needs " + " and ".join(f"`{n}`" for n in sorted(missing)) in result.stderr
+    assert command in result.stderr
+
+
+def test_without_nncf_openvino_is_not_quantised(cvt, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(runtimes, "installed", lambda package: package != "nncf")
+
+    result = cvt(
+        "export", NANO, "-o", tmp_path / "a.xml", "--int8", "--calibration", CHELSEA.parent
+    )
+
+    assert result.exit_code == 2
+    assert "pip install 'cvt-cli[nncf]'" in result.stderr
+
+
+def test_an_existing_file_is_replaced_only_when_asked(files: Path, cvt) -> None:
+    before = (files / "nano.onnx").read_bytes()
+
+    result = cvt("export", NANO, "--output", files / "nano.onnx")
+
+    assert result.exit_code == 1
+    assert f"`{files / 'nano.onnx'}` exists and was not replaced" in result.stderr
+    assert "--overwrite replaces it" in result.stderr
+    assert (files / "nano.onnx").read_bytes() == before
+    converted = files / "over.safetensors"
+    converted.write_text("")
+    assert cvt("export", NANO, "--output", converted, "--overwrite").exit_code == 0
+    assert load_file(converted)
+    converted.unlink()
+
+
+def test_an_unwritable_target_is_named_before_anything_is_computed(cvt, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+
+    result = cvt("export", NANO, "--output", tmp_path / "file" / "a.onnx")
+
+    assert result.exit_code == 1
+    assert f"cannot write `{tmp_path / 'file' / 'a.onnx'}`" in result.stderr
+
+
+def test_a_full_disk_leaves_nothing_and_is_explained(machine: Machine) -> None:
+    machine.popen = {
+        "preexec_fn": lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))
+    }
+    target = machine.home / "out"
+
+    result = machine.run("export", NANO, "--output", target / "a.onnx", HF_HUB_OFFLINE="1")
+
+    assert result.exit_code == 1
+    assert "cannot write" in result.stderr and "Traceback" not in result.stderr
+    assert not list(target.iterdir())
+
+
+def test_a_model_without_class_names_is_refused(cvt, tmp_path: Path) -> None:
+    from cvt_cli.labels import unnamed
+
+    folder = checkpoint(tmp_path / "model", TINY, 64, unnamed(10))
+
+    result = cvt("export", folder, "--output", tmp_path / "a.onnx")
+
+    assert result.exit_code == 1
+    assert f"`{folder}` does not name its 10 classes" in result.stderr
+    assert "`config.json` with its `id2label`" in result.stderr
+    assert not list(tmp_path.glob("a.onnx*"))
+
+
+def test_a_file_of_another_tool_is_explained(files: Path, cvt, tmp_path: Path) -> None:
+    model = onnx.load(files / "nano.onnx")
+    del model.metadata_props[:]
+    onnx.save(model, tmp_path / "other.onnx")
+    plain = torch.export.export(torch.nn.Linear(2, 2), (torch.zeros(1, 2),))
+    torch.export.save(plain, tmp_path / "other.pt2")
+    xml = (files / "nano.xml").read_text()
+    section = re.compile(r"<cvt>.*?</cvt>", re.DOTALL)
+    (tmp_path / "other.xml").write_text(section.sub("", xml))
+
+    for name in ("other.onnx", "other.pt2", "other.xml"):
+        for command in (["predict", CHELSEA], ["evaluate", "--data", CHELSEA.parent]):
+            result = cvt(*command, "--model", tmp_path / name)
+            assert result.exit_code == 1
+            assert f"`{tmp_path / name}` was not written by `cvt export`" in result.stderr or (
+                command[0] == "evaluate" and "class" in result.stderr
+            )
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_damaged_file_is_explained(files: Path, tmp_path: Path, cvt, name: str) -> None:
+    whole = (files / name).read_bytes()
+    for kept in (0, 20, len(whole) // 2, len(whole) - 5):
+        (tmp_path / name).write_bytes(whole[:kept])
+
+        result = cvt("predict", CHELSEA, "--model", tmp_path / name)
+
+        assert result.exit_code == 1
+        assert f"`{tmp_path / name}`" in result.stderr
+        assert "Traceback" not in result.stderr
+
+
+def test_nothing_in_a_pt2_is_executed(files: Path, tmp_path: Path, cvt) -> None:
+    class Harmful:
+        def __reduce__(self):
+            return (Path(tmp_path / "executed").touch, ())
+
+    path = tmp_path / "harmful.pt2"
+    with zipfile.ZipFile(files / "nano.pt2") as old, zipfile.ZipFile(path, "w") as new:
+        for info in old.infolist():
+            content = old.read(info)
+            if info.filename.endswith("sample_inputs/model.pt"):
+                content = pickle.dumps(Harmful())
+            new.writestr(info.filename, content)
+
+    result = cvt("predict", CHELSEA, "--model", path)
+
+    assert result.exit_code == 1
+    assert "holds more than `cvt export` writes, and was not loaded" in result.stderr
+    assert not (tmp_path / "executed").exists()
+
+
+def test_a_file_that_differs_too_much_keeps_the_name_failed(tmp_path: Path) -> None:
+    script = (
+        "from cvt_cli import verification\nfrom cvt_cli.cli import app\n"
+        "verification.TOLERANCES['fp32'] = 1e-9\n"
+        f"app(['export', {NANO!r}, '-o', {str(tmp_path / 'a.xml')!r}], prog_name='cvt')"
+    )
+
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+
+    assert done.returncode == 1, done.stderr
+    assert "differs from the checkpoint by more than `fp32` may" in done.stderr
+    assert "beyond 1e-09 x spread" in done.stdout
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "a.xml.failed", "a.bin.failed", "a.xml.failed.json"
+    }  # fmt: skip
+    document = json.loads((tmp_path / "a.xml.failed.json").read_text())
+    assert not document["verification"]["passed"]
+
+
+def test_a_graph_is_neither_trained_nor_exported_again(files: Path, cvt, tmp_path: Path) -> None:
+    result = cvt("export", files / "nano.onnx", "-o", tmp_path / "a.pt2")
+
+    assert result.exit_code == 2
+    assert "is a graph, which can be run, but neither trained nor exported again" in result.stderr
+
+
+def test_every_option_is_in_the_help(cvt) -> None:
+    printed = cvt("export", "--help").stdout
+
+    for option in (
+        "--output", "--format", "--layout", "--with-preprocessing", "--dynamic-size", "--overwrite",
+        "--precision", "--int8", "--calibration", "--verify-data", "--res", "--activation",
+        "--revision", "--offline", "--json",
+    ):  # fmt: skip
+        assert option in printed, option
+
+
+def test_the_images_of_the_package_are_small_and_have_their_licence() -> None:
+    pictures = verification.Pictures.of(verification.PACKAGED)
+
+    assert len(list(pictures)) == 10
+    assert sum(path.stat().st_size for path in pictures.paths) < 12_000
+    assert "Apache License" in (verification.PACKAGED / "LICENSE").read_text()
+
+
+# --- safetensors
+
+
+LAYOUTS = ("reference", "transformers")
+
+
+@pytest.mark.parametrize(
+    "variant",
+    [*(v for v in VARIANTS if v != "w24"), pytest.param("w24", marks=pytest.mark.slow)],
+)
+def test_layouts_are_converted_to_each_other_bit_by_bit(cvt, tmp_path: Path, variant: str) -> None:
+    size = 32 if variant == "nano" else 224
+    state = golden_state(VARIANTS[variant])
+    state["norm.weight"][0] = -0.0
+    save_file(state, tmp_path / "0.safetensors")
+
+    for number, layout in enumerate(("transformers", "reference", "transformers"), start=1):
+        source, target = (tmp_path / f"{n}.safetensors" for n in (number - 1, number))
+        size_of_first = ["--res", size] if number == 1 else []
+        result = cvt("export", source, "-o", target, "--layout", layout, *size_of_first)
+        assert result.exit_code == 0, result.stderr
+        assert f"{len(state)} tensors" in result.stdout
+
+    back = load_file(tmp_path / "2.safetensors")
+    assert back.keys() == state.keys()
+    assert all(bits(back[name]).equal(bits(state[name])) for name in state)
+    assert layouts.is_transformers(load_file(tmp_path / "3.safetensors"))
+    first, third = ((tmp_path / f"{n}.safetensors").read_bytes() for n in (1, 3))
+    tensors = [data[8 + int.from_bytes(data[:8], "little") :] for data in (first, third)]
+    assert tensors[0] == tensors[1]
+
+
+def bits(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.contiguous().reshape(-1).view(torch.uint8)
+
+
+def test_a_half_stored_checkpoint_keeps_its_types_and_its_card(cvt, tmp_path: Path) -> None:
+    source = exported_source()
+
+    file = cvt("export", NANO, "-o", tmp_path / "a.safetensors", "--layout", "reference")
+    folder = cvt("export", tmp_path / "a.safetensors", "--format", "safetensors",
+                 "-o", tmp_path / "folder")  # fmt: skip
+    direct = cvt("export", NANO, "--format", "safetensors", "-o", tmp_path / "direct", "--json")
+
+    assert (file.exit_code, folder.exit_code, direct.exit_code) == (0, 0, 0), folder.stderr
+    assert direct.json["equal_bit_by_bit"] and direct.json["layout"] == "transformers"
+    for path in (tmp_path / "folder", tmp_path / "direct"):
+        ours, theirs = (load_file(p / layouts.WEIGHTS_FILE) for p in (path, source))
+        assert {n: t.dtype for n, t in ours.items()} == {n: t.dtype for n, t in theirs.items()}
+        assert all(bits(ours[name]).equal(bits(theirs[name])) for name in theirs)
+    card = (tmp_path / "direct" / layouts.CARD_FILE).read_text()
+    assert card == (source / layouts.CARD_FILE).read_text()
+    # The bare file says its size, classes and activation itself.
+    loaded = weights.load(tmp_path / "a.safetensors")
+    assert loaded.described == weights.load(source).described
+
+
+def test_transformers_opens_a_converted_folder(tmp_path: Path, cvt_process) -> None:
+    from transformers import CvtForImageClassification
+
+    source = checkpoint(tmp_path / "13", VARIANTS["13"], 224, imagenet())
+    file = cvt_process("export", source, "-o", tmp_path / "a.safetensors", "--layout", "reference")
+    folder = cvt_process(
+        "export", tmp_path / "a.safetensors", "--format", "safetensors", "-o", tmp_path / "again"
+    )
+
+    assert (file.exit_code, folder.exit_code) == (0, 0), folder.stderr
+    _, told = CvtForImageClassification.from_pretrained(
+        tmp_path / "again", output_loading_info=True
+    )
+    assert not told["missing_keys"] and not told["unexpected_keys"]
+
+
+# --- every variant
+
+
+def test_cvt_13_at_a_small_size_says_the_same_in_every_format(tmp_path: Path) -> None:
+    source = checkpoint(tmp_path / "model", VARIANTS["13"], 64, imagenet())
+    for name in ("a.onnx", "a.xml", "a.pt2"):
+        result = run(tmp_path, "export", source, "-o", tmp_path / name, "--json")
+        assert result.exit_code == 0, result.stderr
+        assert result.json["verification"]["passed"]
+        assert result.json["verification"]["top1_agreement"] == 1.0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["a.onnx", "a.xml", "a.pt2"])
+@pytest.mark.parametrize(("variant", "size"), [("13", 224), ("21", 224), ("w24", 64)])
+def test_every_variant_counts_what_torch_counts_on_photographs(
+    tmp_path: Path, variant: str, size: int, name: str
+) -> None:
+    photos = test_data("photos/val")
+    source = checkpoint(tmp_path / "model", VARIANTS[variant], size, imagenet())
+    target = tmp_path / name
+
+    result = run(tmp_path, "export", source, "-o", target, "--verify-data", photos, "--json")
+    ours, theirs = (
+        run(tmp_path, "evaluate", "--data", photos, "--model", model, "--json", *more).json
+        for model, more in ((target, ()), (source, ("--engine", "torch")))
+    )
+
+    assert result.exit_code == 0, result.stderr
+    assert result.json["verification"]["top1_agreement"] == 1.0
+    assert ours["n"] == theirs["n"] == 122
+    assert ours["top1_correct"] == theirs["top1_correct"]
+    assert ours["top5_correct"] == theirs["top5_correct"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["q.onnx", "q.xml"])
+def test_int8_loses_at_most_a_point_on_10000_images(
+    files: Path, tmp_path: Path, calibration: Path, cifar10: Path, name: str
+) -> None:
+    made = run(files, "export", NANO, "-o", tmp_path / name, "--int8", "--calibration", calibration)
+    arguments = ["evaluate", "--data", cifar10, "--json", "--model"]
+
+    ours = run(files, *arguments, tmp_path / name).json
+    theirs = run(files, *arguments, files / f"nano{Path(name).suffix}").json
+
+    assert made.exit_code == 0, made.stderr
+    assert ours["n"] == theirs["n"] == 10_000
+    assert ours["top1"] >= theirs["top1"] - 0.01
