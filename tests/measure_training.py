@@ -1,32 +1,44 @@
 """How fast a training step is: ours beside a plain loop around transformers' CvT, interleaved.
 
-    python tests/measure_training.py [ROUNDS]
+    python tests/measure_training.py [ROUNDS [FOLDER]]
 
 CvT-13 at 224, batch 16, AdamW, tensors ready, both sides in one process with the same allocator
-settings. Printed are medians of images per second and ratios to transformers' float32 rate.
+settings. Printed are medians of images per second and ratios to transformers' float32 rate. With a
+FOLDER of photographs also how fast they are trained on, beside ready tensors.
 """
 
 import statistics
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import islice, repeat
+from pathlib import Path
 from time import perf_counter
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from transformers import CvtConfig, CvtForImageClassification
 
-from cvt_cli import training
+from cvt_cli import datasets, training, training_data
 from cvt_cli.config import VARIANTS
-from cvt_cli.recipes import RECIPES
+from cvt_cli.devices import Precision
+from cvt_cli.preprocessing import Preprocessing
+from cvt_cli.recipes import AUGMENTATIONS, RECIPES
 from cvt_cli.training import Schedule, Trainer
 
 BATCH, SIZE = 16, 224
+TURN = 8  # steps
 
 
-def ours(precision: str, device: torch.device) -> Callable[[], object]:
+def ours(precision: Precision, device: torch.device) -> Callable[[], object]:
+    trainer = trainer_of(precision, device)
+    return lambda: trainer.step([PART]).item()
+
+
+def trainer_of(precision: Precision, device: torch.device) -> Trainer:
     recipe = replace(RECIPES["default"], augment="none", batch_size=BATCH, layer_decay=1.0)
-    trainer = Trainer(
+    return Trainer(
         training.fresh_model(VARIANTS["13"], 0),
         recipe,
         Schedule(1e-4, 1000, 0),
@@ -34,7 +46,6 @@ def ours(precision: str, device: torch.device) -> Callable[[], object]:
         precision=precision,
         seed=0,
     )
-    return lambda: trainer.step([PART]).item()
 
 
 def theirs(device: torch.device) -> Callable[[], object]:
@@ -53,10 +64,49 @@ def theirs(device: torch.device) -> Callable[[], object]:
     return step
 
 
+def photographs(folder: str, device: torch.device, rounds: int) -> None:
+    """Rates on photographs that are decoded and varied meanwhile, beside those on ready tensors."""
+    data = datasets.open_dataset(folder, "train", Path())
+    data = data.subset(np.resize(np.arange(len(data)), 8 * BATCH * TURN))
+    augment = training_data.augmentation(
+        AUGMENTATIONS["medium"], Preprocessing.published(SIZE, SIZE)
+    )
+    trainer = trainer_of("bf16", device)
+    batches = training_data.Batches(
+        data,
+        augment,
+        part_images=BATCH,
+        parts=1,
+        rank=0,
+        processes=1,
+        seed=0,
+        workers=1 if device.type == "cpu" else 8,
+        pin=device.type == "cuda",
+    )
+    ratios, rates = [], []
+    for number in range(rounds + 1):
+        found = []
+        for source in (batches.of_epoch(number), repeat([PART])):
+            trainer.step(next(source))  # what comes before the first batch is no steady state
+            started = perf_counter()
+            for parts in islice(source, TURN):
+                loss = trainer.step(parts)
+            loss.item()
+            found.append(TURN * BATCH / (perf_counter() - started))
+        if number:
+            rates.append(found)
+            ratios.append(found[0] / found[1])
+    on_photographs, ready = (statistics.median(column) for column in zip(*rates, strict=True))
+    print(
+        f"bf16 on {len(set(data.names))} photographs {on_photographs:.2f} images/s, ready "
+        f"{ready:.2f}, median of ratios {statistics.median(ratios):.3f}, {rounds} rounds"
+    )
+
+
 PART = torch.randn(BATCH, 3, SIZE, SIZE), torch.randint(0, 1000, (BATCH,))
 
 
-def main(rounds: int) -> None:
+def main(rounds: int, folder: str | None) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     training.keep_memory()
     sides = {
@@ -84,4 +134,4 @@ def main(rounds: int) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 9)
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 9, sys.argv[2] if len(sys.argv) > 2 else None)
