@@ -87,7 +87,7 @@ class Settings:
     freeze: tuple[str, ...] = ()
     class_weights: bool = False  # every class weighs the same in the loss
     patience: int | None = None  # epochs without a better one
-    max_time_sec: float | None = None
+    max_time_sec: float | None = None  # from the start of a process, also of one that goes on
     sync_batchnorm: bool = False
     checkpoint_activations: bool = False
 
@@ -198,6 +198,7 @@ class Run:
         self.job, self.progress = job, progress
         self._say_to = say if processes.rank() == 0 else lambda message: None
         self._log: Path | None = None
+        self._started = perf_counter()
         settings, recipe = job.settings, job.settings.recipe
         if settings.sync_batchnorm and job.device.type != "cuda":
             raise UsageError(
@@ -447,11 +448,12 @@ class Run:
                 rate = trainer.schedule(trainer.step_number)
                 loss = trainer.step(parts)
                 watch(loss, trainer.step_number - 1, rate)
-                position.loss_sum = loss.double() + position.loss_sum  # type: ignore[assignment]
+                position.loss_sum = loss + position.loss_sum  # type: ignore[assignment]
                 position.loss_steps += 1
                 advance(self.batches.step_images, "")
                 now = perf_counter()
-                over = settings.max_time_sec is not None and now - begun > settings.max_time_sec
+                limit = settings.max_time_sec
+                over = limit is not None and now - self._started > limit
                 why = _INTERRUPTED if asked() else _OUT_OF_TIME if over else 0
                 if why := processes.largest(why):
                     watch.all_good()

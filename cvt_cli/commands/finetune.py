@@ -309,7 +309,7 @@ def finetune(
             hint="name a folder with a folder of images per class, or a known set, for example "
             "--data cifar10",
         )
-    if gpus is not None and processes.count() == 1:
+    if gpus is not None and gpus > 1 and processes.count() == 1:
         _start_on(gpus)
 
     from cvt_cli import datasets, devices, runs
