@@ -112,12 +112,17 @@ def draw_benchmark(document: dict[str, Any], path: Path) -> None:
     _save(figure, path)
 
 
-def draw_curves(rows: Sequence[Mapping[str, Any]], best: int, path: Path) -> None:
-    """A training run's losses and its validation accuracy, an epoch a point.
+def _save(figure: "Figure", path: Path) -> None:
+    with cache.replacing(path) as temporary:
+        figure.savefig(temporary, format=path.suffix[1:].lower(), dpi=160)
+
+
+def draw_curves(rows: Sequence[Mapping[str, float | None]], path: Path) -> None:
+    """Losses and validation top-1 of a training run by epoch, its best epoch marked.
 
     Args:
-        rows: of each epoch, with the columns of a run's ``metrics.csv``.
-        best: number of the epoch that was kept, from 1.
+        rows: one per epoch, at least one, with ``epoch``, ``training_loss`` and ``val_loss`` in
+            nats and ``val_top1`` as a fraction; None and NaN are gaps.
         path: of the picture; its suffix says which kind.
 
     Raises:
@@ -128,36 +133,41 @@ def draw_curves(rows: Sequence[Mapping[str, Any]], best: int, path: Path) -> Non
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    epochs = [row["epoch"] for row in rows]
-    figure = Figure(figsize=(9.2, 3.4), layout="constrained")
-    losses, accuracy = figure.subplots(1, 2)
-    losses.plot(epochs, [row["training_loss"] for row in rows], color="#0072b2", label="training")
-    validation = [(row["epoch"], row["val_loss"]) for row in rows if row["val_loss"] is not None]
-    losses.plot(*zip(*validation, strict=True), color="#d55e00", label="validation")
-    losses.set_title("loss (nats)", fontsize=10, loc="left")
-    losses.legend(frameon=False, fontsize=9)
-    top1 = [100 * row["val_top1"] for row in rows]
-    accuracy.plot(epochs, top1, color="#d55e00")
-    accuracy.plot(best, top1[best - 1], "o", color="#d55e00")
-    accuracy.annotate(
-        f"{top1[best - 1]:.2f} %, epoch {best}",
-        (best, top1[best - 1]),
-        xytext=(-6, -14),
-        textcoords="offset points",
-        ha="right",
-        fontsize=9,
-    )
-    accuracy.set_title("validation top-1 (%)", fontsize=10, loc="left")
-    for panel in (losses, accuracy):
-        panel.set_xlabel("epoch")
-        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
-        panel.spines[["top", "right"]].set_visible(False)
-    _save(figure, path)
+    def column(key: str) -> NDArray[np.float64]:
+        return np.array([np.nan if row[key] is None else row[key] for row in rows], np.float64)
 
-
-def _save(figure: "Figure", path: Path) -> None:
-    with cache.replacing(path) as temporary:
-        figure.savefig(temporary, format=path.suffix[1:].lower(), dpi=160)
+    epochs, top1 = column("epoch"), 100 * column("val_top1")
+    with _themed("light") as colours:
+        figure = Figure(figsize=(9.2, 3.6), layout="constrained")
+        left, right = figure.subplots(1, 2)
+        # A dot for every epoch while they can be told apart, and so also where there is but one.
+        style: dict[str, Any] = {
+            "marker": "o" if len(rows) <= 60 else "",
+            "markersize": 3,
+            "lw": 1.4,
+        }
+        left.plot(epochs, column("training_loss"), color=colours["bar"], label="training", **style)
+        left.plot(epochs, column("val_loss"), color=colours["mark"], label="validation", **style)
+        left.set_ylabel("loss (nats)")
+        left.legend(frameon=False)
+        right.plot(epochs, top1, color=colours["mark"], **style)
+        right.set_ylabel("validation top-1 (%)")
+        if np.isfinite(top1).any():
+            best = int(np.nanargmax(top1))  # the first of equals, as the run keeps it
+            for panel in (left, right):
+                panel.axvline(epochs[best], color=colours["soft"], lw=0.8, ls="--", zorder=0)
+            right.plot(
+                epochs[best], top1[best], marker="D", markersize=6, color=colours["mark"],
+                markeredgecolor=colours["back"],
+            )  # fmt: skip
+            right.set_title(
+                f"best: {top1[best]:.2f} % after epoch {epochs[best]:.0f}", fontsize=9, loc="left"
+            )
+        for panel in (left, right):
+            panel.set_xlabel("epoch")
+            panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+            panel.spines[["top", "right"]].set_visible(False)
+        _save(figure, path)
 
 
 # --- pictures of an evaluation, for a page that is light or dark

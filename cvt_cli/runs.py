@@ -630,7 +630,7 @@ class Run:
         }
         if processes.rank() == 0:
             if plots.available() and self.trainer is not None:
-                plots.draw_curves(position.rows, position.best, folder / "curves.png")
+                plots.draw_curves(position.rows, folder / "curves.png")
             cache.write_text(folder / "results.json", json.dumps(result, indent=1) + "\n")
         return result
 

@@ -1,34 +1,54 @@
-"""What TensorBoard shows of a run (extra ``tensorboard``)."""
+"""A run's figures as TensorBoard events (extra ``tensorboard``)."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 
+from cvt_cli import cache
+
 
 def available() -> bool:
-    """Whether events can be written."""
+    """Whether events can be written at all."""
     return find_spec("tensorboard") is not None
 
 
 class Events:
-    """Numbers by step, in a folder for TensorBoard.
+    """Writes scalars into event files; `available` must be true.
 
     Args:
-        folder: of the events.
-        first_step: events at this step and later, from before the run was interrupted, are not
-            shown any more.
+        folder: of the run's events, made if it does not exist. A run that goes on adds a file to
+            those that are there.
+        first_step: where the run goes on, 0 for a new one. TensorBoard then forgets what the files
+            before say of this step and later ones.
+
+    Raises:
+        CvtError: the folder cannot be written to.
     """
 
     def __init__(self, folder: Path, first_step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer = SummaryWriter(str(folder), purge_step=first_step or None)
+        self._folder = folder
+        try:
+            self._writer = SummaryWriter(str(folder), purge_step=first_step or None)
+        except OSError as error:
+            raise cache.unwritable(folder, error) from error
 
     def add(self, step: int, values: Mapping[str, float]) -> None:
-        """Note the values of a step."""
-        for name, value in values.items():
-            self._writer.add_scalar(name, value, step)
+        """Write values by name ("loss/training"); they are in the file when this returns.
+
+        Raises:
+            CvtError: they cannot be written.
+        """
+        try:
+            for name, value in values.items():
+                self._writer.add_scalar(name, value, step)
+            self._writer.flush()
+        except OSError as error:
+            raise cache.unwritable(self._folder, error) from error
 
     def close(self) -> None:
-        """Write what has not been written yet."""
-        self._writer.close()
+        """Close the file; never fails, since `add` has told of what could not be written."""
+        with suppress(OSError):
+            self._writer.close()
