@@ -8,6 +8,7 @@ card. The last argument says in words what the run was computed on.
 """
 
 import csv
+import json
 import re
 import sys
 from pathlib import Path
@@ -39,6 +40,7 @@ def main(run: Path, cifar10: Path, hardware: str) -> None:
 
     with (run / "metrics.csv").open() as file:
         seconds = np.sum([float(row["seconds"]) for row in csv.DictReader(file)])
+    aside = len(json.loads((run / "split.json").read_text())["validation"])
     run_card = (run / "best" / "README.md").read_text()
     facts = dict(
         re.findall(r"^\| (command|epoch|seed|recipe|precision) \| (.+) \|$", run_card, re.M)
@@ -54,7 +56,7 @@ def main(run: Path, cifar10: Path, hardware: str) -> None:
             "time": f"{seconds / 60:.0f} minutes for the whole run",
             "hardware": hardware,
             "stored as": "safetensors; matrices and kernels in float16, all else in float32",
-            "data": "CIFAR-10 (Krizhevsky 2009), its 50,000 training images, a tenth of them set "
+            "data": f"CIFAR-10 (Krizhevsky 2009), its 50,000 training images, {aside:,} of them set "
             "aside",
         },
         results={
