@@ -30,6 +30,11 @@ ENGINES = {"nano.onnx": "onnxruntime", "nano.xml": "openvino", "nano.pt2": "torc
 README = (TESTS.parent / "README.md").read_text()
 
 
+def slow(*values: object):
+    """One more format; in the default run one of each kind is exported."""
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
 def environment(folder: Path) -> dict[str, str]:
     return {**os.environ, "CVT_CACHE": str(folder), "HF_HUB_OFFLINE": "1"}
 
@@ -266,7 +271,7 @@ def test_what_a_file_cannot_do_is_a_usage_error(
 # --- options
 
 
-@pytest.mark.parametrize("name", ["any.onnx", "any.xml", "any.pt2"])
+@pytest.mark.parametrize("name", ["any.onnx", slow("any.xml"), slow("any.pt2")])
 def test_a_file_of_dynamic_size_is_verified_at_two_and_runs_at_any(
     files: Path, tmp_path: Path, name: str
 ) -> None:
@@ -283,7 +288,7 @@ def test_a_file_of_dynamic_size_is_verified_at_two_and_runs_at_any(
     assert all(a["score"] == pytest.approx(b["score"], abs=1e-5) for a, b in pairs)
 
 
-@pytest.mark.parametrize("name", ["in.onnx", "in.xml", "in.pt2"])
+@pytest.mark.parametrize("name", ["in.onnx", slow("in.xml"), slow("in.pt2")])
 def test_preprocessing_inside_is_within_a_grey_level_and_answers_the_same(
     files: Path, tmp_path: Path, name: str
 ) -> None:
@@ -327,8 +332,8 @@ def linked(folder: Path, paths: list[Path]) -> Path:
 
 @pytest.mark.parametrize(
     ("name", "precision", "runs_in"),
-    [("h.onnx", "fp16", "fp16"), ("h.xml", "fp16", "fp32"), ("h.xml", "bf16", None),
-     ("h.pt2", "bf16", "bf16")],
+    [("h.onnx", "fp16", "fp16"), slow("h.xml", "fp16", "fp32"), slow("h.xml", "bf16", None),
+     slow("h.pt2", "bf16", "bf16")],
 )  # fmt: skip
 def test_half_precision_is_half_as_large_and_within_its_tolerance(
     files: Path, tmp_path: Path, name: str, precision: str, runs_in: str | None
@@ -354,7 +359,7 @@ def calibration(tmp_path_factory: pytest.TempPathFactory, cifar10: Path) -> Path
     return linked(tmp_path_factory.mktemp("calibration") / "images", paths)
 
 
-@pytest.mark.parametrize("name", ["q.onnx", "q.xml"])
+@pytest.mark.parametrize("name", ["q.onnx", slow("q.xml")])
 def test_int8_is_calibrated_on_images_and_counts_nearly_the_same(
     files: Path, tmp_path: Path, calibration: Path, five_hundred: Path, name: str
 ) -> None:
