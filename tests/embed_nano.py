@@ -56,8 +56,8 @@ def main(run: Path, cifar10: Path, hardware: str) -> None:
             "time": f"{seconds / 60:.0f} minutes for the whole run",
             "hardware": hardware,
             "stored as": "safetensors; matrices and kernels in float16, all else in float32",
-            "data": f"CIFAR-10 (Krizhevsky 2009), its 50,000 training images, {aside:,} of them set "
-            "aside",
+            "data": "CIFAR-10 (Krizhevsky 2009), its 50,000 training images, "
+            f"{aside:,} of them set aside",
         },
         results={
             "top-1 on the 10,000 test images": cards.percent(result.correct_top1, result.n),

@@ -131,6 +131,8 @@ def main(rounds: int, folder: str | None) -> None:
     print(
         f"{device}, {torch.get_num_threads()} threads, torch {torch.__version__}, {rounds} rounds"
     )
+    if folder is not None:
+        photographs(folder, device, rounds)
 
 
 if __name__ == "__main__":
