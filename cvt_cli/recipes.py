@@ -10,7 +10,7 @@ from typing import Any, Literal
 from cvt_cli.config import CvTConfig
 from cvt_cli.errors import UsageError
 
-Optimizer = Literal["adamw", "sgd", "lbfgs"]
+Optimizer = Literal["adamw", "sgd", "newton"]
 Augment = Literal["none", "crop-flip", "medium", "imagenet"]
 RecipeName = Literal["default", "paper", "imagenet", "linear-probe", "quick"]
 
@@ -118,7 +118,7 @@ RECIPES: dict[RecipeName, Recipe] = {
     "imagenet": Recipe(
         "imagenet", "adamw", 300, 2048, 0.002, 5, 0.05, "imagenet", not_published=("clip_norm",)
     ),
-    "linear-probe": Recipe("linear-probe", "lbfgs", 0, 64, 0.0, 0, 0.0, "none", 0.0, 0.0),
+    "linear-probe": Recipe("linear-probe", "newton", 0, 64, 0.0, 0, 0.0, "none", 0.0, 0.0),
     "quick": Recipe("quick", "adamw", 3, 64, 1e-3, 0.3, 0.05, "crop-flip", layer_decay=0.8),
 }  # fmt: skip
 

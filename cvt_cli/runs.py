@@ -217,7 +217,7 @@ class Run:
             pin=job.device.type == "cuda",
         )
         self.trainer: Trainer | None = None
-        if recipe.optimizer == "lbfgs":
+        if recipe.optimizer == "newton":
             return
         if job.device.type == "cpu":
             training.keep_memory()
@@ -749,10 +749,10 @@ def describe(plan: Mapping[str, Any]) -> list[str]:
         f"model: `{model['start']}`, {model['params']:,} parameters, "
         f"{model['trained_params']:,} of them trained; {preprocessing.describe()}"
     )
-    if recipe["optimizer"] == "lbfgs":
+    if recipe["optimizer"] == "newton":
         lines.append(
-            "recipe linear-probe: features computed once, the head solved by L-BFGS, its penalty "
-            "chosen on the validation images"
+            "recipe linear-probe: features computed once, the head solved by Newton's method, its "
+            "penalty chosen on the validation images"
         )
     else:
         schedule = (

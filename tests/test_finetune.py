@@ -284,7 +284,7 @@ def test_a_dry_run_checks_times_and_writes_nothing(cvt, digits: Path, tmp_path: 
         (["--recipe", "paper"], "learning_rate", 0.01),
         (["--recipe", "paper", "--lr", 0.1], "learning_rate", 0.1),
         (["--recipe", "quick"], "epochs", 3),
-        (["--recipe", "linear-probe"], "optimizer", "lbfgs"),
+        (["--recipe", "linear-probe"], "optimizer", "newton"),
         (["--variant", "13"], "epochs", 300),
         (["--recipe", "imagenet", "--augment", "none"], "augment", "none"),
     ],
