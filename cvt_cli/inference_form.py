@@ -21,10 +21,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cvt_cli.model import QUICK_GELU_SCALE, Attention, Block, ConvProjection, CvT, Mlp, Stage
-
-_SMALLEST_CONVOLUTION = 20480
-"""Elements of an image up to which PyTorch computes a convolution without oneDNN, slowly."""
+from cvt_cli.model import (
+    QUICK_GELU_SCALE,
+    SMALLEST_CONVOLUTION,
+    Attention,
+    Block,
+    ConvProjection,
+    CvT,
+    Mlp,
+    Stage,
+)
 
 _SCORES_AT_ONCE = 2_500_000
 """Attention scores that are computed together in bfloat16 on a CPU: 5 MB, near a core's cache."""
@@ -45,7 +51,7 @@ class Pointwise(nn.Module):
         """(…, C_in) to (…, C_out)."""
         if self.weight.ndim == 2:
             return F.linear(x, self.weight, self.bias)
-        if x.numel() <= _SMALLEST_CONVOLUTION:
+        if x.numel() <= SMALLEST_CONVOLUTION:
             return F.linear(x, self.weight[:, :, 0, 0], self.bias)
         if x.ndim == 4:
             return F.conv2d(x.permute(0, 3, 1, 2), self.weight, self.bias).permute(0, 2, 3, 1)

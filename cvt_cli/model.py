@@ -17,7 +17,9 @@ Notation used for tensor shapes:
 
 What differs from the official code, with equal results: attention runs through PyTorch's
 scaled_dot_product_attention, QuickGELU is a SiLU with its constant folded into the neighbouring
-weights, and a batch of one keeps its batch axis.
+weights, the last block computes the class token alone, which is all that the head reads, and a
+batch of one keeps its batch axis. In training a CPU computes nothing of a branch that stochastic
+depth drops.
 """
 
 from contextlib import AbstractContextManager, nullcontext
@@ -30,6 +32,8 @@ from cvt_cli.config import KEY_VALUE_STRIDE, PROJECTION_KERNEL, CvTConfig, Stage
 
 QUICK_GELU_SCALE = 1.702
 
+SMALLEST_CONVOLUTION = 20480
+"""Numbers up to which PyTorch computes a convolution of one image without oneDNN, slowly."""
 
 EXPLICIT_ATTENTION_BYTES = {4: 2**24, 2: 2**27}
 """Size of all scores up to which a CPU computes attention step by step, by bytes per number.
@@ -48,6 +52,23 @@ def _float32_on_cpu(x: Tensor) -> tuple[Tensor, AbstractContextManager[object]]:
     if x.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
         return x.float(), torch.autocast("cpu", enabled=False)
     return x, nullcontext()
+
+
+def pointwise(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """A linear layer, (B, N, C_in) to (B, N, C_out), as a 1 x 1 convolution where that is faster.
+
+    On a CPU PyTorch hands convolutions to oneDNN and linear layers to MKL, which is slower in
+    float32, forward and backward.
+    """
+    # oneDNN finds the gradient of weights that narrow faster with the batch as one image's rows.
+    batch = len(x) if weight.shape[0] >= weight.shape[1] else 1
+    # PyTorch computes these convolutions itself, slowly (ATen's ConvParams::use_mkldnn).
+    alone = x.numel() <= SMALLEST_CONVOLUTION or (batch < 16 and torch.get_num_threads() == 1)
+    if x.device.type != "cpu" or x.dtype == torch.float64 or alone:
+        return F.linear(x, weight, bias)
+    token_map = x.view(batch, -1, x.shape[1], x.shape[2]).permute(0, 3, 1, 2)
+    y = F.conv2d(token_map, weight[:, :, None, None], bias)
+    return y.permute(0, 2, 3, 1).reshape(len(x), x.shape[1], -1)
 
 
 def drop_path(x: Tensor, rate: float, training: bool) -> Tensor:
@@ -70,7 +91,25 @@ def attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     scores_bytes = q[..., 0].numel() * k.shape[2] * q.element_size()
     if q.device.type != "cpu" or scores_bytes > EXPLICIT_ATTENTION_BYTES.get(q.element_size(), 0):
         return F.scaled_dot_product_attention(q, k, v, scale=scale)
-    return ((q * scale) @ k.transpose(-2, -1)).softmax(dim=-1) @ v
+    return (q @ (k * scale).transpose(-2, -1)).softmax(dim=-1) @ v
+
+
+def _token_map(tokens: Tensor, height: int, width: int) -> Tensor:
+    """Tokens (B, T, C) to a map (B, C, H, W).
+
+    A CPU's convolutions and BatchNorm are twice as fast on channels-last, which tokens are as they
+    stand; accelerators get PyTorch's own order.
+    """
+    token_map = tokens.contiguous().unflatten(1, (height, width)).permute(0, 3, 1, 2)
+    return token_map if tokens.device.type == "cpu" else token_map.contiguous()
+
+
+def _channels_last(gradient: Tensor) -> Tensor:
+    return gradient.contiguous(memory_format=torch.channels_last)
+
+
+def _samples(x: Tensor, kept: Tensor) -> Tensor:
+    return x if len(kept) == len(x) else x.index_select(0, kept)
 
 
 class ConvEmbed(nn.Module):
@@ -107,7 +146,11 @@ class ConvProjection(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """A token map (B, C, H, W) to tokens (B, T', C); T' is a quarter of T at stride 2."""
-        return self.bn(self.conv(x)).flatten(2).transpose(1, 2)
+        x = self.bn(self.conv(x))
+        if x.requires_grad and x.device.type == "cpu":
+            # `cat` gives back parts of a larger tensor, on which BatchNorm is ten times slower.
+            x.register_hook(_channels_last)
+        return x.permute(0, 2, 3, 1).flatten(1, 2)
 
 
 class Attention(nn.Module):
@@ -128,28 +171,44 @@ class Attention(nn.Module):
         self.proj_v = nn.Linear(width, width)
         self.proj = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, height: int, width: int) -> Tensor:
-        """Tokens (B, N, C), with or without a class token in front, to tokens of that shape."""
-        batch, tokens, channels = x.shape
-        patches = x[:, tokens - height * width :]  # (B, T, C)
-        class_token = x[:, : tokens - height * width]  # (B, 1 or 0, C): skips the convolutions
-        token_map = patches.transpose(1, 2).reshape(batch, channels, height, width)
+    def forward(
+        self,
+        x: Tensor,
+        height: int,
+        width: int,
+        class_token_alone: bool = False,
+        kept: Tensor | None = None,
+    ) -> Tensor:
+        """Tokens (B, N, C), with or without a class token in front, to tokens of that shape.
+
+        With ``class_token_alone`` its query is the only one, and (B, 1, C) comes back. With
+        ``kept`` these samples' tokens come back. The convolutions are of everything all the same,
+        for BatchNorm's statistics.
+        """
+        class_token = None
+        if x.shape[1] > height * width:
+            class_token, x = x.split((1, height * width), dim=1)  # it skips the convolutions
+        token_map = _token_map(x, height, width)  # (B, C, H, W)
         q = self.conv_proj_q(token_map)  # (B, T, C)
         token_map, full_precision = _float32_on_cpu(token_map)
         with full_precision:
             k = self.conv_proj_k(token_map)  # (B, K, C)
             v = self.conv_proj_v(token_map)
-        if class_token.shape[1]:
+        if class_token is not None:
             q, k, v = (torch.cat((class_token.to(t.dtype), t), dim=1) for t in (q, k, v))
-        q = self._split_heads(self.proj_q(q))  # (B, h, N, d)
-        k = self._split_heads(self.proj_k(k))  # (B, h, K, d)
-        v = self._split_heads(self.proj_v(v))
-        x = attention(q, k, v, self.scale)  # (B, h, N, d)
-        return self.proj(x.transpose(1, 2).reshape(batch, tokens, channels))  # (B, N, C)
+        if kept is not None:
+            q, k, v = (_samples(t, kept) for t in (q, k, v))
+        if class_token_alone:
+            q = q[:, :1]
+        q = self._heads(q, self.proj_q)  # (B, h, N, d)
+        k = self._heads(k, self.proj_k)  # (B, h, K, d)
+        v = self._heads(v, self.proj_v)
+        x = attention(q, k, v, self.scale).transpose(1, 2).flatten(2)  # (B, N, C)
+        return pointwise(x, self.proj.weight, self.proj.bias)
 
-    def _split_heads(self, x: Tensor) -> Tensor:
-        batch, tokens, channels = x.shape
-        return x.view(batch, tokens, self.heads, channels // self.heads).transpose(1, 2)
+    def _heads(self, x: Tensor, projection: nn.Linear) -> Tensor:
+        x = pointwise(x, projection.weight, projection.bias)
+        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
 
 class Mlp(nn.Module):
@@ -164,12 +223,13 @@ class Mlp(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, N, C) to (B, N, C)."""
         if not self.quick:
-            return self.fc2(F.gelu(self.fc1(x)))
+            x = F.gelu(pointwise(x, self.fc1.weight, self.fc1.bias))
+            return pointwise(x, self.fc2.weight, self.fc2.bias)
         # QuickGELU(x) = SiLU(s x) / s with s = 1.702: scaling the weights, which are few, in place
         # of the activations, which are many, saves two passes over memory.
         scale = QUICK_GELU_SCALE
-        x = F.silu(F.linear(x, self.fc1.weight * scale, self.fc1.bias * scale))
-        return F.linear(x, self.fc2.weight * (1 / scale), self.fc2.bias)
+        x = F.silu(pointwise(x, self.fc1.weight * scale, self.fc1.bias * scale))
+        return pointwise(x, self.fc2.weight * (1 / scale), self.fc2.bias)
 
 
 class Block(nn.Module):
@@ -183,13 +243,34 @@ class Block(nn.Module):
         self.mlp = Mlp(stage, activation)
         self.drop_path_rate = drop_path_rate
 
-    def forward(self, x: Tensor, height: int, width: int) -> Tensor:
-        """(B, N, C) to (B, N, C)."""
-        x = x + self._drop(self.attn(self.norm1(x), height, width))
-        return x + self._drop(self.mlp(self.norm2(x)))
+    def forward(
+        self, x: Tensor, height: int, width: int, class_token_alone: bool = False
+    ) -> Tensor:
+        """(B, N, C) to (B, N, C), or to the class token (B, 1, C) alone."""
+        kept = self._kept(x)
+        branch = self.attn(self.norm1(x), height, width, class_token_alone, kept)
+        x = self._add(x[:, :1] if class_token_alone else x, branch, kept)
+        kept = self._kept(x)
+        branch = self.mlp(self.norm2(x if kept is None else _samples(x, kept)))
+        return self._add(x, branch, kept)
 
-    def _drop(self, branch: Tensor) -> Tensor:
-        return drop_path(branch, self.drop_path_rate, self.training)
+    def _kept(self, x: Tensor) -> Tensor | None:
+        """The samples whose next branch is not dropped, so that a CPU computes no other.
+
+        None where all are computed: without stochastic depth, and on an accelerator, which would
+        have to wait for the choice.
+        """
+        if not self.training or self.drop_path_rate == 0.0 or x.device.type != "cpu":
+            return None
+        return torch.empty(len(x)).bernoulli_(1 - self.drop_path_rate).nonzero()[:, 0]
+
+    def _add(self, x: Tensor, branch: Tensor, kept: Tensor | None) -> Tensor:
+        if kept is None:
+            return x + drop_path(branch, self.drop_path_rate, self.training)
+        scale = 1 / (1 - self.drop_path_rate)
+        if len(kept) == len(x):
+            return x.add(branch, alpha=scale)
+        return x.index_add(0, kept, branch.to(x.dtype), alpha=scale)
 
 
 class Stage(nn.Module):
@@ -205,19 +286,25 @@ class Stage(nn.Module):
             Block(stage, rate, activation) for rate in stage.drop_path_rates
         )
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        """A map (B, C_in, H_in, W_in) to a map (B, C, H, W) and, if any, class tokens (B, C)."""
+    def forward(
+        self, x: Tensor, class_token_alone: bool = False
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """A map (B, C_in, H_in, W_in) to a map (B, C, H, W) and, if any, class tokens (B, C).
+
+        With ``class_token_alone`` the map is None, and the last block does not compute it.
+        """
         x = self.patch_embed(x)  # (B, H, W, C)
-        batch, height, width, channels = x.shape
-        x = x.reshape(batch, height * width, channels)  # (B, T, C)
+        height, width = x.shape[1:3]
+        x = x.flatten(1, 2)  # (B, T, C)
         if self.cls_token is not None:
-            x = torch.cat((self.cls_token.expand(batch, -1, -1).to(x.dtype), x), dim=1)  # (B, N, C)
-        for block in self.blocks:
-            x = block(x, height, width)
-        class_token = None
-        if self.cls_token is not None:
-            class_token, x = x[:, 0], x[:, 1:]
-        return x.transpose(1, 2).reshape(batch, channels, height, width), class_token
+            class_token = self.cls_token.expand(len(x), -1, -1).to(x.dtype)
+            x = torch.cat((class_token, x), dim=1)  # (B, N, C)
+        for index, block in enumerate(self.blocks, start=1):
+            x = block(x, height, width, class_token_alone and index == len(self.blocks))
+        class_token = None if self.cls_token is None else x[:, 0]
+        if class_token_alone:
+            return None, class_token
+        return _token_map(x[:, x.shape[1] - height * width :], height, width), class_token
 
 
 class CvT(nn.Module):
@@ -240,8 +327,10 @@ class CvT(nn.Module):
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Images (B, 3, H, W) to the normalised class token (B, C) that the head reads."""
-        for index in range(len(self.config.stages)):
-            x, class_token = self.get_submodule(f"stage{index}")(x)
+        *others, last = (self.get_submodule(f"stage{i}") for i in range(len(self.config.stages)))
+        for stage in others:
+            x, _ = stage(x)
+        _, class_token = last(x, class_token_alone=True)
         return self.norm(class_token)
 
     def forward(self, x: Tensor) -> Tensor:

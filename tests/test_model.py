@@ -1,10 +1,12 @@
 """The training form equals the official implementation; its golden numbers are in tests/golden."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 
 from cvt_cli.config import VARIANTS, CvTConfig
-from cvt_cli.model import CvT, drop_path, init_weights
+from cvt_cli.model import Block, CvT, drop_path, init_weights, pointwise
 from tests_shared import GOLDEN_CASES, golden, golden_config, golden_input, golden_model
 
 
@@ -104,6 +106,68 @@ def test_a_dropped_sample_keeps_its_residual_stream() -> None:
     tokens = torch.randn(4, 17, 64)
 
     assert torch.equal(block(tokens, 4, 4), tokens)
+
+
+def learnt(model: CvT, logits: Callable[[torch.Tensor], torch.Tensor]) -> list[torch.Tensor]:
+    """What a step in training mode gives: logits, gradients, statistics."""
+    model.zero_grad()
+    torch.manual_seed(0)
+    found = logits(golden_input(5, 64, 64).double())
+    found.square().sum().backward()
+    gradients = [parameter.grad for parameter in model.parameters()]
+    assert all(gradient is not None for gradient in gradients)
+    return [found, *gradients, *model.buffers()]
+
+
+def test_a_branch_that_is_not_computed_is_learnt_from_as_one_that_is_dropped(monkeypatch) -> None:
+    def step() -> list[torch.Tensor]:
+        model = golden_model(golden_config(golden("golden-tiny")["spec"], 10)).double().train()
+        for block in model.modules():
+            if isinstance(block, Block):
+                block.drop_path_rate = 0.4
+        return learnt(model, model)
+
+    spared = step()
+    monkeypatch.setattr(Block, "_kept", lambda self, x: None)
+    dropped = step()
+
+    for one, other in zip(spared, dropped, strict=True):
+        assert torch.allclose(one, other, rtol=1e-9, atol=1e-11)
+
+
+def test_the_class_token_alone_learns_as_with_the_other_tokens() -> None:
+    def step(alone: bool) -> list[torch.Tensor]:
+        model = golden_model(golden_config(golden("golden-tiny")["spec"], 10)).double().train()
+
+        def logits(x: torch.Tensor) -> torch.Tensor:
+            for index in range(3):
+                x, class_token = model.get_submodule(f"stage{index}")(x)
+            return model.head(model.norm(class_token))
+
+        return learnt(model, model if alone else logits)
+
+    for one, other in zip(step(alone=True), step(alone=False), strict=True):
+        assert torch.allclose(one, other, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize(("width", "to"), [(48, 96), (96, 48)])
+def test_a_linear_layer_as_a_convolution_is_the_same_function(width: int, to: int) -> None:
+    torch.manual_seed(0)
+    # So many numbers, and images, as are computed as a convolution.
+    tensors = [torch.randn(shape) for shape in ((17, 30, width), (to, width), (to,))]
+
+    def results(compute, dtype: torch.dtype) -> list[torch.Tensor]:
+        own = [tensor.detach().to(dtype, copy=True).requires_grad_() for tensor in tensors]
+        y = compute(*own)
+        y.square().sum().backward()
+        return [y.detach(), *(tensor.grad for tensor in own)]
+
+    for found, wanted in zip(
+        results(pointwise, torch.float32),
+        results(torch.nn.functional.linear, torch.float64),
+        strict=True,
+    ):
+        assert (found - wanted).abs().max() < 1e-5 * wanted.abs().max()
 
 
 def test_stochastic_depth_rises_linearly_inside_each_stage() -> None:
