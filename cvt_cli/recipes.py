@@ -160,4 +160,4 @@ def steps_of_the_paper(data: str, images: int) -> int:
 
 def augment_for(images: int) -> Augment:
     """How much to vary: a few images are learnt in few steps, which strong mixing would spoil."""
-    return "crop-flip" if images < 5_000 else "medium"
+    return "crop-flip" if images < 5_000 else "medium" if images < 100_000 else "imagenet"

@@ -144,6 +144,14 @@ def test_the_papers_recipe_has_the_papers_steps(data: str, images: int, steps: i
     assert "learning_rate" in recipe.not_published and recipe.learning_rate == 0.01
 
 
+@pytest.mark.parametrize(
+    ("images", "augment"),
+    [(500, "crop-flip"), (5_000, "medium"), (50_000, "medium"), (1_281_167, "imagenet")],
+)
+def test_the_default_recipe_varies_images_by_how_many_there_are(images: int, augment: str) -> None:
+    assert named_recipe("default", None, "folder", images).augment == augment
+
+
 def test_the_learning_rate_is_linear_in_the_batch_unless_given() -> None:
     recipe = named_recipe("imagenet", VARIANTS["13"])
 
