@@ -5,6 +5,7 @@ what happens to an image from the seed, the epoch and the image. So a run can go
 an epoch, on any number of processes and workers, with the same images.
 """
 
+import math
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -118,19 +119,24 @@ def _collate(items: list[tuple[Tensor, int] | str]) -> tuple[Tensor, Tensor] | s
 
 
 class _Places(Sampler[list[tuple[int, int]]]):
-    """The images of one process, a list for each part of a step."""
+    """The images of one process, a list for each part of a step, from a step of an epoch on.
 
-    def __init__(self, parent: "Batches") -> None:
-        self.parent = parent
+    It does not know its `Batches`: in a cycle the loader would be freed by the garbage collector,
+    which closes the queues first, so that every worker is waited for in vain.
+    """
+
+    def __init__(self, count: int, shape: tuple[int, int, int], rank: int, seed: int) -> None:
+        self.count, self.shape, self.rank, self.seed = count, shape, rank, seed
+        self.step_images = math.prod(shape)  # processes x parts x images of a part
+        self.steps = count // self.step_images  # of an epoch
+        self.epoch = self.first_step = 0
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        p = self.parent
-        order = np.random.default_rng([p.seed, 0, p.epoch]).permutation(p.count)
-        for step in range(p.first_step, p.steps):
-            of_step = order[step * p.step_images :][: p.step_images]
-            own = of_step.reshape(p.processes, p.parts, p.part_images)[p.rank]
-            for part in own.tolist():
-                yield [(p.epoch, index) for index in part]
+        order = np.random.default_rng([self.seed, 0, self.epoch]).permutation(self.count)
+        for step in range(self.first_step, self.steps):
+            of_step = order[step * self.step_images :][: self.step_images]
+            for part in of_step.reshape(self.shape)[self.rank].tolist():
+                yield [(self.epoch, index) for index in part]
 
 
 class Batches:
@@ -164,16 +170,12 @@ class Batches:
         workers: int,
         pin: bool,
     ) -> None:
-        self.seed = seed
-        self.count = len(data)
-        self.part_images, self.parts = part_images, parts
-        self.rank, self.processes = rank, processes
-        self.step_images = part_images * parts * processes
-        self.steps = len(data) // self.step_images  # of an epoch
-        self.epoch = self.first_step = 0
+        self.parts = parts
+        self._places = _Places(len(data), (processes, parts, part_images), rank, seed)
+        self.step_images, self.steps = self._places.step_images, self._places.steps
         self._loader = DataLoader(
             _Varied(data, transform, seed),
-            batch_sampler=_Places(self),
+            batch_sampler=self._places,
             num_workers=workers,
             persistent_workers=workers > 0,
             pin_memory=pin,
@@ -187,7 +189,7 @@ class Batches:
         Raises:
             DataError: an image cannot be read.
         """
-        self.epoch, self.first_step = epoch, first_step
+        self._places.epoch, self._places.first_step = epoch, first_step
         parts: list[tuple[Tensor, Tensor]] = []
         for part in self._loader:
             if isinstance(part, str):

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from cvt_cli.cli import app
@@ -21,6 +22,19 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ.update(HF_HOME=home.name, HF_HUB_OFFLINE="1")
     for name in ("HF_TOKEN", "HF_HUB_CACHE", "HF_ENDPOINT"):
         os.environ.pop(name, None)
+    if config.getoption("numprocesses"):
+        # For the processes that share the tests, and for theirs: more threads than cores wait for
+        # each other by spinning, many times as long as one thread takes.
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    """With one thread PyTorch computes the 1 x 1 convolutions of small batches without oneDNN."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(autouse=True)
@@ -31,10 +45,19 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
     return folder
 
 
-def unpacked(tmp_path_factory: pytest.TempPathFactory, archive: str) -> Path:
+def unpacked(
+    tmp_path_factory: pytest.TempPathFactory,
+    archive: str,
+    wanted: Callable[[str], bool] = lambda name: True,
+) -> Path:
+    """A folder with the members of an archive whose names are wanted."""
+
+    def pick(member: tarfile.TarInfo, folder: str) -> tarfile.TarInfo | None:
+        return tarfile.data_filter(member, folder) if wanted(member.name) else None
+
     folder = tmp_path_factory.mktemp("data")
     with tarfile.open(test_data(archive)) as tar:
-        tar.extractall(folder, filter="data")
+        tar.extractall(folder, filter=pick)
     return folder
 
 
@@ -46,8 +69,12 @@ def awkward(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def cifar10(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """All of CIFAR-10 as class folders: train/ and test/."""
-    return unpacked(tmp_path_factory, "sets/cifar10-png.tar.gz") / "cifar10"
+    """CIFAR-10 as class folders: all of test/, and of train/ one image in a hundred."""
+
+    def wanted(name: str) -> bool:
+        return "/train/" not in name or name.endswith("00.png")
+
+    return unpacked(tmp_path_factory, "sets/cifar10-png.tar.gz", wanted) / "cifar10"
 
 
 @pytest.fixture(scope="session")

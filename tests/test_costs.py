@@ -8,7 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from cvt_cli.config import VARIANTS
 from cvt_cli.costs import costs
 from cvt_cli.model import CvT
-from tests_shared import golden, golden_config
+from tests_shared import golden, golden_config, with_all_tokens
 
 MACS = golden("macs")["models"]
 
@@ -53,7 +53,7 @@ def test_macs_are_half_of_what_the_flop_counter_finds(
 
     # The plain attention kernel is two matrix products that the counter knows on every version.
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-        model(batch)
+        with_all_tokens(model, batch)
 
     counted = costs(variant, VARIANTS[variant], height, width)
     assert counted.macs * 2 == counter.get_total_flops()

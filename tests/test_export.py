@@ -680,13 +680,15 @@ def test_transformers_opens_a_converted_folder(tmp_path: Path, cvt_process) -> N
 # --- every variant
 
 
-def test_cvt_13_at_a_small_size_says_the_same_in_every_format(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["a.onnx", slow("a.xml"), slow("a.pt2")])
+def test_cvt_13_at_a_small_size_says_the_same_in_every_format(tmp_path: Path, name: str) -> None:
     source = checkpoint(tmp_path / "model", VARIANTS["13"], 64, imagenet())
-    for name in ("a.onnx", "a.xml", "a.pt2"):
-        result = run(tmp_path, "export", source, "-o", tmp_path / name, "--json")
-        assert result.exit_code == 0, result.stderr
-        assert result.json["verification"]["passed"]
-        assert result.json["verification"]["top1_agreement"] == 1.0
+
+    result = run(tmp_path, "export", source, "-o", tmp_path / name, "--json")
+
+    assert result.exit_code == 0, result.stderr
+    assert result.json["verification"]["passed"]
+    assert result.json["verification"]["top1_agreement"] == 1.0
 
 
 @pytest.mark.slow

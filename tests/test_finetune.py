@@ -2,6 +2,7 @@
 
 import ast
 import json
+import os
 import shlex
 import shutil
 import subprocess
@@ -14,6 +15,7 @@ from transformers import CvtForImageClassification
 
 from cvt_cli import weights
 from cvt_cli.checkpoints import CHECKPOINTS
+from tests_shared import Machine
 
 
 @pytest.fixture(scope="module")
@@ -29,6 +31,15 @@ def digits(signdigits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 SHORT = ["--epochs", 2, "--warmup-epochs", 0.5, "--batch-size", 16, "--lr", 2e-3]
+
+
+@pytest.fixture(scope="module")
+def trained(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The best checkpoint of a short run on all of the images."""
+    run = tmp_path_factory.mktemp("trained") / "run"
+    options = ["--data", digits, "--variant", "nano", *SHORT, "--output", run]
+    assert Machine(run, dict(os.environ)).run("finetune", *options).exit_code == 0
+    return run / "best"
 
 
 def test_training_from_scratch_learns_and_leaves_what_is_needed(
@@ -194,13 +205,14 @@ def test_a_loss_that_is_no_number_stops_the_run(cvt, digits: Path, tmp_path: Pat
     assert (tmp_path / "r" / "state" / "state.safetensors").is_file()  # the last good one
 
 
-def test_unreadable_images_count_as_wrong_and_are_listed(cvt, digits: Path, tmp_path: Path) -> None:
-    cvt("finetune", "--data", digits, "--variant", "nano", *SHORT, "-o", tmp_path / "r")
+def test_unreadable_images_count_as_wrong_and_are_listed(
+    cvt, digits: Path, trained: Path, tmp_path: Path
+) -> None:
     shutil.copytree(digits / "val", tmp_path / "val")
-    good = cvt("evaluate", "--data", tmp_path / "val", "--model", tmp_path / "r/best", "--json")
+    good = cvt("evaluate", "--data", tmp_path / "val", "--model", trained, "--json")
     (tmp_path / "val" / "0" / "broken.jpg").write_text("no picture")
 
-    bad = cvt("evaluate", "--data", tmp_path / "val", "--model", tmp_path / "r/best", "--json")
+    bad = cvt("evaluate", "--data", tmp_path / "val", "--model", trained, "--json")
 
     assert bad.exit_code == 1
     assert (bad.json["n"], bad.json["n_failed"]) == (61, 1)
@@ -210,20 +222,19 @@ def test_unreadable_images_count_as_wrong_and_are_listed(cvt, digits: Path, tmp_
 
 
 def test_classes_are_matched_by_name_when_the_order_differs(
-    cvt, digits: Path, tmp_path: Path
+    cvt, digits: Path, trained: Path, tmp_path: Path
 ) -> None:
-    cvt("finetune", "--data", digits, "--variant", "nano", *SHORT, "-o", tmp_path / "r")
-    whole = cvt("evaluate", "--data", digits, "--model", tmp_path / "r/best", "--json").json
+    whole = cvt("evaluate", "--data", digits, "--model", trained, "--json").json
     shutil.copytree(digits / "val", tmp_path / "part")
     shutil.rmtree(tmp_path / "part" / "0")
 
-    part = cvt("evaluate", "--data", tmp_path / "part", "--model", tmp_path / "r/best", "--json")
+    part = cvt("evaluate", "--data", tmp_path / "part", "--model", trained, "--json")
 
     assert part.json["n"] == 40
     assert 0 <= whole["top1_correct"] - part.json["top1_correct"] <= 20
     (tmp_path / "part" / "7").mkdir()
     shutil.copy(next((digits / "val" / "1").iterdir()), tmp_path / "part" / "7")
-    refused = cvt("evaluate", "--data", tmp_path / "part", "--model", tmp_path / "r/best")
+    refused = cvt("evaluate", "--data", tmp_path / "part", "--model", trained)
     assert refused.exit_code == 1
     assert "1 of 3 classes of the data are not among the model's 3: 7" in refused.stderr
 

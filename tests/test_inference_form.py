@@ -13,6 +13,7 @@ from cvt_cli.torch_engine import TorchEngine
 from tests_shared import GOLDEN_CASES, TINY, golden, golden_config, golden_input, golden_model
 
 
+@pytest.mark.usefixtures("two_threads")
 @pytest.mark.parametrize(("name", "position"), GOLDEN_CASES)
 @pytest.mark.parametrize("as_convolutions", [False, True], ids=["linear", "convolution"])
 def test_logits_equal_the_official_implementation(

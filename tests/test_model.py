@@ -1,15 +1,24 @@
 """The training form equals the official implementation; its golden numbers are in tests/golden."""
 
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
 
 from cvt_cli.config import VARIANTS, CvTConfig
 from cvt_cli.model import Block, CvT, drop_path, init_weights, pointwise
-from tests_shared import GOLDEN_CASES, golden, golden_config, golden_input, golden_model
+from tests_shared import (
+    GOLDEN_CASES,
+    golden,
+    golden_config,
+    golden_input,
+    golden_model,
+    with_all_tokens,
+)
 
 
+@pytest.mark.usefixtures("two_threads")
 @pytest.mark.parametrize(("name", "position"), GOLDEN_CASES)
 @pytest.mark.parametrize(
     ("dtype", "tolerance"), [(torch.float32, 5e-5), (torch.float64, 1e-7)], ids=["fp32", "fp64"]
@@ -138,13 +147,7 @@ def test_a_branch_that_is_not_computed_is_learnt_from_as_one_that_is_dropped(mon
 def test_the_class_token_alone_learns_as_with_the_other_tokens() -> None:
     def step(alone: bool) -> list[torch.Tensor]:
         model = golden_model(golden_config(golden("golden-tiny")["spec"], 10)).double().train()
-
-        def logits(x: torch.Tensor) -> torch.Tensor:
-            for index in range(3):
-                x, class_token = model.get_submodule(f"stage{index}")(x)
-            return model.head(model.norm(class_token))
-
-        return learnt(model, model if alone else logits)
+        return learnt(model, model if alone else partial(with_all_tokens, model))
 
     for one, other in zip(step(alone=True), step(alone=False), strict=True):
         assert torch.allclose(one, other, rtol=1e-9, atol=1e-11)

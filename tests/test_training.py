@@ -1,5 +1,7 @@
 """One training step equals the official one; schedules and recipes are what facts say."""
 
+import gc
+import multiprocessing
 import pickle
 from collections.abc import Sequence
 from dataclasses import replace
@@ -389,34 +391,53 @@ def test_mixing_gives_soft_targets_that_sum_to_one() -> None:
     assert training_data.mixing(AUGMENTATIONS["crop-flip"], 10) is None
 
 
+def batches(
+    data: datasets.LabelledImages, rank: int, processes: int, parts: int, workers: int
+) -> training_data.Batches:
+    """Of 32 images a step, strongly varied."""
+    record = Preprocessing(32, 32, "crop", 1.0)
+    return training_data.Batches(
+        data,
+        training_data.augmentation(AUGMENTATIONS["imagenet"], record),
+        part_images=32 // processes // parts,
+        parts=parts,
+        rank=rank,
+        processes=processes,
+        seed=3,
+        workers=workers,
+        pin=False,
+    )
+
+
 def test_images_of_a_step_depend_on_the_seed_and_the_epoch_alone(signdigits: Path) -> None:
     data = datasets.open_dataset(str(signdigits), "train", Path())
-    record = Preprocessing(32, 32, "crop", 1.0)
-    transform = training_data.augmentation(AUGMENTATIONS["imagenet"], record)
-
-    def batches(rank: int, processes: int, parts: int, workers: int) -> training_data.Batches:
-        return training_data.Batches(
-            data,
-            transform,
-            part_images=32 // processes // parts,
-            parts=parts,
-            rank=rank,
-            processes=processes,
-            seed=3,
-            workers=workers,
-            pin=False,
-        )
 
     torch.manual_seed(7)
-    whole = next(batches(0, 1, 1, 0).of_epoch(2, 5))[0]
+    whole = next(batches(data, 0, 1, 1, 0).of_epoch(2, 5))[0]
     assert torch.initial_seed() == 7  # the model's randomness is not touched
-    halves = [next(batches(rank, 2, 2, 1).of_epoch(2, 5)) for rank in (0, 1)]
+    halves = [next(batches(data, rank, 2, 2, 1).of_epoch(2, 5)) for rank in (0, 1)]
 
     for position in (0, 1):
         parts = torch.cat([part[position] for half in halves for part in half])
         assert torch.equal(parts, whole[position])
-    other = next(batches(0, 1, 1, 0).of_epoch(3, 5))[0]
+    other = next(batches(data, 0, 1, 1, 0).of_epoch(3, 5))[0]
     assert not torch.equal(other[1], whole[1])
+
+
+def test_workers_end_as_soon_as_nobody_needs_their_batches(signdigits: Path) -> None:
+    data = datasets.open_dataset(str(signdigits), "train", Path())
+    before = set(multiprocessing.active_children())
+    source = batches(data, 0, 1, 1, workers=1)
+    epoch = source.of_epoch(0)
+    next(epoch)
+    (worker,) = set(multiprocessing.active_children()) - before
+
+    gc.disable()
+    try:
+        del source, epoch
+        assert not worker.is_alive()
+    finally:
+        gc.enable()
 
 
 def test_a_seed_gives_the_same_fresh_weights() -> None:

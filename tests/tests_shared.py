@@ -154,6 +154,14 @@ def golden_model(config: CvTConfig) -> CvT:
     return model.eval()
 
 
+def with_all_tokens(model: CvT, images: torch.Tensor) -> torch.Tensor:
+    """Logits as the official code computes them, the last block's map included."""
+    x, class_token = images, None
+    for index in range(len(model.config.stages)):
+        x, class_token = model.get_submodule(f"stage{index}")(x)
+    return model.head(model.norm(class_token))  # type: ignore[no-any-return]
+
+
 def golden_input(batch: int, height: int, width: int) -> torch.Tensor:
     """The golden input."""
     return torch.from_numpy(formula.image(batch, height, width))
