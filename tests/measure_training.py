@@ -29,6 +29,7 @@ from cvt_cli.training import Schedule, Trainer
 
 BATCH, SIZE = 16, 224
 TURN = 8  # steps
+WARM_UP = 3  # rounds, until the allocator has what both sides need
 
 
 def ours(precision: Precision, device: torch.device) -> Callable[[], object]:
@@ -115,11 +116,11 @@ def main(rounds: int, folder: str | None) -> None:
         "cvt bf16": ours("bf16", device),
     }
     rates: dict[str, list[float]] = {name: [] for name in sides}
-    for number in range(rounds + 1):
+    for number in range(rounds + WARM_UP):
         for name, step in sides.items():
             started = perf_counter()
             step()
-            if number:  # the first warms up
+            if number >= WARM_UP:
                 rates[name].append(BATCH / (perf_counter() - started))
     base = rates["transformers fp32"]
     for name, found in rates.items():
