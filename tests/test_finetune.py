@@ -131,6 +131,8 @@ def test_bfloat16_trains_too(cvt, digits: Path, tmp_path: Path) -> None:
         (["--variant", "nano", "--sync-bn"], 2, "BatchNorm cannot be synchronised on `cpu`"),
         (["--variant", "nano", "--gpus", 64], 2, "--gpus 64: this machine has"),
         (["--offline"], 1, "`microsoft/cvt-21-384-22k` is not in the cache"),
+        (["--model", "cvt-nano-cifar10", "--revision", "main"], 2, "`cvt-nano-cifar10` is on this"),
+        (["--variant", "nano", "--device", "cuda:63"], 2, "device `cuda:63` is not available here"),
     ],
     ids=str,
 )
@@ -324,6 +326,36 @@ def test_options_train(cvt, digits: Path, tmp_path: Path, arguments) -> None:
 
     assert result.exit_code == 0, result.stderr
     assert result.json["recipe"]["clip_norm"] == (0.0 if "--clip" in arguments else 1.0)
+
+
+def test_seed_device_activation_and_the_place_of_known_sets_are_kept_in_the_run(
+    cvt, digits: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(digits, tmp_path / "sets" / "cifar10")
+
+    result = cvt(
+        "finetune", "--data", "cifar10", "--data-dir", tmp_path / "sets", "--variant", "nano",
+        "--seed", 5, "--device", "cpu", "--activation", "gelu", *SHORT, "-o", tmp_path / "r",
+        "--json",
+    )  # fmt: skip
+
+    assert result.exit_code == 0, result.stderr
+    assert (result.json["seed"], result.json["device"], result.json["train_n"]) == (5, "cpu", 162)
+    assert weights.load(tmp_path / "r" / "best").model.config.activation == "gelu"
+
+
+def test_every_option_is_in_the_help(cvt) -> None:
+    printed = cvt("finetune", "--help").stdout
+
+    for option in (
+        "--data", "--dataset", "--data-dir", "--val-fraction", "--model", "--revision", "--offline",
+        "--variant", "--res", "--activation", "--freeze", "--recipe", "--show-recipe", "--epochs",
+        "--batch-size", "--accumulate", "--lr", "--warmup-epochs", "--weight-decay", "--clip",
+        "--augment", "--class-weights", "--patience", "--max-time", "--seed", "--device", "--gpus",
+        "--sync-bn", "--precision", "--checkpoint-activations", "--workers", "--resume",
+        "--dry-run", "--output", "--json",
+    ):  # fmt: skip
+        assert option in printed, option
 
 
 def test_frozen_parts_stay_as_the_checkpoint_has_them(cvt, digits: Path, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from cvt_cli.progress import Say, silent
 if TYPE_CHECKING:
     from cvt_cli.runs import Images
 
+MEMORY = "Memory"  # a panel of its own, where 80 columns hold the longer name
 TRAINING = "Training"
 GOING_ON = "Going on"
 
@@ -121,7 +122,7 @@ def finetune(
         typer.Option(
             min=1,
             help="Parts in which each process computes its images of a step, to save memory.",
-            rich_help_panel=TRAINING,
+            rich_help_panel=MEMORY,
         ),
     ] = 1,
     lr: Annotated[
@@ -222,7 +223,7 @@ def finetune(
             "--checkpoint-activations",
             help="Compute each block twice in place of keeping what it computed: less memory, a "
             "third more time.",
-            rich_help_panel=options.RUN,
+            rich_help_panel=MEMORY,
         ),
     ] = False,
     workers: Annotated[
