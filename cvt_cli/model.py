@@ -108,8 +108,9 @@ def _channels_last(gradient: Tensor) -> Tensor:
     return gradient.contiguous(memory_format=torch.channels_last)
 
 
-def _samples(x: Tensor, kept: Tensor) -> Tensor:
-    return x if len(kept) == len(x) else x.index_select(0, kept)
+def _samples(x: Tensor, kept: Tensor | None) -> Tensor:
+    """Those samples of a batch that are kept; None keeps all."""
+    return x if kept is None or len(kept) == len(x) else x.index_select(0, kept)
 
 
 class ConvEmbed(nn.Module):
@@ -196,8 +197,7 @@ class Attention(nn.Module):
             v = self.conv_proj_v(token_map)
         if class_token is not None:
             q, k, v = (torch.cat((class_token.to(t.dtype), t), dim=1) for t in (q, k, v))
-        if kept is not None:
-            q, k, v = (_samples(t, kept) for t in (q, k, v))
+        q, k, v = (_samples(t, kept) for t in (q, k, v))
         if class_token_alone:
             q = q[:, :1]
         q = self._heads(q, self.proj_q)  # (B, h, N, d)
@@ -251,7 +251,7 @@ class Block(nn.Module):
         branch = self.attn(self.norm1(x), height, width, class_token_alone, kept)
         x = self._add(x[:, :1] if class_token_alone else x, branch, kept)
         kept = self._kept(x)
-        branch = self.mlp(self.norm2(x if kept is None else _samples(x, kept)))
+        branch = self.mlp(self.norm2(_samples(x, kept)))
         return self._add(x, branch, kept)
 
     def _kept(self, x: Tensor) -> Tensor | None:
