@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from cvt_cli import exported, layouts, processes, runtimes
+from cvt_cli import exported, layouts, machine, runtimes
 from cvt_cli.config import CvTConfig
 from cvt_cli.costs import costs
 from cvt_cli.errors import CvtError, UsageError
@@ -440,7 +440,7 @@ def _peak_memory(device: str) -> int:
         import torch
 
         return torch.cuda.max_memory_allocated(device)
-    return processes.peak_memory()
+    return machine.peak_memory()
 
 
 def names_of(text: str) -> list[str]:

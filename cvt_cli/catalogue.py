@@ -6,7 +6,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from cvt_cli import cache, checkpoints, exported, hub, hub_cache, labels, layouts, loader
+from cvt_cli import checkpoints, exported, hub, hub_cache, labels, layouts, loader, places
 from cvt_cli.checkpoints import CHECKPOINTS, Checkpoint
 from cvt_cli.config import VARIANTS, CvTConfig, variant_of
 from cvt_cli.costs import costs
@@ -202,7 +202,7 @@ def held(names: list[str]) -> list[Held]:
     wanted = {repository_of(name): name for name in names}
     if absent := set(wanted) - {snapshot.repository for snapshot in found}:
         raise CheckpointError(
-            f"the cache (`{cache.hub_dir()}`) holds no CvT "
+            f"the cache (`{places.hub_dir()}`) holds no CvT "
             + ", ".join(f"`{wanted[repository]}`" for repository in sorted(absent)),
             hint="`cvt cache list` shows what it holds",
         )

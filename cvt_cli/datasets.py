@@ -30,7 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from cvt_cli import cache, images
+from cvt_cli import files, images
 from cvt_cli.errors import DataError
 from cvt_cli.labels import Labels, imagenet
 from cvt_cli.progress import Say
@@ -466,7 +466,7 @@ def _fetch(name: str, data_dir: Path, say: Say) -> None:
     known = _KNOWN[name]
     if name == "flowers102":
         _require_scipy(name)
-    with cache.locked(data_dir / f".{name}.lock", f"fetching {name}", say):
+    with files.locked(data_dir / f".{name}.lock", f"fetching {name}", say):
         if _known_root(known, data_dir) is not None:
             return  # another process was faster
         say(f"fetching {name}, about {known.size}, from {known.host} into `{data_dir}`")

@@ -5,7 +5,7 @@ from typing import Literal
 
 import torch
 
-from cvt_cli import processes
+from cvt_cli import machine, torchrun
 from cvt_cli.errors import UsageError
 
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -28,8 +28,8 @@ def choose_device(requested: str = "auto") -> torch.device:
         available.insert(0, "cuda")
     if requested == "auto":
         requested = available[0]
-    if requested == "cuda" and processes.local_count() > 1:
-        requested = f"cuda:{processes.local_rank() % torch.cuda.device_count()}"
+    if requested == "cuda" and torchrun.local_count() > 1:
+        requested = f"cuda:{torchrun.local_rank() % torch.cuda.device_count()}"
     name, _, index = requested.partition(":")
     accepted = ", ".join(f"`{device}`" for device in ("auto", *available))
     if name not in available or (index and not index.isdecimal()):
@@ -79,4 +79,4 @@ def peak_memory(device: torch.device) -> int:
     """Most memory in bytes that was held so far: on CUDA of the device, else of this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    return processes.peak_memory()
+    return machine.peak_memory()

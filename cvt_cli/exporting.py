@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import torch
 
-from cvt_cli import benchmark, cache, graphs, layouts, runtimes, verification, weights
+from cvt_cli import benchmark, files, graphs, layouts, machine, runtimes, verification, weights
 from cvt_cli.benchmark import Row
 from cvt_cli.engine import Engine
 from cvt_cli.errors import CheckpointError, UsageError
@@ -81,7 +81,7 @@ class Exported:
                 "latency_sec": 1 / self.speed[1].images_per_sec,
                 "ratio": self.speed[1].ratio,
             },
-            "versions": runtimes.versions(_VERSIONS),
+            "versions": machine.versions(_VERSIONS),
         }
 
 
@@ -185,7 +185,7 @@ def export(
         f"{len(verify_on)} images " + ("of the package" if packaged else "given"),
         len(calibration) if calibration else None,
     )  # fmt: skip
-    cache.write_text(json_beside(path), json.dumps(result.to_json(), indent=2) + "\n")
+    files.write_text(json_beside(path), json.dumps(result.to_json(), indent=2) + "\n")
     return result
 
 
@@ -235,7 +235,7 @@ def _rename(made: Path, path: Path) -> None:
         for source, target in zip(files_of(made), files_of(path), strict=True):
             os.replace(source, target)
     except OSError as error:
-        raise cache.unwritable(path, error) from error
+        raise files.unwritable(path, error) from error
 
 
 # --- safetensors: the same tensors under other names
@@ -308,7 +308,7 @@ def convert(
         weights.write_safetensors(made, renamed, {} if as_folder else record.to_strings())
         made.chmod(0o666 & ~_umask())  # safetensors lets nobody but the owner read
     except OSError as error:
-        raise cache.unwritable(target, error) from error
+        raise files.unwritable(target, error) from error
     again = weights.read_tensors(made)
     if not _equal(tensors, again):
         raise CheckpointError(f"what was written to `{target}` is not what was read of `{stored}`")

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cvt_cli import cache, quantisation, runtimes
+from cvt_cli import files, quantisation, runtimes
 from cvt_cli.config import SMALLEST_SIZE
 from cvt_cli.errors import CvtError, UsageError
 from cvt_cli.exported import OPENVINO_SECTION, PIXELS, PT2_FILE, GraphFormat, Record
@@ -85,7 +85,7 @@ def write_onnx(
     size = _EXAMPLE_SIZE if dynamic_size else (height, width)
     program = _onnx(network, torch.zeros(2, 3, *size), free, ("images",), ("logits", "features"))
     program.model.metadata_props.update(metadata)
-    with cache.replacing(path) as temporary:
+    with files.replacing(path) as temporary:
         program.save(temporary)
 
 
@@ -133,7 +133,7 @@ def write(model: CvT, record: Record, form: GraphFormat, path: Path, calibration
         finish = _finish_onnx if form == "onnx" else _finish_openvino
         finish(record, onnx_file, before, path, calibration)
     except OSError as error:
-        raise cache.unwritable(path, error) from error
+        raise files.unwritable(path, error) from error
 
 
 def _onnx(

@@ -15,11 +15,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cvt_cli import __version__, cache, checkpoints, hub_cache, layouts
+from cvt_cli import __version__, checkpoints, files, hub_cache, layouts, places
 from cvt_cli.checkpoints import Checkpoint
 from cvt_cli.errors import CheckpointError, CvtError, UnreachableError
 from cvt_cli.hub_cache import Snapshot
 from cvt_cli.progress import Advance, Progress, Say
+from cvt_cli.text import human_bytes
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi, ModelInfo
@@ -116,7 +117,7 @@ def fetch(
     with _explained(repository, revision):
         _fetch_weights(snapshot, stored, say, progress)
     if revision != snapshot.commit:
-        cache.write_text(snapshot.storage / "refs" / (revision or "main"), snapshot.commit)
+        files.write_text(snapshot.storage / "refs" / (revision or "main"), snapshot.commit)
     return snapshot
 
 
@@ -127,7 +128,7 @@ def _ask(repository: str, revision: str | None, offline: bool) -> "ModelInfo":
         lacking = " and ".join(f"`{name}`" for name in partly.missing)
         not_here = f"{wanted} is in the cache without {lacking} (`{partly.folder}`)"
     else:
-        not_here = f"{wanted} is not in the cache (`{cache.hub_dir()}`)"
+        not_here = f"{wanted} is not in the cache (`{places.hub_dir()}`)"
     not_here += f", and the hub {endpoint()}"
     if offline or never_asks():
         why = "--offline" if offline else "HF_HUB_OFFLINE is set"
@@ -305,7 +306,7 @@ def _explained(repository: str, revision: str | None) -> Iterator[None]:
         if not isinstance(error, OSError):
             raise
         raise CvtError(
-            f"cannot write to the hub's cache `{cache.hub_dir()}`: {error.strerror or error}",
+            f"cannot write to the hub's cache `{places.hub_dir()}`: {error.strerror or error}",
             hint="make room there, or choose another folder with HF_HUB_CACHE or HF_HOME; "
             "what was fetched so far is kept",
         ) from None
@@ -369,8 +370,8 @@ def _fetch_weights(snapshot: Snapshot, name: str, say: Say, progress: Progress) 
         )
     what = f"{name} of {snapshot.repository}"
     blob = snapshot.storage / "blobs" / etag
-    lock = cache.hub_dir() / ".locks" / snapshot.storage.name / f"{etag}.lock"  # the client's own
-    with cache.locked(lock, f"fetching {what}", say):
+    lock = places.hub_dir() / ".locks" / snapshot.storage.name / f"{etag}.lock"  # the client's own
+    with files.locked(lock, f"fetching {what}", say):
         if not (blob.is_file() and hub_cache.has_hash(blob, etag)):
             partial = blob.with_name(etag + hub_cache.PARTIAL)
             partial.parent.mkdir(parents=True, exist_ok=True)
@@ -381,14 +382,14 @@ def _fetch_weights(snapshot: Snapshot, name: str, say: Say, progress: Progress) 
             free = shutil.disk_usage(partial.parent).free
             if free < size - done:
                 raise CvtError(
-                    f"no room for {what}: {cache.human_bytes(size - done)} are needed, "
-                    f"{cache.human_bytes(free)} free in `{partial.parent}`",
+                    f"no room for {what}: {human_bytes(size - done)} are needed, "
+                    f"{human_bytes(free)} free in `{partial.parent}`",
                     hint="make room there, or choose another folder with HF_HUB_CACHE or HF_HOME",
                 )
             say(
-                f"fetching {what} at {snapshot.commit[:7]}, {cache.human_bytes(size)}, "
-                f"from {endpoint()} into `{cache.hub_dir()}`"
-                + (f"; {cache.human_bytes(done)} are there already" if done else "")
+                f"fetching {what} at {snapshot.commit[:7]}, {human_bytes(size)}, "
+                f"from {endpoint()} into `{places.hub_dir()}`"
+                + (f"; {human_bytes(done)} are there already" if done else "")
             )
             with (
                 progress(name, size, unit="bytes", done=done) as advance,
@@ -399,7 +400,7 @@ def _fetch_weights(snapshot: Snapshot, name: str, say: Say, progress: Progress) 
                     http_get(url, file, resume_size=done, headers=headers, expected_size=size)
                 except KeyboardInterrupt:
                     say(
-                        f"interrupted: {cache.human_bytes(file.tell())} of {what} are kept, and "
+                        f"interrupted: {human_bytes(file.tell())} of {what} are kept, and "
                         "the same command goes on from there"
                     )
                     raise

@@ -19,7 +19,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from cvt_cli import cache, layouts
+from cvt_cli import files, layouts, places
 from cvt_cli.errors import CheckpointError, CvtError
 
 PARTIAL = ".cvt.incomplete"
@@ -74,7 +74,7 @@ class Snapshot:
 
 def storage_of(repository: str) -> Path:
     """The folder of a repository in the client's cache; it need not exist."""
-    return cache.hub_dir() / f"models--{repository.replace('/', '--')}"
+    return places.hub_dir() / f"models--{repository.replace('/', '--')}"
 
 
 def _read(path: Path) -> str | None:
@@ -104,7 +104,7 @@ def find(repository: str, revision: str | None = None) -> Snapshot | None:
 def snapshots() -> list[Snapshot]:
     """Every CvT in the client's cache, by name, whichever tool fetched it."""
     found = []
-    for config in cache.hub_dir().glob(f"models--*--*/snapshots/*/{layouts.CONFIG_FILE}"):
+    for config in places.hub_dir().glob(f"models--*--*/snapshots/*/{layouts.CONFIG_FILE}"):
         with suppress(ValueError, AttributeError):
             if json.loads(_read(config) or "").get("model_type") == "cvt":
                 _, owner, name = config.parts[-4].split("--", 2)
@@ -149,7 +149,7 @@ def is_right(path: Path) -> bool | None:
 
 def refuse_links_out_of_the_cache(snapshot: Snapshot) -> None:
     """Raises CheckpointError if a file of the snapshot lies outside the client's cache."""
-    allowed = [snapshot.storage.resolve(), cache.hub_dir().resolve()]
+    allowed = [snapshot.storage.resolve(), places.hub_dir().resolve()]
     for path in sorted(snapshot.folder.iterdir()):
         target = path.resolve()
         if not any(target.is_relative_to(root) for root in allowed):
@@ -162,7 +162,7 @@ def refuse_links_out_of_the_cache(snapshot: Snapshot) -> None:
 
 def record_of(repository: str, weights_hash: str) -> Path:
     """The folder in ``CVT_CACHE`` for what is made of one weights file; it need not exist."""
-    return cache.cache_dir() / "hub" / storage_of(repository).name / weights_hash
+    return places.cache_dir() / "hub" / storage_of(repository).name / weights_hash
 
 
 def converted(record: Path) -> Path | None:
@@ -202,7 +202,7 @@ def checked_hash(snapshot: Snapshot) -> str:
                 hint=f"`cvt download {snapshot.repository}` fetches it again",
             )
         with suppress(CvtError):  # a cache that cannot be written costs the reading each time
-            cache.write_text(stamp, content)
+            files.write_text(stamp, content)
     with suppress(OSError):  # the time of last use
         os.utime(stamp)
     return announced
@@ -253,7 +253,7 @@ def sizes(snapshot: Snapshot) -> tuple[int, int]:
         return files, 0
     conversion = converted(record)
     made = conversion.stat().st_size if conversion else 0
-    return files, made + size_of(cache.graphs_of(record.name))
+    return files, made + size_of(places.graphs_of(record.name))
 
 
 def ready_weights(snapshot: Snapshot) -> Path | None:
@@ -297,7 +297,7 @@ def remove(repository: str) -> int:
     record = record_of(repository, "-").parent
     for partial in storage.glob(f"blobs/*{PARTIAL}"):
         etag = partial.name.removesuffix(PARTIAL)
-        lock = filelock.FileLock(cache.hub_dir() / ".locks" / storage.name / f"{etag}.lock")
+        lock = filelock.FileLock(places.hub_dir() / ".locks" / storage.name / f"{etag}.lock")
         try:
             lock.acquire(timeout=0)
         except filelock.Timeout:
@@ -306,11 +306,11 @@ def remove(repository: str) -> int:
             ) from None
         lock.release()
     hashes = [path.name for path in record.iterdir()] if record.is_dir() else []
-    graphs = [cache.graphs_of(weights_hash) for weights_hash in hashes]
+    graphs = [places.graphs_of(weights_hash) for weights_hash in hashes]
     before = sum(size_of(folder) for folder in (storage, record, *graphs))
     if not (storage.exists() or storage.is_symlink() or record.exists()):
         raise CheckpointError(
-            f"the cache (`{cache.hub_dir()}`) holds nothing of `{repository}`",
+            f"the cache (`{places.hub_dir()}`) holds nothing of `{repository}`",
             hint="`cvt cache list` shows what it holds",
         )
     with suppress(huggingface_hub.CacheNotFound):  # the client knows what its tools share

@@ -15,8 +15,8 @@ from PIL import Image
 from cvt_cli.engine import Engine, features_of, logits_of, prepared
 from cvt_cli.errors import ImageError
 from cvt_cli.labels import Labels
+from cvt_cli.machine import threads
 from cvt_cli.preprocessing import Preprocessing
-from cvt_cli.runtimes import threads
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

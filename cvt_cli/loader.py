@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from cvt_cli import cache, checkpoints, exported, hub, hub_cache, layouts
+from cvt_cli import checkpoints, exported, files, hub, hub_cache, layouts, machine, places
 from cvt_cli.checkpoints import Checkpoint
 from cvt_cli.config import DEFAULT_SIZES, VARIANTS, Activation, CvTConfig, parse_size, parse_variant
 from cvt_cli.costs import Costs, costs
@@ -458,7 +458,7 @@ def _choose_engine(
         runtimes.require(asked)  # before a graph is prepared for it
     if asked != "auto":
         return asked, "asked for with --engine"
-    if device not in ("auto", "cpu") or (device == "auto" and runtimes.may_have_gpu()):
+    if device not in ("auto", "cpu") or (device == "auto" and machine.may_have_gpu()):
         return "torch", "the other engines run on the CPU alone"
     preferred: tuple[runtimes.Runtime, ...] = ("onnxruntime", "openvino")
     if images >= MANY_IMAGES:
@@ -472,7 +472,7 @@ def _choose_engine(
     suits = "starts soonest" if images < MANY_IMAGES else "is the fastest by the image"
     if prepared():
         return name, f"its graph is prepared, and for {many} it {suits}"
-    if work < WORTH_PREPARING_MACS * runtimes.threads() or not runtimes.can_prepare():
+    if work < WORTH_PREPARING_MACS * machine.threads() or not runtimes.can_prepare():
         return "torch", f"no graph is prepared, and for {many} it does not pay to"
     return name, f"for {many} it pays to prepare a graph"
 
@@ -482,7 +482,7 @@ def _graph_of(location: Location, stored: Path, said: CheckpointConfig) -> Path:
     announced = location.snapshot and hub_cache.weights_hash(location.snapshot)
     weights_hash = announced or hub_cache.content_hash(stored)
     preprocessing = said.preprocessing
-    return cache.graph_path(
+    return places.graph_path(
         weights_hash, repr(said.config), preprocessing.height, preprocessing.width
     )
 
@@ -494,7 +494,7 @@ def _prepare(graph: Path, location: Location, loaded: "LoadedCheckpoint", access
     preprocessing = loaded.preprocessing
     metadata = record_of(location, loaded.described).to_strings()
     what = f"preparing the graph of {location.name}"
-    with cache.locked(graph.with_name("prepare.lock"), what, access.say):
+    with files.locked(graph.with_name("prepare.lock"), what, access.say):
         if not graph.is_file():
             access.say(f"{what} at {preprocessing.height}x{preprocessing.width}, once")
             graphs.write_onnx(

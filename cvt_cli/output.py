@@ -10,11 +10,11 @@ from dataclasses import replace
 from typing import Any
 
 from cvt_cli import __version__
-from cvt_cli.cache import human_bytes
 from cvt_cli.costs import Costs
 from cvt_cli.errors import CvtError
 from cvt_cli.loader import Access, ReadyModel
 from cvt_cli.progress import Advance, Unit
+from cvt_cli.text import duration, human_bytes, printable
 
 PLAIN_INTERVAL_SEC = 30.0
 """Between two progress lines where stderr is no terminal."""
@@ -33,11 +33,6 @@ def error(message: str, hint: str | None = None) -> None:
     note(f"error: {message}")
     if hint:
         print(f"\nhint: {printable(hint)}", file=sys.stderr, flush=True)
-
-
-def printable(text: str) -> str:
-    """The text with control characters escaped, so that a file name cannot break a line."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def conditions(classifier: ReadyModel) -> dict[str, Any]:
@@ -194,23 +189,6 @@ def progress(
             note(f"{what}: {amount(done + new)}{of}, {amount(rate)}/s{left} {text}".rstrip())
 
     yield advance_lines
-
-
-def duration(seconds: float) -> str:
-    """A time as "0:42" or "1:02:03"."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
-
-
-def human_count(value: int | None) -> str:
-    """A large count with its metric prefix, "4.566 G"; empty for None."""
-    if value is None:
-        return ""
-    for factor, prefix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if value >= factor:
-            return f"{value / factor:.3f} {prefix}"
-    return f"{value} "
 
 
 def difference(ours: int, theirs: int | None) -> str:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from cvt_cli import cache
+from cvt_cli import files
 from cvt_cli.errors import UsageError
 from cvt_cli.metrics import wilson
 from cvt_cli.writers import as_text
@@ -113,7 +113,7 @@ def draw_benchmark(document: dict[str, Any], path: Path) -> None:
 
 
 def _save(figure: "Figure", path: Path) -> None:
-    with cache.replacing(path) as temporary:
+    with files.replacing(path) as temporary:
         figure.savefig(temporary, format=path.suffix[1:].lower(), dpi=160)
 
 

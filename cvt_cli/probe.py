@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from torch import Tensor
 
-from cvt_cli import cache, images
+from cvt_cli import files, images
 from cvt_cli.datasets import LabelledImages
 from cvt_cli.engine import Engine, features_of
 from cvt_cli.errors import DataError, ImageError
@@ -118,7 +118,7 @@ def _stored(path: Path, key: str) -> NDArray[np.float32] | None:
 
 
 def _store(path: Path, key: str, features: NDArray[np.float32]) -> None:
-    with cache.replacing(path) as temporary:
+    with files.replacing(path) as temporary:
         try:
             save_file({"features": features}, temporary, metadata={"key": key})
         except SafetensorError as error:  # a full disk, say

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cvt_cli import cache, plots
+from cvt_cli import files, plots
 from cvt_cli.writers import as_text
 
 _EXTREMES = 15
@@ -139,7 +139,7 @@ def write_report(
 </html>
 """
     path = folder / "index.html"
-    cache.write_text(path, page)
+    files.write_text(path, page)
     return path
 
 

@@ -32,18 +32,18 @@ from safetensors.torch import load_file, save_file
 
 from cvt_cli import (
     __version__,
-    cache,
     cards,
     datacheck,
     devices,
     evaluation,
+    files,
     layouts,
+    machine,
     metrics,
     plots,
     probe,
-    processes,
-    runtimes,
     tensorboard,
+    torchrun,
     training,
     training_data,
     weights,
@@ -57,6 +57,7 @@ from cvt_cli.model import CvT
 from cvt_cli.preprocessing import Preprocessing
 from cvt_cli.progress import Progress, Say, silent
 from cvt_cli.recipes import AUGMENTATIONS, Recipe
+from cvt_cli.text import human_bytes
 from cvt_cli.torch_engine import TorchEngine
 from cvt_cli.training import Trainer, Watch
 from cvt_cli.training_data import Batches
@@ -130,7 +131,7 @@ def check_images(
     for images in (found, published):
         if images is None:
             continue
-        checked = datacheck.check(images, runtimes.threads(), progress)
+        checked = datacheck.check(images, machine.threads(), progress)
         prints.append(checked.fingerprint)
         headers |= checked.only_headers
         bad = [index for index, _ in checked.unreadable]
@@ -196,7 +197,7 @@ class Run:
 
     def __init__(self, job: Job, *, say: Say, progress: Progress = silent) -> None:
         self.job, self.progress = job, progress
-        self._say_to = say if processes.rank() == 0 else lambda message: None
+        self._say_to = say if torchrun.rank() == 0 else lambda message: None
         self._log: Path | None = None
         self._started = perf_counter()
         settings, recipe = job.settings, job.settings.recipe
@@ -210,8 +211,8 @@ class Run:
             training_data.augmentation(AUGMENTATIONS[recipe.augment or "none"], job.preprocessing),
             part_images=settings.batch_size,
             parts=settings.accumulate,
-            rank=processes.rank(),
-            processes=processes.count(),
+            rank=torchrun.rank(),
+            processes=torchrun.count(),
             seed=settings.seed,
             workers=job.workers,
             pin=job.device.type == "cuda",
@@ -284,7 +285,7 @@ class Run:
                 "preprocessing": job.preprocessing.to_transformers(),
             },
             "settings": {**asdict(settings), "recipe": recipe.to_json()},
-            "processes": processes.count(),
+            "processes": torchrun.count(),
             "workers": job.workers,
             "device": str(job.device),
             "hardware": devices.hardware(job.device),
@@ -332,7 +333,7 @@ class Run:
             DataError: an image cannot be read.
         """
         images = self.job.images
-        if processes.rank() == 0:
+        if torchrun.rank() == 0:
             if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
                 raise CvtError(
                     f"`{folder}` exists and is not an empty folder",
@@ -343,8 +344,8 @@ class Run:
                 "root": str(images.validation.root),
                 "validation": list(images.validation.names),
             }
-            cache.write_text(folder / "split.json", json.dumps(split, indent=1) + "\n")
-            cache.write_text(folder / PLAN_FILE, json.dumps(plan, indent=1) + "\n")
+            files.write_text(folder / "split.json", json.dumps(split, indent=1) + "\n")
+            files.write_text(folder / PLAN_FILE, json.dumps(plan, indent=1) + "\n")
             self._save(folder, _Position([]))
         return self._run(folder, _Position([]))
 
@@ -358,11 +359,11 @@ class Run:
 
     def _run(self, folder: Path, position: _Position) -> dict[str, Any]:
         with ExitStack() as stack:
-            if processes.rank() == 0:
+            if torchrun.rank() == 0:
                 lock = folder / "state" / "lock"
-                stack.enter_context(cache.locked(lock, f"training in `{folder}`", self._say_to))
+                stack.enter_context(files.locked(lock, f"training in `{folder}`", self._say_to))
             self._log = folder / "log.txt"
-            if processes.rank() == 0:  # what a kill in the middle of writing left
+            if torchrun.rank() == 0:  # what a kill in the middle of writing left
                 for left in folder.rglob(".*.tmp"):
                     left.unlink(missing_ok=True)
             if self.trainer is None:
@@ -383,7 +384,7 @@ class Run:
         watch = Watch(len(job.labels), settings.recipe, settings.precision)
         events = (
             tensorboard.Events(folder / "events", trainer.step_number)
-            if processes.rank() == 0 and tensorboard.available()
+            if torchrun.rank() == 0 and tensorboard.available()
             else None
         )
         with ExitStack() as stack:
@@ -455,7 +456,7 @@ class Run:
                 limit = settings.max_time_sec
                 over = limit is not None and now - self._started > limit
                 why = _INTERRUPTED if asked() else _OUT_OF_TIME if over else 0
-                if why := processes.largest(why):
+                if why := torchrun.largest(why):
                     watch.all_good()
                     return why
                 if trainer.step_number == total:
@@ -503,7 +504,7 @@ class Run:
         is_best = found.correct_top1 > position.best_correct
         if is_best:
             position.best, position.best_correct = number, found.correct_top1
-        if processes.rank() == 0:
+        if torchrun.rank() == 0:
             for place in ("best", "last") if is_best else ("last",):
                 self._keep(folder, place, trainer.best_model, position, row)
             _write_metrics(folder, position.rows)
@@ -519,7 +520,7 @@ class Run:
     def _evaluate(self, model: CvT) -> Evaluation:
         job = self.job
         images = job.images.validation
-        rank, count = processes.rank(), processes.count()
+        rank, count = torchrun.rank(), torchrun.count()
         judged = evaluation.subject(
             TorchEngine(model, job.device, job.settings.precision),
             job.preprocessing,
@@ -532,10 +533,10 @@ class Run:
             images,
             indices=range(rank, len(images), count),
             batch_size=job.settings.batch_size,
-            workers=runtimes.threads(),
+            workers=machine.threads(),
             progress=self.progress if rank == 0 else silent,
         )
-        for other, state in enumerate(processes.gather(judged.result.state())):
+        for other, state in enumerate(torchrun.gather(judged.result.state())):
             if other != rank:
                 judged.result.add_state(state, at_once=True)
         return judged.result
@@ -543,7 +544,7 @@ class Run:
     def _probe(self, folder: Path, position: _Position) -> dict[str, Any]:
         """Solve the head alone, on features that are computed once."""
         job = self.job
-        if processes.count() > 1:
+        if torchrun.count() > 1:
             raise UsageError("`linear-probe` runs in one process", hint="start it without torchrun")
         started = perf_counter()
         engine = TorchEngine(job.model, job.device, job.settings.precision)
@@ -555,7 +556,7 @@ class Run:
                 folder / "state" / f"features-{part}.safetensors",
                 job.images.fingerprint,
                 batch_size=job.settings.batch_size,
-                workers=runtimes.threads(),
+                workers=machine.threads(),
                 progress=self.progress,
             )
             for part, images in (("train", job.images.training), ("val", job.images.validation))
@@ -620,7 +621,7 @@ class Run:
             "seed": settings.seed,
             "device": str(job.device),
             "hardware": devices.hardware(job.device),
-            "processes": processes.count(),
+            "processes": torchrun.count(),
             "precision": settings.precision,
             "seconds": position.seconds,
             "fingerprint": job.images.fingerprint,
@@ -628,16 +629,16 @@ class Run:
             "version": __version__,
             "torch": torch.__version__,
         }
-        if processes.rank() == 0:
+        if torchrun.rank() == 0:
             if plots.available() and self.trainer is not None:
                 plots.draw_curves(position.rows, folder / "curves.png")
-            cache.write_text(folder / "results.json", json.dumps(result, indent=1) + "\n")
+            files.write_text(folder / "results.json", json.dumps(result, indent=1) + "\n")
         return result
 
     # --- files
 
     def _save(self, folder: Path, position: _Position) -> None:
-        if processes.rank() != 0:
+        if torchrun.rank() != 0:
             return
         position.loss_sum = float(position.loss_sum)
         if self.trainer is None:  # what the features are computed with
@@ -649,7 +650,7 @@ class Run:
             "trainer": self.trainer.numbers() if self.trainer else None,
             "position": asdict(position),
         }
-        with cache.replacing(folder / STATE_FILE) as temporary:
+        with files.replacing(folder / STATE_FILE) as temporary:
             try:
                 save_file(tensors, temporary, metadata={"run": json.dumps(numbers)})
             except SafetensorError as error:  # a full disk, say
@@ -700,7 +701,7 @@ class Run:
                 + f", {len(job.images.unreadable)} unreadable",
                 "data fingerprint": job.images.fingerprint,
                 "batch": f"{self.batches.step_images} images a step: {settings.batch_size} x "
-                f"{settings.accumulate} accumulated x {processes.count()} processes",
+                f"{settings.accumulate} accumulated x {torchrun.count()} processes",
                 "precision": settings.precision,
                 "hardware": f"{job.device}, {devices.hardware(job.device)}, {os.cpu_count()} cores",
                 "time until this epoch": f"{row['elapsed'] / 60:.0f} minutes",
@@ -722,12 +723,12 @@ class Run:
 
     def _say(self, message: str) -> None:
         self._say_to(message)
-        if self._log is not None and processes.rank() == 0:
+        if self._log is not None and torchrun.rank() == 0:
             try:
                 with self._log.open("a", encoding="utf-8") as file:
                     file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {message}\n")
             except OSError as error:
-                raise cache.unwritable(self._log, error) from error
+                raise files.unwritable(self._log, error) from error
 
 
 def describe(plan: Mapping[str, Any]) -> list[str]:
@@ -773,7 +774,7 @@ def describe(plan: Mapping[str, Any]) -> list[str]:
         lines.append(
             f"about {_rough(plan['estimated_sec'])} ({plan['step_sec']:.3g} s a step, measured on "
             f"{plan['timed_steps']}); peak memory so far "
-            f"{cache.human_bytes(plan['peak_memory_bytes'])}"
+            f"{human_bytes(plan['peak_memory_bytes'])}"
         )
     return lines
 
@@ -830,12 +831,12 @@ def job_of(
             hint="bring the images back as they were, or start another run, from "
             "--model RUN/best for example",
         )
-    shares = settings.accumulate * processes.count()
+    shares = settings.accumulate * torchrun.count()
     if plan["step_images"] is not None:
         if plan["step_images"] % shares:
             raise UsageError(
                 f"the {plan['step_images']} images of a step cannot be shared among "
-                f"{processes.count()} processes",
+                f"{torchrun.count()} processes",
                 hint=f"go on with {plan['processes']}, as it began",
             )
         settings = replace(settings, batch_size=plan["step_images"] // shares)
@@ -858,7 +859,7 @@ def _write_metrics(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     for row in rows:
         numbers = ["" if row[c] is None else f"{row[c]:.6g}" for c in columns]
         table.writerow([*numbers, f"{row['seconds']:.1f}", row["step"]])
-    cache.write_text(folder / "metrics.csv", text.getvalue())
+    files.write_text(folder / "metrics.csv", text.getvalue())
 
 
 @contextmanager

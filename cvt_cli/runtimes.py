@@ -6,11 +6,7 @@ is an extra of the package.
 """
 
 import os
-import platform
-import shutil
-import sys
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
@@ -18,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from cvt_cli import processes
+from cvt_cli import machine
 from cvt_cli.errors import CheckpointError, UsageError
 from cvt_cli.exported import PIXELS, Record
 
@@ -52,17 +48,6 @@ def computes_in(runtime: Runtime, precision: str) -> bool:
     import openvino
 
     return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-
-
-def versions(packages: Iterable[str]) -> dict[str, str]:
-    """Versions of those of these packages that are installed."""
-    from importlib import metadata
-
-    found = {}
-    for name in packages:
-        with suppress(metadata.PackageNotFoundError):
-            found[name] = metadata.version(name)
-    return found
 
 
 def open_preprocessing(
@@ -112,18 +97,6 @@ def open_graph(
     return OpenVinoEngine(path, wanted, record)
 
 
-def may_have_gpu() -> bool:
-    """Whether torch may find an accelerator here; asked without importing it."""
-    apple = sys.platform == "darwin" and platform.machine() == "arm64"
-    return apple or Path("/dev/nvidiactl").exists() or bool(shutil.which("nvidia-smi"))
-
-
-def threads() -> int:
-    """How many processors this process may use; those of a torchrun share a machine's."""
-    own = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, own // processes.local_count())
-
-
 class OnnxRuntimeEngine:
     """A graph on ONNX Runtime's CPU provider (see `engine.Engine`)."""
 
@@ -139,7 +112,7 @@ class OnnxRuntimeEngine:
         self._input = PIXELS if self.takes_pixels else "images"
 
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads()
+        options.intra_op_num_threads = machine.threads()
         options.log_severity_level = 3  # errors, which are raised as well
         try:
             self._session = onnxruntime.InferenceSession(
@@ -147,7 +120,7 @@ class OnnxRuntimeEngine:
             )
         except Exception as error:  # its own kinds, which share no parent
             raise _unreadable(path, error) from error
-        self.hardware = f"{threads()} threads"
+        self.hardware = f"{machine.threads()} threads"
 
     def __call__(self, batch: NDArray[Any]) -> NDArray[np.float32]:
         """Images (B, 3, H, W), normalised, or pixels, to logits (B, classes)."""
@@ -172,7 +145,7 @@ class OpenVinoEngine:
         self.takes_pixels = record is not None and record.preprocessing_inside
         in_bf16 = precision == "bf16" and computes_in("openvino", "bf16")
         settings: dict[str, Any] = {
-            "INFERENCE_NUM_THREADS": threads(),
+            "INFERENCE_NUM_THREADS": machine.threads(),
             # Its own default is bf16 where the processor has it, without a word.
             "INFERENCE_PRECISION_HINT": "bf16" if in_bf16 else "f32",
             "PERFORMANCE_HINT": "LATENCY",
@@ -183,7 +156,7 @@ class OpenVinoEngine:
             self._compiled = core.compile_model(path, "CPU", settings)
         except RuntimeError as error:
             raise _unreadable(path, error) from error
-        self.hardware = f"{threads()} threads"
+        self.hardware = f"{machine.threads()} threads"
         running = self._compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
         self.precision: str = {"f32": "fp32"}.get(running, running)
         if record is not None and record.precision == "int8":

@@ -5,7 +5,7 @@ from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 
-from cvt_cli import cache
+from cvt_cli import files
 
 
 def available() -> bool:
@@ -33,7 +33,7 @@ class Events:
         try:
             self._writer = SummaryWriter(str(folder), purge_step=first_step or None)
         except OSError as error:
-            raise cache.unwritable(folder, error) from error
+            raise files.unwritable(folder, error) from error
 
     def add(self, step: int, values: Mapping[str, float]) -> None:
         """Write values by name ("loss/training"); they are in the file when this returns.
@@ -46,7 +46,7 @@ class Events:
                 self._writer.add_scalar(name, value, step)
             self._writer.flush()
         except OSError as error:
-            raise cache.unwritable(self._folder, error) from error
+            raise files.unwritable(self._folder, error) from error
 
     def close(self) -> None:
         """Close the file; never fails, since `add` has told of what could not be written."""

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
-from cvt_cli import devices, processes
+from cvt_cli import devices, torchrun
 from cvt_cli.config import CvTConfig
 from cvt_cli.devices import Precision
 from cvt_cli.errors import CvtError, UsageError
@@ -195,7 +195,7 @@ class Trainer:
         self._trained: nn.Module = self.model
         if sync_batchnorm:
             self._trained = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
-        if processes.count() > 1:
+        if torchrun.count() > 1:
             self._trained = DistributedDataParallel(
                 self._trained, device_ids=[device] if device.type == "cuda" else None
             )
@@ -222,7 +222,7 @@ class Trainer:
 
     def backward(self, parts: Sequence[Part]) -> Tensor:
         """Add the gradients of the mean loss over all parts, of all processes; give this one's."""
-        torch.manual_seed(draw(self.seed, 2, self.step_number, processes.rank()))
+        torch.manual_seed(draw(self.seed, 2, self.step_number, torchrun.rank()))
         self._training_mode()
         total = torch.zeros((), device=self.device)
         for number, part in enumerate(parts, start=1):

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cvt_cli import __version__, cache, costs, hub, hub_cache, layouts
+from cvt_cli import __version__, costs, hub, hub_cache, layouts
 from cvt_cli.errors import CheckpointError, CvtError, UnreachableError, UsageError
 from cvt_cli.progress import Advance, Progress, Say
+from cvt_cli.text import human_bytes
 
 BEST, LAST = "best", "last"
 """The checkpoint folders of a training run."""
@@ -191,7 +192,7 @@ def push(
     ]
     if before is not None and not changed:
         return Pushed(folder, repository, url, str(before.sha), False, False, files)
-    size = cache.human_bytes(sum(files[name] for name in changed))
+    size = human_bytes(sum(files[name] for name in changed))
     where = _describe(before, private, changed)
     say(f"pushing {', '.join(changed)} ({size}) of `{folder}` to {url}, {where}")
     commit = _commit(

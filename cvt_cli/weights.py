@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from cvt_cli import __version__, cache, exported, hub_cache, labels, layouts
+from cvt_cli import __version__, exported, files, hub_cache, labels, layouts
 from cvt_cli.checkpoints import Checkpoint
 from cvt_cli.config import Activation, CvTConfig
 from cvt_cli.errors import CheckpointError, CvtError, UsageError
@@ -91,7 +91,7 @@ def as_safetensors(snapshot: Snapshot, say: Say) -> Path:
     assert pickled is not None
     record = hub_cache.record_of(snapshot.repository, hub_cache.checked_hash(snapshot))
     try:
-        with cache.locked(record / "convert.lock", f"converting `{pickled.name}`", say):
+        with files.locked(record / "convert.lock", f"converting `{pickled.name}`", say):
             if (found := hub_cache.converted(record)) is not None:
                 return found
             say(f"converting `{pickled.name}` of {snapshot.repository} to safetensors, once")
@@ -113,7 +113,7 @@ def _convert(pickled: Path, record: Path) -> Path:
         temporary.replace(made)
     except (OSError, SafetensorError) as error:
         reason = error if isinstance(error, OSError) else OSError(str(error))
-        raise cache.unwritable(temporary, reason) from error
+        raise files.unwritable(temporary, reason) from error
     finally:
         temporary.unlink(missing_ok=True)
     return made
@@ -301,7 +301,7 @@ def save(
     if half:
         tensors = {name: t.half() if t.ndim > 1 else t for name, t in tensors.items()}
     write_description(folder, CheckpointConfig(model.config, names, preprocessing, ()), card)
-    with cache.replacing(folder / layouts.WEIGHTS_FILE) as temporary:
+    with files.replacing(folder / layouts.WEIGHTS_FILE) as temporary:
         write_safetensors(temporary, tensors)
         # safetensors lets nobody but the owner read; a checkpoint is as readable as its config.
         temporary.chmod((folder / layouts.CONFIG_FILE).stat().st_mode)
@@ -316,13 +316,13 @@ def write_description(folder: Path, described: CheckpointConfig, card: str | Non
         card: the model card, Markdown; None for none.
     """
     config = layouts.transformers_config(described.config, described.labels, __version__)
-    cache.write_text(folder / layouts.CONFIG_FILE, json.dumps(config, indent=2) + "\n")
-    cache.write_text(
+    files.write_text(folder / layouts.CONFIG_FILE, json.dumps(config, indent=2) + "\n")
+    files.write_text(
         folder / layouts.PREPROCESSING_FILE,
         json.dumps(described.preprocessing.to_transformers(), indent=2) + "\n",
     )
     if card is not None:
-        cache.write_text(folder / layouts.CARD_FILE, card)
+        files.write_text(folder / layouts.CARD_FILE, card)
 
 
 def write_safetensors(

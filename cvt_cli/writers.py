@@ -18,7 +18,7 @@ from typing import IO, Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from cvt_cli import cache, gallery
+from cvt_cli import files, gallery
 from cvt_cli.errors import CvtError, UsageError
 from cvt_cli.inference import Answer, Prediction
 
@@ -82,10 +82,10 @@ class JsonLines:
                 self._check(beside, wanted)
                 self._read()
             else:
-                cache.write_text(beside, json.dumps(wanted, indent=1) + "\n")
+                files.write_text(beside, json.dumps(wanted, indent=1) + "\n")
             self._file = path.open("ab", buffering=0)
         except OSError as error:
-            raise cache.unwritable(path, error) from error
+            raise files.unwritable(path, error) from error
 
     def _check(self, beside: Path, wanted: dict[str, Any]) -> None:
         try:
@@ -131,7 +131,7 @@ class JsonLines:
         try:
             self._file.write(line.encode())
         except OSError as error:
-            raise cache.unwritable(self.path, error) from error
+            raise files.unwritable(self.path, error) from error
 
     def __enter__(self) -> "JsonLines":
         return self
@@ -170,7 +170,7 @@ class Checkpointed:
                 self._state_path.unlink(missing_ok=True)
                 self._file = path.open("wb")
         except OSError as error:
-            raise cache.unwritable(path, error) from error
+            raise files.unwritable(path, error) from error
 
     def _read_state(self) -> None:
         try:
@@ -194,7 +194,7 @@ class Checkpointed:
         try:
             self._file.write(json.dumps(item.to_json(), allow_nan=False).encode() + b"\n")
         except OSError as error:
-            raise cache.unwritable(self.path, error) from error
+            raise files.unwritable(self.path, error) from error
 
     def save(self, done: int, counted: Callable[[], Any], at_once: bool = False) -> None:
         """Note that so many items are done, unless that was noted a moment ago."""
@@ -204,14 +204,14 @@ class Checkpointed:
             self._file.flush()
             os.fsync(self._file.fileno())
         except OSError as error:
-            raise cache.unwritable(self.path, error) from error
+            raise files.unwritable(self.path, error) from error
         state = {
             "conditions": self._conditions,
             "done": done,
             "bytes": self._file.tell(),
             "counted": counted(),
         }
-        cache.write_text(self._state_path, json.dumps(state))
+        files.write_text(self._state_path, json.dumps(state))
         self._saved = time.monotonic()
 
     def __enter__(self) -> "Checkpointed":
@@ -246,7 +246,7 @@ class _Whole:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._stack = ExitStack()
-        self._temporary = self._stack.enter_context(cache.replacing(path))
+        self._temporary = self._stack.enter_context(files.replacing(path))
 
     def _add(self, item: Any) -> None:
         raise NotImplementedError
@@ -259,7 +259,7 @@ class _Whole:
         try:
             self._add(item)
         except OSError as error:
-            raise cache.unwritable(self._path, error) from error
+            raise files.unwritable(self._path, error) from error
 
     def __enter__(self) -> Self:
         return self
@@ -274,7 +274,7 @@ class _Whole:
             try:
                 self._finish()
             except OSError as failure:
-                unwritable = cache.unwritable(self._path, failure)
+                unwritable = files.unwritable(self._path, failure)
                 self._stack.__exit__(CvtError, unwritable, None)
                 raise unwritable from failure
         self._stack.__exit__(kind, error, trace)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from cvt_cli import cache
+from cvt_cli import places
 
 QUICK = ["--rounds", 2, "--variant", "nano"]
 
@@ -36,7 +36,7 @@ def test_every_side_has_its_row_and_its_conditions(cvt_process) -> None:
     assert onnx_row["peak_memory_bytes"] < baseline["peak_memory_bytes"] / 2
     assert onnx_row["startup_sec"] < baseline["startup_sec"]
     assert "random weights" in result.stderr
-    assert not list(cache.cache_dir().rglob("*.onnx"))
+    assert not list(places.cache_dir().rglob("*.onnx"))
 
 
 def test_the_table_says_what_was_measured_and_the_picture_shows_it(

@@ -375,7 +375,7 @@ def test_an_interrupted_save_leaves_the_old_file(folder: Path) -> None:
     shutil.copytree(folder, folder.with_name("copy"))
 
     with pytest.raises(RuntimeError, match="stopped"):
-        with weights.cache.replacing(folder / "model.safetensors") as temporary:
+        with weights.files.replacing(folder / "model.safetensors") as temporary:
             temporary.write_bytes(b"half")
             raise RuntimeError("stopped")
 

@@ -6,10 +6,10 @@ from typing import Annotated, Literal
 
 import typer
 
-from cvt_cli import exported, loader, options, output
-from cvt_cli.cache import human_bytes
+from cvt_cli import exported, loader, machine, options, output
 from cvt_cli.config import parse_size
 from cvt_cli.errors import UsageError
+from cvt_cli.text import human_bytes
 
 VERSIONS = ("cvt-cli", "torch", "onnxruntime", "openvino", "transformers")
 """Of what can be measured."""
@@ -98,7 +98,7 @@ def benchmark(
         networks.append(measuring.Network.of(costs.variant, config, costs.height, costs.width))
     import tempfile
 
-    from cvt_cli import devices, plots, runtimes
+    from cvt_cli import devices, plots
 
     if plot is not None:
         plots.check(plot)
@@ -136,7 +136,7 @@ def benchmark(
             progress=output.progress,
         )
     single = networks[0] if len(networks) == 1 else None
-    versions = runtimes.versions(VERSIONS)
+    versions = machine.versions(VERSIONS)
     document = {
         "model": single and single.name,
         "height": one and one.height,

@@ -4,9 +4,9 @@ from typing import Annotated
 
 import typer
 
-from cvt_cli import cache, catalogue, hub_cache, options, output
-from cvt_cli.cache import human_bytes
+from cvt_cli import catalogue, hub_cache, options, output, places
 from cvt_cli.errors import CvtError, UsageError
+from cvt_cli.text import human_bytes
 
 app = typer.Typer(no_args_is_help=True, help="Show, check and clear what is kept on this machine.")
 
@@ -31,10 +31,10 @@ def list_(json_output: options.Json = False) -> None:
         output.print_json([row.to_json() for row in rows])
         return
     if not rows:
-        output.note(f"no CvT in `{cache.hub_dir()}`; `cvt download NAME` fetches one")
+        output.note(f"no CvT in `{places.hub_dir()}`; `cvt download NAME` fetches one")
         return
     output.print_table(
-        f"CvT checkpoints in {cache.hub_dir()}",
+        f"CvT checkpoints in {places.hub_dir()}",
         ("name", "revision", "state", "last use", "size", "made of it"),
         [
             (
@@ -60,7 +60,7 @@ def path(names: Names = None, json_output: options.Json = False) -> None:
     if names:
         folders = {row.name: str(row.snapshot.folder) for row in catalogue.held(names)}
     else:
-        folders = {"hub": str(cache.hub_dir()), "cvt": str(cache.cache_dir())}
+        folders = {"hub": str(places.hub_dir()), "cvt": str(places.cache_dir())}
     if json_output:
         output.print_json(folders)
         return

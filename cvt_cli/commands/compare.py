@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cvt_cli import options, output
+from cvt_cli.text import printable
 
 if TYPE_CHECKING:
     from cvt_cli.comparison import Comparison, Line
@@ -51,7 +52,7 @@ def compare(
     if json_output:
         output.print_json({"a": str(a), "b": str(b), **found.to_json()})
         return
-    output.emit(_summary(found, output.printable(str(a)), output.printable(str(b))))
+    output.emit(_summary(found, printable(str(a)), printable(str(b))))
     if not found.changed:
         output.emit("\nno image's likeliest class changed")
         return

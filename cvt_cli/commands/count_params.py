@@ -3,6 +3,7 @@
 from cvt_cli import options, output
 from cvt_cli.costs import Costs
 from cvt_cli.loader import costs_of
+from cvt_cli.text import human_count
 
 
 def count_params(
@@ -33,7 +34,7 @@ def count_params(
                     costs.variant,
                     str(costs.num_classes),
                     f"{costs.params:,}",
-                    output.human_count(costs.paper_params),
+                    human_count(costs.paper_params),
                     output.difference(costs.params, costs.paper_params),
                 )
                 for costs in {costs.variant: costs for costs in found}.values()
@@ -57,9 +58,9 @@ def _print_one(costs: Costs) -> None:
         ],
         text_columns=2,
     )
-    print(f"total   {costs.params:,} parameters ({output.human_count(costs.params)})")
+    print(f"total   {costs.params:,} parameters ({human_count(costs.params)})")
     if costs.paper_params is not None:
         print(
-            f"paper   {output.human_count(costs.paper_params)}; "
+            f"paper   {human_count(costs.paper_params)}; "
             f"ours differs by {output.difference(costs.params, costs.paper_params)}"
         )

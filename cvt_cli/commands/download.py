@@ -5,10 +5,10 @@ from typing import Annotated, Literal
 import typer
 
 from cvt_cli import catalogue, loader, options, output
-from cvt_cli.cache import human_bytes
 from cvt_cli.catalogue import Held
 from cvt_cli.checkpoints import CHECKPOINTS
 from cvt_cli.errors import UsageError
+from cvt_cli.text import human_bytes
 
 
 def download(

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cvt_cli import loader, options, output, processes, progress
+from cvt_cli import loader, machine, options, output, places, progress, torchrun
 from cvt_cli.checkpoints import CHECKPOINTS
 from cvt_cli.errors import DataError, UsageError
+from cvt_cli.text import printable
 
 if TYPE_CHECKING:
     from cvt_cli.datasets import LabelledImages
@@ -137,7 +138,7 @@ def evaluate(
 
     Example: cvt evaluate --data cifar10 --model cvt-nano-cifar10
     """
-    from cvt_cli import cache, datasets, evaluation, plots, runtimes, writers
+    from cvt_cli import datasets, evaluation, plots, writers
 
     names = model or [loader.DEFAULT_MODEL]
     _check_options(names, predictions, resume)
@@ -145,9 +146,9 @@ def evaluate(
         plots.require()
     access = output.access(revision, offline, verbose)
     images = datasets.open_dataset(
-        data, "test", data_dir or cache.data_dir(), offline=offline, say=access.say
+        data, "test", data_dir or places.data_dir(), offline=offline, say=access.say
     )
-    rank, count = processes.rank(), processes.count()
+    rank, count = torchrun.rank(), torchrun.count()
     mine = range(rank, len(images), count)
     subjects, conditions, outputs = [], [], []
     for name in names:
@@ -183,7 +184,7 @@ def evaluate(
                 label = condition["model"].replace("/", "--")
                 path = path.with_name(f"{path.stem}.{label}{path.suffix}")
             written = _open_predictions(
-                processes.own_path(path), {**condition, "data": data, "exif": exif}, one, resume
+                torchrun.own_path(path), {**condition, "data": data, "exif": exif}, one, resume
             )
             stack.enter_context(written)
             one.judged = written.write
@@ -205,12 +206,12 @@ def evaluate(
             indices=left,
             batch_size=batch_size,
             exif=exif,
-            workers=workers or runtimes.threads(),
+            workers=workers or machine.threads(),
             after_batch=after_batch,
             progress=output.progress if rank == 0 else progress.silent,
         )
         after_batch(len(left), at_once=True)
-    states = processes.gather([one.result.state() for one in subjects])
+    states = torchrun.gather([one.result.state() for one in subjects])
     documents = []
     for place, (one, condition) in enumerate(zip(subjects, conditions, strict=True)):
         for other, state in enumerate(states):
@@ -287,7 +288,7 @@ def _open_predictions(path: Path, conditions: dict[str, Any], one: "Subject", re
         return writers.Parquet(path, conditions, row, empty)
     keys = ("model", "revision", "activation", "preprocessing", "precision", "data", "exif")
     fixed = {key: conditions[key] for key in keys}
-    shard = {"processes": processes.count(), "skipped": one.result.skipped, "k": one.result.k}
+    shard = {"processes": torchrun.count(), "skipped": one.result.skipped, "k": one.result.k}
     return writers.Checkpointed(path, {**fixed, **shard}, resume)
 
 
@@ -358,17 +359,17 @@ def _print(document: dict[str, Any], k: int, title: bool) -> None:
         for group in groups["groups"]:
             low, high = (100 * bound for bound in group["interval"])
             lines.append(
-                f"group   {output.printable(group['group'])}: {100 * group['accuracy']:.2f} %  "
+                f"group   {printable(group['group'])}: {100 * group['accuracy']:.2f} %  "
                 f"({group['correct']} of {group['n']}; {low:.2f} to {high:.2f})"
             )
         gap = groups["largest_gap"]
         lines.append(
-            f"gap     {100 * gap['gap']:.2f} points, from {output.printable(gap['worst'])} to "
-            f"{output.printable(gap['best'])}"
+            f"gap     {100 * gap['gap']:.2f} points, from {printable(gap['worst'])} to "
+            f"{printable(gap['best'])}"
         )
     if document["confusions"]:
         pairs = [f"{c['label']} as {c['predicted']} {c['n']}" for c in document["confusions"][:3]]
-        lines.append(f"wrong   most often {output.printable('; '.join(pairs))}")
+        lines.append(f"wrong   most often {printable('; '.join(pairs))}")
     if (record := document["record"]) is not None:
         lines.append(
             f"paper   {100 * record['paper_top1']:.1f} %, third party "

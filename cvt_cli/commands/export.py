@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from cvt_cli import cache, exported, loader, options, output
-from cvt_cli.cache import human_bytes
+from cvt_cli import exported, files, loader, options, output
 from cvt_cli.errors import CheckpointError, CvtError, UsageError
 from cvt_cli.exported import Format
+from cvt_cli.text import human_bytes, printable
 
 if TYPE_CHECKING:
     from cvt_cli.exporting import Exported
@@ -120,7 +120,7 @@ def export(
     )
     _refuse_existing(target, overwrite)
     access = output.access(revision, offline)
-    with cache.workplace(target) as folder:
+    with files.workplace(target) as folder:
         if form == "safetensors":
             from cvt_cli import exporting
 
@@ -135,9 +135,9 @@ def export(
                 output.print_json(converted.to_json())
                 return
             output.emit(
-                f"{output.printable(str(target))}: {converted.tensors} tensors "
+                f"{printable(str(target))}: {converted.tensors} tensors "
                 f"({human_bytes(converted.bytes)}) under {layout}'s names, equal bit by bit to "
-                f"{output.printable(record.model)}'s"
+                f"{printable(record.model)}'s"
             )
             return
         from cvt_cli import verification

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from cvt_cli import cache, loader, options, output, processes, recipes
+from cvt_cli import loader, options, output, places, recipes, torchrun
 from cvt_cli.errors import UsageError
 from cvt_cli.progress import Say, silent
 
@@ -310,24 +310,24 @@ def finetune(
             hint="name a folder with a folder of images per class, or a known set, for example "
             "--data cifar10",
         )
-    if gpus is not None and gpus > 1 and processes.count() == 1:
+    if gpus is not None and gpus > 1 and torchrun.count() == 1:
         _start_on(gpus)
 
     from cvt_cli import datasets, devices, runs
 
     place = devices.choose_device(device)
-    alone = processes.rank() == 0  # of several processes, one speaks
+    alone = torchrun.rank() == 0  # of several processes, one speaks
     say, progress = (output.note, output.progress) if alone else (_nobody, silent)
     workers = _workers(workers, place.type)
 
     def check(data: str, own: bool, fraction: float, seed: int) -> "Images":
         found = datasets.open_dataset(
-            data, "train", data_dir or cache.data_dir(), offline=offline, say=say
+            data, "train", data_dir or places.data_dir(), offline=offline, say=say
         )
         published = datasets.open_validation(data, found) if own else None
         return runs.check_images(found, published, fraction, seed, progress=progress)
 
-    with processes.joined(place.type):
+    with torchrun.joined(place.type):
         if resume is not None:
             plan = runs.read_plan(resume)
             settings = runs.settings_of(plan)
@@ -424,7 +424,7 @@ def _workers(asked: int | None, device: str) -> int:
     """Processes that decode: on a CPU, whose cores train, one; else the cores of this process."""
     if asked is not None:
         return asked
-    cores = max(1, (os.cpu_count() or 1) // processes.local_count())
+    cores = max(1, (os.cpu_count() or 1) // torchrun.local_count())
     return 1 if device == "cpu" else min(cores, 8)
 
 
@@ -437,7 +437,7 @@ def _shared_out(
     say: Say,
 ) -> tuple[recipes.Recipe, int]:
     """The recipe for the images of a step, and how many of them a process computes together."""
-    shares = accumulate * processes.count()
+    shares = accumulate * torchrun.count()
     part = batch_size or max(1, recipe.batch_size // shares)
     if part * shares > images:
         part = max(1, images // shares)

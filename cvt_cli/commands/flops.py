@@ -3,6 +3,7 @@
 from cvt_cli import options, output
 from cvt_cli.costs import Costs
 from cvt_cli.loader import costs_of
+from cvt_cli.text import human_count
 
 
 def flops(
@@ -35,7 +36,7 @@ def flops(
                     str(costs.num_classes),
                     f"{costs.macs:,}",
                     f"{costs.flops:,}",
-                    output.human_count(costs.paper_macs),
+                    human_count(costs.paper_macs),
                     output.difference(costs.macs, costs.paper_macs),
                 )
                 for costs in found
@@ -62,11 +63,11 @@ def _print_one(costs: Costs) -> None:
         text_columns=3,
     )
     print(
-        f"total   {costs.macs:,} MACs ({output.human_count(costs.macs)}MACs) = "
+        f"total   {costs.macs:,} MACs ({human_count(costs.macs)}MACs) = "
         f"{costs.flops:,} FLOPs (2 per MAC)"
     )
     if costs.paper_macs is not None:
         print(
-            f"paper   {output.human_count(costs.paper_macs)}MACs, there called FLOPs; "
+            f"paper   {human_count(costs.paper_macs)}MACs, there called FLOPs; "
             f"ours differs by {output.difference(costs.macs, costs.paper_macs)}"
         )

@@ -6,6 +6,7 @@ import typer
 
 from cvt_cli import catalogue, options, output
 from cvt_cli.config import variant_of
+from cvt_cli.text import printable
 
 
 def info(
@@ -51,6 +52,6 @@ def info(
         ("licence", found.licence or "not known; see the card"),
         ("card", str(found.card or "none on this machine")),
     ]
-    print(output.printable(found.name))
+    print(printable(found.name))
     for name, value in rows:
-        print(f"  {name:<11} {output.printable(value)}")
+        print(f"  {name:<11} {printable(value)}")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cvt_cli import loader, options, output, processes, progress
+from cvt_cli import loader, options, output, progress, torchrun
 from cvt_cli.errors import CvtError, UsageError
 
 if TYPE_CHECKING:
@@ -138,7 +138,7 @@ def predict(
             "suffixes; a file that is named is read whatever its name",
         )
     if total is not None:
-        total = len(range(processes.rank(), total, processes.count()))
+        total = len(range(torchrun.rank(), total, torchrun.count()))
     classifier = loader.load_classifier(
         model,
         res,
@@ -150,7 +150,7 @@ def predict(
         images=loader.MANY_IMAGES if total is None else total,
         or_embedded=True,
     )
-    if processes.rank() == 0:
+    if torchrun.rank() == 0:
         output.note_conditions(classifier)
         if fast_decode:
             output.note("--fast-decode: large JPEGs are read at a part of their size, not exact")
@@ -160,7 +160,7 @@ def predict(
     )
     conditions = {**output.conditions(classifier), "exif": exif, "fast_decode": fast_decode}
     wanted: Iterator[sources.Source] = islice(
-        sources.sources(images), processes.rank(), None, processes.count()
+        sources.sources(images), torchrun.rank(), None, torchrun.count()
     )
     results, failed, done = [], 0, 0
     with ExitStack() as stack:
@@ -168,7 +168,7 @@ def predict(
         if resume is not None:
             keys = ("model", "revision", "activation", "preprocessing", "precision")
             lines = writers.JsonLines(
-                processes.own_path(resume),
+                torchrun.own_path(resume),
                 {
                     **{key: conditions[key] for key in (*keys, "exif", "fast_decode")},
                     "top_k": top_k,
@@ -183,16 +183,16 @@ def predict(
         if parquet is not None:
             row = partial(writers.flat_row, top_k=top_k, threshold=threshold is not None)
             table = writers.Parquet(
-                processes.own_path(parquet), conditions, row, inference.Answer("")
+                torchrun.own_path(parquet), conditions, row, inference.Answer("")
             )
             outputs.append(stack.enter_context(table))
         if html is not None:
             page = writers.Page(
-                processes.own_path(html), conditions, output.describe_conditions(classifier)
+                torchrun.own_path(html), conditions, output.describe_conditions(classifier)
             )
             outputs.append(stack.enter_context(page))
         if features is not None:
-            vectors = writers.Features(processes.own_path(features), conditions)
+            vectors = writers.Features(torchrun.own_path(features), conditions)
             outputs.append(stack.enter_context(vectors))
         answers = inference.classify(
             classifier.engine,
@@ -204,7 +204,7 @@ def predict(
             workers=workers,
         )
         to_terminal = not outputs and not json_output and sys.stdout.isatty()
-        shown = progress.silent if to_terminal or processes.rank() else output.progress
+        shown = progress.silent if to_terminal or torchrun.rank() else output.progress
         advance = stack.enter_context(shown("predicting", total, done=done))
         answered = 0
         for answer in answers:
@@ -229,10 +229,10 @@ def predict(
     if json_output:
         output.print_json({**conditions, "results": results})
     for path in files:
-        output.note(f"written: `{processes.own_path(path)}`")
+        output.note(f"written: `{torchrun.own_path(path)}`")
     if failed:
         output.note(f"{failed} of {done + answered} images could not be read")
-    if sum(processes.gather(failed)):
+    if sum(torchrun.gather(failed)):
         raise typer.Exit(1)
 
 
@@ -248,7 +248,7 @@ def _check_options(
         raise UsageError(
             "--resume keeps JSON lines alone; give it without --parquet, --html and --features"
         )
-    if processes.count() > 1 and printed != ["--jsonl"] and not (files or resume):
+    if torchrun.count() > 1 and printed != ["--jsonl"] and not (files or resume):
         raise UsageError(
             "the outputs of several processes would be mixed; accepted are --jsonl, and "
             "--resume, --parquet, --html or --features with a file, of which each makes its own"

@@ -1,8 +1,7 @@
-"""This process: which of a torchrun's it is, what they tell each other, the memory it takes."""
+"""This process: which of a torchrun's it is, and what they tell each other."""
 
 import json
 import os
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -97,15 +96,3 @@ def joined(device: str = "cpu") -> Iterator[None]:
         yield
     finally:
         distributed.destroy_process_group()
-
-
-def peak_memory() -> int:
-    """Most memory in bytes that this process has held so far."""
-    import resource
-
-    status = Path("/proc/self/status")
-    if status.exists():  # Linux counts in getrusage what ran in this process before it was replaced
-        (line,) = (line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
-        return int(line.split()[1]) * 1024
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -1,0 +1,53 @@
+"""Where the files live that this tool makes or fetches.
+
+``CVT_CACHE`` names the folder; without it, the platform's cache folder is used.
+"""
+
+import hashlib
+import os
+from pathlib import Path
+
+from cvt_cli import __version__
+
+_GRAPH_OUTPUTS = "logits features"
+"""What a prepared graph gives; another kind of graph is another file."""
+
+
+def cache_dir() -> Path:
+    """The folder for what is made or fetched; it need not exist yet."""
+    if chosen := os.environ.get("CVT_CACHE"):
+        return Path(chosen).expanduser()
+    import platformdirs
+
+    return Path(platformdirs.user_cache_dir("cvt"))
+
+
+def data_dir() -> Path:
+    """The folder that known data sets are looked for in when ``--data-dir`` does not say."""
+    return cache_dir() / "data"
+
+
+def graph_path(weights_hash: str, config: str, height: int, width: int) -> Path:
+    """Where the prepared graph of a checkpoint is kept; it need not exist.
+
+    Args:
+        weights_hash: of the file with the tensors.
+        config: all that the graph depends on beside them, as text.
+        height: of the images in pixels.
+        width: likewise.
+    """
+    everything = f"{weights_hash} {config} {height}x{width} {__version__} {_GRAPH_OUTPUTS}"
+    key = hashlib.sha256(everything.encode()).hexdigest()
+    return graphs_of(weights_hash) / key / "model.onnx"
+
+
+def graphs_of(weights_hash: str) -> Path:
+    """The folder of all graphs that were prepared from one file of tensors."""
+    return cache_dir() / "graphs" / weights_hash
+
+
+def hub_dir() -> Path:
+    """The hub client's own cache, which other tools share: ``HF_HUB_CACHE``, ``HF_HOME``."""
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE)
