@@ -1,4 +1,9 @@
-"""Text for people: sizes, times, counts, names that cannot break a line."""
+"""Text for people (sizes, times, counts, names that cannot break a line), and from files."""
+
+import codecs
+import json
+from pathlib import Path
+from typing import Any
 
 
 def printable(text: str) -> str:
@@ -30,3 +35,74 @@ def human_count(value: int | None) -> str:
         if value >= factor:
             return f"{value / factor:.3f} {prefix}"
     return f"{value} "
+
+
+# --- reading
+
+LARGEST_BYTES = 512 * 1024**2
+"""Of a text file that is read whole; a label map or a config has some thousands."""
+
+_BYTE_ORDER_MARKS = (
+    (codecs.BOM_UTF8, "utf-8"),
+    (codecs.BOM_UTF32_LE, "utf-32-le"),  # before UTF-16's, which it begins with
+    (codecs.BOM_UTF32_BE, "utf-32-be"),
+    (codecs.BOM_UTF16_LE, "utf-16-le"),
+    (codecs.BOM_UTF16_BE, "utf-16-be"),
+)
+
+
+def decoded(content: bytes, *, names: bool = False) -> str:
+    """Text in UTF-8, or in what its byte order mark says; the mark is left out.
+
+    Args:
+        content: of the whole file.
+        names: it lists file names, which may hold any bytes: what is no UTF-8 is kept for the
+            system as Python keeps it (``surrogateescape``).
+
+    Raises:
+        ValueError: it is in another encoding; the message is a sentence.
+    """
+    encoding = "utf-8"
+    for mark, marked in _BYTE_ORDER_MARKS:
+        if content.startswith(mark):
+            content, encoding = content[len(mark) :], marked
+            break
+    try:
+        return content.decode(encoding, "surrogateescape" if names else "strict")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"byte {error.start:,} is not {encoding.upper()}; save the file as UTF-8"
+        ) from None
+
+
+def read_text(path: Path, *, names: bool = False, most: int = LARGEST_BYTES) -> str:
+    """All of a text file; see `decoded`.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it has more than ``most`` bytes, or is in another encoding.
+    """
+    with path.open("rb") as file:
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise ValueError(f"it has more than {most:,} bytes")
+    return decoded(content, names=names)
+
+
+def parsed_json(content: str | bytes) -> Any:
+    """What a JSON document holds, whoever wrote it.
+
+    Raises:
+        ValueError: it is no JSON, or nested more deeply than any of ours; the message is a
+            sentence.
+    """
+    text = content if isinstance(content, str) else decoded(content)
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def read_json(path: Path, *, most: int = LARGEST_BYTES) -> Any:
+    """What a JSON file holds; raises as `read_text` and `parsed_json`."""
+    return parsed_json(read_text(path, most=most))

@@ -1,0 +1,47 @@
+"""Text files are read whatever tool saved them, or refused with the reason."""
+
+import codecs
+from pathlib import Path
+
+import pytest
+
+from cvt_cli import text
+
+
+@pytest.mark.parametrize(
+    ("mark", "encoding"),
+    [
+        (b"", "utf-8"),
+        (codecs.BOM_UTF8, "utf-8"),
+        (codecs.BOM_UTF16_LE, "utf-16-le"),
+        (codecs.BOM_UTF16_BE, "utf-16-be"),
+        (codecs.BOM_UTF32_LE, "utf-32-le"),
+    ],
+)
+def test_a_byte_order_mark_says_the_encoding_and_is_no_text(mark: bytes, encoding: str) -> None:
+    assert text.decoded(mark + "café".encode(encoding)) == "café"
+
+
+def test_another_encoding_is_refused_by_the_place_of_its_first_byte(tmp_path: Path) -> None:
+    path = tmp_path / "groups.csv"
+    path.write_bytes("Caffè".encode("latin-1"))
+
+    with pytest.raises(ValueError, match="byte 4 is not UTF-8; save the file as UTF-8"):
+        text.read_text(path)
+
+
+def test_names_of_files_keep_bytes_that_are_no_text() -> None:
+    assert text.decoded(b"caf\xe9.jpg", names=True) == "caf\udce9.jpg"
+
+
+def test_json_that_would_exhaust_the_stack_is_refused() -> None:
+    with pytest.raises(ValueError, match="nested too deeply"):
+        text.parsed_json(b"[" * 100_000)
+
+
+def test_a_text_of_more_bytes_than_any_has_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    path.write_bytes(b"x" * 1001)
+
+    with pytest.raises(ValueError, match="more than 1,000 bytes"):
+        text.read_text(path, most=1000)
