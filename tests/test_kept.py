@@ -1,0 +1,77 @@
+"""What the version before left half done is gone on with, to the end that it would have come to."""
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests_shared import TESTS
+
+KEPT = TESTS / "kept"
+FINISHED = json.loads((KEPT / "finished.json").read_text())
+"""What that version came to itself."""
+
+TORCH = ["--engine", "torch", "--precision", "fp32"]
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of what was left, in which commands run: the files hold paths as they were given."""
+    place = tmp_path / "kept"
+    shutil.copytree(KEPT, place)
+    monkeypatch.chdir(place)
+    return place
+
+
+@pytest.mark.parametrize("run", ["run", "probe"])
+def test_a_run_is_trained_to_its_end(cvt, run: str) -> None:
+    result = cvt("finetune", "--resume", run, "--json")
+
+    assert result.exit_code == 0, result.stderr
+    if run == "run":
+        assert "going on at step 8 of 15, epoch 2" in result.stderr
+    rows = list(csv.DictReader(Path(run, "metrics.csv").read_text().splitlines()))
+    for column, wanted in FINISHED[run].items():
+        assert [float(row[column]) for row in rows] == pytest.approx(wanted, rel=1e-3), column
+    judged = cvt("evaluate", "--data", "images", "--model", f"{run}/best", *TORCH, "--json")
+    assert judged.exit_code == 0 and judged.json["top1"] > 0.7
+
+
+def test_other_images_than_a_run_began_with_are_still_refused(cvt) -> None:
+    Path("images", "red", "0.png").unlink()
+
+    result = cvt("finetune", "--resume", "run")
+
+    assert result.exit_code == 1
+    assert "error: `images` is not what the run began with" in result.stderr
+
+
+def test_answers_are_gone_on_with(cvt) -> None:
+    before = Path("answers.jsonl").read_bytes()
+
+    result = cvt(
+        "predict", "images", "--model", "model", "--top-k", 2, *TORCH, "--resume", "answers.jsonl"
+    )
+
+    assert result.exit_code == 0, result.stderr
+    assert "20 images are answered in `answers.jsonl` already" in result.stderr
+    after = Path("answers.jsonl").read_bytes()
+    assert after.startswith(before)
+    paths = [json.loads(line)["path"] for line in after.splitlines()]
+    assert sorted(paths) == sorted(str(path) for path in Path("images").rglob("*.png"))
+
+
+def test_an_evaluation_is_gone_on_with(cvt) -> None:
+    before = Path("judged.jsonl").read_bytes()
+
+    result = cvt(
+        "evaluate", "--data", "images", "--model", "model", *TORCH, "--batch-size", 8,
+        "--predictions", "judged.jsonl", "--resume", "--json",
+    )  # fmt: skip
+
+    assert result.exit_code == 0, result.stderr
+    assert Path("judged.jsonl").read_bytes().startswith(before)
+    for measure, wanted in FINISHED["judged"].items():
+        assert result.json[measure] == pytest.approx(wanted, rel=1e-5), measure
