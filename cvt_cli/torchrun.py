@@ -2,34 +2,95 @@
 
 import json
 import os
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+
+from cvt_cli.errors import UsageError
 
 PATIENCE = timedelta(days=7)
 """How long a process that is done waits for the others; torchrun ends it if one fails."""
 
 
+# What torchrun tells each process; LOCAL_ is of this machine.
+_NUMBERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+_MEETING_POINT = ("MASTER_ADDR", "MASTER_PORT")
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Of this process among all of a torchrun."""
+
+    rank: int = 0
+    count: int = 1
+    local_rank: int = 0
+    local_count: int = 1
+
+
+def _place() -> _Place:
+    """What torchrun says, whole; a single process where it says nothing.
+
+    Raises:
+        UsageError: a part of it is missing or cannot be, as where another tool sets ``RANK`` alone:
+            work would be shared out that nobody else does.
+    """
+    given = {name: value for name in _NUMBERS if (value := os.environ.get(name))}
+    if not given:
+        return _Place()
+    lacking = [name for name in (*_NUMBERS, *_MEETING_POINT) if not os.environ.get(name)]
+    numbers = [int(value) if value.isdecimal() else -1 for value in given.values()]
+    if all(given.get(name, "1") == "1" for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE")) and all(
+        given.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK")
+    ):
+        return _Place()  # one process, whoever says so
+    if not lacking:
+        place = _Place(*numbers)
+        if (
+            0 <= place.local_rank < place.local_count <= place.count
+            and 0 <= place.rank < place.count
+        ):
+            return place
+    said = ", ".join(f"{name}={value}" for name, value in given.items())
+    raise UsageError(
+        f"the environment has {said}"
+        + (f" without {' and '.join(lacking)}" if lacking else ", which do not go together")
+        + "; of several processes each has to know all that torchrun sets",
+        hint=f"start the command with `torchrun -m cvt_cli ...`, or `unset {' '.join(given)}` to "
+        "run it in one process",
+    )
+
+
 def rank() -> int:
-    """The number of this process, from 0; 0 without torchrun."""
-    return int(os.environ.get("RANK", 0))
+    """The number of this process, from 0; 0 without torchrun. Raises UsageError as `_place`."""
+    return _place().rank
 
 
 def count() -> int:
-    """How many there are on all machines together; 1 without torchrun."""
-    return int(os.environ.get("WORLD_SIZE", 1))
+    """How many there are on all machines together; 1 without torchrun. Raises likewise."""
+    return _place().count
 
 
 def local_rank() -> int:
-    """The number of this process among those of its machine."""
-    return int(os.environ.get("LOCAL_RANK", 0))
+    """The number of this process among those of its machine. Raises likewise."""
+    return _place().local_rank
 
 
 def local_count() -> int:
-    """How many there are on this machine."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    """How many there are on this machine. Raises likewise."""
+    return _place().local_count
+
+
+def is_mine(name: str) -> bool:
+    """Whether this process does the work on an item of this name.
+
+    It goes by the name alone, so that a run that is gone on with after items were added gives each
+    of the others to the same process as before. Items of one name go to one process.
+    """
+    return zlib.crc32(os.fsencode(name)) % count() == rank()
 
 
 def own_path(path: Path) -> Path:

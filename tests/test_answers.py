@@ -24,7 +24,7 @@ from cvt_cli import Classifier, images, weights
 from cvt_cli.checkpoints import EMBEDDED
 from cvt_cli.errors import ImageError
 from cvt_cli.inference_form import inference_form
-from tests_shared import CHELSEA, TESTS, Machine
+from tests_shared import CHELSEA, TESTS, Machine, torchrun_environment
 
 BOATS = TESTS / "photos" / "nagasaki-boats.jpg"
 NANO = ["--model", "cvt-nano-cifar10"]
@@ -329,7 +329,8 @@ def test_two_processes_share_the_images_without_duplicates(
 
 
 def test_what_several_processes_would_mix_is_refused(cvt, monkeypatch) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
+    for name, value in torchrun_environment(rank=0, count=2).items():
+        monkeypatch.setenv(name, value)
 
     result = cvt("predict", BOATS, *NANO, "--json")
 

@@ -46,6 +46,13 @@ def make_special(folder: Path) -> Path:
     return folder
 
 
+def torchrun_environment(rank: int, count: int) -> dict[str, str]:
+    """What torchrun tells one of its processes on one machine."""
+    numbers = {"RANK": rank, "WORLD_SIZE": count, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": count}
+    meeting_point = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+    return {name: str(value) for name, value in numbers.items()} | meeting_point
+
+
 @dataclass
 class Result:
     """What a command printed and how it ended."""

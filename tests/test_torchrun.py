@@ -1,0 +1,89 @@
+"""Work is shared out only among processes that torchrun has started."""
+
+import os
+from collections.abc import Callable
+
+import pytest
+
+from cvt_cli import torchrun
+from cvt_cli.errors import UsageError
+from tests_shared import CHELSEA, Result, torchrun_environment
+
+WHOLE = torchrun_environment(rank=1, count=2)
+
+
+@pytest.fixture(autouse=True)
+def nothing_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in WHOLE:
+        monkeypatch.delenv(name, raising=False)
+
+
+def set_all(monkeypatch: pytest.MonkeyPatch, environment: dict[str, str]) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+
+
+def test_all_that_torchrun_sets_makes_one_of_several_processes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    set_all(monkeypatch, WHOLE)
+
+    assert (torchrun.rank(), torchrun.count()) == (1, 2)
+    assert (torchrun.local_rank(), torchrun.local_count()) == (1, 2)
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [{}, {"WORLD_SIZE": ""}, {"RANK": "0", "WORLD_SIZE": "1"}, {"LOCAL_RANK": "0"}],
+    ids=str,
+)
+def test_one_process_is_one_whoever_says_so(
+    environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_all(monkeypatch, environment)
+
+    assert (torchrun.rank(), torchrun.count(), torchrun.local_count()) == (0, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("environment", "reason"),
+    [
+        ({"RANK": "1"}, "has RANK=1 without WORLD_SIZE and LOCAL_RANK and LOCAL_WORLD_SIZE and"),
+        ({"WORLD_SIZE": "2", "RANK": "0"}, "has RANK=0, WORLD_SIZE=2 without LOCAL_RANK"),
+        ({"RANK": "abc"}, "has RANK=abc without"),
+        ({"RANK": "1", "WORLD_SIZE": ""}, "has RANK=1 without WORLD_SIZE"),
+        ({"LOCAL_WORLD_SIZE": "0"}, "has LOCAL_WORLD_SIZE=0 without"),
+        (WHOLE | {"RANK": "2"}, "RANK=2, WORLD_SIZE=2.* which do not go together"),
+        (WHOLE | {"LOCAL_RANK": "-1"}, "LOCAL_RANK=-1.* which do not go together"),
+        (WHOLE | {"WORLD_SIZE": "two"}, "WORLD_SIZE=two.* which do not go together"),
+        ({k: v for k, v in WHOLE.items() if k != "MASTER_PORT"}, "without MASTER_PORT"),
+    ],
+    ids=str,
+)
+def test_a_part_of_it_is_refused_before_any_image_is_left_out(
+    environment: dict[str, str],
+    reason: str,
+    monkeypatch: pytest.MonkeyPatch,
+    cvt: Callable[..., Result],
+) -> None:
+    set_all(monkeypatch, environment)
+
+    with pytest.raises(UsageError, match=reason):
+        torchrun.count()
+    result = cvt("predict", CHELSEA, "--model", "cvt-nano-cifar10")
+
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert "torchrun -m cvt_cli" in result.stderr
+
+
+def test_each_name_belongs_to_one_process_and_keeps_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = [f"photos/{number}.jpg" for number in range(1000)] + [os.fsdecode(b"caf\xe9.jpg")]
+    set_all(monkeypatch, WHOLE)
+    ours = {name for name in names if torchrun.is_mine(name)}
+    monkeypatch.setenv("RANK", "0")
+    theirs = {name for name in names if torchrun.is_mine(name)}
+
+    assert ours | theirs == set(names)
+    assert not ours & theirs
+    assert 400 < len(ours) < 600
