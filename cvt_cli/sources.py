@@ -90,6 +90,8 @@ def count(inputs: Sequence[str]) -> int | None:
         if text == "-" or (text.lower().endswith(_TAR_SUFFIXES) and not os.path.isdir(text)):
             return None
         if text.startswith("@") and not os.path.exists(text):
+            if readable_once([text]) is not None:
+                return None
             try:
                 with open(text[1:], encoding="utf-8", errors="surrogateescape") as file:
                     inner = count([line.rstrip("\r\n") for line in file if line.strip()])
@@ -101,6 +103,21 @@ def count(inputs: Sequence[str]) -> int | None:
         else:
             total += sum(1 for _ in _from_one(text))
     return total
+
+
+def readable_once(inputs: Sequence[str]) -> str | None:
+    """The first input that gives what it has to one reader and once: stdin, or a list in a pipe.
+
+    None where there is none. What several processes share must be readable by each.
+    """
+    for text in inputs:
+        if text == "-":
+            return text
+        if text.startswith("@") and not os.path.exists(text):
+            name = text[1:]
+            if os.path.exists(name) and not os.path.isfile(name):
+                return text
+    return None
 
 
 def _some_from_one(text: str) -> Iterator[Source]:

@@ -1,6 +1,7 @@
 """What can stand on `cvt predict`'s command line, each with the real thing on the other end."""
 
 import io
+import os
 import shutil
 import tarfile
 import threading
@@ -181,6 +182,28 @@ def test_stdin_holds_paths_or_one_image(machine: Machine, tmp_path: Path, given,
 
     assert result.exit_code == 0, result.stderr
     assert [line["path"] for line in result.json_lines] == names
+
+
+def test_a_list_in_a_pipe_is_read_once(cvt) -> None:
+    end, start = os.pipe()
+    os.write(start, f"{CHELSEA}\n{BOATS}\n".encode())
+    os.close(start)
+
+    result = cvt("predict", f"@/dev/fd/{end}", *NANO)
+
+    os.close(end)
+    assert [line["path"] for line in result.json_lines] == [str(CHELSEA), str(BOATS)]
+
+
+def test_what_can_be_read_only_once_is_known(tmp_path: Path) -> None:
+    pipe, lines = tmp_path / "pipe", tmp_path / "list.txt"
+    os.mkfifo(pipe)
+    lines.write_text(f"{BOATS}\n")
+
+    again = [str(BOATS), str(tmp_path), f"@{lines}", "@none.txt", "https://host/a.jpg"]
+    assert sources.readable_once(again) is None
+    assert sources.readable_once([*again, "-"]) == "-"
+    assert sources.readable_once([f"@{pipe}", *again]) == f"@{pipe}"
 
 
 @pytest.mark.parametrize("path", ["/boats.jpg", "/moved.jpg"])
