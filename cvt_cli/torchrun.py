@@ -84,6 +84,15 @@ def local_count() -> int:
     return _place().local_count
 
 
+def refuse(what: str) -> None:
+    """Raises UsageError for work that one process does, if several have been started for it."""
+    if count() > 1:
+        raise UsageError(
+            f"{what} is done by one process, not by the {count()} of a torchrun",
+            hint="start it without torchrun",
+        )
+
+
 def is_mine(name: str) -> bool:
     """Whether this process does the work on an item of this name.
 

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -75,6 +76,31 @@ def test_a_part_of_it_is_refused_before_any_image_is_left_out(
     assert result.exit_code == 2
     assert result.stdout == ""
     assert "torchrun -m cvt_cli" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("export", "cvt-nano-cifar10", "-o", "nano.onnx"),
+        ("benchmark", "--variant", "nano"),
+        ("push", "run", "somebody/cvt"),
+    ],
+    ids=lambda command: command[0],
+)
+def test_what_one_process_does_is_not_done_twice(
+    command: tuple[str, ...],
+    monkeypatch: pytest.MonkeyPatch,
+    cvt: Callable[..., Result],
+    tmp_path: Path,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    set_all(monkeypatch, WHOLE)
+
+    result = cvt(*command)
+
+    assert result.exit_code == 2
+    assert "is done by one process, not by the 2 of a torchrun" in result.stderr
+    assert not list(tmp_path.iterdir())
 
 
 def test_each_name_belongs_to_one_process_and_keeps_to_it(monkeypatch: pytest.MonkeyPatch) -> None:

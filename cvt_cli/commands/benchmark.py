@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from cvt_cli import exported, loader, machine, options, output
+from cvt_cli import exported, loader, machine, options, output, torchrun
 from cvt_cli.config import parse_size
 from cvt_cli.errors import UsageError
 from cvt_cli.text import human_bytes
@@ -80,6 +80,7 @@ def benchmark(
 
     Example: cvt benchmark --against transformers --precision fp32,bf16
     """
+    torchrun.refuse("a benchmark")
     if variant and model:
         raise UsageError("give --variant or --model, not both")
     from cvt_cli import benchmark as measuring

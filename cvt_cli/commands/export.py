@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from cvt_cli import exported, files, loader, options, output
+from cvt_cli import exported, files, loader, options, output, torchrun
 from cvt_cli.errors import CheckpointError, CvtError, UsageError
 from cvt_cli.exported import Format
 from cvt_cli.text import human_bytes, printable
@@ -114,6 +114,7 @@ def export(
 
     Example: cvt export cvt-nano-cifar10 --output nano.onnx
     """
+    torchrun.refuse("an export")
     form = exported.resolve(form, target)
     _check_options(
         form, precision, int8, calibration, with_preprocessing, dynamic_size, verify_data

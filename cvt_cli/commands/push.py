@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from cvt_cli import options, output, upload
+from cvt_cli import options, output, torchrun, upload
 
 
 def push(
@@ -38,6 +38,7 @@ def push(
 
     Example: cvt push my_run user/my-cvt
     """
+    torchrun.refuse("a push")
     pushed = upload.push(
         run, repository, private=private, say=output.note, progress=output.progress
     )
