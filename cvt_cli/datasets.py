@@ -30,7 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from cvt_cli import files, images
+from cvt_cli import files, images, places
 from cvt_cli.errors import DataError
 from cvt_cli.labels import Labels, imagenet
 from cvt_cli.progress import Say
@@ -148,7 +148,7 @@ def open_dataset(
     """
     if data in _KNOWN:
         return _open_known(data, split, data_dir, offline, say)
-    path = Path(data).expanduser()
+    path = Path(places.expanded(data))
     if not path.exists():
         raise DataError(
             f"`{data}` does not exist; accepted are a folder, a .zip, a .tar and the names "
@@ -167,7 +167,7 @@ def open_validation(data: str, training: LabelledImages) -> LabelledImages | Non
     """
     if data in _KNOWN:
         return None
-    tree = open_tree(Path(data).expanduser())
+    tree = open_tree(Path(places.expanded(data)))
     if not (tree.has_folder("train") and tree.has_folder("val")):
         return None
     found = _labelled(tree.below("val"))

@@ -93,7 +93,7 @@ def locate(text: str, access: Access, need: Literal["weights", "config"] = "weig
         CheckpointError: it is nowhere, or cannot be fetched (`hub.fetch`).
     """
     known = checkpoints.find(text)
-    path = Path(text).expanduser()
+    path = Path(places.expanded(text))
     if (known and known.embedded) or (text and path.exists()):
         if access.revision is not None:
             raise UsageError(

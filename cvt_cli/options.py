@@ -1,27 +1,116 @@
 """Options that several commands share, declared once so that they mean the same everywhere."""
 
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
-from cvt_cli import loader
+from cvt_cli import loader, places
 from cvt_cli.config import Activation as ActivationName
+from cvt_cli.errors import UsageError
 
 MODEL = "Model"
 DATA = "Data"
 RUN = "How it runs"
 OUTPUT = "Output"
 
+# --- what stands on the command line
+
+
+def given(ctx: typer.Context) -> list[str]:
+    """The options and arguments that the user wrote, in the order of the help.
+
+    An option is called by its first long name, "--lr", an argument as the help calls it, "IMAGE".
+    One that was written with its default value counts.
+    """
+    return [
+        name
+        for parameter, name in names_of(ctx.command).items()
+        if (source := ctx.get_parameter_source(parameter)) and source.name == "COMMANDLINE"
+    ]
+
+
+def refuse(ctx: typer.Context, names: Iterable[str], why: str, hint: str | None = None) -> None:
+    """Refuse options that have no effect here, where the user wrote one.
+
+    Args:
+        ctx: of the command.
+        names: of the options, as `given` calls them.
+        why: a sentence about them, which follows their names and a colon.
+        hint: what to do instead.
+
+    Raises:
+        UsageError: one was given.
+    """
+    without_effect = set(names)
+    assert without_effect <= set(names_of(ctx.command).values()), without_effect
+    if found := [name for name in given(ctx) if name in without_effect]:
+        raise UsageError(f"{' and '.join(found)}: {why}", hint)
+
+
+def refuse_all_but(
+    ctx: typer.Context, names: Iterable[str], why: str, hint: str | None = None
+) -> None:
+    """Refuse every option but those which have an effect here; as `refuse`."""
+    effective = set(names)
+    assert effective <= set(names_of(ctx.command).values()), effective
+    refuse(ctx, set(names_of(ctx.command).values()) - effective, why, hint)
+
+
+def names_of(command: Any) -> dict[str, str]:
+    """The parameters of a command, and what they are called on the command line."""
+    found = {}
+    for parameter in command.params:
+        long = [name for name in parameter.opts if name.startswith("--")]
+        argument = str(getattr(parameter, "metavar", None) or parameter.name).strip("[].")
+        found[str(parameter.name)] = long[0] if long else argument
+    return found
+
+
+def text(value: str) -> str:
+    """The value of an option that takes any text; an empty one would pass for a missing one."""
+    if not value:
+        raise typer.BadParameter("it is empty; leave it out, or say something")
+    return value
+
+
+def place(value: str) -> str:
+    """A path, or a name or an address in its place; ``~`` is written out."""
+    try:
+        return places.expanded(value)
+    except UsageError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
+def path(value: str) -> Path:
+    """A path; ``~`` is written out."""
+    return Path(place(value))
+
+
+def source(value: str) -> str:
+    """A path, pattern or address of images, ``-``, or ``@`` before the path of a list."""
+    if value.startswith("@") and not Path(value).exists():
+        return f"@{place(value[1:])}"
+    return place(value)
+
+
+# --- options
+
+
 Variant = Annotated[
     str | None,
     typer.Option(
-        help="Architecture: 13, 21, w24 or nano.", rich_help_panel=MODEL, show_default=False
+        parser=text,
+        help="Architecture: 13, 21, w24 or nano.",
+        rich_help_panel=MODEL,
+        show_default=False,
     ),
 ]
 Model = Annotated[
     str | None,
     typer.Option(
+        parser=place,
         metavar="NAME|PATH",
         help="A checkpoint: a known name, a hub repository (owner/name), a folder, a .safetensors, "
         "an original .pth or a file of cvt export; by default "
@@ -33,6 +122,7 @@ Model = Annotated[
 Revision = Annotated[
     str | None,
     typer.Option(
+        parser=text,
         metavar="NAME",
         help="Branch, tag, refs/pr/N or commit of a hub repository; by default main.",
         rich_help_panel=MODEL,
@@ -47,6 +137,7 @@ Architecture = Annotated[
     str | None,
     typer.Option(
         "--model",
+        parser=place,
         metavar="NAME|PATH",
         help="A checkpoint's or an exported file's architecture in place of --variant.",
         rich_help_panel=MODEL,
@@ -60,6 +151,7 @@ NumClasses = Annotated[
 Res = Annotated[
     str | None,
     typer.Option(
+        parser=text,
         metavar="PIXELS",
         help="Input size, 384 or 384x512 (height x width); by default the model's own.",
         rich_help_panel=MODEL,
@@ -79,6 +171,7 @@ Data = Annotated[
     typer.Option(
         "--data",
         "--dataset",
+        parser=place,
         metavar="NAME|PATH",
         help="A folder, .zip or .tar in one of the usual layouts, or cifar10, cifar100, "
         "oxford-iiit-pet, flowers102, imagenette.",
@@ -89,6 +182,7 @@ Data = Annotated[
 DataDir = Annotated[
     Path | None,
     typer.Option(
+        parser=path,
         metavar="FOLDER",
         help="Where known sets are kept, and fetched to; by default `data` in the cache folder.",
         rich_help_panel=DATA,
@@ -97,7 +191,12 @@ DataDir = Annotated[
 ]
 Device = Annotated[
     str,
-    typer.Option(metavar="auto|cuda|cuda:1|mps|cpu", help="Where to compute.", rich_help_panel=RUN),
+    typer.Option(
+        parser=text,
+        metavar="auto|cuda|cuda:1|mps|cpu",
+        help="Where to compute.",
+        rich_help_panel=RUN,
+    ),
 ]
 Engine = Annotated[
     loader.EngineName,

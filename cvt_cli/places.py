@@ -8,15 +8,32 @@ import os
 from pathlib import Path
 
 from cvt_cli import __version__
+from cvt_cli.errors import UsageError
 
 _GRAPH_OUTPUTS = "logits features"
 """What a prepared graph gives; another kind of graph is another file."""
 
 
+def expanded(path: str) -> str:
+    """A path with ``~`` or ``~user`` in front written out; a file that is called so is meant first.
+
+    Raises:
+        UsageError: it is empty, or there is no such user, or no home folder.
+    """
+    if not path:
+        raise UsageError("an empty text is no path; `.` is this folder")
+    if not path.startswith("~") or os.path.lexists(path):
+        return path
+    written_out = os.path.expanduser(path)
+    if written_out == path:
+        raise UsageError(f"`{path}`: there is no home folder `{path.partition('/')[0]}`")
+    return written_out
+
+
 def cache_dir() -> Path:
     """The folder for what is made or fetched; it need not exist yet."""
     if chosen := os.environ.get("CVT_CACHE"):
-        return Path(chosen).expanduser()
+        return Path(expanded(chosen))
     import platformdirs
 
     return Path(platformdirs.user_cache_dir("cvt"))

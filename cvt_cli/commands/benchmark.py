@@ -20,6 +20,7 @@ def benchmark(
     model: Annotated[
         list[str] | None,
         typer.Option(
+            parser=options.place,
             metavar="NAME|PATH",
             help="A checkpoint's architecture in place of --variant, or a file of cvt export; "
             "given several times, the first is what the others' ratios are to.",
@@ -31,6 +32,7 @@ def benchmark(
     engine: Annotated[
         str | None,
         typer.Option(
+            parser=options.text,
             metavar="NAME,…",
             help="Engines; by default every one that is installed, of a file its own.",
             rich_help_panel=options.RUN,
@@ -40,13 +42,17 @@ def benchmark(
     precision: Annotated[
         str,
         typer.Option(
+            parser=options.text,
             metavar="NAME,…",
             help="fp32, bf16, fp16; an engine that lacks one is left out, and a file has its own.",
             rich_help_panel=options.RUN,
         ),
     ] = "fp32",
     batch_size: Annotated[
-        str, typer.Option(metavar="N,…", help="Images per call.", rich_help_panel=options.RUN)
+        str,
+        typer.Option(
+            parser=options.text, metavar="N,…", help="Images per call.", rich_help_panel=options.RUN
+        ),
     ] = "1,8",
     against: Annotated[
         Literal["transformers"] | None,
@@ -63,6 +69,7 @@ def benchmark(
     plot: Annotated[
         Path | None,
         typer.Option(
+            parser=options.path,
             metavar="FILE",
             help="Draw the rates too: .png, .svg or .pdf.",
             rich_help_panel=options.OUTPUT,
@@ -89,7 +96,7 @@ def benchmark(
     networks = []
     names: list[str | None] = [*model] if model else [None]
     for name in names:
-        path = Path(name or "").expanduser()
+        path = Path(name or "")
         if exported.format_of(path):
             networks.append(measuring.Network.of_file(path, size))
             continue

@@ -13,6 +13,7 @@ app = typer.Typer(no_args_is_help=True, help="Show, check and clear what is kept
 Names = Annotated[
     list[str] | None,
     typer.Argument(
+        parser=options.text,
         metavar="[NAME...]",
         help="Known checkpoints, and hub repositories (owner/name).",
         show_default=False,

@@ -16,13 +16,17 @@ def compare(
     a: Annotated[
         Path,
         typer.Argument(
+            parser=options.path,
             metavar="A",
             help="Predictions of one model: .jsonl, .csv or .parquet.",
             show_default=False,
         ),
     ],
     b: Annotated[
-        Path, typer.Argument(metavar="B", help="Those of the other model.", show_default=False)
+        Path,
+        typer.Argument(
+            parser=options.path, metavar="B", help="Those of the other model.", show_default=False
+        ),
     ],
     changed: Annotated[
         int,

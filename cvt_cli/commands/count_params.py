@@ -1,5 +1,7 @@
 """``cvt count-params``: trainable parameters, by arithmetic."""
 
+import typer
+
 from cvt_cli import options, output
 from cvt_cli.costs import Costs
 from cvt_cli.loader import costs_of
@@ -7,6 +9,7 @@ from cvt_cli.text import human_count
 
 
 def count_params(
+    ctx: typer.Context,
     variant: options.Variant = None,
     model: options.Architecture = None,
     res: options.Res = None,
@@ -20,6 +23,8 @@ def count_params(
 
     Example: cvt count-params --variant 21
     """
+    if not json_output:  # which has the MACs too
+        options.refuse(ctx, ["--res"], "the number of parameters does not depend on it")
     found = costs_of(variant, model, res, num_classes, output.access())
     if json_output:
         output.print_costs_json(found)

@@ -15,6 +15,7 @@ def download(
     names: Annotated[
         list[str] | None,
         typer.Argument(
+            parser=options.text,
             metavar="NAME...",
             help="Known checkpoints, and hub repositories (owner/name).",
             show_default=False,

@@ -29,6 +29,7 @@ def evaluate(
     model: Annotated[
         list[str] | None,
         typer.Option(
+            parser=options.place,
             metavar="NAME|PATH",
             help="A checkpoint, as for predict; given twice, both are evaluated on each image. "
             f"By default {loader.DEFAULT_MODEL}.",
@@ -42,6 +43,7 @@ def evaluate(
     label_map: Annotated[
         Path | None,
         typer.Option(
+            parser=options.path,
             metavar="FILE",
             help="JSON that maps the data's classes to the model's names, WNIDs or indices.",
             rich_help_panel=options.DATA,
@@ -51,6 +53,7 @@ def evaluate(
     real: Annotated[
         Path | None,
         typer.Option(
+            parser=options.path,
             metavar="FILE",
             help="ReaL's real.json, for its accuracy beside.",
             rich_help_panel=options.DATA,
@@ -60,6 +63,7 @@ def evaluate(
     groups: Annotated[
         Path | None,
         typer.Option(
+            parser=options.path,
             metavar="FILE",
             help="CSV with the columns path and group, for the accuracy of each group.",
             rich_help_panel=options.DATA,
@@ -105,6 +109,7 @@ def evaluate(
     predictions: Annotated[
         Path | None,
         typer.Option(
+            parser=options.path,
             metavar="FILE",
             help="Write what was said of every image: .jsonl, .csv or .parquet.",
             rich_help_panel=options.OUTPUT,
@@ -122,6 +127,7 @@ def evaluate(
     report: Annotated[
         Path | None,
         typer.Option(
+            parser=options.path,
             metavar="FOLDER",
             help="Write a page with pictures: confusions, calibration, classes, worst mistakes.",
             rich_help_panel=options.OUTPUT,

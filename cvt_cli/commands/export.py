@@ -21,7 +21,10 @@ def export(
     model: Annotated[
         str,
         typer.Argument(
-            metavar="MODEL", help="A checkpoint, as after --model elsewhere.", show_default=False
+            parser=options.place,
+            metavar="MODEL",
+            help="A checkpoint, as after --model elsewhere.",
+            show_default=False,
         ),
     ],
     target: Annotated[
@@ -29,6 +32,7 @@ def export(
         typer.Option(
             "--output",
             "-o",
+            parser=options.path,
             metavar="FILE",
             help="The file: .onnx, .xml (OpenVINO, with a .bin beside it), .pt2 or .safetensors; "
             "for safetensors also a folder.",
@@ -84,6 +88,7 @@ def export(
     calibration: Annotated[
         Path | None,
         typer.Option(
+            parser=options.path,
             metavar="FOLDER",
             help="Images for --int8, such as the model will see; of many, 300 are taken.",
             rich_help_panel=PRECISION,
@@ -93,6 +98,7 @@ def export(
     verify_data: Annotated[
         Path | None,
         typer.Option(
+            parser=options.path,
             metavar="FOLDER",
             help="Images to compare the file with torch on; by default ten of the package.",
             rich_help_panel="Verification",

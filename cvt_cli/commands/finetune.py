@@ -31,6 +31,7 @@ def finetune(
         typer.Option(
             "--data",
             "--dataset",
+            parser=options.place,
             metavar="NAME|PATH",
             help="A folder, .zip or .tar in one of the usual layouts, or cifar10, cifar100, "
             "oxford-iiit-pet, flowers102, imagenette.",
@@ -53,6 +54,7 @@ def finetune(
     model: Annotated[
         str | None,
         typer.Option(
+            parser=options.place,
             metavar="NAME|PATH",
             help=f"Checkpoint to start from; by default {loader.DEFAULT_MODEL}.",
             rich_help_panel=options.MODEL,
@@ -64,6 +66,7 @@ def finetune(
     variant: Annotated[
         str | None,
         typer.Option(
+            parser=options.text,
             help="Architecture to train from scratch: 13, 21, w24 or nano.",
             rich_help_panel=options.MODEL,
             show_default=False,
@@ -74,6 +77,7 @@ def finetune(
     freeze: Annotated[
         str | None,
         typer.Option(
+            parser=options.text,
             metavar="PARTS",
             help="What is not trained, BatchNorm's statistics included: backbone, or stages such "
             "as stage0,stage1.",
@@ -189,6 +193,7 @@ def finetune(
     max_time: Annotated[
         str | None,
         typer.Option(
+            parser=options.text,
             metavar="TIME",
             help="Stop after this time, such as 2h or 1h30m, with what was reached.",
             rich_help_panel=TRAINING,
@@ -238,6 +243,7 @@ def finetune(
     resume: Annotated[
         Path | None,
         typer.Option(
+            parser=options.path,
             metavar="RUN",
             help="Go on with a run where it was left, with its own settings.",
             rich_help_panel=GOING_ON,
@@ -257,6 +263,7 @@ def finetune(
         typer.Option(
             "--output",
             "-o",
+            parser=options.path,
             metavar="FOLDER",
             help="Run folder to make; by default one below `runs`.",
             rich_help_panel=options.OUTPUT,

@@ -13,6 +13,7 @@ def info(
     model: Annotated[
         str,
         typer.Argument(
+            parser=options.place,
             metavar="NAME|PATH",
             help="As after --model elsewhere.",
             show_default=False,

@@ -21,6 +21,7 @@ def predict(
     images: Annotated[
         list[str],
         typer.Argument(
+            parser=options.source,
             metavar="IMAGE...",
             help="Files, folders, patterns, .zip and .tar archives, http(s) and other addresses, "
             "@FILE with a list of these, or - for such a list or one image on stdin.",
@@ -80,6 +81,7 @@ def predict(
     resume: Annotated[
         Path | None,
         typer.Option(
+            parser=options.path,
             metavar="FILE",
             help="Append JSON lines to a file, and pass over images that it answers already.",
             rich_help_panel=options.OUTPUT,
@@ -89,6 +91,7 @@ def predict(
     parquet: Annotated[
         Path | None,
         typer.Option(
+            parser=options.path,
             metavar="FILE",
             help="Write a table.",
             rich_help_panel=options.OUTPUT,
@@ -98,6 +101,7 @@ def predict(
     html: Annotated[
         Path | None,
         typer.Option(
+            parser=options.path,
             metavar="FILE",
             help="Write a page of thumbnails with their answers.",
             rich_help_panel=options.OUTPUT,
@@ -107,6 +111,7 @@ def predict(
     features: Annotated[
         Path | None,
         typer.Option(
+            parser=options.path,
             metavar="FILE",
             help="Write the vectors before the head (.npz, .safetensors) in place of classes.",
             rich_help_panel=options.OUTPUT,

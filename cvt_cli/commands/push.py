@@ -12,6 +12,7 @@ def push(
     run: Annotated[
         Path,
         typer.Argument(
+            parser=options.path,
             metavar="RUN",
             help="A run folder, whose best epoch is taken, or a checkpoint folder.",
             show_default=False,
@@ -20,6 +21,7 @@ def push(
     repository: Annotated[
         str,
         typer.Argument(
+            parser=options.text,
             metavar="USER/NAME",
             help="Hub repository; made if there is none.",
             show_default=False,

@@ -1,0 +1,160 @@
+"""What stands on the command line has an effect or is refused, and no value of it is empty."""
+
+import re
+import typing
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from typer.main import get_command
+
+from cvt_cli import options
+from cvt_cli.cli import app
+
+OPTIONS_WITH_EFFECT = [
+    # A command in one of its uses, and all options that have an effect there beside what is
+    # written: every other one must be refused. A new option has to be put here or be refused.
+    ("flops", "--variant --model --res --num-classes --json"),
+    ("flops --variant 13", "--variant --res --num-classes --json"),
+    ("flops --model cvt-13", "--model --res --num-classes --json"),
+    ("count-params", "--variant --model --num-classes --json"),
+    ("count-params --json", "--variant --model --res --num-classes"),
+    ("models", "--json"),
+    ("info cvt-13", "--revision --offline --json"),
+    ("info cvt-nano-cifar10", "--offline --json"),
+    ("push nowhere user/name", "--private --json"),
+    ("cache list", "--json"),
+    ("cache path", "NAME --json"),
+    ("cache verify", "NAME --json"),
+    ("cache remove --all", "--json"),
+    ("cache remove cvt-13", "--json"),
+]
+
+VALUES = {"--res": "64", "--variant": "13", "--model": "cvt-nano-cifar10", "NAME": "cvt-13"}
+"""Of options that take any text; others get one by their type."""
+
+
+def commands(group: Any = None, before: str = "") -> Iterator[tuple[str, Any]]:
+    """Every command with its name, "cache list"."""
+    group = group or get_command(app)
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from commands(command, f"{name} ")
+        else:
+            yield before + name, command
+
+
+COMMANDS = dict(commands())
+
+
+def parameters(command: str) -> dict[str, tuple[type, Any]]:
+    """By the name on the command line: the type of each option and argument, and what declares
+    it."""
+    found = {}
+    callback = COMMANDS[command].callback
+    hints = typing.get_type_hints(callback.__wrapped__, include_extras=True)
+    names = options.names_of(COMMANDS[command])
+    for parameter, name in names.items():
+        kind, declaration = typing.get_args(hints[parameter])[:2]
+        while len(parts := [p for p in typing.get_args(kind) if p is not type(None)]) == 1:
+            kind = parts[0]  # of `X | None` and `list[X]`
+        found[name] = (kind, declaration)
+    return found
+
+
+def spelled(name: str, kind: Any) -> list[str]:
+    """An option with a value that it takes."""
+    if kind is bool:
+        return [name]
+    values = {int: "3", float: "0.5", str: VALUES.get(name, "x"), Path: "x"}
+    value = values[kind] if kind in values else typing.get_args(kind)[-1]
+    return [name, str(value)] if name.startswith("-") else [str(value)]
+
+
+@pytest.mark.parametrize(("line", "effective"), OPTIONS_WITH_EFFECT, ids=lambda text: text)
+def test_an_option_without_effect_is_refused(cvt, line: str, effective: str) -> None:
+    command = max((c for c in COMMANDS if f"{line} ".startswith(f"{c} ")), key=len)
+    names = parameters(command)
+    assert set(effective.split()) <= set(names)
+
+    accepted = []
+    for name, (kind, _) in names.items():
+        if name.startswith("--") and name not in (*effective.split(), *line.split()):
+            result = cvt(*line.split(), *spelled(name, kind))
+            explained = re.search(rf"^error: .*{name}\b", result.stderr, re.MULTILINE)
+            if result.exit_code != 2 or not explained:
+                accepted.append(name)
+
+    assert not accepted
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_value_is_read_by_a_parser_that_refuses_an_empty_one(cvt, command: str) -> None:
+    known = parameters(command)
+
+    for name, (kind, declaration) in known.items():
+        if kind is bool:
+            continue
+        if kind is str or kind is Path:
+            assert declaration.parser in PARSERS, name
+        line = []
+        for other, (its_kind, _) in known.items():
+            if other == name:
+                line += [name, ""] if name.startswith("-") else [""]
+            elif not other.startswith("-") or other in ("--data", "--output"):
+                line += spelled(other, its_kind)
+
+        result = cvt(*command.split(), *line)
+
+        assert result.exit_code == 2
+        assert re.search(rf"Invalid value for '\[?{name}\b", result.stderr)
+
+
+PARSERS: tuple[Callable[[str], Any], ...] = (
+    options.text, options.place, options.path, options.source,
+)  # fmt: skip
+
+
+def test_a_home_folder_that_nobody_has_is_a_usage_error(cvt, monkeypatch) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
+    for line in (
+        "predict ~nouser/x", "predict @~nouser/x", "info ~nouser/x", "compare a ~nouser/x",
+        "predict a --html ~nouser/x", "evaluate --data ~nouser/x", "finetune --resume ~nouser/x",
+    ):  # fmt: skip
+        result = cvt(*line.split())
+
+        assert result.exit_code == 2
+        assert "`~nouser/x`: there is no home folder `~nouser`" in result.stderr
+
+
+def test_a_home_folder_is_written_out_also_behind_an_equals_sign(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+
+    assert options.path("~/x") == tmp_path / "x"
+    assert options.source("@~/x") == f"@{tmp_path}/x"
+    Path("~nouser").touch()
+    assert options.place("~nouser") == "~nouser"
+
+
+def test_given_is_what_was_written_also_with_the_default_value() -> None:
+    seen: list[list[str]] = []
+    app = typer.Typer()
+
+    @app.command()
+    def command(
+        ctx: typer.Context,
+        images: typing.Annotated[list[str] | None, typer.Argument(metavar="[IMAGE...]")] = None,
+        lr: typing.Annotated[float, typer.Option("--lr", "-l")] = 0.1,
+        exif: typing.Annotated[bool, typer.Option("--exif/--no-exif")] = True,
+    ) -> None:
+        seen.append(options.given(ctx))
+
+    for line in ([], ["a"], ["-l", "0.1", "--no-exif"]):
+        typer.testing.CliRunner().invoke(app, line)
+
+    assert seen == [[], ["IMAGE"], ["--lr", "--exif"]]
