@@ -152,7 +152,7 @@ def _count(
         name, right = data.names[index], int(one.class_index[data.labels[index]])
         if isinstance(ready, str):
             group = one.groups.get(name, "") if one.groups else None
-            result.add_failure(name, ready, right, group)
+            result.add_failure(name, ready, right, group, one.real.get(name, ()))
         if one.judged is not None:
             label = one.labels.names[right]
             if isinstance(ready, str):

@@ -7,6 +7,7 @@ from math import sqrt
 from typing import Any
 
 import numpy as np
+from numpy.polynomial import Polynomial
 from numpy.typing import NDArray
 
 from cvt_cli.labels import Labels
@@ -17,12 +18,18 @@ BINS = 15
 MISTAKES = 24
 """Surest wrong answers that are kept."""
 
-_TEMPERATURES = np.geomspace(0.2, 5.0, 41)
+_STEPS = 4
+"""Inverse temperatures for each doubling."""
+_INVERSE = 2.0 ** (np.arange(-4 * _STEPS, 4 * _STEPS + 1) / _STEPS)
+"""Where the loss and its slopes are summed: temperatures from 16 down to 1/16."""
 _SCALARS = (
     *("n", "readable", "correct_top1", "correct_topk", "correct_present"),
     *("loss_sum", "brier_sum", "real_n", "real_correct"),
 )
-_ARRAYS = ("class_n", "class_correct", "bin_n", "bin_correct", "bin_confidence", "loss_at")
+_ARRAYS = (
+    *("class_n", "class_correct", "bin_n", "bin_correct", "bin_confidence"),
+    *("loss_at", "slope_at", "bend_at"),
+)
 
 
 def wilson(correct: int, n: int) -> tuple[float, float]:
@@ -80,7 +87,9 @@ class Evaluation:
         self.bin_n = np.zeros(BINS + 1, np.int64)  # the last holds a confidence of 1 alone
         self.bin_correct = np.zeros(BINS + 1, np.int64)
         self.bin_confidence = np.zeros(BINS + 1)
-        self.loss_at = np.zeros(len(_TEMPERATURES))  # loss_sum at each temperature
+        self.loss_at = np.zeros(len(_INVERSE))  # loss_sum at each inverse temperature,
+        self.slope_at = np.zeros(len(_INVERSE))  # and its derivatives by that, first
+        self.bend_at = np.zeros(len(_INVERSE))  # and second
 
     def add(
         self,
@@ -119,9 +128,7 @@ class Evaluation:
 
         wide = logits.astype(np.float64)
         wide -= wide.max(axis=1, keepdims=True)
-        for position, temperature in enumerate(_TEMPERATURES):
-            scaled = wide / temperature
-            self.loss_at[position] += _losses(scaled, labels).sum()
+        self._add_at_temperatures(wide, wide[rows, labels])
         self.loss_sum += float(_losses(wide, labels).sum())
         probabilities = np.exp(wide)
         probabilities /= probabilities.sum(axis=1, keepdims=True)
@@ -143,18 +150,46 @@ class Evaluation:
             self.mistakes = sorted([*self.mistakes, *found], key=_surest_first)[:MISTAKES]
         return order[:, : self.k]
 
+    def _add_at_temperatures(self, wide: NDArray[np.float64], own: NDArray[np.float64]) -> None:
+        """Sum the losses and their slopes.
+
+        Args:
+            wide: logits (B, classes) whose largest is 0.
+            own: those of the right classes (B,).
+        """
+        squares = wide * wide
+        for first in range(_STEPS):
+            powers = np.exp(wide * _INVERSE[first])
+            for place in range(first, len(_INVERSE), _STEPS):
+                if place > first:  # twice the inverse temperature
+                    powers *= powers
+                total = powers.sum(axis=1)
+                mean = np.einsum("ij,ij->i", powers, wide) / total
+                square = np.einsum("ij,ij->i", powers, squares) / total
+                self.loss_at[place] += (np.log(total) - _INVERSE[place] * own).sum()
+                self.slope_at[place] += (mean - own).sum()
+                self.bend_at[place] += (square - mean * mean).sum()
+
     def _count_group(self, group: str, hit: bool) -> None:
         counts = self.groups.setdefault(group, [0, 0])
         counts[0] += 1
         counts[1] += hit
 
-    def add_failure(self, name: str, reason: str, label: int, group: str | None = None) -> None:
-        """Count an image that cannot be read."""
+    def add_failure(
+        self,
+        name: str,
+        reason: str,
+        label: int,
+        group: str | None = None,
+        real: Sequence[int] = (),
+    ) -> None:
+        """Count an image that cannot be read: as wrong in every accuracy, unless it is left out."""
         self.failures.append((name, reason))
         if self.skipped:
             return
         self.n += 1
         self.class_n[label] += 1
+        self.real_n += bool(real)
         if group is not None:
             self._count_group(group, False)
 
@@ -223,14 +258,16 @@ class Evaluation:
     def calibration(self) -> dict[str, Any] | None:
         """How far probabilities are to be believed, over the readable images; None if none.
 
-        The temperature divides the logits so that their cross-entropy is least; it is found on a
-        grid of 41 from 0.2 to 5, with a parabola through the best three.
+        The temperature divides the logits so that their cross-entropy is least, between 1/16 and
+        16 (`temperature_at_bound` says if one of these is the best, so that a lower or higher one
+        would be better still). The loss is convex in its inverse: where its summed slope changes
+        sign, a polynomial through loss, slope and bend at both sides gives it to some 1e-7 nats.
         """
         if not self.readable:
             return None
         n = self.bin_n
         gaps = np.abs(self.bin_correct - self.bin_confidence)
-        temperature, loss = _lowest(self.loss_at / self.readable)
+        temperature, loss, at_bound = self._best_temperature()
         merged_n = [*n[: BINS - 1], n[BINS - 1] + n[BINS]]
         bins = []
         for i in range(BINS):
@@ -250,9 +287,32 @@ class Evaluation:
             "nll": self.loss,
             "brier": self.brier_sum / self.readable,
             "temperature": temperature,
+            "temperature_at_bound": at_bound,
             "nll_at_temperature": loss,
             "bins": bins,
         }
+
+    def _best_temperature(self) -> tuple[float, float, bool]:
+        """The temperature, the mean loss at it, and whether it is the least or most allowed."""
+        loss, slope, bend = (
+            sums / self.readable for sums in (self.loss_at, self.slope_at, self.bend_at)
+        )
+        if not slope.any():  # all logits are equal
+            return 1.0, float(loss[0]), False
+        for place, beyond in ((0, slope[0] >= 0), (-1, slope[-1] <= 0)):
+            if beyond:
+                return float(1 / _INVERSE[place]), float(loss[place]), True
+        left = int(np.flatnonzero(slope <= 0)[-1])
+        pair = slice(left, left + 2)
+        # By the logarithm of the inverse temperature, from 0 to 1 between the two.
+        width, inverse = np.log(2) / _STEPS, _INVERSE[pair]
+        rise = width * inverse * slope[pair]
+        curve = width**2 * (inverse**2 * bend[pair] + inverse * slope[pair])
+        fit = _through(loss[pair], rise, curve)
+        found = fit.deriv().roots()
+        inside = [r.real for r in found if abs(r.imag) < 1e-9 and 0 <= r.real <= 1]
+        place = min([0.0, 1.0, *inside], key=fit)
+        return float(np.exp(-width * place) / inverse[0]), float(fit(place)), False
 
     def per_class(self, labels: Labels) -> list[dict[str, Any]]:
         """The classes that the data has, in the model's order."""
@@ -345,14 +405,19 @@ def _losses(wide: NDArray[np.float64], labels: NDArray[np.int64]) -> NDArray[np.
     return np.asarray(log_sum - wide[np.arange(len(labels)), labels])
 
 
-def _lowest(losses: NDArray[np.float64]) -> tuple[float, float]:
-    """Temperature and loss at the minimum of a curve over `_TEMPERATURES`."""
-    place = int(np.argmin(losses))
-    if place in (0, len(losses) - 1):
-        return float(_TEMPERATURES[place]), float(losses[place])
-    before, at, after = losses[place - 1 : place + 2]
-    bend = before - 2 * at + after
-    step = 0.5 * (before - after) / bend if bend > 0 else 0.0
-    width = np.log(_TEMPERATURES[1] / _TEMPERATURES[0])
-    temperature = float(_TEMPERATURES[place] * np.exp(step * width))
-    return temperature, float(at - 0.25 * (before - after) * step)
+def _through(
+    values: NDArray[np.float64], slopes: NDArray[np.float64], bends: NDArray[np.float64]
+) -> Polynomial:
+    """The polynomial of degree 5 with these values and derivatives at 0 and 1 (Hermite's)."""
+    a, b, c = values[0], slopes[0], bends[0] / 2
+    value = values[1] - a - b - c
+    slope = slopes[1] - b - 2 * c
+    bend = bends[1] - 2 * c
+    return Polynomial(
+        [
+            *(a, b, c),
+            10 * value - 4 * slope + bend / 2,
+            -15 * value + 7 * slope - bend,
+            6 * value - 3 * slope + bend / 2,
+        ]
+    )

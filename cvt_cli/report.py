@@ -278,6 +278,8 @@ def _calibration(document: Mapping[str, Any]) -> str:
         if temperature < 0.95
         else "there is little to gain"
     )
+    if found.get("temperature_at_bound"):
+        advice += ", and more of it than this temperature, the last that is tried, can mend"
     rows = (
         ("expected calibration error", _percent(found["ece"])),
         ("negative log-likelihood", f"{found['nll']:.4f} nats"),

@@ -313,15 +313,16 @@ def test_real_labels_count_beside_by_file_name(cvt, tmp_path: Path) -> None:
     folder.mkdir(parents=True)
     for number in (1, 2, 3):
         shutil.copy(CHELSEA, folder / f"ILSVRC2012_val_{number:08}.JPEG")
+    (folder / "ILSVRC2012_val_00000004.JPEG").write_text("no image")  # counts as wrong
     arguments = ["evaluate", "--data", tmp_path / "data", "--model", tmp_path / "model", "--json"]
     answers = cvt("predict", CHELSEA, "--model", tmp_path / "model", "--json").json["results"][0]
     best = answers["predictions"][0]["index"]
-    (tmp_path / "real.json").write_text(json.dumps([[best, 3], [], [(best + 1) % 1000]]))
+    (tmp_path / "real.json").write_text(json.dumps([[best, 3], [], [(best + 1) % 1000], [7]]))
 
     document = cvt(*arguments, "--real", tmp_path / "real.json").json
 
     assert document["real"] == {
-        "n": 2, "correct": 1, "accuracy": 0.5, "interval": document["real"]["interval"]
+        "n": 3, "correct": 1, "accuracy": 1 / 3, "interval": document["real"]["interval"]
     }  # fmt: skip
 
 

@@ -5,6 +5,8 @@ import json
 import numpy as np
 import pytest
 import torch
+from scipy.optimize import minimize_scalar
+from scipy.special import softmax
 from sklearn.metrics import brier_score_loss, log_loss, top_k_accuracy_score
 from torchmetrics.classification import MulticlassCalibrationError
 
@@ -89,21 +91,35 @@ def test_the_calibration_error_equals_torchmetrics() -> None:
     assert all(b["low"] <= b["confidence"] <= b["high"] for b in filled)
 
 
-def test_the_temperature_is_where_the_loss_is_least() -> None:
+@pytest.mark.parametrize("scale", [0.2, 1.0, 1.9, 6.0])
+def test_the_temperature_is_where_the_loss_is_least(scale: float) -> None:
     logits, labels, _ = drawn()
+    logits = logits * np.float32(scale)
+    parts = [Evaluation(10), Evaluation(10)]
+    for part, half in zip(parts, (slice(0, 200), slice(200, 500)), strict=True):
+        part.add(logits[half], labels[half])
 
-    def loss(temperature: float) -> float:
-        return float(
-            torch.nn.functional.cross_entropy(
-                torch.from_numpy(logits).double() / temperature, torch.from_numpy(labels)
-            )
-        )
+    parts[0].add_state(json.loads(json.dumps(parts[1].state())))
+    found = parts[0].calibration()
 
-    found = counted().calibration()
+    def loss(inverse: float) -> float:
+        return log_loss(labels, softmax(logits.astype(float) * inverse, axis=1))
 
-    best = min(np.linspace(0.3, 4, 2000), key=loss)
-    assert found["temperature"] == pytest.approx(best, rel=0.01)
-    assert found["nll_at_temperature"] == pytest.approx(loss(best), rel=1e-3)
+    best = minimize_scalar(loss, bounds=(1 / 16, 16), method="bounded", options={"xatol": 1e-10})
+    assert found["temperature"] == pytest.approx(1 / best.x, rel=1e-5)
+    assert found["nll_at_temperature"] == pytest.approx(best.fun, abs=1e-7)
+    assert found["temperature_at_bound"] is False
+
+
+@pytest.mark.parametrize(("random", "bound"), [(True, 16.0), (False, 1 / 16)])
+def test_a_best_temperature_beyond_the_last_that_is_tried_is_said(random, bound: float) -> None:
+    logits, labels, _ = drawn()
+    result = Evaluation(10)
+    result.add(logits, np.roll(labels, 1) if random else logits.argmax(axis=1))
+
+    found = result.calibration()
+
+    assert (found["temperature"], found["temperature_at_bound"]) == (bound, True)
     assert found["nll_at_temperature"] < found["nll"]
 
 
@@ -194,6 +210,19 @@ def test_real_counts_images_with_labels_by_any_of_them() -> None:
     result.add(np.eye(5, dtype=np.float32)[[1, 0]], np.array([0, 0]), real=[real[n] for n in names])
 
     assert (result.real_n, result.real_correct) == (1, 1)
+
+
+@pytest.mark.parametrize(("skipped", "counted"), [(False, (3, 1)), (True, (1, 1))])
+def test_real_counts_an_unreadable_image_as_wrong_unless_it_is_left_out(
+    skipped: bool, counted: tuple[int, int]
+) -> None:
+    result = Evaluation(5, skipped=skipped)
+
+    result.add(np.eye(5, dtype=np.float32)[[1]], np.array([0]), real=[[1]])
+    for number, real in enumerate(([2], [0, 3], [])):
+        result.add_failure(f"{number}.png", "damaged", 0, real=real)
+
+    assert (result.real_n, result.real_correct) == counted
 
 
 def test_real_equals_a_direct_count_over_all_its_labels() -> None:

@@ -356,9 +356,12 @@ def _print(document: dict[str, Any], k: int, title: bool) -> None:
     loss = "none readable" if document["loss"] is None else f"{document['loss']:.4f} nats"
     lines.append(f"loss    {loss}, cross-entropy")
     if (calibration := document["calibration"]) is not None:
+        temperature = f"{calibration['temperature']:.2f}"
+        if calibration["temperature_at_bound"]:
+            temperature += " or more" if calibration["temperature"] > 1 else " or less"
         lines.append(
             f"ECE     {calibration['ece']:.4f} in 15 bins; Brier {calibration['brier']:.4f}; "
-            f"temperature {calibration['temperature']:.2f} would give "
+            f"temperature {temperature} would give "
             f"{calibration['nll_at_temperature']:.4f} nats"
         )
     if (groups := document["groups"]) is not None:
