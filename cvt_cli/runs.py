@@ -876,7 +876,8 @@ def _interruptible() -> Iterator[Callable[[], bool]]:
     before = {}
     try:
         for which in (signal.SIGINT, signal.SIGTERM):
-            before[which] = signal.signal(which, ask)
+            if signal.getsignal(which) is not signal.SIG_IGN:  # as nohup and a shell's & set it
+                before[which] = signal.signal(which, ask)
     except ValueError:  # not in the main thread, where nobody presses keys
         pass
     try:

@@ -1,6 +1,7 @@
 """Fixtures: a cache of its own for every test, the larger data sets, the command line."""
 
 import os
+import signal
 import tarfile
 import tempfile
 from collections.abc import Callable, Iterator
@@ -26,6 +27,12 @@ def pytest_configure(config: pytest.Config) -> None:
         # For the processes that share the tests, and for theirs: more threads than cores wait for
         # each other by spinning, many times as long as one thread takes.
         os.environ.setdefault("OMP_NUM_THREADS", "1")
+    if hasattr(config, "workerinput") or not config.getoption("numprocesses"):
+        # Under nohup and in the background these are ignored, and what a test starts would inherit
+        # that. It does not inherit a handler, and one that does nothing ignores as well.
+        for which in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
+            if signal.getsignal(which) is signal.SIG_IGN:
+                signal.signal(which, lambda number, frame: None)
 
 
 @pytest.fixture

@@ -2,11 +2,14 @@
 
 import csv
 import json
+import os
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
 
+from cvt_cli.training import Trainer
 from tests_shared import TESTS
 
 KEPT = TESTS / "kept"
@@ -37,6 +40,26 @@ def test_a_run_is_trained_to_its_end(cvt, run: str) -> None:
         assert [float(row[column]) for row in rows] == pytest.approx(wanted, rel=1e-3), column
     judged = cvt("evaluate", "--data", "images", "--model", f"{run}/best", *TORCH, "--json")
     assert judged.exit_code == 0 and judged.json["top1"] > 0.7
+
+
+def test_a_run_in_the_background_is_not_stopped_by_the_ctrl_c_that_its_shell_ignores(
+    cvt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = Trainer.step
+
+    def with_ctrl_c(trainer: Trainer, parts: object) -> object:
+        os.kill(os.getpid(), signal.SIGINT)
+        return step(trainer, parts)
+
+    monkeypatch.setattr(Trainer, "step", with_ctrl_c)
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        ignored = cvt("finetune", "--resume", "run", "--json")
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+    assert ignored.exit_code == 0, ignored.stderr
+    assert ignored.json["epochs"] == 3 and "interrupted" not in ignored.stderr
 
 
 def test_other_images_than_a_run_began_with_are_still_refused(cvt) -> None:
