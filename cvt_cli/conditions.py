@@ -42,7 +42,7 @@ class Conditions:
     def differences(self, found: Mapping[str, Any]) -> list[str]:
         """What differs from the conditions that something was made under, a phrase each."""
         return [
-            f"{name} {_shown(found, name)}, not {_shown(self.values, name)}"
+            f"{name} {_shown(found, name)}, this run has {_shown(self.values, name)}"
             for name in dict.fromkeys([*self.values, *found])
             if name not in found or name not in self.values or found[name] != self.values[name]
         ]
@@ -96,6 +96,6 @@ def names_hash(names: Iterable[str]) -> str:
 
 def _shown(values: Mapping[str, Any], name: str) -> str:
     if name not in values:
-        return "(not said)"
+        return "(none)"
     value = json.dumps(values[name], ensure_ascii=False)
     return value if len(value) <= _LONGEST else f"{value[: _LONGEST - 1]}…"

@@ -26,10 +26,8 @@ _SCALARS = (
     *("n", "readable", "correct_top1", "correct_topk", "correct_present"),
     *("loss_sum", "brier_sum", "real_n", "real_correct"),
 )
-_ARRAYS = (
-    *("class_n", "class_correct", "bin_n", "bin_correct", "bin_confidence"),
-    *("loss_at", "slope_at", "bend_at"),
-)
+_ARRAYS = ("class_n", "class_correct", "bin_n", "bin_correct", "bin_confidence")
+_CURVE = ("loss_at", "slope_at", "bend_at")
 
 
 def wilson(correct: int, n: int) -> tuple[float, float]:
@@ -90,6 +88,7 @@ class Evaluation:
         self.loss_at = np.zeros(len(_INVERSE))  # loss_sum at each inverse temperature,
         self.slope_at = np.zeros(len(_INVERSE))  # and its derivatives by that, first
         self.bend_at = np.zeros(len(_INVERSE))  # and second
+        self.has_curve = True  # they hold all images
 
     def add(
         self,
@@ -200,6 +199,7 @@ class Evaluation:
         return {
             **{name: getattr(self, name) for name in _SCALARS},
             **{name: getattr(self, name).tolist() for name in _ARRAYS},
+            **{name: getattr(self, name).tolist() for name in _CURVE if self.has_curve},
             "failures": self.failures,
             "confusions": [[*pair, n] for pair, n in sorted(self.confusions.items())],
             "groups": self.groups,
@@ -214,7 +214,9 @@ class Evaluation:
             state: its `state`.
             at_once: it ran at the same time, so that wall times are not added.
         """
-        for name in (*_SCALARS, *_ARRAYS):
+        # Version 0.1 summed other losses, and no slopes, for the temperature.
+        self.has_curve = self.has_curve and all(name in state for name in _CURVE)
+        for name in (*_SCALARS, *_ARRAYS, *(_CURVE if self.has_curve else ())):
             setattr(self, name, getattr(self, name) + np.asarray(state[name])[()])
         for name in _SCALARS:
             setattr(self, name, getattr(self, name).item())
@@ -260,8 +262,9 @@ class Evaluation:
 
         The temperature divides the logits so that their cross-entropy is least, between 1/16 and
         16 (`temperature_at_bound` says if one of these is the best, so that a lower or higher one
-        would be better still). The loss is convex in its inverse: where its summed slope changes
-        sign, a polynomial through loss, slope and bend at both sides gives it to some 1e-7 nats.
+        would be better still); None for what version 0.1 began to count. The loss is convex in its
+        inverse: where its summed slope changes sign, a polynomial through loss, slope and bend at
+        both sides gives it to some 1e-7 nats.
         """
         if not self.readable:
             return None
@@ -292,16 +295,18 @@ class Evaluation:
             "bins": bins,
         }
 
-    def _best_temperature(self) -> tuple[float, float, bool]:
+    def _best_temperature(self) -> tuple[float | None, float | None, bool]:
         """The temperature, the mean loss at it, and whether it is the least or most allowed."""
+        if not self.has_curve:
+            return None, None, False
         loss, slope, bend = (
             sums / self.readable for sums in (self.loss_at, self.slope_at, self.bend_at)
         )
         if not slope.any():  # all logits are equal
             return 1.0, float(loss[0]), False
-        for place, beyond in ((0, slope[0] >= 0), (-1, slope[-1] <= 0)):
-            if beyond:
-                return float(1 / _INVERSE[place]), float(loss[place]), True
+        if slope[0] >= 0 or slope[-1] <= 0:
+            bound = 0 if slope[0] >= 0 else -1
+            return float(1 / _INVERSE[bound]), float(loss[bound]), True
         left = int(np.flatnonzero(slope <= 0)[-1])
         pair = slice(left, left + 2)
         # By the logarithm of the inverse temperature, from 0 to 1 between the two.

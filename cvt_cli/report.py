@@ -270,23 +270,30 @@ def _calibration(document: Mapping[str, Any]) -> str:
     if not found:
         return ""
     bins = found["bins"]
-    temperature = found["temperature"]
-    advice = (
-        "the model is surer than it is right"
-        if temperature > 1.05
-        else "the model is less sure than it could be"
-        if temperature < 0.95
-        else "there is little to gain"
-    )
-    if found.get("temperature_at_bound"):
-        advice += ", and more of it than this temperature, the last that is tried, can mend"
-    rows = (
+    rows = [
         ("expected calibration error", _percent(found["ece"])),
         ("negative log-likelihood", f"{found['nll']:.4f} nats"),
-        ("the same at the best temperature", f"{found['nll_at_temperature']:.4f} nats"),
-        ("best temperature", f"{temperature:.3f}"),
         ("Brier score", f"{found['brier']:.4f}"),
-    )
+    ]
+    advice = ""
+    if (temperature := found["temperature"]) is not None:
+        rows[2:2] = [
+            ("the same at the best temperature", f"{found['nll_at_temperature']:.4f} nats"),
+            ("best temperature", f"{temperature:.3f}"),
+        ]
+        gain = (
+            "the model is surer than it is right"
+            if temperature > 1.05
+            else "the model is less sure than it could be"
+            if temperature < 0.95
+            else "there is little to gain"
+        )
+        if found.get("temperature_at_bound"):
+            gain += ", and more so than this temperature, the last that is tried, can mend"
+        advice = (
+            '<p class="soft">Dividing the logits by the best temperature, which is found on these '
+            f"images, gives the least loss: {gain}.</p>"
+        )
     numbers = "".join(
         f'<tr><td>{name}</td><td class="number">{value}</td></tr>' for name, value in rows
     )
@@ -300,9 +307,7 @@ def _calibration(document: Mapping[str, Any]) -> str:
         _picture(
             plots.reliability(bins, "light"), plots.reliability(bins, "dark"), "reliability diagram"
         ),
-        f"</div><div><table>{numbers}</table>"
-        f'<p class="soft">Dividing the logits by the best temperature, which is found on these '
-        f"images, gives the least loss: {advice}.</p></div></div>\n",
+        f"</div><div><table>{numbers}</table>{advice}</div></div>\n",
     )
 
 

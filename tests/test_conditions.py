@@ -28,8 +28,8 @@ def test_every_difference_is_named_with_both_values() -> None:
         )
 
     assert str(refused.value) == (
-        '`a.jsonl` was made with weights "cd34", not "ab12"; top_k (not said), not 5; '
-        "threshold 0.5, not (not said)"
+        '`a.jsonl` was made with weights "cd34", this run has "ab12"; top_k (none), '
+        "this run has 5; threshold 0.5, this run has (none)"
     )
 
 

@@ -356,14 +356,15 @@ def _print(document: dict[str, Any], k: int, title: bool) -> None:
     loss = "none readable" if document["loss"] is None else f"{document['loss']:.4f} nats"
     lines.append(f"loss    {loss}, cross-entropy")
     if (calibration := document["calibration"]) is not None:
-        temperature = f"{calibration['temperature']:.2f}"
-        if calibration["temperature_at_bound"]:
-            temperature += " or more" if calibration["temperature"] > 1 else " or less"
-        lines.append(
-            f"ECE     {calibration['ece']:.4f} in 15 bins; Brier {calibration['brier']:.4f}; "
-            f"temperature {temperature} would give "
-            f"{calibration['nll_at_temperature']:.4f} nats"
-        )
+        line = f"ECE     {calibration['ece']:.4f} in 15 bins; Brier {calibration['brier']:.4f}"
+        if (temperature := calibration["temperature"]) is not None:
+            beyond = " or more" if temperature > 1 else " or less"
+            line += (
+                f"; temperature {temperature:.2f}"
+                + (beyond if calibration["temperature_at_bound"] else "")
+                + f" would give {calibration['nll_at_temperature']:.4f} nats"
+            )
+        lines.append(line)
     if (groups := document["groups"]) is not None:
         for group in groups["groups"]:
             low, high = (100 * bound for bound in group["interval"])
