@@ -1,12 +1,11 @@
 """The Python interface: a model that answers for images, by the same path as ``cvt predict``."""
 
-import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
-from cvt_cli import loader
+from cvt_cli import loader, streams
 from cvt_cli.config import Activation
 from cvt_cli.loader import Access, EngineName, ReadyModel
 from cvt_cli.progress import silent
@@ -83,7 +82,7 @@ class Classifier:
 
     def _load(self) -> ReadyModel:
         revision, offline = self._access
-        access = Access(lambda text: print(text, file=sys.stderr), silent, revision, offline)
+        access = Access(streams.say, silent, revision, offline)
         return loader.load_classifier(**self._made_with, access=access)
 
     @property

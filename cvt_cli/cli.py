@@ -1,14 +1,12 @@
 """The app: which commands there are, and the one place where errors become messages."""
 
-import io
-import sys
 import warnings
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
-from cvt_cli import __version__, output
+from cvt_cli import __version__, output, streams
 from cvt_cli.commands import (
     benchmark,
     cache,
@@ -30,17 +28,17 @@ from cvt_cli.errors import CvtError
 class _App(TyperGroup):
     """Turns what a user can act on into a message and an exit code; bugs keep their traceback."""
 
-    def invoke(self, ctx: Any) -> Any:
+    def main(self, *args: Any, **kwargs: Any) -> Any:
         # Pillow warns of odd but readable files; what cannot be read is reported by name.
         warnings.filterwarnings("ignore", module=r"PIL\.")
-        for stream in (sys.stdout, sys.stderr):
-            if isinstance(stream, io.TextIOWrapper):  # a name that its encoding lacks is escaped
-                stream.reconfigure(errors="backslashreplace")
         try:
-            return super().invoke(ctx)
+            with streams.prepared():
+                return super().main(*args, **kwargs)
         except CvtError as error:
             output.error(str(error), error.hint)
-            raise typer.Exit(error.exit_code) from None
+            raise SystemExit(error.exit_code) from None
+        except BrokenPipeError:  # as of `cvt --help | head -1`
+            raise SystemExit(1) from None
 
 
 app = typer.Typer(
@@ -53,7 +51,7 @@ app = typer.Typer(
 
 def _version(asked: bool) -> None:
     if asked:
-        print(f"cvt {__version__}")
+        output.emit(f"cvt {__version__}")
         raise typer.Exit
 
 

@@ -1,15 +1,15 @@
 """What the user sees: results on stdout, everything else on stderr."""
 
 import json
-import os
+import re
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-from cvt_cli import __version__
+from cvt_cli import __version__, streams
 from cvt_cli.costs import Costs
 from cvt_cli.errors import CvtError
 from cvt_cli.loader import Access, ReadyModel
@@ -22,17 +22,21 @@ PLAIN_INTERVAL_SEC = 30.0
 WIDTH_ELSEWHERE = 160
 """Columns that a table may take where stdout is no terminal."""
 
+LEAST_TEXT = 12
+"""Columns that text in a table keeps, however narrow the terminal is."""
+
 
 def note(message: str) -> None:
     """Say something on stderr that is no result."""
-    print(printable(message), file=sys.stderr, flush=True)
+    streams.say(message)
 
 
 def error(message: str, hint: str | None = None) -> None:
     """Report a failure on stderr, with the next step after a blank line."""
     note(f"error: {message}")
     if hint:
-        print(f"\nhint: {printable(hint)}", file=sys.stderr, flush=True)
+        streams.say("")
+        streams.say(f"hint: {hint}")
 
 
 def conditions(classifier: ReadyModel) -> dict[str, Any]:
@@ -71,40 +75,60 @@ def describe_conditions(classifier: ReadyModel) -> str:
 
 
 def emit(text: str) -> None:
-    """Write a line, or several, of results to stdout, at once.
+    """Write a line, or several, of results for a person to stdout, at once.
+
+    Raises:
+        CvtError: as `_write`.
+    """
+    _write("\n".join(printable(line) for line in text.split("\n")))
+
+
+def _write(text: str) -> None:
+    """Write to stdout, at once and as it is.
 
     Raises:
         CvtError: nobody reads it any more, or the disk is full.
     """
     try:
         print(text, flush=True)
-    except OSError as failure:
-        # What is buffered would be tried again when the process ends.
-        with suppress(OSError, ValueError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        if isinstance(failure, BrokenPipeError):
-            raise CvtError("stopped: nobody reads the output any more") from None
-        raise CvtError(f"cannot write the results: {failure.strerror or failure}") from failure
+    except BrokenPipeError:
+        raise CvtError("stopped: nobody reads the output any more") from None
 
 
 def print_json(document: Any) -> None:
     """One JSON document on stdout, indented."""
-    emit(json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False))
+    _write(_as_json(document, indent=2))
 
 
 def print_json_line(document: Any) -> None:
     """One JSON document on a line of its own on stdout, at once."""
-    emit(json.dumps(document, ensure_ascii=False, allow_nan=False))
+    _write(_as_json(document, indent=None))
+
+
+def _as_json(document: Any, indent: int | None) -> str:
+    """JSON that stdout's encoding cannot spoil, and in which nothing ends a line or is hidden."""
+    ascii_only = not streams.is_unicode(sys.stdout)
+    text = json.dumps(document, indent=indent, ensure_ascii=ascii_only, allow_nan=False)
+    return re.sub(r"[^\n -~]", _escaped_unless_printable, text)
+
+
+def _escaped_unless_printable(found: re.Match[str]) -> str:
+    return found[0] if found[0].isprintable() else json.dumps(found[0])[1:-1]
 
 
 def print_csv_row(values: Iterable[Any]) -> None:
-    """One row of a CSV table (RFC 4180) on stdout, at once."""
+    """One row of a CSV table (RFC 4180) on stdout, at once.
+
+    On a terminal, control characters in a name are escaped; elsewhere they stay as they are.
+    """
     import csv
     import io
 
+    if sys.stdout.isatty():
+        values = [printable(value) if isinstance(value, str) else value for value in values]
     line = io.StringIO()
-    csv.writer(line, lineterminator="").writerow(values)
-    emit(line.getvalue())
+    csv.writer(line, lineterminator="\r\n").writerow(values)  # what it holds is quoted
+    _write(line.getvalue().removesuffix("\r\n"))
 
 
 def print_table(
@@ -112,6 +136,7 @@ def print_table(
 ) -> None:
     """A title and a table on stdout; the first columns hold text, the others numbers."""
     from rich import box
+    from rich.cells import cell_len
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -127,14 +152,18 @@ def print_table(
         )
     for row in rows:
         table.add_row(*(Text(printable(cell)) for cell in row))
-    if sys.stdout.isatty():
-        Console().print(table)
-        return
-    # In a file or a pipe a table is as wide as it needs to be, and no line ends in blanks.
-    console = Console(width=WIDTH_ELSEWHERE)
+    # In a file or a pipe a table is as wide as it needs to be.
+    on_a_terminal = sys.stdout.isatty()
+    width = Console().width if on_a_terminal else WIDTH_ELSEWHERE
+    cells = zip(columns, *rows, strict=True)
+    widths = [max(cell_len(printable(cell)) for cell in column) for column in cells]
+    # Narrower, rich would leave columns out.
+    least = sum(min(w, LEAST_TEXT) if i < text_columns else w for i, w in enumerate(widths))
+    console = Console(width=max(width, least + 3 * len(columns)))
     with console.capture() as capture:
         console.print(table)
-    emit("\n".join(line.rstrip() for line in capture.get().splitlines()))
+    lines = capture.get().splitlines()
+    _write("\n".join(lines if on_a_terminal else [line.rstrip() for line in lines]))
 
 
 def access(revision: str | None = None, offline: bool = False, verbose: bool = False) -> Access:

@@ -189,7 +189,7 @@ def benchmark(
     )
     shown = ", ".join(f"{name} {version}" for name, version in versions.items())
     baseline = "transformers, eager, fp32" if against else "the first row"
-    print(
+    output.emit(
         f"ratio: to {baseline}, at the same batch size; of peak: of the rate of a\n"
         "matrix product in the same precision, measured in turn on torch; start: from a new\n"
         f"process to an engine that can be called\n{shown}"

@@ -66,7 +66,7 @@ def path(names: Names = None, json_output: options.Json = False) -> None:
         output.print_json(folders)
         return
     for name, folder in folders.items():
-        print(folder if names else f"{name}  {folder}")
+        output.emit(folder if names else f"{name}  {folder}")
 
 
 @app.command()
@@ -135,6 +135,6 @@ def remove(
         output.print_json({name: {"freed_bytes": size} for name, size in freed.items()})
     else:
         for name, size in freed.items():
-            print(f"removed {name}, {human_bytes(size)}")
+            output.emit(f"removed {name}, {human_bytes(size)}")
     if failed:
         raise typer.Exit(1)

@@ -63,9 +63,9 @@ def _print_one(costs: Costs) -> None:
         ],
         text_columns=2,
     )
-    print(f"total   {costs.params:,} parameters ({human_count(costs.params)})")
+    output.emit(f"total   {costs.params:,} parameters ({human_count(costs.params)})")
     if costs.paper_params is not None:
-        print(
+        output.emit(
             f"paper   {human_count(costs.paper_params)}; "
             f"ours differs by {output.difference(costs.params, costs.paper_params)}"
         )

@@ -461,7 +461,7 @@ def _print(result: dict[str, Any], json_output: bool, data: str) -> None:
         output.print_json(result)
         return
     low, high = result["val_top1_interval"]
-    print(
+    output.emit(
         f"best: epoch {result['best_epoch']}, top-1 {result['val_top1']:.4f} on "
         f"{result['val_n']} validation images (95 % interval {low:.4f} to {high:.4f})\n"
         f"{result['best']}"

@@ -62,12 +62,12 @@ def _print_one(costs: Costs) -> None:
         ],
         text_columns=3,
     )
-    print(
+    output.emit(
         f"total   {costs.macs:,} MACs ({human_count(costs.macs)}MACs) = "
         f"{costs.flops:,} FLOPs (2 per MAC)"
     )
     if costs.paper_macs is not None:
-        print(
+        output.emit(
             f"paper   {human_count(costs.paper_macs)}MACs, there called FLOPs; "
             f"ours differs by {output.difference(costs.macs, costs.paper_macs)}"
         )

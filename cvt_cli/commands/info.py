@@ -6,7 +6,6 @@ import typer
 
 from cvt_cli import catalogue, options, output
 from cvt_cli.config import variant_of
-from cvt_cli.text import printable
 
 
 def info(
@@ -53,6 +52,6 @@ def info(
         ("licence", found.licence or "not known; see the card"),
         ("card", str(found.card or "none on this machine")),
     ]
-    print(printable(found.name))
+    output.emit(found.name)
     for name, value in rows:
-        print(f"  {name:<11} {printable(value)}")
+        output.emit(f"  {name:<11} {value}")

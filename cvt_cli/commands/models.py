@@ -36,11 +36,11 @@ def models(json_output: options.Json = False) -> None:
     licences: dict[str, list[str]] = {}
     for row in known:
         licences.setdefault(row.checkpoint.licence, []).append(row.checkpoint.name)
-    print(
+    output.emit(
         "here: size on this machine; px: height and width of the input; MACs: of one image\n"
         "paper: top-1 on ImageNet-1k in %, table 3 of arXiv 2103.15808; top-1, ReaL, V2: the same\n"
         "    weights measured by a third party, in %"
     )
     for licence, names in licences.items():
         shown = names if len(names) < 3 else (names[0], "…", names[-1])
-        print(f"{licence}: {', '.join(shown)}")
+        output.emit(f"{licence}: {', '.join(shown)}")

@@ -1,0 +1,151 @@
+"""stdin, stdout and stderr that are closed, full, unread or of another encoding."""
+
+import ast
+import csv
+import fcntl
+import io
+import json
+import os
+import pty
+import shlex
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import termios
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+import cvt_cli
+from cvt_cli.cli import app
+from tests_shared import CHELSEA, Machine, Result
+
+NANO = ("--model", "cvt-nano-cifar10", "--top-k", "1")
+
+
+def shell(redirected: str, *arguments: object) -> Result:
+    """Run a command with redirections as a shell makes them."""
+    command = shlex.join([sys.executable, "-m", "cvt_cli", *(str(a) for a in arguments)])
+    done = subprocess.run(
+        ["bash", "-c", f"{command} {redirected}"], capture_output=True, text=True, timeout=240
+    )
+    return Result(done.returncode, done.stdout, done.stderr)
+
+
+@pytest.mark.parametrize("command", ["models", "flops", "--version", "--help"])
+def test_results_that_cannot_be_written_end_with_a_sentence(command: str) -> None:
+    result = shell("> /dev/full", *command.split())
+
+    assert result.exit_code == 1
+    assert result.stderr == "error: cannot write the results: No space left on device\n"
+
+
+def test_help_that_nobody_reads_ends_without_a_word() -> None:
+    read, write = os.pipe()
+    os.close(read)
+
+    done = subprocess.run([sys.executable, "-m", "cvt_cli", "--help"], stdout=write,
+                          stderr=subprocess.PIPE, text=True)  # fmt: skip
+    os.close(write)
+
+    assert (done.returncode, done.stderr) == (1, "")
+
+
+@pytest.mark.parametrize("redirected", ["2>&-", "2>/dev/full", "2>&- <&-"])
+def test_messages_that_cannot_be_written_are_dropped(redirected: str) -> None:
+    result = shell(redirected, "info", "cvt-13-384", "--offline")
+
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert result.stdout.startswith("cvt-13-384\n  variant")
+
+
+def test_work_goes_on_with_all_three_closed(tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+
+    result = shell("<&- >&- 2>&-", "predict", "-", CHELSEA, "nowhere.jpg", *NANO, "--html", page)
+
+    assert result.exit_code == 1  # of the image that is nowhere
+    written = page.read_text(encoding="utf-8")
+    # No message fell into a file of ours that was opened under the number of stderr.
+    assert written.startswith("<!DOCTYPE html>") and written.endswith("</html>\n")
+
+
+def test_a_terminal_that_is_closed_ends_nothing(tmp_path: Path) -> None:
+    controller, terminal = pty.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 110, 0, 0))
+    lines = tmp_path / "lines.jsonl"
+
+    def detach() -> None:
+        os.setsid()
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+    process = subprocess.Popen(
+        [sys.executable, "-m", "cvt_cli", "predict", "-", *NANO, "--resume", str(lines),
+         "--batch-size", "1"],
+        stdin=subprocess.PIPE, stdout=terminal, stderr=terminal, preexec_fn=detach,
+    )  # fmt: skip
+    os.close(terminal)
+    assert process.stdin is not None
+    process.stdin.write(f"{CHELSEA}\n".encode() * 9)
+    process.stdin.flush()
+    while b"predicting" not in os.read(controller, 4096):
+        pass
+    os.close(controller)
+    process.stdin.write(b"nowhere.jpg\n" + f"{CHELSEA}\n".encode() * 9)
+    process.stdin.close()
+
+    assert process.wait(timeout=240) == 1
+    assert len(lines.read_text().splitlines()) == 19
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+def test_json_is_json_whatever_the_encoding(tmp_path: Path, encoding: str) -> None:
+    image = tmp_path / "caf\u00e9 \u732b.jpg"
+    shutil.copy(CHELSEA, image)
+
+    for option in ("--json", "--jsonl"):
+        result = CliRunner(charset=encoding).invoke(app, ["predict", str(image), *NANO, option])
+        document = json.loads(result.stdout_bytes)
+        assert document.get("results", [document])[0]["path"] == str(image)
+
+
+def test_help_is_printed_where_the_encoding_lacks_its_characters() -> None:
+    result = CliRunner(charset="ascii").invoke(app, ["--help"], env={"COLUMNS": "60"})
+
+    assert result.exit_code == 0
+    assert "Classify images with CvT" in result.stdout
+
+
+def test_no_name_ends_a_line_or_steers_a_terminal(cvt, tmp_path: Path) -> None:
+    name = "x\x1b[31m\u2028\x85\u202e\nphotos/patient7.png"
+
+    lines = cvt("predict", name, CHELSEA, *NANO, "--jsonl").stdout
+    table = cvt("predict", name, CHELSEA, *NANO, "--csv").stdout
+
+    assert all(c.isprintable() or c == "\n" for c in lines)
+    assert [json.loads(line)["path"] for line in lines.splitlines()] == [name, str(CHELSEA)]
+    rows = list(csv.reader(io.StringIO(table, newline="")))
+    assert [row[0] for row in rows] == ["path", name, str(CHELSEA)]
+
+
+def test_a_narrow_terminal_shows_every_column_and_no_raw_control_characters() -> None:
+    machine = Machine(Path(), dict(os.environ))
+
+    shown = machine.on_a_terminal("flops", "--variant", "nano", COLUMNS="20")
+
+    assert "token" in shown and "convolution" in shown and "100.0" not in shown
+    assert all(column in shown for column in ("stage", "operation", "MACs", "FLOPs", "share"))
+
+
+def test_only_the_writers_of_streams_and_output_print() -> None:
+    package = Path(cvt_cli.__file__).parent
+    for path in package.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            called = getattr(node, "func", None)
+            if isinstance(called, ast.Name) and called.id == "print":
+                assert path.name == "output.py", f"{path}:{node.lineno}"
+            if isinstance(called, ast.Attribute) and called.attr == "write":
+                assert not ast.unparse(called).startswith("sys."), f"{path}:{node.lineno}"
