@@ -1,14 +1,14 @@
 """What checkpoints there are, which of them are on this machine, and what one of them is."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from cvt_cli import checkpoints, exported, hub, hub_cache, labels, layouts, loader, places
 from cvt_cli.checkpoints import CHECKPOINTS, Checkpoint
-from cvt_cli.config import VARIANTS, CvTConfig, variant_of
+from cvt_cli.config import VARIANTS, Activation, CvTConfig, variant_of
 from cvt_cli.costs import costs
 from cvt_cli.errors import CheckpointError, CvtError, UnreachableError, UsageError
 from cvt_cli.hub_cache import Snapshot
@@ -109,59 +109,93 @@ class Description:
             "weights": self.weights and str(self.weights),
             "weights_sha256": self.weights_sha256,
             "licence": self.licence,
-            "card": self.card and self.card.read_text(encoding="utf-8"),
+            "card": layouts.card_in(self.folder) if self.folder else None,
             "notes": list(self.notes),
         }
 
 
-def describe(text: str, access: Access) -> Description:
+def describe(
+    text: str,
+    access: Access,
+    size: tuple[int, int] | None = None,
+    activation: Activation | None = None,
+) -> Description:
     """What follows ``--model``, without running it.
 
     A published checkpoint that is not here is described as this project knows it; of another hub
     repository the config, preprocessing and card are fetched, not the weights.
 
+    Args:
+        text: what follows it.
+        access: how to fetch what is not here.
+        size: input height and width in pixels; by default the checkpoint's own.
+        activation: of the MLPs; by default what the checkpoint says.
+
     Raises:
-        CheckpointError, ConfigError, UsageError: as `loader.locate` and `layouts.read_folder`.
+        CheckpointError, ConfigError, UsageError: as `loader.find` and `layouts.read_folder`.
     """
-    known = checkpoints.find(text)
-    if known and known.repository and not hub_cache.find(known.repository, access.revision):
-        config = VARIANTS[known.variant].with_classes(known.num_classes)
-        note = f"not on this machine; `cvt download {known.name}` fetches it"
-        return Description(
-            known.name, known, config, labels.imagenet(),
-            Preprocessing.published(known.size, known.size), None, None, None,
-            known.repository, access.revision, (note,), known.licence,
-        )  # fmt: skip
-    location = loader.locate(text, access, need="config")
-    if exported.format_of(location.path):
-        record = exported.read(location.path)
+    found = loader.find(text, access)
+    if isinstance(found, loader.Repository):
+        known = found.known
+        if known and not hub_cache.find(found.name, access.revision):
+            config = VARIANTS[known.variant].with_classes(known.num_classes)
+            note = f"not on this machine; `cvt download {known.name}` fetches it"
+            return Description(
+                known.name, known, config.with_activation(activation), labels.imagenet(),
+                Preprocessing.published(*(size or (known.size, known.size))), None, None, None,
+                found.name, access.revision, (note,), known.licence,
+            )  # fmt: skip
+        found = loader.held(found, access, need="config")
+    location, path = found, found.path
+    record = exported.read(path) if exported.format_of(path) else None
+    if record is None and path.suffix == ".safetensors" and not layouts.folder_of(path):
+        record = exported.of_safetensors(path)
+    if record is not None:
+        if exported.format_of(path):
+            record = record.at(size, path)
+        said = record.described
+        if size is not None:
+            said = replace(said, preprocessing=said.preprocessing.with_size(*size))
         repository = record.source if hub.REPOSITORY.fullmatch(record.source) else None
         note = f"exported from {record.model} in {record.precision} by version {record.version}"
         return Description(
-            location.name, None, record.config, record.labels, record.preprocessing, None,
-            location.path, hub_cache.content_hash(location.path), repository, record.revision,
-            (note,), record.licence,
+            location.name, None, said.config.with_activation(activation), said.labels,
+            said.preprocessing, None, path, _sha256(path), repository, record.revision, (note,),
+            record.licence,
         )  # fmt: skip
-    folder = layouts.folder_of(location.path)
-    if folder is None:
+    folder = layouts.folder_of(path)
+    stored: Path | None = path
+    if folder is not None:
+        said = layouts.read_folder(folder, location.known, size, activation)
+        stored = layouts.find_weights(folder)
+    elif path.suffix == ".safetensors":
+        shapes = layouts.safetensors_shapes(path)
+        said = layouts.describe_tensors(path, shapes, location.known, size, activation)
+    else:
         from cvt_cli import weights
 
-        said = weights.load(location.path, location.known).described
-        stored: Path | None = location.path
-    else:
-        said = layouts.read_folder(folder, location.known)
-        stored = layouts.find_weights(folder)
+        said = weights.load(path, location.known, size, activation).described
     announced, repository = None, None
     if location.snapshot is not None:
         repository = location.snapshot.repository
         announced = hub_cache.announced_hash(stored) if stored else None
     if stored and (announced is None or len(announced) != 64):
-        announced = hub_cache.content_hash(stored)
+        announced = _sha256(stored)
+    known = location.known
+    if folder is not None and location.snapshot is None and not (known and known.embedded):
+        known = None  # the name of a folder says too little
+    licence = known.licence if known else layouts.licence_in(folder) if folder else None
     return Description(
-        location.name, location.known, said.config, said.labels, said.preprocessing, folder, stored,
-        announced, repository, location.revision, said.notes,
-        location.known.licence if location.known else None,
+        location.name, known, said.config, said.labels, said.preprocessing, folder, stored,
+        announced, repository, location.revision, said.notes, licence,
     )  # fmt: skip
+
+
+def _sha256(path: Path) -> str:
+    try:
+        return hub_cache.content_hash(path)
+    except OSError as error:
+        raise layouts.unreadable(path, error) from None
 
 
 @dataclass(frozen=True)

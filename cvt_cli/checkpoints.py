@@ -35,6 +35,7 @@ class Checkpoint:
     licence: str  # as the model card says; the authors' code and files are under MIT
     num_classes: int = 1000  # "22k" in a name means the pre-training alone
     scores: Scores | None = None  # None: not an ImageNet model
+    misstated: int | None = None  # size that its repository's preprocessing file gives, wrongly
 
     @property
     def embedded(self) -> Path | None:
@@ -47,8 +48,9 @@ def _published(variant: str, size: int, pretrained: str, *scores: float) -> Chec
     name = f"cvt-{variant}{suffix}"
     original = f"CvT-{variant}-{size}x{size}-IN-{pretrained}.pth"
     return Checkpoint(
-        name, variant, size, f"microsoft/{name}", original, "Apache-2.0", scores=Scores(*scores)
-    )
+        name, variant, size, f"microsoft/{name}", original, "Apache-2.0", scores=Scores(*scores),
+        misstated=224 if name == "cvt-13-384-22k" else None,
+    )  # fmt: skip
 
 
 CHECKPOINTS: dict[str, Checkpoint] = {

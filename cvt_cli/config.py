@@ -10,6 +10,15 @@ from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from cvt_cli.errors import ConfigError, UsageError
+from cvt_cli.limits import (
+    LARGEST_KERNEL,
+    LARGEST_MLP_RATIO,
+    LARGEST_SIZE,
+    LARGEST_WIDTH,
+    MOST_BLOCKS,
+    MOST_CLASSES,
+    MOST_STAGES,
+)
 
 Activation = Literal["quick_gelu", "gelu"]
 
@@ -37,25 +46,35 @@ class StageConfig:
     drop_path: float = 0.0  # stochastic depth at the last block; rises linearly from 0 at the first
 
     def __post_init__(self) -> None:
-        for name in ("width", "depth", "heads", "kernel", "stride"):
-            if not _is_count(getattr(self, name)):
+        for name, most in (
+            ("width", LARGEST_WIDTH),
+            ("depth", MOST_BLOCKS),
+            ("heads", LARGEST_WIDTH),
+            ("kernel", LARGEST_KERNEL),
+            ("stride", LARGEST_KERNEL),
+        ):
+            if not _is_count(getattr(self, name), most):
                 raise ConfigError(
-                    f"stage `{name}` is {getattr(self, name)!r}; it must be a positive integer"
+                    f"stage `{name}` is {shown(getattr(self, name))}; it must be a positive "
+                    f"integer of at most {most:,}"
                 )
         if not (isinstance(self.padding, int) and 0 <= self.padding <= self.kernel // 2):
             raise ConfigError(
-                f"stage `padding` is {self.padding!r}; "
+                f"stage `padding` is {shown(self.padding)}; "
                 f"it must be from 0 to half of the kernel ({self.kernel // 2})"
             )
         if self.width % self.heads:
             raise ConfigError(
                 f"stage `width` {self.width} cannot be split into {self.heads} heads of equal width"
             )
-        if not self.mlp_ratio > 0 or self.hidden_width < 1:
-            raise ConfigError(f"stage `mlp_ratio` is {self.mlp_ratio!r}; it must be positive")
+        if not 0 < self.mlp_ratio <= LARGEST_MLP_RATIO or self.hidden_width < 1:
+            raise ConfigError(
+                f"stage `mlp_ratio` is {shown(self.mlp_ratio)}; it must be positive, and at most "
+                f"{LARGEST_MLP_RATIO}"
+            )
         if not 0 <= self.drop_path < 1:
             raise ConfigError(
-                f"stage `drop_path` is {self.drop_path!r}; it must be at least 0 and below 1"
+                f"stage `drop_path` is {shown(self.drop_path)}; it must be at least 0 and below 1"
             )
 
     @property
@@ -83,16 +102,28 @@ class CvTConfig:
     activation: Activation = "quick_gelu"
 
     def __post_init__(self) -> None:
-        if not self.stages:
-            raise ConfigError("a CvT needs at least one stage")
-        if not _is_count(self.num_classes):
+        if not 1 <= len(self.stages) <= MOST_STAGES:
+            raise ConfigError(f"{len(self.stages)} stages; a CvT has from 1 to {MOST_STAGES}")
+        if not _is_count(self.num_classes, MOST_CLASSES):
             raise ConfigError(
-                f"`num_classes` is {self.num_classes!r}; it must be a positive integer"
+                f"`num_classes` is {shown(self.num_classes)}; it must be a positive integer of at "
+                f"most {MOST_CLASSES:,}"
             )
         if self.activation not in get_args(Activation):
             raise ConfigError(
-                f"`activation` is {self.activation!r}; accepted are `quick_gelu` and `gelu`"
+                f"`activation` is {shown(self.activation)}; accepted are `quick_gelu` and `gelu`"
             )
+
+    def check_size(self, height: int, width: int) -> None:
+        """Raises ConfigError if no token would be left of an input of this size in pixels."""
+        map_height, map_width = height, width
+        for index, stage in enumerate(self.stages):
+            map_height, map_width = stage.embedded(map_height), stage.embedded(map_width)
+            if map_height < 1 or map_width < 1:
+                raise ConfigError(
+                    f"an input of {height}x{width} pixels is too small for this network: its "
+                    f"stage {index} would have {max(0, map_height)}x{max(0, map_width)} tokens"
+                )
 
     def with_classes(self, num_classes: int) -> "CvTConfig":
         """The same network with another number of classes."""
@@ -112,8 +143,14 @@ def variant_of(config: CvTConfig) -> str | None:
     return next((key for key, value in VARIANTS.items() if plan(value) == plan(config)), None)
 
 
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+def _is_count(value: object, most: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value <= most
+
+
+def shown(value: object) -> str:
+    """A value of a stranger's file as a message shows it."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:59]}…"
 
 
 def _published(
@@ -180,10 +217,17 @@ def parse_size(text: str) -> tuple[int, int]:
             f"`{text}` is not an input size; accepted are pixels such as `384`, "
             "or height x width such as `384x512`"
         )
+    if any(len(part.strip()) > 9 for part in parts):
+        raise UsageError(f"input size `{text}` is too large; {LARGEST_SIZE} pixels is the most")
     height, width = int(parts[0]), int(parts[-1])
     if min(height, width) < SMALLEST_SIZE:
         raise UsageError(
             f"input size {height}x{width} is too small; "
             f"height and width must be at least {SMALLEST_SIZE} pixels"
+        )
+    if max(height, width) > LARGEST_SIZE:
+        raise UsageError(
+            f"input size {height}x{width} is too large; "
+            f"height and width must be at most {LARGEST_SIZE} pixels"
         )
     return height, width

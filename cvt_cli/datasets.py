@@ -32,7 +32,7 @@ from PIL import Image
 
 from cvt_cli import files, images, places
 from cvt_cli.errors import DataError
-from cvt_cli.labels import Labels, imagenet
+from cvt_cli.labels import Labels, imagenet, imagenet_wnids
 from cvt_cli.progress import Say
 from cvt_cli.sources import ARCHIVE_ERRORS
 from cvt_cli.trees import Folder, Tree, open_tree
@@ -307,8 +307,7 @@ def _from_table(tree: Tree, flat: list[str], lines: list[str], path: str) -> Lab
     else:
         pairs = [_val_pair(tree, number, line, path) for number, line in rows]
         layout = _VAL_TABLE
-    wnids = imagenet().wnids
-    assert wnids is not None
+    wnids = imagenet_wnids()
     names = [name for name, _ in pairs]
     found = tree.images() if any("/" in name for name in names) else flat
     _check_table(found, names, tree.root, path)
@@ -351,8 +350,7 @@ def _devkit_pairs(
             hint=f"put `meta.mat`, or `{_DEVKIT_ARCHIVE}` as it is, into `{tree.parent().root}`",
         )
     wnid_of = _devkit_classes(*meta)
-    wnids = imagenet().wnids
-    assert wnids is not None
+    wnids = imagenet_wnids()
     index_of = {wnid: index for index, wnid in enumerate(wnids)}
     on_disk = {PurePosixPath(name).stem: name for name in flat}
     pairs = []
@@ -646,7 +644,8 @@ def match_classes(
         return _by_map(classes, labels, label_map), f"the label map `{label_map}`"
     ways = [("the model's class names", list(labels.names))]
     if labels.wnids is not None:
-        ways.append(("WordNet identifiers", list(labels.wnids)))
+        ways.append(("WordNet identifiers", [wnid or "" for wnid in labels.wnids]))
+    if labels.are_imagenet:
         ways.append(("class numbers", [str(index) for index in range(len(labels))]))
     for how, keys in ways:
         if set(classes) <= set(keys):

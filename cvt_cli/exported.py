@@ -18,6 +18,7 @@ from cvt_cli import __version__, layouts
 from cvt_cli.config import CvTConfig
 from cvt_cli.errors import CheckpointError, CvtError, UsageError
 from cvt_cli.labels import Labels
+from cvt_cli.layouts import CheckpointConfig
 from cvt_cli.preprocessing import Preprocessing
 
 GraphFormat = Literal["onnx", "openvino", "pt2"]
@@ -115,6 +116,11 @@ class Record:
             texts[_VERSION],
         )
 
+    @property
+    def described(self) -> CheckpointConfig:
+        """What the file is, as of any checkpoint."""
+        return CheckpointConfig(self.config, self.labels, self.preprocessing)
+
     def at(self, size: tuple[int, int] | None, path: Path) -> "Record":
         """The same for images of another height and width.
 
@@ -183,23 +189,34 @@ def read(path: Path) -> Record:
             hint="export it again from its checkpoint: "
             f"cvt export MODEL --format {form} --output FILE{SUFFIXES[form]}",
         )
+    return _record(texts, path)
+
+
+def of_safetensors(path: Path) -> Record | None:
+    """What a safetensors file says of itself; None where another tool wrote it.
+
+    Raises:
+        CheckpointError: the file or what it says is damaged.
+    """
+    texts = layouts.safetensors_header(path).metadata
+    return _record(texts, path) if _VERSION in texts else None
+
+
+_NOT_OURS: tuple[type[Exception], ...] = (
+    *(LookupError, ValueError, TypeError, AttributeError, ArithmeticError, RecursionError),
+    CvtError,
+)
+"""What reading texts raises that are no `Record`'s."""
+
+
+def _record(texts: Mapping[str, str], path: Path) -> Record:
     try:
         return Record.from_strings(texts)
-    except (LookupError, ValueError, TypeError, AttributeError, CvtError) as error:
+    except _NOT_OURS as error:
         raise CheckpointError(
             f"the metadata of `{path}` are damaged, or from another version "
             f"({texts[_VERSION]}) of `cvt export`: {error!r}"
         ) from None
-
-
-def of_safetensors(path: Path) -> Record | None:
-    """What a safetensors file says of itself; None where another tool wrote it, or damaged."""
-    try:
-        with path.open("rb") as file:
-            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-        return Record.from_strings(header["__metadata__"])
-    except (OSError, LookupError, ValueError, TypeError, AttributeError, MemoryError, CvtError):
-        return None
 
 
 def _read_openvino(path: Path) -> dict[str, str]:

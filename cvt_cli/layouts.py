@@ -6,18 +6,18 @@ Two layouts are known. "reference" is the official code's and ours, such as
 table translates in both directions.
 """
 
-import json
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cvt_cli import labels
+from cvt_cli import labels, text
 from cvt_cli.checkpoints import Checkpoint
-from cvt_cli.config import VARIANTS, Activation, CvTConfig, StageConfig
-from cvt_cli.errors import CheckpointError, ConfigError
+from cvt_cli.config import VARIANTS, Activation, CvTConfig, StageConfig, shown, variant_of
+from cvt_cli.errors import CheckpointError, ConfigError, UsageError
 from cvt_cli.labels import Labels
+from cvt_cli.limits import LARGEST_CONFIG_BYTES, LARGEST_HEADER_BYTES, MOST_STAGES
 from cvt_cli.preprocessing import Preprocessing
 
 Shape = tuple[int, ...]
@@ -28,6 +28,9 @@ WEIGHTS_FILE = "model.safetensors"
 PICKLED_WEIGHTS_FILE = "pytorch_model.bin"
 WEIGHTS_FILES = (WEIGHTS_FILE, PICKLED_WEIGHTS_FILE)  # the first that there is counts
 CARD_FILE = "README.md"
+
+BEST, LAST = "best", "last"
+"""The checkpoint folders of a training run."""
 
 SUFFIXES = (".safetensors", ".bin", ".pth", ".pt")
 """Of the files that hold tensors."""
@@ -85,6 +88,31 @@ def is_transformers(names: Iterable[str]) -> bool:
     return any(name.startswith("cvt.encoder.") for name in names)
 
 
+def reference_names(names: Iterable[object], source: Path) -> dict[Any, str]:
+    """The reference name of each tensor of a file, whichever layout it is in.
+
+    Args:
+        names: as the file has them; the prefix of a network that was trained on several devices
+            is left out.
+        source: the file, for the message.
+
+    Raises:
+        CheckpointError: two of them mean the same tensor; both are named.
+    """
+    found = {name: str(name).removeprefix("module.") for name in names}
+    if is_transformers(found.values()):
+        found = {name: to_reference(stripped) for name, stripped in found.items()}
+    first: dict[str, object] = {}
+    for name, ours in found.items():
+        if first.setdefault(ours, name) is not name:
+            raise CheckpointError(
+                f"`{source}` has one tensor under two names, `{first[ours]}` and `{name}`, and "
+                "does not say which of them counts",
+                hint="save it again with one of them",
+            )
+    return found
+
+
 def variant_of_shapes(shapes: Mapping[str, Shape], source: Path) -> tuple[str, CvTConfig]:
     """The known variant whose tensors these are, with the head's number of classes.
 
@@ -117,7 +145,10 @@ def variant_of_shapes(shapes: Mapping[str, Shape], source: Path) -> tuple[str, C
         stages = [(stage.width, stage.depth, stage.kernel) for stage in config.stages]
         found = [(e[0], d, e[-1]) for e, d in zip(embeddings, depths, strict=True)]
         if stages == found:
-            return variant, config.with_classes(head[0])
+            try:
+                return variant, config.with_classes(head[0])
+            except ConfigError as error:
+                raise CheckpointError(f"`{source}`: {error}") from None
     widths = [shape[0] for shape in embeddings]
     known = ", ".join(f"`{variant}`" for variant in VARIANTS)
     raise CheckpointError(
@@ -127,32 +158,72 @@ def variant_of_shapes(shapes: Mapping[str, Shape], source: Path) -> tuple[str, C
     )
 
 
-def safetensors_shapes(path: Path) -> dict[str, Shape]:
-    """Shapes by name from the header of a safetensors file; no tensor is read.
+@dataclass(frozen=True)
+class Header:
+    """What a safetensors file says of itself before its tensors."""
+
+    shapes: dict[str, Shape]
+    dtypes: dict[str, str]  # such as "F32"
+    metadata: dict[str, Any]  # texts by name, of well-formed files
+
+
+def safetensors_header(path: Path) -> Header:
+    """The header of a safetensors file; no tensor is read.
 
     Raises:
-        CheckpointError: the file is empty, truncated, or no safetensors file.
+        CheckpointError: the file is unreadable, empty, truncated, or no safetensors file.
     """
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if size < 8 or length > size - 8:
-            raise CheckpointError(
-                f"`{path}` is empty, cut short or no safetensors file ({size} bytes)"
-            )
-        try:
-            header = json.loads(file.read(length))
-            end = max((t["data_offsets"][1] for n, t in header.items() if n[:2] != "__"), default=0)
-            shapes = {n: tuple(t["shape"]) for n, t in header.items() if n[:2] != "__"}
-        except (ValueError, TypeError, LookupError, AttributeError):
-            raise CheckpointError(
-                f"`{path}` is no safetensors file: its header is not readable"
-            ) from None
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if size < 8 or length > size - 8:
+                raise CheckpointError(
+                    f"`{path}` is empty, cut short or no safetensors file ({size} bytes)"
+                )
+            if length > LARGEST_HEADER_BYTES:
+                raise CheckpointError(
+                    f"`{path}` is no safetensors file: its header would have {length:,} bytes, and "
+                    f"may have {LARGEST_HEADER_BYTES:,}"
+                )
+            content = file.read(length)
+    except OSError as error:
+        raise unreadable(path, error) from None
+    shapes, dtypes, metadata, end = {}, {}, {}, 0
+    try:
+        for name, entry in text.parsed_json(content, unique=True).items():
+            if name == "__metadata__":
+                metadata = dict(entry)
+                continue
+            start, end_of_it = entry["data_offsets"]
+            shape = tuple(entry["shape"])
+            if not all(_is_size(number) for number in (start, end_of_it, *shape)):
+                raise ValueError(f"{shown(name)} has {shown(entry)}")
+            shapes[name], dtypes[name] = shape, str(entry["dtype"])
+            end = max(end, end_of_it)
+    except (ValueError, TypeError, LookupError, AttributeError):
+        raise CheckpointError(
+            f"`{path}` is no safetensors file: its header is not readable"
+        ) from None
     if size < 8 + length + end:
         raise CheckpointError(
             f"`{path}` is cut short: {size} bytes of {8 + length + end} that its header announces"
         )
-    return shapes
+    return Header(shapes, dtypes, metadata)
+
+
+def _is_size(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 63
+
+
+def safetensors_shapes(path: Path) -> dict[str, Shape]:
+    """Shapes by name as the file has them; raises as `safetensors_header`."""
+    return safetensors_header(path).shapes
+
+
+def unreadable(path: Path, error: OSError) -> CheckpointError:
+    """What to tell the user of a checkpoint's file that the system does not let us read."""
+    return CheckpointError(f"`{path}` cannot be read: {error.strerror or error}")
 
 
 @dataclass(frozen=True)
@@ -162,7 +233,10 @@ class CheckpointConfig:
     config: CvTConfig
     labels: Labels
     preprocessing: Preprocessing
-    notes: tuple[str, ...]  # what was assumed, one sentence each
+    notes: tuple[str, ...] = field(default=())  # what was assumed, one sentence each
+
+    def __post_init__(self) -> None:
+        self.config.check_size(self.preprocessing.height, self.preprocessing.width)
 
 
 def folder_of(path: Path) -> Path | None:
@@ -171,6 +245,22 @@ def folder_of(path: Path) -> Path | None:
         return path
     beside = path.with_name(CONFIG_FILE)
     return path.parent if path.name == WEIGHTS_FILE and beside.is_file() else None
+
+
+def best_of(folder: Path) -> Path | None:
+    """The checkpoint that a training run chose; None for any other folder."""
+    best = folder / BEST
+    is_run = not (folder / CONFIG_FILE).exists() and (best / CONFIG_FILE).is_file()
+    return best if is_run else None
+
+
+def _content_of(folder: Path) -> str:
+    """The first names in a folder, as the end of a sentence."""
+    try:
+        present = sorted(path.name for path in folder.iterdir())
+    except OSError as error:
+        raise unreadable(folder, error) from None
+    return ", ".join(present[:8]) or "nothing"
 
 
 def weights_in(folder: Path) -> Path:
@@ -192,6 +282,23 @@ def find_weights(folder: Path) -> Path | None:
     """The file with a folder's tensors, if it is there: safetensors rather than a pickle."""
     paths = (folder / name for name in WEIGHTS_FILES)
     return next((path for path in paths if path.is_file()), None)
+
+
+def card_in(folder: Path) -> str | None:
+    """The model card of a folder; None where there is none that can be read."""
+    try:
+        return text.read_text(folder / CARD_FILE, most=LARGEST_CONFIG_BYTES)
+    except (OSError, ValueError):
+        return None
+
+
+def licence_in(folder: Path) -> str | None:
+    """What the header of a folder's model card says of the licence."""
+    _, dashes, rest = (card_in(folder) or "").partition("---")
+    found = dashes and re.search(
+        r"^license: *[\"']?([^\n\"']+)", rest.partition("---")[0], re.MULTILINE
+    )
+    return found[1].strip() if found else None
 
 
 def read_folder(
@@ -217,7 +324,7 @@ def read_folder(
     if content.get("model_type") != "cvt":
         raise CheckpointError(
             f"`{path}` describes a model of type "
-            f"{content.get('model_type') or content.get('architecture')!r}; accepted is 'cvt'"
+            f"{shown(content.get('model_type') or content.get('architecture'))}; accepted is 'cvt'"
         )
     preprocessing = None
     try:
@@ -230,17 +337,14 @@ def read_folder(
     except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
         # A number where a list belongs, text where a number belongs, and the like.
         raise ConfigError(f"`{path}` holds a value of the wrong kind: {error}") from None
-    if known is not None and config.num_classes != known.num_classes:
-        known = None  # somebody's own, in a folder of that name
+    if known is not None and not _may_be(known, config, content):
+        known = None
     notes = []
     if activation is None and "activation" not in content:
         # transformers knows exact GELU only, but the published weights were trained with QuickGELU.
         activation = "quick_gelu" if known else "gelu"
         if not known:
-            notes.append(
-                f"`{folder / CONFIG_FILE}` does not say the activation: taken as `gelu`, as "
-                "transformers computes it; --activation overrules"
-            )
+            notes.append(_assumed_gelu(f"`{folder / CONFIG_FILE}` does not say the activation"))
     if preprocessing is None:
         default = (known.size, known.size) if known else (224, 224)
         preprocessing = Preprocessing.published(*(size or default))
@@ -248,8 +352,7 @@ def read_folder(
             f"`{folder}` has no `{PREPROCESSING_FILE}`: "
             f"taken as {preprocessing.describe()}; --res overrules the size"
         )
-    elif known and (preprocessing.height, preprocessing.width) != (known.size, known.size):
-        # microsoft/cvt-13-384-22k says 224; the published numbers were measured at 384.
+    elif known and preprocessing.height == preprocessing.width == known.misstated:
         size_said = f"{preprocessing.height}x{preprocessing.width}"
         preprocessing = Preprocessing.published(known.size, known.size)
         notes.append(
@@ -259,20 +362,86 @@ def read_folder(
     if size is not None:
         preprocessing = preprocessing.with_size(*size)
     config = config.with_activation(activation)
-    return CheckpointConfig(config, names, preprocessing, tuple(notes))
+    try:
+        return CheckpointConfig(config, names, preprocessing, tuple(notes))
+    except ConfigError as error:
+        raise ConfigError(f"`{path}`: {error}") from None
+
+
+def _may_be(known: Checkpoint, config: CvTConfig, content: Mapping[str, Any]) -> bool:
+    """Whether a folder of a known checkpoint's name may hold a copy of it.
+
+    It does not if its network is another, or if this tool wrote it: then it says everything.
+    """
+    return (
+        "cvt_cli_version" not in content
+        and variant_of(config) == known.variant
+        and config.num_classes == known.num_classes
+    )
+
+
+def _assumed_gelu(why: str) -> str:
+    return f"{why}: taken as `gelu`, as transformers computes it; --activation overrules"
+
+
+def describe_tensors(
+    path: Path,
+    shapes: Mapping[Any, Shape],
+    known: Checkpoint | None = None,
+    size: tuple[int, int] | None = None,
+    activation: Activation | None = None,
+) -> CheckpointConfig:
+    """What a file of tensors alone is: all that their names and shapes tell, the rest noted.
+
+    Args:
+        path: of the file.
+        shapes: by name as the file has them.
+        known: the published checkpoint that the file's name says it is, if it does.
+        size: input height and width in pixels; by default the known checkpoint's.
+        activation: of the MLPs; by default by who saved it.
+
+    Raises:
+        UsageError: the input size is not known and not given.
+        CheckpointError: the tensors are no known variant's.
+    """
+    ours = reference_names(shapes, path)
+    variant, config = variant_of_shapes({ours[name]: s for name, s in shapes.items()}, path)
+    if size is None and known is not None:
+        size = (known.size, known.size)
+    if size is None:
+        raise UsageError(
+            f"`{path.name}` does not say its input size and is no known file name",
+            hint="give it with --res, for example --res 224",
+        )
+    notes = []
+    names = labels.imagenet()
+    if config.num_classes != len(names):
+        names = labels.unnamed(config.num_classes)
+        notes.append(f"`{path.name}` does not name its {len(names)} classes: shown by number")
+    elif known is None:
+        notes.append(f"`{path.name}` does not name its 1000 classes: taken as ImageNet's")
+    if activation is None and known is None and is_transformers(map(str, shapes)):
+        activation = "gelu"
+        notes.append(_assumed_gelu(f"`{path.name}` has the names that transformers gives tensors"))
+    preprocessing = Preprocessing.of_variant(variant, *size)
+    return CheckpointConfig(config.with_activation(activation), names, preprocessing, tuple(notes))
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = text.read_json(path, most=LARGEST_CONFIG_BYTES, unique=True)
     except FileNotFoundError:
-        present = sorted(p.name for p in path.parent.iterdir())[:8]
+        last = path.with_name(LAST)
         raise CheckpointError(
-            f"`{path}` does not exist; the folder holds {', '.join(present) or 'nothing'}",
-            hint="a checkpoint folder holds `config.json`, `model.safetensors` "
+            f"`{path}` does not exist; the folder holds {_content_of(path.parent)}",
+            hint=f"of this run no epoch is finished; `{last}` is a checkpoint too"
+            if (last / CONFIG_FILE).is_file()
+            else "a checkpoint folder holds `config.json`, `model.safetensors` "
             "(or `pytorch_model.bin`) and `preprocessor_config.json`",
         ) from None
-    except (ValueError, OSError) as error:
+    except OSError as error:
+        raise unreadable(path, error) from None
+    except ValueError as error:
         raise CheckpointError(f"`{path}` cannot be read as JSON: {error}") from None
     if not isinstance(content, dict):
         raise CheckpointError(f"`{path}` holds no JSON object")
@@ -299,7 +468,7 @@ def config_from_transformers(config: dict[str, Any]) -> tuple[CvTConfig, Labels]
         ConfigError: it holds a value that no published CvT has.
     """
     if config.get("num_channels", 3) != 3:
-        raise ConfigError(f"`num_channels` is {config['num_channels']!r}; only 3 is supported")
+        raise ConfigError(f"`num_channels` is {shown(config['num_channels'])}; only 3 is supported")
     published = VARIANTS["13"].stages  # transformers' defaults are CvT-13's
     defaults: dict[str, list[Any]] = {
         "patch_sizes": [s.kernel for s in published],
@@ -315,14 +484,18 @@ def config_from_transformers(config: dict[str, Any]) -> tuple[CvTConfig, Labels]
     number = len(columns["embed_dim"]) if isinstance(columns["embed_dim"], list) else 0
     for name, values in columns.items():
         if not isinstance(values, list) or len(values) != number or not number:
-            raise ConfigError(f"`{name}` is {values!r}; it must be a list with one value per stage")
+            raise ConfigError(
+                f"`{name}` is {shown(values)}; it must be a list with one value per stage"
+            )
+    if number > MOST_STAGES:
+        raise ConfigError(f"`embed_dim` has {number:,} stages; {MOST_STAGES} is the most")
     for name, value in _FIXED.items():
         values = config.get(name, [value] * number)
         if values != [value] * number:
-            raise ConfigError(f"`{name}` is {values!r}; only {[value] * number} is supported")
+            raise ConfigError(f"`{name}` is {shown(values)}; only {[value] * number} is supported")
     class_tokens = [False] * (number - 1) + [True]
     if config.get("cls_token", class_tokens) != class_tokens:
-        raise ConfigError(f"`cls_token` is {config['cls_token']!r}; only {class_tokens} is")
+        raise ConfigError(f"`cls_token` is {shown(config['cls_token'])}; only {class_tokens} is")
     stages = tuple(
         StageConfig(width, depth, heads, kernel, stride, padding, mlp_ratio, drop_path)
         for kernel, stride, padding, width, heads, depth, mlp_ratio, drop_path in zip(

@@ -4,14 +4,15 @@ Imports torch only inside the functions that need it.
 """
 
 import functools
-import re
+import os
+import stat
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from cvt_cli import checkpoints, exported, files, hub, hub_cache, layouts, machine, places
-from cvt_cli.checkpoints import Checkpoint
+from cvt_cli.checkpoints import CHECKPOINTS, Checkpoint
 from cvt_cli.config import DEFAULT_SIZES, VARIANTS, Activation, CvTConfig, parse_size, parse_variant
 from cvt_cli.costs import Costs, costs
 from cvt_cli.errors import CheckpointError, CvtError, UnreachableError, UsageError
@@ -83,25 +84,47 @@ class ReadyModel:
     notes: tuple[str, ...]
 
 
-def locate(text: str, access: Access, need: Literal["weights", "config"] = "weights") -> Location:
-    """Find what the user calls a model: a known name, a file or folder, a hub repository.
+@dataclass(frozen=True)
+class Repository:
+    """A hub repository that the user named, whatever of it is on this machine."""
 
-    What the cache does not hold is fetched; what it holds costs no network call.
+    name: str
+    known: Checkpoint | None
+
+
+def find(text: str, access: Access) -> Location | Repository:
+    """What the user calls a model: a file or folder, a known name, a hub repository.
+
+    The one place that decides it, for every command; asks no hub. What is on this machine under
+    that name comes first, and a line says so where the name is a known checkpoint's too. Of a
+    training run the best epoch is meant.
 
     Raises:
-        UsageError: a revision of something that has none.
-        CheckpointError: it is nowhere, or cannot be fetched (`hub.fetch`).
+        UsageError: it is empty, or a revision of something that has none.
+        CheckpointError: it is nowhere, or unreadable.
     """
     known = checkpoints.find(text)
     path = Path(places.expanded(text))
-    if (known and known.embedded) or (text and path.exists()):
-        if access.revision is not None:
-            raise UsageError(
-                f"`{text}` is on this machine; --revision is for repositories on the hub"
+    here = _mode(path, or_raise=known is None)
+    if access.revision is not None and (here is not None or (known and known.embedded)):
+        raise UsageError(f"`{text}` is on this machine; --revision is for repositories on the hub")
+    if here is not None:
+        is_folder, name = stat.S_ISDIR(here), text
+        if not (is_folder or stat.S_ISREG(here)):
+            raise CheckpointError(f"`{path}` is neither a folder nor a regular file")
+        if known is not None and path.suffix not in layouts.SUFFIXES:
+            name = os.path.join(os.curdir, text)  # in results, which it would be mistaken in
+            other = known.repository or known.name.replace("-", "_")
+            access.say(
+                f"`{text}` is taken as the {'folder' if is_folder else 'file'} of that name here; "
+                f"`{other}` means the known checkpoint"
             )
-        if known and known.embedded:
-            return Location(known.name, known.embedded, known)
-        return Location(text, path, known or _known_by_path(path.resolve()))
+        if is_folder and (best := layouts.best_of(path)):
+            access.say(f"`{path}` is a training run: its best epoch is taken, `{best}`")
+            return Location(os.path.join(name, best.name), best, None)
+        return Location(name, path, known or _known_by_path(path.resolve()))
+    if known and known.embedded:
+        return embedded(known)
     repository = known.repository if known else _repository(text)
     if repository is None:
         raise CheckpointError(
@@ -109,7 +132,54 @@ def locate(text: str, access: Access, need: Literal["weights", "config"] = "weig
             "nor a repository (owner/name)",
             hint=checkpoints.suggestion(text),
         )
-    snapshot = hub_cache.find(repository, access.revision)
+    return Repository(repository, known)
+
+
+def _mode(path: Path, or_raise: bool) -> int | None:
+    """The kind of what is at a path, as `stat` tells it; None where there is nothing.
+
+    Raises:
+        CheckpointError: nobody may look there, if ``or_raise``.
+    """
+    try:
+        return path.stat().st_mode
+    except PermissionError as error:
+        if or_raise:
+            raise layouts.unreadable(path, error) from None
+    except (OSError, ValueError):  # ValueError: no system takes such a name
+        pass
+    return None
+
+
+def embedded(known: Checkpoint) -> Location:
+    """A checkpoint that is part of this package."""
+    assert known.embedded is not None
+    return Location(known.name, known.embedded, known)
+
+
+def locate(text: str, access: Access, need: Literal["weights", "config"] = "weights") -> Location:
+    """Where on this machine that is which the user calls a model (`find`).
+
+    What the cache does not hold is fetched; what it holds costs no network call.
+
+    Raises:
+        UsageError: as `find`.
+        CheckpointError: as `find`, or it cannot be fetched (`hub.fetch`).
+    """
+    found = find(text, access)
+    return found if isinstance(found, Location) else held(found, access, need)
+
+
+def held(
+    repository: Repository, access: Access, need: Literal["weights", "config"] = "weights"
+) -> Location:
+    """Where a hub repository is on this machine, fetched if need be.
+
+    Raises:
+        CheckpointError: it cannot be fetched (`hub.fetch`).
+    """
+    known = repository.known
+    snapshot = hub_cache.find(repository.name, access.revision)
     missing = set(snapshot.missing) if snapshot else {layouts.CONFIG_FILE}
     if known:  # its preprocessing is known too
         missing -= {layouts.PREPROCESSING_FILE}
@@ -118,7 +188,7 @@ def locate(text: str, access: Access, need: Literal["weights", "config"] = "weig
     if snapshot is None or missing:
         try:
             snapshot = hub.fetch(
-                repository,
+                repository.name,
                 access.revision,
                 known=known,
                 weights=need == "weights",
@@ -130,7 +200,7 @@ def locate(text: str, access: Access, need: Literal["weights", "config"] = "weig
             if snapshot is None or missing != {layouts.PREPROCESSING_FILE}:
                 raise
     hub_cache.refuse_links_out_of_the_cache(snapshot)
-    return Location(known.name if known else repository, snapshot.folder, known, snapshot)
+    return Location(known.name if known else repository.name, snapshot.folder, known, snapshot)
 
 
 def _repository(text: str) -> str | None:
@@ -207,12 +277,14 @@ def record_of(
     known, snapshot = location.known, location.snapshot
     if snapshot is not None:
         source = snapshot.repository
-    elif known is not None and known.embedded:
+    elif known is not None and known.embedded == location.path:
         source = "cvt-cli"
     else:  # a path may say more of the machine than the user wants to pass on
         source = location.path.resolve().name
     folder = layouts.folder_of(location.path)
-    licence = known.licence if known else folder and _licence_in(folder / layouts.CARD_FILE)
+    if snapshot is None and folder and source != "cvt-cli":
+        known = None  # its name alone says too little
+    licence = known.licence if known else folder and layouts.licence_in(folder)
     announced = hub_cache.weights_hash(snapshot) if snapshot else None
     if announced is None or len(announced) != 64:
         announced = hub_cache.content_hash(_tensors_of(location))
@@ -232,16 +304,6 @@ def record_of(
     )
 
 
-def _licence_in(card: Path) -> str | None:
-    """What the header of a model card says of the licence."""
-    try:
-        header = card.read_text(encoding="utf-8").split("---", 2)[1]
-    except (OSError, ValueError, IndexError):
-        return None
-    found = re.search(r"^license: *[\"']?([^\n\"']+)", header, re.MULTILINE)
-    return found and found[1].strip()
-
-
 def _tensors_of(location: Location) -> Path:
     """The file with a checkpoint's tensors as somebody gave them."""
     folder = layouts.folder_of(location.path)
@@ -259,9 +321,7 @@ def checkpoint_to_convert(
     location, loaded = load_checkpoint(text, res, activation, access)
     stored = _weights_of(location, access) or _tensors_of(location)
     folder = layouts.folder_of(location.path)
-    card = folder and folder / layouts.CARD_FILE
-    text_of_card = card.read_text(encoding="utf-8") if card and card.is_file() else None
-    return location, loaded, stored, text_of_card
+    return location, loaded, stored, layouts.card_in(folder) if folder else None
 
 
 def load_classifier(
@@ -301,7 +361,7 @@ def load_classifier(
             raise
         access.say(str(error))
         size = activation = None
-        location = locate(WITHOUT_NETWORK, replace(access, revision=None))
+        location = embedded(CHECKPOINTS[WITHOUT_NETWORK])
         classes = layouts.read_folder(location.path).labels.names
         access.say(
             f"answering with {WITHOUT_NETWORK} in its place, which sees 32x32 pixels and knows "
@@ -313,8 +373,8 @@ def load_classifier(
     folder = layouts.folder_of(location.path)
     loaded: LoadedCheckpoint | None = None
     if folder is not None:
-        stored = stored or layouts.weights_in(folder)
         said = layouts.read_folder(folder, location.known, size, activation)
+        stored = stored or layouts.weights_in(folder)
     else:  # a bare file says what it is by its tensors alone
         from cvt_cli import weights
 
@@ -553,29 +613,38 @@ def read_architecture(text: str, access: Access) -> tuple[str, CvTConfig, tuple[
     """Name, config and input size of a model, from its name, JSON files or header alone.
 
     Raises:
+        UsageError: as `find`.
         CheckpointError: not found, or a pickle, which does not say without torch.
         ConfigError: its config holds a value that no published CvT has.
     """
-    known = checkpoints.find(text)
-    if known and not known.embedded:
-        return known.name, VARIANTS[known.variant], (known.size, known.size)
-    location = locate(text, access, need="config")
-    path = location.path
+    found = find(text, access)
+    if isinstance(found, Repository):
+        if found.known:
+            known = found.known
+            return known.name, VARIANTS[known.variant], (known.size, known.size)
+        found = held(found, access, need="config")
+    path = found.path
     if exported.format_of(path):
-        record = exported.read(path)
-        size = (record.preprocessing.height, record.preprocessing.width)
-        return location.name, record.config, size
-    if (folder := layouts.folder_of(path)) is not None:
-        said = layouts.read_folder(folder, location.known)
-        return location.name, said.config, (said.preprocessing.height, said.preprocessing.width)
-    if path.suffix != ".safetensors":
+        said = exported.read(path).described
+    elif (folder := layouts.folder_of(path)) is not None:
+        said = layouts.read_folder(folder, found.known)
+    elif path.suffix == ".safetensors":
+        record = exported.of_safetensors(path)
+        if record is None:
+            shapes = layouts.safetensors_shapes(path)
+            ours = layouts.reference_names(shapes, path)
+            variant, config = layouts.variant_of_shapes(
+                {ours[name]: shape for name, shape in shapes.items()}, path
+            )
+            size = found.known.size if found.known else DEFAULT_SIZES[variant]
+            return found.name, config, (size, size)
+        said = record.described
+    else:
         raise CheckpointError(
             f"`{path}` cannot be read without torch, which this command does not load",
             hint="give the architecture in place of the file: --variant 13, 21, w24 or nano",
         )
-    shapes = {layouts.to_reference(n): s for n, s in layouts.safetensors_shapes(path).items()}
-    variant, config = layouts.variant_of_shapes(shapes, path)
-    return location.name, config, (DEFAULT_SIZES[variant],) * 2
+    return found.name, said.config, (said.preprocessing.height, said.preprocessing.width)
 
 
 def costs_of(

@@ -6,11 +6,19 @@ the shorter side is resized to size / 0.875 and the centre cropped; from 384 up 
 squashed to the size, with no crop. Always PIL's bicubic, ImageNet's mean and standard deviation.
 """
 
+import math
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, get_args
 
-from cvt_cli.config import SMALLEST_SIZE
+from cvt_cli.config import SMALLEST_SIZE, shown
 from cvt_cli.errors import ConfigError
+from cvt_cli.limits import (
+    LARGEST_MEAN,
+    LARGEST_SHORTER_SIDE,
+    LARGEST_SIZE,
+    LARGEST_STD,
+    SMALLEST_STD,
+)
 
 Resize = Literal["crop", "squash"]
 Interpolation = Literal["nearest", "lanczos", "bilinear", "bicubic"]
@@ -40,23 +48,39 @@ class Preprocessing:
     def __post_init__(self) -> None:
         for name in ("height", "width"):
             value = getattr(self, name)
-            if not isinstance(value, int) or value < SMALLEST_SIZE:
+            if not (isinstance(value, int) and SMALLEST_SIZE <= value <= LARGEST_SIZE):
                 raise ConfigError(
-                    f"preprocessing `{name}` is {value!r}; "
-                    f"it must be an integer of at least {SMALLEST_SIZE} pixels"
+                    f"preprocessing `{name}` is {shown(value)}; it must be an integer of at least "
+                    f"{SMALLEST_SIZE} and at most {LARGEST_SIZE} pixels"
                 )
         if self.resize not in get_args(Resize):
-            raise ConfigError(f"preprocessing `resize` is {self.resize!r}; not crop or squash")
-        if not 0 < self.crop_pct <= 1:
+            raise ConfigError(f"preprocessing `resize` is {shown(self.resize)}; not crop or squash")
+        if self.interpolation not in get_args(Interpolation):
             raise ConfigError(
-                f"preprocessing `crop_pct` is {self.crop_pct!r}; it must be above 0 and at most 1"
+                f"preprocessing `interpolation` is {shown(self.interpolation)}; accepted are "
+                + ", ".join(f"`{name}`" for name in get_args(Interpolation))
             )
-        for name in ("mean", "std"):
+        if not (_is_number(self.crop_pct) and 0 < self.crop_pct <= 1):
+            raise ConfigError(
+                f"preprocessing `crop_pct` is {shown(self.crop_pct)}; "
+                "it must be above 0 and at most 1"
+            )
+        # By the quotient as it is: it may be too large for an integer.
+        if max(self.height, self.width) / LARGEST_SHORTER_SIDE > self.crop_pct:
+            raise ConfigError(
+                f"preprocessing `crop_pct` is {shown(self.crop_pct)}: the shorter side would be "
+                f"resized to more than {LARGEST_SHORTER_SIDE} pixels"
+            )
+        for name, least, most in (
+            ("mean", -LARGEST_MEAN, LARGEST_MEAN),
+            ("std", SMALLEST_STD, LARGEST_STD),
+        ):
             values = getattr(self, name)
-            if len(values) != 3 or not all(isinstance(v, int | float) for v in values):
-                raise ConfigError(f"preprocessing `{name}` is {values!r}; it must be 3 numbers")
-        if not all(value > 0 for value in self.std):
-            raise ConfigError(f"preprocessing `std` is {self.std!r}; it must be positive")
+            if len(values) != 3 or not all(_is_number(v) and least <= v <= most for v in values):
+                raise ConfigError(
+                    f"preprocessing `{name}` is {shown(values)}; "
+                    f"it must be 3 numbers from {least:g} to {most:g}"
+                )
 
     @classmethod
     def published(cls, height: int, width: int) -> "Preprocessing":
@@ -149,12 +173,12 @@ class Preprocessing:
         """
         for step in ("do_resize", "do_rescale", "do_normalize"):
             if config.get(step, True) is not True:
-                raise ConfigError(f"`{step}` is {config[step]!r}; only true is supported")
+                raise ConfigError(f"`{step}` is {shown(config[step])}; only true is supported")
         resample = config.get("resample", 3)
         if resample not in _RESAMPLE:
-            raise ConfigError(f"`resample` is {resample!r}; accepted are {sorted(_RESAMPLE)}")
-        if abs(config.get("rescale_factor", 1 / 255) - 1 / 255) > 1e-6:
-            raise ConfigError(f"`rescale_factor` is {config['rescale_factor']!r}; not 1/255")
+            raise ConfigError(f"`resample` is {shown(resample)}; accepted are {sorted(_RESAMPLE)}")
+        if not abs(config.get("rescale_factor", 1 / 255) - 1 / 255) <= 1e-6:  # NaN too
+            raise ConfigError(f"`rescale_factor` is {shown(config['rescale_factor'])}; not 1/255")
         common: dict[str, Any] = {
             "interpolation": _RESAMPLE[resample],
             "mean": tuple(config.get("image_mean") or IMAGENET_MEAN),
@@ -169,9 +193,15 @@ class Preprocessing:
             shorter = config.get("size", {})
             shorter = shorter.get("shortest_edge") if isinstance(shorter, dict) else shorter
             if not isinstance(shorter, int):
-                raise ConfigError(f"`size` is {config.get('size')!r}; not a shortest edge")
+                raise ConfigError(
+                    f"`size` is {shown(config.get('size'))}; not a shortest edge of some pixels"
+                )
+            if not all(_is_number(side) for side in (height, width)):
+                raise ConfigError(f"`crop_size` is {shown(config['crop_size'])}; not pixels")
             return cls(height, width, "crop", crop_pct=max(height, width) / shorter, **common)
         height, width = _height_and_width(config, "size")
+        if not all(isinstance(side, int) for side in (height, width)):
+            raise ConfigError(f"`size` is {shown(config['size'])}; not pixels")
         if not kind.startswith("ConvNext"):
             return cls(height, width, "squash", **common)
         crop_pct = config.get("crop_pct") or 224 / 256
@@ -189,7 +219,13 @@ def _height_and_width(config: dict[str, Any], key: str) -> tuple[int, int]:
             return size["height"], size["width"]
     if not isinstance(size, int):
         raise ConfigError(
-            f"`{key}` is {config.get(key)!r}; accepted are a number of pixels, "
+            f"`{key}` is {shown(config.get(key))}; accepted are a number of pixels, "
             '{"shortest_edge": n} and {"height": n, "width": n}'
         )
     return size, size
+
+
+def _is_number(value: object) -> bool:
+    """Whether it is a number that can be computed with."""
+    is_one = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_one and abs(value) <= 1e9 and math.isfinite(value)  # type: ignore[arg-type]

@@ -89,8 +89,12 @@ def read_text(path: Path, *, names: bool = False, most: int = LARGEST_BYTES) -> 
     return decoded(content, names=names)
 
 
-def parsed_json(content: str | bytes) -> Any:
+def parsed_json(content: str | bytes, *, unique: bool = False) -> Any:
     """What a JSON document holds, whoever wrote it.
+
+    Args:
+        content: of the document.
+        unique: refuse an object that has one name twice, of which the last would win.
 
     Raises:
         ValueError: it is no JSON, or nested more deeply than any of ours; the message is a
@@ -98,11 +102,20 @@ def parsed_json(content: str | bytes) -> Any:
     """
     text = content if isinstance(content, str) else decoded(content)
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_without_repeats if unique else None)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
 
 
-def read_json(path: Path, *, most: int = LARGEST_BYTES) -> Any:
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise ValueError(f"it has {name[:60]!r} twice")
+        found[name] = value
+    return found
+
+
+def read_json(path: Path, *, most: int = LARGEST_BYTES, unique: bool = False) -> Any:
     """What a JSON file holds; raises as `read_text` and `parsed_json`."""
-    return parsed_json(read_text(path, most=most))
+    return parsed_json(read_text(path, most=most), unique=unique)

@@ -17,9 +17,6 @@ from cvt_cli.errors import CheckpointError, CvtError, UnreachableError, UsageErr
 from cvt_cli.progress import Advance, Progress, Say
 from cvt_cli.text import human_bytes
 
-BEST, LAST = "best", "last"
-"""The checkpoint folders of a training run."""
-
 FILES = (layouts.CONFIG_FILE, layouts.PREPROCESSING_FILE, layouts.WEIGHTS_FILE, layouts.CARD_FILE)
 """What is sent of a folder; the card may be missing."""
 
@@ -64,13 +61,13 @@ def checkpoint_of(run: Path) -> Path:
         )
     if (folder / layouts.CONFIG_FILE).is_file():
         return folder
-    if (folder / BEST / layouts.CONFIG_FILE).is_file():
-        return folder / BEST
+    if best := layouts.best_of(folder):
+        return best
     present = sorted(path.name for path in folder.iterdir())[:8]
-    last = folder / LAST
+    last = folder / layouts.LAST
     raise CheckpointError(
         f"`{folder}` is neither a checkpoint folder nor a run with a finished epoch: it has no "
-        f"`{layouts.CONFIG_FILE}` and no `{BEST}/{layouts.CONFIG_FILE}`; it holds "
+        f"`{layouts.CONFIG_FILE}` and no `{layouts.BEST}/{layouts.CONFIG_FILE}`; it holds "
         f"{', '.join(present) or 'nothing'}",
         hint=f"`{last}` is a checkpoint and can be pushed by its name"
         if (last / layouts.CONFIG_FILE).is_file()

@@ -18,10 +18,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from cvt_cli import __version__, exported, files, hub_cache, labels, layouts
+from cvt_cli import __version__, exported, files, hub_cache, layouts
 from cvt_cli.checkpoints import Checkpoint
 from cvt_cli.config import Activation, CvTConfig
-from cvt_cli.errors import CheckpointError, CvtError, UsageError
+from cvt_cli.errors import CheckpointError, CvtError
 from cvt_cli.hub_cache import Snapshot
 from cvt_cli.labels import Labels
 from cvt_cli.layouts import CheckpointConfig
@@ -125,28 +125,16 @@ def _load_state_dict(
     size: tuple[int, int] | None,
     activation: Activation | None,
 ) -> tuple[CheckpointConfig, dict[str, Tensor]]:
-    if size is None and known is not None:
-        size = (known.size, known.size)
     record = exported.of_safetensors(path) if path.suffix == ".safetensors" else None
     if record is not None:
         preprocessing = record.preprocessing.with_size(*size) if size else record.preprocessing
         config = record.config.with_activation(activation)
-        return CheckpointConfig(config, record.labels, preprocessing, ()), read_tensors(path)
-    if size is None:
-        raise UsageError(
-            f"`{path.name}` does not say its input size and is no known file name",
-            hint="give it with --res, for example --res 224",
-        )
-    tensors = read_tensors(path)
+        said = CheckpointConfig(config, record.labels, preprocessing)
+        return said, read_tensors(path)
+    tensors = _read(path)
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    _, config = layouts.variant_of_shapes(shapes, path)
-    names, notes = labels.imagenet(), ()
-    if config.num_classes != len(names):
-        names = labels.unnamed(config.num_classes)
-        notes = (f"`{path.name}` does not name its {len(names)} classes: shown by number",)
-    preprocessing = Preprocessing.published(*size)
-    config = config.with_activation(activation)
-    return CheckpointConfig(config, names, preprocessing, notes), tensors
+    said = layouts.describe_tensors(path, shapes, known, size, activation)
+    return said, _by_reference_name(tensors, path)
 
 
 def build(
@@ -173,6 +161,11 @@ def build(
             f"`{name}` has shape {list(tensors[name].shape)}, not {list(wanted[name].shape)}"
             for name in wanted
             if name in tensors and tensors[name].shape != wanted[name].shape
+        ),
+        *(
+            f"`{name}` holds {str(tensor.dtype).removeprefix('torch.')}, no fractions"
+            for name, tensor in tensors.items()
+            if name in wanted and wanted[name].is_floating_point() > tensor.is_floating_point()
         ),
     ]
     if problems:
@@ -212,23 +205,33 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         CheckpointError: empty, cut short, no checkpoint, or a pickle that asks for more than
             tensors.
     """
-    if path.stat().st_size == 0:
-        raise CheckpointError(f"`{path}` is empty (0 bytes)", hint="fetch or copy it again")
-    tensors = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
-    if layouts.is_transformers(tensors):
-        return {layouts.to_reference(name): tensor for name, tensor in tensors.items()}
-    return tensors
+    return _by_reference_name(_read(path), path)
+
+
+def _by_reference_name(tensors: Mapping[Any, Tensor], path: Path) -> dict[str, Tensor]:
+    ours = layouts.reference_names(tensors, path)
+    return {ours[name]: tensor for name, tensor in tensors.items()}
+
+
+def _read(path: Path) -> Mapping[Any, Tensor]:
+    """The tensors of a file by the names that it has for them."""
+    try:
+        if path.stat().st_size == 0:
+            raise CheckpointError(f"`{path}` is empty (0 bytes)", hint="fetch or copy it again")
+        return _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
+    except OSError as error:
+        raise layouts.unreadable(path, error) from None
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    layouts.safetensors_shapes(path)  # says precisely what is wrong with a damaged file
+    layouts.safetensors_header(path)  # says precisely what is wrong with a damaged file
     try:
         return load_file(path)
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"`{path}` cannot be read: {error}") from None
 
 
-def _read_pickle(path: Path) -> dict[str, Tensor]:
+def _read_pickle(path: Path) -> Mapping[Any, Tensor]:
     with path.open("rb") as file:
         head = file.read(64)
     zipped = head.startswith(b"PK")  # as torch writes since 1.6; before, a bare pickle
@@ -259,7 +262,7 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
     return _state_dict(content, path)
 
 
-def _state_dict(content: Any, path: Path) -> dict[str, Tensor]:
+def _state_dict(content: Any, path: Path) -> Mapping[Any, Tensor]:
     """The tensors of a bare state dict, or of one under ``state_dict`` or ``model``."""
     for key in ("state_dict", "model"):
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
@@ -271,7 +274,7 @@ def _state_dict(content: Any, path: Path) -> dict[str, Tensor]:
             f"`{path}` is no state dict: `{odd[0]}` is a {type(content[odd[0]]).__name__}, "
             f"not a tensor ({len(odd)} of {len(content)} entries)"
         )
-    return {str(name).removeprefix("module."): value for name, value in content.items()}
+    return content
 
 
 def save(

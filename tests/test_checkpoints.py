@@ -4,9 +4,13 @@ from pathlib import Path
 
 import pytest
 
+from cvt_cli import weights
 from cvt_cli.checkpoints import CHECKPOINTS, find, nearest
+from cvt_cli.labels import Labels
 from cvt_cli.loader import Access, locate
+from cvt_cli.preprocessing import Preprocessing
 from cvt_cli.progress import silent
+from tests_shared import CHELSEA, TINY, change_config, golden_model
 
 NOBODY = Access(say=lambda message: None, progress=silent)
 
@@ -58,3 +62,159 @@ def test_a_copy_of_a_published_checkpoint_is_known_by_its_place(tmp_path: Path) 
     assert locate(str(snapshot), NOBODY).known is CHECKPOINTS["cvt-13-384"]
     assert locate(str(tmp_path / "cvt-21"), NOBODY).known is CHECKPOINTS["cvt-21"]
     assert locate(str(tmp_path / "mine"), NOBODY).known is None
+
+
+# --- one name, one thing, in every command
+
+
+OWN = Labels(("mine", "theirs", "nobody's"))
+
+
+@pytest.fixture
+def mine(tmp_path: Path) -> Path:
+    """A checkpoint of somebody's own, at 64 pixels."""
+    folder, size = tmp_path / "mine", Preprocessing(64, 64, "crop")
+    weights.save(folder, golden_model(TINY.with_classes(3)), OWN, size, "# mine\n")
+    return folder
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """A photograph, twice, in a folder of each class."""
+    for name in OWN.names:
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for file in ("a.png", "b.png"):
+            (tmp_path / "photos" / name / file).symlink_to(CHELSEA)
+    return tmp_path / "photos"
+
+
+def commands(model: str, photos: Path) -> dict[str, tuple[object, ...]]:
+    """Commands that take a model, by name; `benchmark` counts as `flops` does."""
+    return {
+        "info": ("info", model, "--json"),
+        "flops": ("flops", "--model", model, "--json"),
+        "count-params": ("count-params", "--model", model, "--json"),
+        "predict": ("predict", CHELSEA, "--model", model, "--json"),
+        "evaluate": ("evaluate", "--data", photos, "--model", model, "--json"),
+        "export": ("export", model, "-o", photos.parent / "out.safetensors", "--json"),
+    }
+
+
+def test_a_local_folder_that_is_called_like_a_known_checkpoint_is_meant_in_every_command(
+    cvt, mine: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    macs = cvt("flops", "--model", mine, "--json").json["macs"]
+    (tmp_path / "cvt-13").symlink_to(mine)
+
+    for name, command in commands("cvt-13", photos).items():
+        result = cvt(*command)
+        assert result.exit_code == 0, result.stderr
+        assert (
+            "`cvt-13` is taken as the folder of that name here; `microsoft/cvt-13` means the known"
+        ) in result.stderr, name
+        found = result.json
+        assert found.get("num_classes", 3) == 3
+        assert found.get("macs", macs) == macs
+        if name in ("predict", "evaluate"):
+            assert found["model"] == "./cvt-13"  # beside which no published numbers stand
+        if name in ("predict", "evaluate", "info"):
+            assert found["preprocessing"]["height"] == 64
+
+
+def test_the_checkpoint_of_the_package_is_shadowed_in_the_same_way(
+    cvt, mine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    mine.rename("cvt-nano-cifar10")
+
+    local = cvt("info", "cvt-nano-cifar10", "--json")
+    ours = cvt("info", "cvt_nano_cifar10", "--json")
+
+    assert local.json["classes"] == list(OWN.names)
+    assert "`cvt_nano_cifar10` means the known checkpoint" in local.stderr
+    assert ours.json["classes"][0] == "airplane" and ours.stderr == ""
+
+
+def test_a_folder_that_is_called_like_a_known_checkpoint_is_fed_as_it_says(
+    cvt, tmp_path: Path
+) -> None:
+    folder = tmp_path / "cvt-nano-cifar10"
+    made = cvt("export", "cvt-nano-cifar10", "--res", 64, "--format", "safetensors", "-o", folder)
+    assert made.exit_code == 0, made.stderr
+
+    described = cvt("info", folder, "--json").json
+    predicted = cvt("predict", CHELSEA, "--model", folder, "--json").json
+    counted = cvt("flops", "--model", folder, "--json").json
+    assert described["preprocessing"] == predicted["preprocessing"]
+    assert described["height"] == counted["height"] == 64
+
+
+def test_a_published_name_on_another_network_says_nothing_of_it(cvt, tmp_path: Path) -> None:
+    names = Labels(tuple(f"class {index}" for index in range(1000)))
+    folder, size = tmp_path / "cvt-13-384-22k", Preprocessing(224, 224, "crop")
+    weights.save(folder, golden_model(TINY.with_classes(1000)), names, size, "")
+    change_config(folder, activation=None, cvt_cli_version=None)
+
+    found = cvt("info", folder, "--json").json
+
+    assert (found["activation"], found["height"], found["licence"]) == ("gelu", 224, None)
+
+
+def test_of_a_run_the_best_epoch_is_taken_and_said_in_every_command(
+    cvt, mine: Path, photos: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    mine.rename(run / "best")
+
+    for name, command in commands(str(run), photos).items():
+        result = cvt(*command)
+        assert result.exit_code == 0, result.stderr
+        assert f"`{run}` is a training run: its best epoch is taken, `{run / 'best'}`" in (
+            result.stderr
+        ), name
+        assert result.json.get("num_classes", 3) == 3
+        if name in ("predict", "evaluate"):
+            assert result.json["model"] == str(run / "best")
+    dry = cvt("finetune", "--data", photos, "--model", run, "--dry-run", "--val-fraction", 0.5)
+    assert "its best epoch is taken" in dry.stderr
+
+
+def test_of_a_run_without_a_finished_epoch_the_last_state_is_offered(
+    cvt, mine: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    mine.rename(run / "last")
+
+    result = cvt("predict", CHELSEA, "--model", run)
+
+    assert result.exit_code == 1
+    assert f"`{run / 'config.json'}` does not exist; the folder holds last" in result.stderr
+    assert f"`{run / 'last'}` is a checkpoint too" in result.stderr
+
+
+@pytest.mark.parametrize("model", ["a" * 5000, "a\0b", "x/\0"])
+def test_a_name_that_no_system_takes_is_no_traceback(cvt, model: str) -> None:
+    result = cvt("flops", "--model", model)
+
+    assert result.exit_code == 1
+    assert "there is no model" in result.stderr
+
+
+def test_what_is_neither_a_folder_nor_a_file_is_refused(cvt) -> None:
+    for command in (("info", "/dev/null"), ("predict", CHELSEA, "--model", "/dev/null")):
+        result = cvt(*command)
+        assert result.exit_code == 1
+        assert "`/dev/null` is neither a folder nor a regular file" in result.stderr
+
+
+def test_an_exported_file_is_counted_by_what_it_says(cvt, mine: Path, tmp_path: Path) -> None:
+    file = tmp_path / "out.safetensors"
+    cvt("export", mine, "-o", file)  # TINY is no known variant, which its tensors could tell
+
+    counted = cvt("flops", "--model", file, "--json").json
+
+    assert counted["macs"] == cvt("flops", "--model", mine, "--json").json["macs"]
+    assert cvt("info", file, "--json").json["preprocessing"]["height"] == 64

@@ -6,11 +6,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from cvt_cli import weights
 from cvt_cli.config import VARIANTS
-from cvt_cli.labels import imagenet
-from cvt_cli.preprocessing import Preprocessing
-from tests_shared import CHELSEA, golden_model, golden_state
+from tests_shared import CHELSEA, as_transformers_saves, golden_state
 
 
 def test_flops_prints_the_total_the_paper_and_the_difference(cvt) -> None:
@@ -74,8 +71,7 @@ def test_a_checkpoint_stands_for_its_architecture(cvt, tmp_path: Path) -> None:
 def test_a_checkpoint_is_read_by_the_same_rules_as_for_predicting(cvt, tmp_path: Path) -> None:
     # A copy of the hub's repository whose preprocessing file says 224.
     folder = tmp_path / "cvt-13-384-22k"
-    names, wrong = imagenet(), Preprocessing(224, 224, "crop")
-    weights.save(folder, golden_model(VARIANTS["13"]), names, wrong, "")
+    as_transformers_saves(folder, VARIANTS["13"])
 
     for path in (folder, folder / "model.safetensors"):
         counted = cvt("flops", "--model", path, "--json").json

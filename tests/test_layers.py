@@ -15,8 +15,9 @@ PACKAGE = Path(cvt_cli.__file__).parent
 
 LAYERS = {
     "known": (
-        "errors progress torchrun machine text streams files conditions places stamps config "
-        "preprocessing labels checkpoints layouts exported costs cards recipes hub_cache hub upload"
+        "errors progress torchrun machine text limits streams files conditions places stamps "
+        "config preprocessing labels checkpoints layouts exported costs cards recipes hub_cache "
+        "hub upload"
     ),
     "arrays": (
         "images sources trees datasets engine runtimes inference datacheck gallery writers metrics "

@@ -15,7 +15,16 @@ from cvt_cli.config import VARIANTS
 from cvt_cli.errors import CheckpointError, ConfigError, UsageError
 from cvt_cli.labels import Labels
 from cvt_cli.preprocessing import Preprocessing
-from tests_shared import TINY, golden, golden_input, golden_model, golden_state
+from tests_shared import (
+    CHELSEA,
+    TINY,
+    as_transformers_saves,
+    change_config,
+    golden,
+    golden_input,
+    golden_model,
+    golden_state,
+)
 
 NANO = VARIANTS["nano"]
 NAMES = Labels(tuple("abcdefghij"))
@@ -86,7 +95,7 @@ def test_an_original_state_dict_loads(
     loaded = weights.load(path, size=(64, 64))
 
     assert torch.equal(logits(loaded.model), logits(golden_model(NANO)))
-    assert loaded.preprocessing == Preprocessing.published(64, 64)
+    assert loaded.preprocessing == Preprocessing.of_variant("nano", 64, 64)
     assert loaded.labels == labels.unnamed(10)
     assert "does not name its 10 classes" in loaded.notes[0]
 
@@ -115,7 +124,7 @@ def test_an_unknown_state_dict_needs_its_input_size(tmp_path: Path) -> None:
 def test_a_bare_safetensors_file_loads_in_both_layouts(tmp_path: Path, transform) -> None:
     save_file({transform(n): t for n, t in golden_state(NANO).items()}, tmp_path / "m.safetensors")
 
-    loaded = weights.load(tmp_path / "m.safetensors", size=(64, 64))
+    loaded = weights.load(tmp_path / "m.safetensors", size=(64, 64), activation="quick_gelu")
 
     assert torch.equal(logits(loaded.model), logits(golden_model(NANO)))
 
@@ -329,12 +338,7 @@ def test_a_folder_that_does_not_state_its_activation_is_taken_as_exact_gelu(
     tmp_path: Path,
 ) -> None:
     folder = tmp_path
-    model = golden_model(TINY.with_classes(1000))
-    weights.save(folder, model, labels.imagenet(), Preprocessing(224, 224, "crop"), "")
-    path = folder / "config.json"
-    config = json.loads(path.read_text())
-    del config["activation"]
-    path.write_text(json.dumps(config))
+    as_transformers_saves(folder, VARIANTS["13"])
 
     guessed = weights.load(folder)
     published = weights.load(folder, find("cvt-13"))
@@ -347,9 +351,7 @@ def test_a_folder_that_does_not_state_its_activation_is_taken_as_exact_gelu(
 
 
 def test_the_wrong_size_beside_a_published_checkpoint_is_overruled(tmp_path: Path) -> None:
-    config = VARIANTS["13"]
-    wrong = Preprocessing(224, 224, "crop")
-    weights.save(tmp_path, golden_model(config), labels.imagenet(), wrong, "")
+    as_transformers_saves(tmp_path, VARIANTS["13"])
 
     loaded = weights.load(tmp_path, find("microsoft/cvt-13-384-22k"))
 
@@ -383,3 +385,250 @@ def test_an_interrupted_save_leaves_the_old_file(folder: Path) -> None:
     assert sorted(p.name for p in folder.iterdir()) == sorted(
         p.name for p in folder.with_name("copy").iterdir()
     )
+
+
+# --- what the command line says of a stranger's files
+
+
+LEMMAS = [line.split("\t")[3] for line in labels._IMAGENET.read_text().splitlines()[1:]]
+"""Class names as the hub's repositories have them: "tench, Tinca tinca"."""
+
+
+def answers(cvt, folder: Path) -> dict[int, dict[str, object]]:
+    """What is answered for each class of a model."""
+    result = cvt("predict", CHELSEA, "--model", folder, "--json", "--top-k", 1000)
+    return {p["index"]: p for p in result.json["results"][0]["predictions"]}
+
+
+def test_classes_are_called_as_the_checkpoint_says_and_have_wnids_where_they_spell_one(
+    cvt, tmp_path: Path
+) -> None:
+    model, size = golden_model(TINY.with_classes(1000)), Preprocessing(64, 64, "crop")
+    own = [f"part {index}" if index < 40 else name for index, name in enumerate(LEMMAS)]
+    own[657], own[744] = own[744], own[657]  # "missile" and "projectile, missile"
+    own[100] = own[100].upper().replace(" ", "_")
+    weights.save(tmp_path, model, Labels(tuple(own)), size, "")
+
+    found = answers(cvt, tmp_path)
+
+    wnids = labels.imagenet_wnids()
+    others = {*range(40), 657, 744}
+    assert [found[index]["label"] for index in range(1000)] == own
+    assert [found[index]["wnid"] for index in range(1000)] == [
+        None if index in others else wnid for index, wnid in enumerate(wnids)
+    ]
+
+
+def test_imagenets_classes_keep_their_short_names(cvt, tmp_path: Path) -> None:
+    model, size = golden_model(TINY.with_classes(1000)), Preprocessing(64, 64, "crop")
+    weights.save(tmp_path, model, Labels(tuple(LEMMAS)), size, "")
+
+    found = answers(cvt, tmp_path)
+
+    assert tuple(found[index]["label"] for index in range(1000)) == labels.imagenet().names
+    assert tuple(found[index]["wnid"] for index in range(1000)) == labels.imagenet_wnids()
+
+
+def test_real_labels_are_not_counted_for_a_list_that_is_not_imagenets(
+    cvt, tmp_path: Path, signdigits: Path
+) -> None:
+    names = ("own", *LEMMAS[1:990], *(str(digit) for digit in range(10)))
+    model = golden_model(TINY.with_classes(1000))
+    weights.save(tmp_path / "m", model, Labels(names), Preprocessing(64, 64, "crop"), "")
+    (tmp_path / "real.json").write_text("[]")
+
+    result = cvt(
+        "evaluate", "--data", signdigits, "--model", tmp_path / "m",
+        "--real", tmp_path / "real.json",
+    )  # fmt: skip
+
+    assert result.exit_code == 2
+    assert "--real is of ImageNet's classes" in result.stderr
+
+
+def test_a_bare_file_of_nano_is_fed_as_its_folder_is(cvt, tmp_path: Path) -> None:
+    folder = find("cvt-nano-cifar10").embedded
+    bare = shutil.copy(folder / "model.safetensors", tmp_path / "mine.safetensors")
+
+    def run(*arguments: object) -> object:
+        return cvt("predict", CHELSEA, "--json", *arguments)
+
+    whole = run("--model", folder).json
+    alone = run("--model", bare, "--res", 32, "--activation", "quick_gelu").json
+    assert alone["preprocessing"] == whole["preprocessing"]
+    scores = [
+        {p["index"]: p["score"] for p in document["results"][0]["predictions"]}
+        for document in (alone, whole)
+    ]
+    assert scores[0] == scores[1]
+
+    by_its_names = run("--model", bare, "--res", 32)
+    assert by_its_names.json["activation"] == "gelu"
+    assert "`mine.safetensors` has the names that transformers gives tensors: taken as" in (
+        by_its_names.stderr
+    )
+
+
+@pytest.mark.parametrize("file", ["m.pth", "m.safetensors"])
+@pytest.mark.parametrize("second", ["module.head.bias", "classifier.bias"])
+def test_a_tensor_under_two_names_is_refused_with_both(
+    cvt, tmp_path: Path, file: str, second: str
+) -> None:
+    state = golden_state(NANO)
+    first = "head.bias"
+    if second == "classifier.bias":
+        state = {layouts.to_transformers(name): t for name, t in state.items()}
+        first, second = second, first
+    state[second] = torch.zeros(10)
+    save = torch.save if file.endswith(".pth") else save_file
+    save(state, tmp_path / file)
+
+    commands = [("predict", CHELSEA, "--res", 32)]
+    if file.endswith(".safetensors"):
+        commands.append(("flops",))
+    for command in commands:
+        result = cvt(*command, "--model", tmp_path / file)
+        assert result.exit_code == 1
+        assert f"has one tensor under two names, `{first}` and `{second}`" in result.stderr
+
+
+def test_weights_in_integers_are_no_weights(folder: Path) -> None:
+    state = {layouts.to_transformers(n): t for n, t in golden_state(TINY).items()}
+    state["classifier.weight"] = state["classifier.weight"].to(torch.int8)
+    save_file(state, folder / "model.safetensors")
+
+    with pytest.raises(CheckpointError, match="`head.weight` holds int8"):
+        weights.load(folder)
+
+
+NESTED = "[" * 100_000 + "]" * 100_000
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"id2label": {"0": "a", "1": "b", "01": "c"}}, "class 1 twice, under '1' and '01'"),
+        ({"id2label": {"0": "a", "2": "c"}}, "it has class 2 and no class 1"),
+        ({"id2label": {"0": "a", "-1": "b"}}, "`id2label` has the key '-1'"),
+        ({"id2label": {"0": "a", "1": 7}}, "has 7 as the name of class 1"),
+        ({"id2label": None, "num_labels": 10**12}, "a head of 1000000000000 classes; accepted"),
+        ({"depth": [10**9, 2, 3]}, "`depth` is 1000000000; it must be a positive integer of at"),
+        ({"embed_dim": [16, 32, 10**9]}, "`width` is 1000000000; it must be a positive integer"),
+        ({"mlp_ratio": [1e308, 4, 4]}, "`mlp_ratio` is 1e+308; it must be positive, and at most"),
+        ({"patch_stride": [10**6, 2, 2]}, "`stride` is 1000000; it must be"),
+        ({"patch_sizes": [64, 64, 64], "patch_padding": [0, 0, 0]}, "too small for this network"),
+        ({"embed_dim": [16] * 10**5}, "it must be a list with one value per stage"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_what_no_network_has_is_refused_before_anything_is_built(
+    cvt, folder: Path, change: dict[str, object], message: str
+) -> None:
+    change_config(folder, **change)
+
+    for command in ("info", "predict"):
+        arguments = (CHELSEA, "--model", folder) if command == "predict" else (folder,)
+        result = cvt(command, *arguments)
+        assert result.exit_code == 1
+        assert message in result.stderr
+        assert str(folder / "config.json") in result.stderr or "too small" in message
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"size": {"shortest_edge": 20_000}}, "`height` is 20000; it must be an integer of at"),
+        ({"crop_pct": 5e-324}, "`crop_pct` is 5e-324: the shorter side would be resized to more"),
+        ({"image_mean": [float("nan"), 0, 0]}, "`mean` is (nan, 0, 0); it must be 3 numbers"),
+        ({"image_std": [1, float("inf"), 1]}, "`std` is (1, inf, 1); it must be 3 numbers"),
+        ({"image_std": [1, 1, 10**400]}, "`std` is (1, 1, 1000"),
+        ({"rescale_factor": float("nan")}, "`rescale_factor` is nan"),
+        ({"size": {"height": [], "width": 64}}, "`size` is {'height': [], 'width': 64}"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_preprocessing_that_nobody_uses_is_refused(
+    cvt, folder: Path, change: dict[str, object], message: str
+) -> None:
+    change_config(folder, "preprocessor_config.json", **change)
+
+    result = cvt("info", folder)
+
+    assert result.exit_code == 1
+    assert message in result.stderr and "preprocessor_config.json" in result.stderr
+
+
+@pytest.mark.parametrize("file", ["config.json", "preprocessor_config.json"])
+def test_json_that_would_take_all_of_the_stack_is_no_traceback(
+    cvt, folder: Path, file: str
+) -> None:
+    (folder / file).write_text(NESTED)
+
+    result = cvt("info", folder)
+
+    assert result.exit_code == 1
+    assert f"`{folder / file}` cannot be read as JSON: it is nested too deeply" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        NESTED,
+        '{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}, '
+        '"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}',
+        '{"a": {"dtype": "F32", "shape": [-1], "data_offsets": [0, 4]}}',
+        '{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 1e400]}}',
+    ],
+    ids=["nested", "twice", "negative", "infinite"],
+)
+def test_a_header_that_is_none_is_refused(cvt, tmp_path: Path, header: str) -> None:
+    path = tmp_path / "m.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header.encode() + bytes(8))
+
+    for command in (("flops", "--model"), ("predict", CHELSEA, "--res", 32, "--model")):
+        result = cvt(*command, path)
+        assert result.exit_code == 1
+        assert f"`{path}` is no safetensors file: its header is not readable" in result.stderr
+
+
+def test_a_head_of_a_trillion_classes_is_refused_by_its_header(cvt, tmp_path: Path) -> None:
+    shapes = {name: list(tensor.shape) for name, tensor in golden_state(NANO).items()}
+    shapes["head.weight"] = [10**12, 160]
+    entries = {n: {"dtype": "F32", "shape": s, "data_offsets": [0, 0]} for n, s in shapes.items()}
+    header = json.dumps(entries).encode()
+    path = tmp_path / "m.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header)
+
+    result = cvt("flops", "--model", path)
+
+    assert result.exit_code == 1
+    assert f"`{path}`: `num_classes` is 1000000000000; it must be" in result.stderr
+
+
+def test_a_byte_order_mark_before_a_config_changes_nothing(cvt, folder: Path) -> None:
+    before = cvt("info", folder, "--json").json
+    for name in ("config.json", "preprocessor_config.json", "README.md"):
+        (folder / name).write_bytes(b"\xef\xbb\xbf" + (folder / name).read_bytes())
+
+    assert cvt("info", folder, "--json").json == before
+
+
+def test_a_card_in_another_encoding_is_left_out(cvt, folder: Path) -> None:
+    (folder / "README.md").write_bytes("# Modèle\n".encode("latin-1"))
+
+    result = cvt("info", folder, "--json")
+
+    assert result.exit_code == 0 and result.json["card"] is None
+
+
+def test_what_the_system_does_not_let_us_read_is_a_sentence(cvt, tmp_path: Path) -> None:
+    # Its first byte is an error to read, for the superuser too, whom permissions do not stop.
+    unreadable = tmp_path / "m.safetensors"
+    unreadable.symlink_to("/proc/self/mem")
+    if not unreadable.is_file():
+        pytest.fail("this system has no /proc/self/mem")
+
+    result = cvt("flops", "--model", unreadable)
+
+    assert result.exit_code == 1
+    assert f"`{unreadable}` cannot be read: Input/output error" in result.stderr

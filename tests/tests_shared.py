@@ -169,6 +169,23 @@ def with_all_tokens(model: CvT, images: torch.Tensor) -> torch.Tensor:
     return model.head(model.norm(class_token))  # type: ignore[no-any-return]
 
 
+def as_transformers_saves(folder: Path, config: CvTConfig) -> None:
+    """A checkpoint folder of ImageNet's classes at 224 pixels, without what only this tool says."""
+    from cvt_cli import labels, weights
+    from cvt_cli.preprocessing import Preprocessing
+
+    model, size = golden_model(config), Preprocessing(224, 224, "crop")
+    weights.save(folder, model, labels.imagenet(), size, "")
+    change_config(folder, activation=None, cvt_cli_version=None)
+
+
+def change_config(folder: Path, file: str = "config.json", **values: Any) -> None:
+    """Write other values into a JSON file of a checkpoint folder; None takes one out."""
+    content = json.loads((folder / file).read_text()) | values
+    content = {name: value for name, value in content.items() if value is not None}
+    (folder / file).write_text(json.dumps(content))
+
+
 def golden_input(batch: int, height: int, width: int) -> torch.Tensor:
     """The golden input."""
     return torch.from_numpy(formula.image(batch, height, width))

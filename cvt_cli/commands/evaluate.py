@@ -167,7 +167,7 @@ def evaluate(
         )
         one.result.skipped = skip_unreadable
         if real is not None:
-            if ready.labels.wnids is None:
+            if not ready.labels.are_imagenet:
                 raise UsageError(f"--real is of ImageNet's classes, which `{ready.model}` has not")
             one.real = evaluation.real_labels(images.names, _read_json(real), str(real))
         if groups is not None:

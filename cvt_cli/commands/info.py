@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from cvt_cli import catalogue, options, output
-from cvt_cli.config import variant_of
+from cvt_cli.config import parse_size, variant_of
 
 
 def info(
@@ -20,6 +20,8 @@ def info(
     ],
     revision: options.Revision = None,
     offline: options.Offline = False,
+    res: options.Res = None,
+    activation: options.Activation = None,
     json_output: options.Json = False,
 ) -> None:
     """Print what a checkpoint is: variant, size, classes, preprocessing, source, hash, card.
@@ -29,7 +31,8 @@ def info(
 
     Example: cvt info cvt-13
     """
-    found = catalogue.describe(model, output.access(revision, offline))
+    size = parse_size(res) if res else None
+    found = catalogue.describe(model, output.access(revision, offline), size, activation)
     document = found.to_json()
     if json_output:
         output.print_json(document)
