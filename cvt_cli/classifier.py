@@ -48,6 +48,7 @@ class Classifier:
         top_k: how many classes to name.
         batch_size: images that are computed together.
         exif: turn pictures upright as their EXIF orientation says.
+        background: as after ``--background``.
 
     Raises:
         CvtError: one of its children, as the command explains it; messages are on stderr.
@@ -67,6 +68,7 @@ class Classifier:
         top_k: int = 5,
         batch_size: int = 16,
         exif: bool = True,
+        background: str | None = None,
     ) -> None:
         self._made_with: dict[str, Any] = {
             "text": None if model is None else str(model),
@@ -78,6 +80,7 @@ class Classifier:
         }
         self._access = (revision, offline)
         self._top_k, self._batch_size, self._exif = top_k, batch_size, exif
+        self._background = background
         self._ready: ReadyModel | None = self._load()
 
     def _load(self) -> ReadyModel:
@@ -126,18 +129,20 @@ class Classifier:
 
         Memory does not grow with the number of images.
         """
+        return self._classify(images, self._wishes())
+
+    def _wishes(self, features: bool = False) -> "Wishes":
+        from cvt_cli.images import colour
         from cvt_cli.inference import Wishes
 
-        return self._classify(images, Wishes(self._top_k, exif=self._exif))
+        background = colour(self._background) if self._background else None
+        return Wishes(self._top_k, exif=self._exif, features=features, background=background)
 
     def _readable(self, images: Any, features: bool) -> "Iterator[Answer]":
         from cvt_cli.errors import ImageError
-        from cvt_cli.inference import Wishes
 
         given = images if _several(images) else [images]
-        for answer in self._classify(
-            given, Wishes(self._top_k, exif=self._exif, features=features)
-        ):
+        for answer in self._classify(given, self._wishes(features)):
             if answer.error is not None:
                 raise ImageError(f"`{answer.path}`: {answer.error}")
             yield answer
@@ -169,11 +174,16 @@ class _Given:
     name: str
     image: Any
 
-    def load(self, exif: bool, at_least: tuple[int, int] | None = None) -> "PIL.Image.Image":
+    def load(
+        self,
+        exif: bool,
+        at_least: tuple[int, int] | None = None,
+        background: tuple[int, int, int] | None = None,
+    ) -> "PIL.Image.Image":
         """To RGB, as a file's would be."""
         from cvt_cli import images
 
-        return images.from_memory(self.image, exif)
+        return images.from_memory(self.image, exif, background)
 
 
 def _source(image: Any, number: int) -> Any:

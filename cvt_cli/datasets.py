@@ -1,7 +1,8 @@
 """Labelled images: which files there are, and which class each belongs to.
 
 A place is a folder, a .zip or an uncompressed .tar (`trees`). It may hold ``train/`` beside
-``val/`` or ``test/``, or be one of these itself. Understood are
+``val/`` or ``test/`` (`PARTS`), or be one of these itself; a lone folder in which everything lies
+is entered. Understood are
 
     <class>/…                       class folders
     *.JPEG with val.txt             lines "name index", 0-based in sorted WNID order (ImageNet)
@@ -16,10 +17,12 @@ A place is a folder, a .zip or an uncompressed .tar (`trees`). It may hold ``tra
 import importlib.util
 import io
 import json
+import os
 import pickle
+import shlex
 import tarfile
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
 from functools import partial
@@ -30,14 +33,23 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from cvt_cli import files, images, places
+from cvt_cli import files, images, places, text
 from cvt_cli.errors import DataError
+from cvt_cli.images import Colour, Passed
 from cvt_cli.labels import Labels, imagenet, imagenet_wnids
 from cvt_cli.progress import Say
-from cvt_cli.sources import ARCHIVE_ERRORS
-from cvt_cli.trees import Folder, Tree, open_tree
+from cvt_cli.trees import ARCHIVE_ERRORS, Folder, Tree, open_tree
 
 Split = Literal["train", "test"]
+
+PARTS = {
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation", "dev"),
+    "test": ("test", "testing"),
+}
+"""What the folders of the parts of a set are called, in any case of letters; first wins."""
+
+_PART_OF = {name: part for part, names in PARTS.items() for name in names}
 
 
 @dataclass(frozen=True)
@@ -86,7 +98,13 @@ class LabelledImages:
     def __len__(self) -> int:
         return len(self.names)
 
-    def load(self, index: int, exif: bool, at_least: tuple[int, int] | None = None) -> Image.Image:
+    def load(
+        self,
+        index: int,
+        exif: bool,
+        at_least: tuple[int, int] | None = None,
+        background: Colour | None = None,
+    ) -> Image.Image:
         """One image as RGB (see `images.decode`); may be called from several threads.
 
         Raises:
@@ -94,7 +112,8 @@ class LabelledImages:
         """
         if self.pixels is not None:
             return Image.fromarray(self.pixels[index])
-        return images.decode(partial(self.files.open, self.names[index]), exif, at_least)
+        opened = partial(self.files.open, self.names[index])
+        return images.decode(opened, exif, at_least, background)
 
     @property
     def files(self) -> Tree:
@@ -137,27 +156,32 @@ def open_dataset(
 
     Args:
         data: a name in `KNOWN_SETS` or a path.
-        split: "train" takes ``train/``, "test" takes ``val/`` or else ``test/``; a place that has
-            neither is taken as it is. Of Pets and Flowers, "train" is all that is not test.
+        split: "train" takes ``train/``, "test" takes ``val/`` or else ``test/`` (`PARTS` has their
+            other names); a place that has no parts is taken as it is. Of Pets and Flowers, "train"
+            is all that is not test.
         data_dir: where known sets are looked for, and put when they are fetched.
         offline: a known set that is not there is not fetched.
-        say: told, before a set is fetched, what, how large, from where and into which folder.
+        say: told, before a set is fetched, what, how large, from where and into which folder; and
+            what lies there and is not used.
 
     Raises:
-        DataError: nothing there, not laid out as this module says, or not to be fetched.
+        DataError: nothing there, not laid out as this module says, not to be fetched, or a folder
+            that cannot be read.
     """
     if data in _KNOWN:
         return _open_known(data, split, data_dir, offline, say)
     path = Path(places.expanded(data))
-    if not path.exists():
+    if not os.path.exists(path):
         raise DataError(
             f"`{data}` does not exist; accepted are a folder, a .zip, a .tar and the names "
             + ", ".join(f"`{name}`" for name in KNOWN_SETS)
         )
-    return _open_split(open_tree(path), split)
+    return _open_split(_entered(open_tree(path)), split, say or _nobody)
 
 
-def open_validation(data: str, training: LabelledImages) -> LabelledImages | None:
+def open_validation(
+    data: str, training: LabelledImages, say: Say | None = None
+) -> LabelledImages | None:
     """The images of ``val/`` beside ``train/``, with the classes of the training images.
 
     None where the data has no such folder, as the known sets.
@@ -167,47 +191,143 @@ def open_validation(data: str, training: LabelledImages) -> LabelledImages | Non
     """
     if data in _KNOWN:
         return None
-    tree = open_tree(Path(places.expanded(data)))
-    if not (tree.has_folder("train") and tree.has_folder("val")):
+    tree = _entered(open_tree(Path(places.expanded(data))))
+    parts = _parts(tree)
+    if not ("train" in parts and "val" in parts):
         return None
-    found = _labelled(tree.below("val"))
+    found = _labelled(tree.below(parts["val"]), say or _nobody)
     names = Labels(training.classes)
     index, _ = match_classes(found.classes, names)
     return replace(found, classes=training.classes, labels=index[found.labels])
 
 
-def _open_split(tree: Tree, split: Split) -> LabelledImages:
+def _nobody(message: str) -> None:
+    """Say it to nobody."""
+
+
+def _open_split(tree: Tree, split: Split, say: Say) -> LabelledImages:
     for reader in (_cifar10, _cifar100, _pets, _flowers):
         if (found := reader(tree, split)) is not None:
             return found
-    for name in ("train",) if split == "train" else ("val", "test"):
-        if tree.has_folder(name):
-            return _labelled(tree.below(name))
-        if name == "val" and isinstance(tree, Folder) and tree.has(_IMAGENET_TAR):
-            return _labelled(open_tree(tree.path / _IMAGENET_TAR))
-    if split == "test" and tree.has_folder("train"):
+    parts = _parts(tree)
+    if split == "test" and "val" not in parts:
+        if isinstance(tree, Folder) and tree.has(_IMAGENET_TAR):
+            return _labelled(open_tree(tree.path / _IMAGENET_TAR), say)
+    for part in ("train",) if split == "train" else ("val", "test"):
+        if part in parts:
+            used = [parts[other] for other in ("train", "val", part) if other in parts]
+            if beside := _beside(tree, used):
+                say(f"not used: {_some(beside)} beside `{tree.root / parts[part]}`")
+            return _labelled(tree.below(parts[part]), say)
+    if parts:
+        there = " and ".join(f"`{name}`" for name in parts.values())
+        wanted = "`train` to train on" if split == "train" else "`val` nor `test` to evaluate on"
+        own = tree.root / next(iter(parts.values()))
         raise DataError(
-            f"`{tree.root}` has `train` but neither `val` nor `test` to evaluate on",
-            hint=f"name the folder itself: --data {tree.root / 'train'}"
+            f"`{tree.root}` has {there} but {'no' if split == 'train' else 'neither'} {wanted}",
+            hint=f"name the folder itself: --data {shlex.quote(str(own))}"
             if isinstance(tree, Folder)
             else "unpack it and name the folder itself",
         )
-    return _labelled(tree)
+    return _labelled(tree, say)
 
 
-def _labelled(tree: Tree) -> LabelledImages:
+# --- parts, and folders around everything
+
+
+def _parts(tree: Tree) -> dict[str, str]:
+    """The folder of each part that there is.
+
+    A part holds class folders, or images and a table of their labels. A folder of such a name that
+    holds images itself is a class, unless another folder shows that these are parts.
+    """
+    folders, _ = tree.listing()
+    # The names that come first in `PARTS`, and of one in two cases of letters the small ones.
+    named = sorted(
+        (name for name in folders if name.casefold() in _PART_OF),
+        key=lambda name: (list(_PART_OF).index(name.casefold()), name.islower() - 1, name),
+    )
+    kinds = {name: _kind(tree, name) for name in named}
+    if "part" not in kinds.values():
+        others = any(tree.has_images(name) for name in folders if name not in named)
+        kinds = {name: kind for name, kind in kinds.items() if kind == "both" and not others}
+    parts: dict[str, str] = {}
+    for name, kind in kinds.items():
+        if kind != "empty":
+            parts.setdefault(_PART_OF[name.casefold()], name)
+    return parts
+
+
+def _kind(tree: Tree, name: str) -> Literal["part", "class", "both", "empty"]:
+    """What a folder with a part's name is by what it holds; "both" has images beside folders."""
+    inner = tree.below(name)
+    folders, files = inner.listing()
+    own = any(images.is_image_name(file) for file in files)
+    if own and (_has_table(inner) or _has_table(tree)):
+        return "part"
+    if any(inner.has_images(folder) for folder in folders):
+        return "both" if own else "part"
+    return "class" if own else "empty"
+
+
+def _beside(tree: Tree, used: list[str]) -> list[str]:
+    """What lies beside the parts that are used and has images, as words for a message."""
+    folders, files = tree.listing()
+    unused = [
+        f"`{name}`"
+        for name in sorted(folders, key=images.natural_key)
+        if name not in used and tree.has_images(name)
+    ]
+    count = sum(map(images.is_image_name, files))
+    return unused + ([f"{count} images"] if count else [])
+
+
+_HARMLESS = ("readme", "license", "licence", "desktop", "thumbs")
+"""Names, without suffix, of files that lie in a folder and are not part of the set."""
+
+
+def _entered(tree: Tree) -> Tree:
+    """The lone folder in which everything lies, unless it is a part or a lone class."""
+    folders, files = tree.listing()
+    stems = (name.partition(".")[0].casefold() for name in files)
+    if len(folders) != 1 or any(stem not in _HARMLESS for stem in stems):
+        return tree
+    (name,) = folders
+    if name.casefold() in _PART_OF:
+        return tree
+    inner = tree.below(name)
+    inner_folders, inner_files = inner.listing()
+    if any(map(images.is_image_name, inner_files)):
+        return inner if _has_table(inner) else tree
+    # In Tiny ImageNet a class holds a folder `images`.
+    if inner_folders == ["images"] and not inner_files:
+        return tree
+    return _entered(inner)
+
+
+def _has_table(tree: Tree) -> bool:
+    """Whether a table that tells the classes of images in one folder lies there."""
+    return (
+        tree.has(_VAL_TABLE)
+        or tree.has(_DEVKIT_ARCHIVE)
+        or any(tree.has(folder + _DEVKIT_TABLE) for folder in _DEVKIT_FOLDERS)
+    )
+
+
+def _labelled(tree: Tree, say: Say) -> LabelledImages:
     """Images with a table of labels, in the folder or around it; or class folders."""
+    tree = _entered(tree)
     if tree.has(_TINY_TABLE):
         return _tiny_imagenet(tree)
     folders, files = tree.listing()
     flat = sorted(filter(images.is_image_name, files), key=images.natural_key)
     # A folder of classes stays one, whatever table or stray picture lies in it or around it.
-    if any(tree.images(name) for name in folders):
+    if any(tree.has_images(name) for name in folders):
         if flat and (table := _table(tree, (tree,))) is not None:
             return _from_table(tree, flat, *table)
-        return _class_folders(tree)
+        return _class_folders(tree, say)
     if not flat and not any(tree.has(name) for name in (_VAL_TABLE, _DEVKIT_TABLE)):
-        return _class_folders(tree)  # which explains that there are no images
+        return _class_folders(tree, say)  # which explains that there are no images
     if (table := _table(tree, (tree, tree.parent()))) is not None:
         return _from_table(tree, flat, *table)
     raise DataError(
@@ -226,22 +346,30 @@ def _made(
     return LabelledImages(tree.root, tuple(classes), tuple(names), numbers, None, layout, tree)
 
 
-def _class_folders(tree: Tree) -> LabelledImages:
+def _class_folders(tree: Tree, say: Say) -> LabelledImages:
     """A folder per class, each with images at any depth; classes sorted by name."""
-    classes = sorted(tree.listing()[0])
-    names: list[str] = []
-    labels: list[int] = []
-    for label, name in enumerate(classes):
-        found = tree.images(name)
-        names += found
-        labels += [label] * len(found)
-    if not names:
+    passed = Passed()
+    folders, files = tree.listing("", passed)
+    found = {name: list(tree.images(name, passed)) for name in sorted(folders)}
+    classes = [name for name in found if found[name]]
+    if not classes:
         raise DataError(
-            f"no images in class folders below `{tree.root}`: found {len(classes)} folders"
-            + (f" ({', '.join(classes[:5])})" if classes else ""),
+            f"no images in class folders below `{tree.root}`: found {len(found)} folders"
+            + (f" ({', '.join(list(found)[:5])})" if found else "")
+            + (f"; {passed}" if str(passed) else ""),
             hint="expected is one folder per class with image files in it, such as "
             f"`{tree.root / 'cat' / '1.jpg'}`",
         )
+    if empty := [f"`{name}`" for name in found if not found[name]]:
+        say(f"passed over: {len(empty)} folders without images, {_some(empty)}, in `{tree.root}`")
+    if beside := sum(map(images.is_image_name, files)):
+        say(f"not used: {beside} images beside the class folders in `{tree.root}`")
+    if str(passed):
+        say(f"{passed}, in `{tree.root}`")
+    if len(classes) == 1:
+        say(f"`{tree.root}` holds one class alone, `{classes[0]}`")
+    names = [name for of_class in classes for name in found[of_class]]
+    labels = np.repeat(range(len(classes)), [len(found[name]) for name in classes])
     return _made(tree, classes, names, labels, "class folders")
 
 
@@ -262,12 +390,20 @@ def _table(tree: Tree, places: tuple[Tree, ...]) -> tuple[list[str], str] | None
             return _lines(place, _VAL_TABLE), str(place.root / _VAL_TABLE)
     if (found := _from_devkit(places, _DEVKIT_TABLE)) is not None:
         content, path = found
-        return content.decode("utf-8", "replace").splitlines(), path
+        return _decoded(content, path), path
     return None
 
 
 def _lines(tree: Tree, file: str) -> list[str]:
-    return tree.read(file).decode("utf-8", "replace").splitlines()
+    return _decoded(tree.read(file), str(tree.root / file))
+
+
+def _decoded(content: bytes, path: str) -> list[str]:
+    """The lines of a table of file names."""
+    try:
+        return text.decoded(content, names=True).removesuffix("\n").split("\n")
+    except ValueError as error:
+        raise DataError(f"`{path}` cannot be read: {error}") from None
 
 
 def _from_devkit(places: tuple[Tree, ...], name: str) -> tuple[bytes, str] | None:
@@ -309,7 +445,7 @@ def _from_table(tree: Tree, flat: list[str], lines: list[str], path: str) -> Lab
         layout = _VAL_TABLE
     wnids = imagenet_wnids()
     names = [name for name, _ in pairs]
-    found = tree.images() if any("/" in name for name in names) else flat
+    found = list(tree.images()) if any("/" in name for name in names) else flat
     _check_table(found, names, tree.root, path)
     return _made(tree, wnids, names, (index for _, index in pairs), layout)
 
@@ -422,7 +558,7 @@ def _open_known(
     known = _KNOWN[name]
     root = _known_root(known, data_dir)
     if root is None and not offline:
-        _fetch(name, data_dir, say or (lambda message: None))
+        _fetch(name, data_dir, say or _nobody)
         root = _known_root(known, data_dir)
     if root is None:
         folders = " and ".join(f"`{folder}`" for folder in sorted(known.folders, key=len))
@@ -441,7 +577,7 @@ def _open_known(
                 hint="remove it and fetch it again",
             )
         return found
-    return _open_split(Folder(root), split)
+    return _open_split(Folder(root), split, say or _nobody)
 
 
 def _known_root(known: _KnownSet, data_dir: Path) -> Path | None:
@@ -642,20 +778,22 @@ def match_classes(
     """
     if label_map is not None:
         return _by_map(classes, labels, label_map), f"the label map `{label_map}`"
-    ways = [("the model's class names", list(labels.names))]
+    ways: list[tuple[str, list[str | None]]] = [("the model's class names", [*labels.names])]
     if labels.wnids is not None:
-        ways.append(("WordNet identifiers", [wnid or "" for wnid in labels.wnids]))
+        ways.append(("WordNet identifiers", list(labels.wnids)))
     if labels.are_imagenet:
         ways.append(("class numbers", [str(index) for index in range(len(labels))]))
     for how, keys in ways:
-        if set(classes) <= set(keys):
-            if ambiguous := [name for name in classes if keys.count(name) > 1]:
+        index = _positions(keys)
+        if index.keys() >= set(classes):
+            if ambiguous := [name for name in classes if index[name] is None]:
                 raise DataError(
                     f"class `{ambiguous[0]}` names more than one class of the model",
                     hint="say which is meant with `--label-map FILE`",
                 )
-            return np.array([keys.index(name) for name in classes], dtype=np.int64), how
-    missing = [name for name in classes if name not in labels.names]
+            return np.array([index[name] for name in classes], dtype=np.int64), how
+    own = set(labels.names)
+    missing = [name for name in classes if name not in own]
     raise DataError(
         f"{len(missing)} of {len(classes)} classes of the data are not among the model's "
         f"{len(labels)}: {_some(missing)}",
@@ -664,36 +802,48 @@ def match_classes(
     )
 
 
+def _positions(keys: Sequence[str | None]) -> dict[str, int | None]:
+    """Where each stands; None for one that stands in several places."""
+    found: dict[str, int | None] = {}
+    for position, key in enumerate(keys):
+        if key:  # a class without a WNID has none
+            found[key] = None if key in found else position
+    return found
+
+
 def _by_map(classes: tuple[str, ...], labels: Labels, path: Path) -> NDArray[np.int64]:
     try:
-        table = json.loads(path.read_text(encoding="utf-8"))
+        table = text.read_json(path)
     except OSError as error:
         raise DataError(f"cannot read the label map `{path}`: {error.strerror}") from None
     except ValueError as error:
         raise DataError(f"the label map `{path}` is not JSON: {error}") from None
     if not isinstance(table, dict):
         raise DataError(f"the label map `{path}` is not a JSON object of the data's classes")
+    # Entries for other classes are harmless: one map serves a set and parts of it.
     if missing := [name for name in classes if name not in table]:
         raise DataError(f"the label map `{path}` lacks classes of the data: {_some(missing)}")
-    if unknown := sorted(set(table) - set(classes)):
-        raise DataError(f"the label map `{path}` has classes that the data lack: {_some(unknown)}")
-    indices = [_class_index(table[name], labels, f"of `{name}` in `{path}`") for name in classes]
+    keys = [_positions(labels.names), _positions(labels.wnids or ())]
+    indices = [
+        _class_index(table[name], labels, keys, f"of `{name}` in `{path}`") for name in classes
+    ]
     return np.array(indices, dtype=np.int64)
 
 
-def _class_index(value: object, labels: Labels, where: str) -> int:
-    """A model's class by its name, WNID or index."""
+def _class_index(
+    value: object, labels: Labels, keys: list[dict[str, int | None]], where: str
+) -> int:
+    """A model's class by its name, WNID (``keys``) or index."""
     if type(value) is int and 0 <= value < len(labels):  # True is an int too
         return value
-    if isinstance(value, str):
-        if labels.names.count(value) > 1:
+    for positions in keys:
+        if isinstance(value, str) and value in positions:
+            if (index := positions[value]) is not None:
+                return index
             raise DataError(
                 f"`{value}` {where} names more than one class of the model",
                 hint="write its index, a number without quotes",
             )
-        for keys in (labels.names, labels.wnids or ()):
-            if value in keys:
-                return keys.index(value)
     raise DataError(
         f"{json.dumps(value)} {where} is no class of the model; accepted are its class names, "
         f"an index from 0 to {len(labels) - 1}" + (", and WNIDs" if labels.wnids else "")

@@ -4,28 +4,54 @@ Pillow and NumPy do it, bit for bit as Pillow with torchvision's transforms does
 code's way; a test holds the two together).
 """
 
+import io
 import os
 import re
 import stat
 import struct
+import weakref
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageColor, UnidentifiedImageError
 
-from cvt_cli.errors import ImageError
+from cvt_cli import limits
+from cvt_cli.errors import ImageError, UsageError
 from cvt_cli.preprocessing import Preprocessing
 
 SUFFIXES = frozenset(
     ".jpg .jpeg .jpe .jfif .png .apng .webp .gif .bmp .tif .tiff .avif .ppm .pgm .pbm .jp2".split()
 )
 """Suffixes that a folder is searched for; a file that is named is read whatever its name."""
+
+HEIF_SUFFIXES = frozenset(".heic .heif .hif".split())
+"""Searched for as well where pillow-heif is installed."""
+
+OTHER_SUFFIXES = HEIF_SUFFIXES | frozenset(
+    ".arw .cr2 .cr3 .dds .dng .eps .exr .hdr .icns .ico .jxl .jxr .nef .orf .pcx .psd .raf .raw "
+    ".rw2 .svg .tga .xcf".split()
+)
+"""Suffixes of pictures that a folder is not searched for, which is said."""
+
+_NO_PICTURES = frozenset(
+    (
+        "__macosx",  # macOS, in archives
+        "@eadir", "#recycle", "#snapshot",  # Synology: thumbnails, bin, copies
+        "@recycle", "@recently-snapshot",  # QNAP
+        "lost+found",
+        "$recycle.bin", "system volume information",  # Windows
+    )
+)  # fmt: skip
+"""Folders that systems make, in small letters: what lies there are no pictures of the user's."""
 
 _RESAMPLING = {
     "nearest": Image.Resampling.NEAREST,
@@ -47,25 +73,119 @@ _DECODER_ERRORS = (
     zlib.error,
 )
 
+Colour = tuple[int, int, int]
+"""Red, green and blue, 0 … 255."""
+
+_LARGE = 64 * 1024**2
+"""Bytes from which on a decoded picture waits for room; what is smaller is no danger."""
+
+_HEIF_BRANDS = frozenset(
+    b"ftyp" + brand for brand in b"heic heix heim heis hevc hevx mif1 msf1".split()
+)
+_HEIF_NEEDS = "HEIC is read where pillow-heif is installed: `pip install 'cvt-cli[heic]'`"
+
 LARGEST_RESIZED = 178_956_970
 """Pixels that a resize before a crop makes at most (Pillow's own limit for a decoded image)."""
 
 
-def images_in(folder: Path) -> Iterator[Path]:
+@dataclass
+class Passed:
+    """What a search passed over that somebody may have taken for images of theirs."""
+
+    folders: set[str] = field(default_factory=set)  # with their paths
+    files: Counter[str] = field(default_factory=Counter)  # by suffix
+
+    def add_file(self, name: str) -> None:
+        """Count a file that was passed over, if it is a picture by its suffix."""
+        suffix = os.path.splitext(name)[1].lower()
+        if suffix in OTHER_SUFFIXES and not name.startswith("."):
+            self.files[suffix] += 1
+
+    def __str__(self) -> str:
+        """A sentence; empty if there is nothing to say."""
+        parts = []
+        if self.files:
+            kinds = ", ".join(f"{count} {suffix}" for suffix, count in self.files.most_common())
+            parts.append(f"files that are not searched for ({kinds})")
+        if self.folders:
+            names = Counter(os.path.basename(folder) for folder in self.folders)
+            kinds = ", ".join(f"{count} `{name}`" for name, count in names.most_common())
+            parts.append(f"folders that hold no pictures ({kinds})")
+        text = f"passed over: {' and '.join(parts)}" if parts else ""
+        if self.files.keys() & HEIF_SUFFIXES:
+            text += f"; {_HEIF_NEEDS}"
+        return text
+
+
+def images_in(folder: Path, passed: Passed | None = None) -> Iterator[Path]:
     """Image files under a folder, by suffix, in natural order: 2.jpg before 10.jpg.
 
-    Hidden files and folders are passed over, and links to folders are not followed.
+    Hidden files and folders, and those that systems make, are passed over, and links to folders are
+    not followed.
+
+    Raises:
+        OSError: a folder in it cannot be read.
     """
-    for directory, folders, files in os.walk(folder):
-        folders[:] = sorted((n for n in folders if not n.startswith(".")), key=natural_key)
+    for found in walk(folder, passed or Passed()):
+        if isinstance(found, OSError):
+            raise found
+        yield found
+
+
+def walk(folder: Path, passed: Passed) -> Iterator[Path | OSError]:
+    """As `images_in`; for a folder that cannot be read, the error with its name in it."""
+    unreadable: list[OSError] = []
+    for directory, folders, files in os.walk(folder, onerror=unreadable.append):
+        yield from unreadable
+        unreadable.clear()
+        passed.folders.update(os.path.join(directory, n) for n in folders if is_no_pictures(n))
+        folders[:] = sorted((n for n in folders if not is_passed_over(n)), key=natural_key)
         for name in sorted(files, key=natural_key):
             if is_image_name(name):
                 yield Path(directory, name)
+            else:
+                passed.add_file(name)
+    yield from unreadable
 
 
 def is_image_name(name: str) -> bool:
     """Whether a file name, without folders, is a visible one with an image's suffix."""
-    return not name.startswith(".") and os.path.splitext(name)[1].lower() in SUFFIXES
+    suffix = os.path.splitext(name)[1].lower()
+    known = suffix in SUFFIXES or (suffix in HEIF_SUFFIXES and _reads_heif())
+    return known and not name.startswith(".")
+
+
+def is_no_pictures(folder: str) -> bool:
+    """Whether it is a folder's name that systems give, such as ``__MACOSX`` or ``@eaDir``."""
+    return folder.casefold() in _NO_PICTURES
+
+
+def is_passed_over(folder: str) -> bool:
+    """Whether a folder of this name is searched nowhere: a hidden one or one of a system's."""
+    return folder.startswith(".") or is_no_pictures(folder)
+
+
+def member_parts(name: str, passed: Passed | None = None) -> list[str]:
+    """The folders and the file of a member of an archive; none if it is passed over.
+
+    Nothing is written, so that a name may say ``../`` or ``/``: these parts are left out.
+    """
+    parts = [part for part in name.split("/") if part not in ("", ".", "..")]
+    for depth, part in enumerate(parts, start=1):
+        if is_passed_over(part):
+            if passed is not None and is_no_pictures(part):
+                passed.folders.add("/".join(parts[:depth]))
+            return []
+    return parts
+
+
+def is_image_member(name: str, passed: Passed) -> bool:
+    """Whether a file in an archive, or below a remote folder, is a visible image by its suffix."""
+    parts = member_parts(name, passed)
+    if not parts or is_image_name(parts[-1]):
+        return bool(parts)
+    passed.add_file(parts[-1])
+    return False
 
 
 def natural_key(name: str) -> tuple[list[str | int], str]:
@@ -79,8 +199,44 @@ def load(path: Path, exif: bool) -> Image.Image:
     return decode(lambda: open_regular(path), exif)
 
 
+class Content(io.BytesIO):
+    """An image's file in memory; while it is open it counts among the bytes in flight."""
+
+    def __init__(self, content: bytes = b"", share: limits.Share | None = None) -> None:
+        super().__init__(content)
+        self.share = share
+
+    def close(self) -> None:
+        super().close()
+        if self.share is not None:
+            self.share.release()
+
+    def __del__(self) -> None:
+        self.close()
+
+
+def read(size: int, source: Callable[[], bytes]) -> Content:
+    """What ``source`` gives, ``size`` bytes at most, read when there is room for it."""
+    share = limits.contents.take(size)
+    try:
+        content = source()
+    except BaseException:
+        share.release()
+        raise
+    share.release(keep=len(content))
+    return Content(content, share)
+
+
+def too_large() -> ImageError:
+    """Of a file that has more bytes than are read."""
+    return ImageError(f"too large: more than {limits.LARGEST_FILE:,} bytes")
+
+
 def decode(
-    opened: Callable[[], BinaryIO], exif: bool, at_least: tuple[int, int] | None = None
+    opened: Callable[[], BinaryIO],
+    exif: bool,
+    at_least: tuple[int, int] | None = None,
+    background: Colour | None = None,
 ) -> Image.Image:
     """Decode one image to RGB, by content and not by suffix; the first frame of several.
 
@@ -89,20 +245,76 @@ def decode(
         exif: turn the picture upright as its EXIF orientation says.
         at_least: height and width; a JPEG is then decoded at the smallest of 1/1, 1/2, 1/4 and 1/8
             of its size that has them, which is faster and not exact (Pillow's draft mode).
+        background: what shows where the picture is transparent; by default the colours that it
+            has there.
 
     Raises:
         ImageError: it cannot be read; the message is a reason such as "empty file (0 bytes)".
     """
-    with _explained(), opened() as file, Image.open(file) as image:
+    with _explained(), opened() as file, _identified(file) as image:
         if at_least is not None:
             image.draft("RGB", at_least[::-1])
-        image.load()  # before the file is closed
-        return to_rgb(ImageOps.exif_transpose(image) if exif else image)
+        # A pixel has up to four bytes in Pillow; what is not RGB is held twice.
+        needed = image.width * image.height * (4 if image.mode == "RGB" else 8)
+        share = limits.pictures.take(needed) if needed > _LARGE else None
+        try:
+            image.load()  # before the file is closed
+            result = to_rgb(upright(image) if exif else image, background)
+        except BaseException:
+            if share is not None:
+                share.release()
+            raise
+        if share is not None:
+            weakref.finalize(result, share.release)
+        return result
+
+
+def _identified(file: BinaryIO) -> Image.Image:
+    """Open an image; raises as Pillow, and ImageError where pillow-heif is missing."""
+    try:
+        return Image.open(file)
+    except UnidentifiedImageError:
+        file.seek(0)
+        if file.read(12)[4:] not in _HEIF_BRANDS:
+            raise
+        if not _reads_heif():
+            raise ImageError(f"a HEIC picture: {_HEIF_NEEDS}") from None
+        import pillow_heif
+
+        pillow_heif.register_heif_opener()
+    except ValueError as error:
+        file.seek(0)
+        if "Decompressed data too large" not in str(error):
+            raise
+        file = _without_text(file)
+    file.seek(0)
+    return Image.open(file)
+
+
+@cache
+def _reads_heif() -> bool:
+    return find_spec("pillow_heif") is not None
+
+
+def _without_text(file: BinaryIO) -> BinaryIO:
+    """A PNG without its texts and colour profile, which Pillow unpacks, up to a limit, unasked."""
+    kept = io.BytesIO()
+    kept.write(file.read(8))
+    while len(head := file.read(8)) == 8:
+        length = int.from_bytes(head[:4], "big")
+        if head[4:] in (b"tEXt", b"zTXt", b"iTXt", b"iCCP"):
+            file.seek(length + 4, os.SEEK_CUR)
+            continue
+        body = file.read(min(length + 4, limits.LARGEST_FILE))
+        if kept.tell() + len(body) > limits.LARGEST_FILE:
+            raise too_large()
+        kept.write(head + body)
+    return kept
 
 
 def size(opened: Callable[[], BinaryIO]) -> tuple[int, int]:
     """Height and width in pixels as the file's header says, before EXIF; raises as `decode`."""
-    with _explained(), opened() as file, Image.open(file) as image:
+    with _explained(), opened() as file, _identified(file) as image:
         return image.height, image.width
 
 
@@ -111,6 +323,8 @@ def _explained() -> Iterator[None]:
     """Raises ImageError with a reason for whatever opening and decoding raise."""
     try:
         yield
+    except ImageError:
+        raise
     except UnidentifiedImageError:
         raise ImageError("not an image, or of a kind that Pillow cannot read") from None
     except Image.DecompressionBombError:
@@ -126,18 +340,21 @@ def _explained() -> Iterator[None]:
         raise ImageError(f"damaged: {error}") from None
 
 
-def from_memory(image: object, exif: bool) -> Image.Image:
+def from_memory(image: object, exif: bool, background: Colour | None = None) -> Image.Image:
     """An image that Python holds, to RGB.
 
     Args:
         image: a Pillow image; an array (H, W, 3) or (H, W), or a tensor (3, H, W), of uint8.
         exif: turn a Pillow image upright as its EXIF orientation says.
+        background: what shows where a Pillow image is transparent.
 
     Raises:
-        ImageError: it is something else.
+        ImageError: it is something else, or a Pillow image whose file cannot be read.
     """
     if isinstance(image, Image.Image):
-        return to_rgb(ImageOps.exif_transpose(image) if exif else image)
+        with _explained():
+            image.load()
+            return to_rgb(upright(image) if exif else image, background)
     if hasattr(image, "detach"):  # a torch tensor, without importing torch
         array = np.asarray(image.detach().cpu().numpy())
         array = array.transpose(1, 2, 0) if array.ndim == 3 else array
@@ -164,12 +381,57 @@ def open_regular(path: Path) -> BinaryIO:
     return path.open("rb")
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Any mode that Pillow opens to RGB; alpha is dropped, deep greys are scaled to 8 bits."""
-    if image.mode == "RGB":
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""By EXIF orientation."""
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """Turned as the EXIF orientation says; what EXIF holds besides is not looked at.
+
+    `ImageOps.exif_transpose` writes the rest anew, which fails where a part of it is broken.
+    """
+    try:
+        turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except (OSError, *_DECODER_ERRORS):  # unreadable, which is as good as none
         return image
+    return image if turn is None else image.transpose(turn)
+
+
+def colour(text: str) -> Colour:
+    """A colour by its name or as ``#rrggbb``, as Pillow knows them.
+
+    Raises:
+        UsageError: it is none.
+    """
+    try:
+        return ImageColor.getrgb(text)[:3]
+    except ValueError:
+        raise UsageError(
+            f"`{text}` is no colour; accepted are names such as `white`, and `#rrggbb`"
+        ) from None
+
+
+def to_rgb(image: Image.Image, background: Colour | None = None) -> Image.Image:
+    """Any mode that Pillow opens to RGB; deep greys are scaled to 8 bits.
+
+    Alpha is dropped, so that transparent pixels have the colours that the file holds for them, or
+    with a background the picture is laid upon it.
+    """
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         image = Image.fromarray(_grey_to_8_bits(np.asarray(image), image.mode))
+    elif background is not None and image.has_transparency_data:
+        over = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", over.size, background), over).convert("RGB")
+    if image.mode == "RGB":
+        return image
     if image.mode == "P" and "transparency" in image.info:
         # Straight to RGB, Pillow warns about transparency given in bytes.
         image = image.convert("RGBA")

@@ -1,19 +1,21 @@
 """Images in, answers out: decoded by threads ahead of the model, in order, in constant memory."""
 
 import io
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from cvt_cli import limits
 from cvt_cli.engine import Engine, features_of, logits_of, prepared
 from cvt_cli.errors import ImageError
+from cvt_cli.images import Colour
 from cvt_cli.labels import Labels
 from cvt_cli.machine import threads
 from cvt_cli.preprocessing import Preprocessing
@@ -28,6 +30,10 @@ THUMBNAIL_PIXELS = 224
 """Of the longer side."""
 
 
+_SMALL = 16 * 1024**2
+"""Bytes up to which a prepared image may wait uncounted; 384x384 has 1.8 million."""
+
+
 class Loadable(Protocol):
     """An image that has not been read yet, such as a `sources.Source`."""
 
@@ -36,7 +42,12 @@ class Loadable(Protocol):
         """As results call it."""
         ...
 
-    def load(self, exif: bool, at_least: tuple[int, int] | None = None) -> Image.Image:
+    def load(
+        self,
+        exif: bool,
+        at_least: tuple[int, int] | None = None,
+        background: Colour | None = None,
+    ) -> Image.Image:
         """Decode it to RGB (see `images.decode`); raises ImageError."""
         ...
 
@@ -80,6 +91,7 @@ class Wishes:
     fast_decode: bool = False  # let large JPEGs be decoded at a part of their size
     features: bool = False  # the vector before the head instead of classes
     thumbnails: bool = False
+    background: Colour | None = None  # shows through transparent pixels; None keeps their colours
 
 
 def classify(
@@ -110,14 +122,17 @@ def classify(
             enough = 2 * max(preprocessing.resized(1, 1))
             at_least = (enough, enough)
         try:
-            image = source.load(wishes.exif, at_least)
+            image = source.load(wishes.exif, at_least, wishes.background)
             array = prepared(engine, image, preprocessing)
         except ImageError as error:
             return str(error)
         return array, thumbnail(image) if wishes.thumbnails else None
 
-    ready_images = ahead(prepare, sources, workers or threads(), 2 * batch_size)
-    while chunk := list(islice(ready_images, batch_size)):
+    def size(ready: tuple[NDArray[Any], bytes | None] | str) -> int:
+        return 0 if isinstance(ready, str) else waiting_bytes(ready[0])
+
+    ready_images = ahead(prepare, sources, workers or threads(), 2 * batch_size, size)
+    for chunk in batches(ready_images, batch_size, size):
         arrays = [ready[0] for _, ready in chunk if not isinstance(ready, str)]
         results: Iterator[NDArray[np.float32]] = iter(())
         if arrays:
@@ -135,8 +150,21 @@ def classify(
                 yield Answer(source.name, found, answer=given, thumbnail=ready[1])
 
 
+def waiting_bytes(array: NDArray[Any]) -> int:
+    """What an image counts towards `limits.LARGEST_WAITING`: none but a large picture whole."""
+    return array.nbytes if array.nbytes > _SMALL else 0
+
+
+def _nothing(result: object) -> int:
+    return 0
+
+
 def ahead(
-    work: Callable[[Item], Result], items: Iterable[Item], workers: int, most: int
+    work: Callable[[Item], Result],
+    items: Iterable[Item],
+    workers: int,
+    most: int,
+    size: Callable[[Result], int] = _nothing,
 ) -> Iterator[tuple[Item, Result]]:
     """Every item with what ``work`` makes of it, in order; threads work ahead of who asks.
 
@@ -145,20 +173,55 @@ def ahead(
         items: taken one by one, no more than ``most`` ahead.
         workers: threads.
         most: results that wait at the same time.
+        size: of a result, in bytes; no item is taken while more than `limits.LARGEST_WAITING` wait.
     """
+    total = 0  # bytes of results that were not given yet
+    lock = threading.Lock()
     pool = ThreadPoolExecutor(workers)
     waiting: deque[tuple[Item, Future[Result]]] = deque()
+
+    def measured(item: Item) -> Result:
+        result = work(item)
+        count(size(result))
+        return result
+
+    def count(change: int) -> None:
+        nonlocal total
+        if change:
+            with lock:
+                total += change
+
+    def next_one() -> tuple[Item, Result]:
+        item, future = waiting.popleft()
+        result = future.result()
+        count(-size(result))
+        return item, result
+
     try:
         for item in items:
-            waiting.append((item, pool.submit(work, item)))
-            if len(waiting) > most:
-                first, future = waiting.popleft()
-                yield first, future.result()
+            waiting.append((item, pool.submit(measured, item)))
+            while len(waiting) > most or (waiting and total > limits.LARGEST_WAITING):
+                yield next_one()
         while waiting:
-            first, future = waiting.popleft()
-            yield first, future.result()
+            yield next_one()
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
+
+
+def batches(
+    ready: Iterable[tuple[Item, Result]], count: int, size: Callable[[Result], int] = _nothing
+) -> Iterator[list[tuple[Item, Result]]]:
+    """Lists of ``count``, or of fewer that together are larger than `limits.LARGEST_WAITING`."""
+    batch: list[tuple[Item, Result]] = []
+    total = 0
+    for item, result in ready:
+        batch.append((item, result))
+        total += size(result)
+        if len(batch) == count or total > limits.LARGEST_WAITING:
+            yield batch
+            batch, total = [], 0
+    if batch:
+        yield batch
 
 
 def top_predictions(

@@ -1,8 +1,14 @@
-"""What a file that a stranger wrote may ask for, before anything is built by it.
+"""What comes from outside may ask for and be no more than this, and be held no more at once.
 
-Each is far above what any CvT has or needs, and low enough that a number in a small file cannot
-take the machine's memory or its time.
+What a file that a stranger wrote may ask for is far above what any CvT has or needs, and low enough
+that a number in a small file cannot take the machine's memory or its time.
 """
+
+import os
+import threading
+from collections import Counter, deque
+
+# --- what a config may ask for
 
 LARGEST_SIZE = 2048
 """Height and width in pixels of the network's input; published models take 224 and 384."""
@@ -34,3 +40,89 @@ LARGEST_CONFIG_BYTES = 64 * 1024**2
 
 LARGEST_HEADER_BYTES = 100_000_000
 """Of a safetensors file, as its own library has it."""
+
+# --- images and data
+
+LARGEST_FILE = 128 * 1024**2
+"""Bytes that are read at most of an image in an archive, of an address or on stdin."""
+
+LARGEST_TABLE = 512 * 1024**2
+"""Bytes that are read at most of a file that is no image; CIFAR-100's largest has over 153 MB."""
+
+_MIB = 1024**2
+_PROCESSORS = os.cpu_count() or 1
+
+LARGEST_WAITING = max(512, 64 * _PROCESSORS) * _MIB
+"""Bytes of whole pictures that wait together for a model that prepares them itself."""
+
+
+class Budget:
+    """Bytes that the threads of this process may hold together; who wants more waits for room.
+
+    What is larger than the whole budget has room while nobody holds anything.
+
+    Args:
+        most: bytes.
+        own: a thread that holds some may have more without waiting, since it might be itself that
+            it waits for.
+    """
+
+    def __init__(self, most: int, own: bool = False) -> None:
+        self.most, self.own = most, own
+        self._start()
+        if hasattr(os, "register_at_fork"):  # those who would give back stay in the parent
+            os.register_at_fork(after_in_child=self._start)
+
+    def _start(self) -> None:
+        self._changed = threading.Condition()
+        self._held = 0
+        self._of_thread: Counter[int] = Counter()
+        # Not counted where they are given back: the garbage collector does so too, anywhere.
+        self._returned: deque[tuple[int, int]] = deque()
+
+    def take(self, size: int) -> "Share":
+        """Hold some bytes, from when there is room for them."""
+        thread = threading.get_ident()
+        with self._changed:
+            while not self._has_room(size, thread):
+                self._changed.wait(0.1)
+            self._held += size
+            self._of_thread[thread] += size
+        return Share(self, size, thread)
+
+    def _has_room(self, size: int, thread: int) -> bool:
+        while self._returned:
+            given, by = self._returned.popleft()
+            self._held = max(0, self._held - given)
+            self._of_thread[by] -= given
+            if self._of_thread[by] <= 0:
+                del self._of_thread[by]
+        own = self.own and thread in self._of_thread
+        return not self._held or self._held + size <= self.most or own
+
+    def give_back(self, size: int, thread: int) -> None:
+        """Hold them no more; ``thread`` is the one that took them."""
+        self._returned.append((size, thread))
+        if self._changed.acquire(blocking=False):
+            self._changed.notify_all()
+            self._changed.release()
+
+
+class Share:
+    """What was taken of a budget."""
+
+    def __init__(self, budget: Budget, size: int, thread: int) -> None:
+        self._budget, self._size, self._thread = budget, size, thread
+
+    def release(self, keep: int = 0) -> None:
+        """Give back all but ``keep`` bytes; again is harmless."""
+        if self._size > keep:
+            size, self._size = self._size - keep, keep
+            self._budget.give_back(size, self._thread)
+
+
+contents = Budget(max(512, 32 * _PROCESSORS) * _MIB)
+"""Images as archives and addresses give them, from their reading to the end of their decoding."""
+
+pictures = Budget(max(1024, 128 * _PROCESSORS) * _MIB, own=True)
+"""Decoded pictures, those alone that are large, until they are prepared for the model."""

@@ -233,6 +233,17 @@ Exif = Annotated[
         rich_help_panel=DATA,
     ),
 ]
+Background = Annotated[
+    str | None,
+    typer.Option(
+        parser=text,
+        metavar="COLOR",
+        help="What shows through transparent pixels, such as white or #ff8000; by default they "
+        "have the colours that the file holds for them.",
+        rich_help_panel=DATA,
+        show_default=False,
+    ),
+]
 Verbose = Annotated[
     bool,
     typer.Option(

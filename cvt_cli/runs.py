@@ -123,8 +123,16 @@ def check_images(
         progress: told of every image.
 
     Raises:
-        DataError: a class has too few readable images, or the validation images other classes.
+        DataError: there is one class alone, a class has too few readable images, or the validation
+            images have other classes.
     """
+    if len(found.classes) < 2:
+        raise DataError(
+            f"there is one class alone, `{found.classes[0]}`, in `{found.root}`; training takes "
+            "at least 2, to tell them apart",
+            hint="expected is one folder per class with image files in it, such as "
+            "`DATA/cat/1.jpg` and `DATA/dog/1.jpg`",
+        )
     unreadable: list[str] = []
     prints, headers = [], False
     readable = []

@@ -4,50 +4,32 @@ Nothing is unpacked to disk, no archive member is trusted to be as small as it s
 cannot be read is an image whose loading fails, so that the others are answered.
 """
 
+import codecs
 import glob
 import io
-import lzma
 import os
 import sys
 import tarfile
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from PIL import Image
 
-from cvt_cli import __version__, images
+from cvt_cli import images, limits, text, trees, web
 from cvt_cli.errors import ImageError, UsageError
+from cvt_cli.images import Colour, Passed
+from cvt_cli.trees import ARCHIVE_ERRORS
 
 if TYPE_CHECKING:
     import fsspec
 
-LARGEST_FILE = 128 * 1024**2
-"""Bytes that are read at most of a member of an archive or of a URL."""
-
-URL_TIMEOUT_SEC = 10.0
-"""For which a server may be silent."""
-
-URL_DEADLINE_SEC = 60.0
-"""For one image, however slowly its bytes come."""
-
-_CHUNK = 1024**2
 _TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
-ARCHIVE_ERRORS = (
-    tarfile.TarError,
-    zipfile.BadZipFile,
-    zlib.error,
-    lzma.LZMAError,
-    EOFError,
-    ValueError,
-    NotImplementedError,  # a compression that Python does not know
-    RuntimeError,  # an encrypted member
-)
-"""What Python's archive readers raise for damaged content, besides OSError."""
+_WIDE_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+"""How a list in UTF-16 begins (in UTF-32 too)."""
 
 
 @dataclass(frozen=True)
@@ -56,53 +38,58 @@ class Source:
 
     name: str
     open: Callable[[], BinaryIO]  # raises OSError or ImageError
+    missing: bool = False  # it stands for an input in which there are no images
 
-    def load(self, exif: bool, at_least: tuple[int, int] | None = None) -> Image.Image:
-        """Decode it; as `images.decode`, which see for the arguments and errors."""
-        return images.decode(self.open, exif, at_least)
+    def load(
+        self,
+        exif: bool,
+        at_least: tuple[int, int] | None = None,
+        background: Colour | None = None,
+    ) -> Image.Image:
+        """Decode it; as `images.decode`, which see for the arguments and errors.
+
+        One of a tar archive can be loaded once.
+        """
+        return images.decode(self.open, exif, at_least, background)
 
 
-def sources(inputs: Sequence[str]) -> Iterator[Source]:
+class _Uncountable(Exception):
+    """Only reading tells how many images there are."""
+
+
+def sources(inputs: Sequence[str], passed: Passed | None = None) -> Iterator[Source]:
     """The images that each input names, in order, listed as they are needed.
+
+    Whoever takes a source of a tar archive must load or drop it before he takes many more: what
+    has been read of the archive and not been decoded counts among the bytes in flight.
 
     Args:
         inputs: a file; a folder, searched at any depth in natural order; a pattern with ``*``,
             ``?`` or ``[…]`` (``**`` for any depth); a .zip or .tar, read in place and in its own
             order; an http(s) address; any other address that fsspec opens; ``@FILE``, a list of
             these, one a line; ``-``, such a list or one image on stdin.
+        passed: learns what was passed over.
 
     Raises:
         UsageError: what opens an address is not installed.
     """
-    for text in inputs:
-        if text == "-":
-            yield from _from_stdin()
-        elif text.startswith("@") and not os.path.exists(text):
-            yield from _from_list(text[1:])
-        else:
-            yield from _some_from_one(text)
+    return _Search(passed or Passed()).all_of(inputs)
 
 
-def count(inputs: Sequence[str]) -> int | None:
-    """How many images there are; None where only reading them tells (stdin, tar archives)."""
-    total = 0
-    for text in inputs:
-        if text == "-" or (text.lower().endswith(_TAR_SUFFIXES) and not os.path.isdir(text)):
-            return None
-        if text.startswith("@") and not os.path.exists(text):
-            if readable_once([text]) is not None:
-                return None
-            try:
-                with open(text[1:], encoding="utf-8", errors="surrogateescape") as file:
-                    inner = count([line.rstrip("\r\n") for line in file if line.strip()])
-            except OSError:
-                inner = 1  # reported where it is read
-            if inner is None:
-                return None
-            total += inner
-        else:
-            total += sum(1 for _ in _from_one(text))
-    return total
+def count(inputs: Sequence[str], passed: Passed | None = None) -> int | None:
+    """How many `sources` gives, which are listed for it; 0 where all that they say is "none".
+
+    None where only reading tells (stdin, a list in a pipe, tar archives). Arguments and errors are
+    those of `sources`.
+    """
+    total, found = 0, False
+    try:
+        for source in _Search(passed or Passed(), counting=True).all_of(inputs):
+            total += 1
+            found = found or not source.missing
+    except _Uncountable:
+        return None
+    return total if found else 0
 
 
 def readable_once(inputs: Sequence[str]) -> str | None:
@@ -110,40 +97,12 @@ def readable_once(inputs: Sequence[str]) -> str | None:
 
     None where there is none. What several processes share must be readable by each.
     """
-    for text in inputs:
-        if text == "-":
-            return text
-        if text.startswith("@") and not os.path.exists(text):
-            name = text[1:]
-            if os.path.exists(name) and not os.path.isfile(name):
-                return text
+    for one in inputs:
+        if one == "-":
+            return one
+        if (name := _list_name(one)) and os.path.exists(name) and not os.path.isfile(name):
+            return one
     return None
-
-
-def _some_from_one(text: str) -> Iterator[Source]:
-    """`_from_one`, where an input that names no image is an unreadable one."""
-    found = _from_one(text)
-    yield next(found, None) or _unreadable(text, "no images there")
-    yield from found
-
-
-def _from_one(text: str) -> Iterator[Source]:
-    if "://" in text:
-        yield from _from_address(text)
-        return
-    path = Path(text)
-    name = text.lower()
-    if path.is_dir():
-        yield from (_file(found) for found in images.images_in(path))
-    elif path.is_file() and name.endswith(".zip"):
-        yield from _from_zip(path)
-    elif path.is_file() and name.endswith(_TAR_SUFFIXES):
-        yield from _from_tar(path)
-    elif glob.has_magic(text) and not path.exists():
-        found = sorted(glob.glob(text, recursive=True), key=images.natural_key)
-        yield from (_file(Path(name)) for name in found if not os.path.isdir(name))
-    else:
-        yield _file(path)
 
 
 def source(text: str) -> Source:
@@ -152,157 +111,264 @@ def source(text: str) -> Source:
     Raises:
         UsageError: what opens an address is not installed.
     """
-    if text.startswith(("http://", "https://")):
-        return Source(text, partial(_fetch, text))
+    if web.is_address(text):
+        return Source(text, partial(web.fetch, text))
+    if _is_local_address(text):
+        return _file(Path(text[len("file://") :]), text)
     if "://" in text:
         return Source(text, partial(_open_remote, *_file_system(text)))
     return _file(Path(text))
 
 
-def _file(path: Path) -> Source:
-    return Source(str(path), partial(images.open_regular, path))
+def _file(path: Path, name: str | None = None) -> Source:
+    return Source(name or str(path), partial(images.open_regular, path))
 
 
-def _unreadable(name: str, reason: str) -> Source:
+def _unreadable(name: str, reason: str, missing: bool = False) -> Source:
     def fail() -> BinaryIO:
         raise ImageError(reason)
 
-    return Source(name, fail)
+    return Source(name, fail, missing)
 
 
-def _bytes(name: str, content: bytes) -> Source:
-    return Source(name, partial(io.BytesIO, content))
+def _closed(error: OSError) -> Source:
+    """A folder that cannot be read, whose images are missed."""
+    return _unreadable(os.fsdecode(error.filename or ""), _reason(error))
 
 
-# --- lists
+def _list_name(one: str) -> str | None:
+    """The file that ``@FILE`` names; None for another input, also a file whose name begins so."""
+    return one[1:] if one.startswith("@") and not os.path.exists(one) else None
 
 
-def _from_lines(lines: Iterator[str]) -> Iterator[Source]:
-    for line in lines:
-        if line := line.rstrip("\r\n"):
-            yield from _some_from_one(line)
+def _is_local_address(text: str) -> bool:
+    return text[:8].lower() == "file:///" and os.sep == "/"
 
 
-def _from_list(name: str) -> Iterator[Source]:
-    try:
-        file = open(name, encoding="utf-8", errors="surrogateescape")
-    except OSError as error:
-        yield _unreadable(f"@{name}", (error.strerror or str(error)).lower())
-        return
-    with file:
-        yield from _from_lines(file)
+class _Search:
+    """What inputs name.
 
+    Args:
+        passed: learns what was passed over.
+        counting: nothing is read but what must be for a listing; `_Uncountable` if that is not
+            enough.
+    """
 
-def _from_stdin() -> Iterator[Source]:
-    stream = sys.stdin.buffer
-    start = stream.peek(512)[:512] if isinstance(stream, io.BufferedReader) else b""
-    if any(byte < 32 and byte not in b"\t\r\n" for byte in start):  # no text
-        content = stream.read(LARGEST_FILE + 1)
-        yield (
-            _bytes("-", content) if len(content) <= LARGEST_FILE else _unreadable("-", _too_large())
-        )
-        return
-    yield from _from_lines(
-        io.TextIOWrapper(stream, encoding="utf-8", errors="surrogateescape", newline="\n")
-    )
+    def __init__(self, passed: Passed, counting: bool = False) -> None:
+        self.passed, self.counting = passed, counting
 
+    def all_of(self, inputs: Sequence[str]) -> Iterator[Source]:
+        for one in inputs:
+            if self.counting and readable_once([one]) is not None:
+                raise _Uncountable
+            if one == "-":
+                yield from self._from_stdin()
+            elif name := _list_name(one):
+                yield from self._from_list(name)
+            else:
+                yield from self._some_from_one(one)
 
-# --- archives
+    def _some_from_one(self, one: str) -> Iterator[Source]:
+        """`_from_one`, where an input that names no image is an unreadable one."""
+        found = self._from_one(one)
+        yield next(found, None) or _unreadable(one, "no images there", missing=True)
+        yield from found
 
-
-def _too_large() -> str:
-    return f"too large: more than {LARGEST_FILE:,} bytes"
-
-
-def _read(file: BinaryIO) -> bytes:
-    """All of a file that may lie about its size."""
-    content = file.read(LARGEST_FILE + 1)
-    if len(content) > LARGEST_FILE:
-        raise ImageError(_too_large())
-    return content
-
-
-def _member_name(archive: Path, member: str) -> str:
-    return f"{archive}/{member}"
-
-
-def _is_image(member: str) -> bool:
-    """Whether a member is to be read: visible, as are its folders, and with an image's suffix."""
-    path = PurePosixPath(member)
-    hidden = any(part.startswith(".") and part not in (".", "..") for part in path.parts)
-    return not hidden and "__MACOSX" not in path.parts and images.is_image_name(path.name)
-
-
-def _from_zip(path: Path) -> Iterator[Source]:
-    try:
-        archive = zipfile.ZipFile(path)
-    except (OSError, *ARCHIVE_ERRORS) as error:
-        yield _unreadable(str(path), f"damaged archive: {error}")
-        return
-    for member in archive.infolist():  # the file stays open while a member is still wanted
-        if not member.is_dir() and _is_image(member.filename):
-            name = _member_name(path, member.filename)
-            yield Source(name, partial(_open_zip_member, archive, member))
-
-
-def _open_zip_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> BinaryIO:
-    if member.file_size > LARGEST_FILE:
-        raise ImageError(_too_large())
-    try:
-        with archive.open(member) as file:
-            return io.BytesIO(_read(file))  # type: ignore[arg-type]
-    except ARCHIVE_ERRORS as error:
-        raise ImageError(f"damaged in the archive: {error}") from None
-
-
-def _from_tar(path: Path) -> Iterator[Source]:
-    """Member after member, since a compressed archive can be read in one direction only."""
-    try:
-        with tarfile.open(path, mode="r|*") as archive:
-            for member in archive:
-                if not _is_image(member.name):
-                    continue
-                name = _member_name(path, member.name)
-                if not member.isreg():
-                    yield _unreadable(name, "a link or device in an archive, which is not followed")
-                elif member.size > LARGEST_FILE:
-                    yield _unreadable(name, f"{_too_large()}; the archive is not read further")
-                    return
-                else:
-                    file = archive.extractfile(member)
-                    assert file is not None  # of a regular file
-                    yield _bytes(name, file.read())
-    except (OSError, *ARCHIVE_ERRORS) as error:
-        yield _unreadable(str(path), f"damaged archive, not read further: {error}")
-
-
-# --- addresses
-
-
-def _from_address(address: str) -> Iterator[Source]:
-    if address.startswith(("http://", "https://")):
-        yield source(address)
-        return
-    system, path = _file_system(address)
-    protocol = address.partition("://")[0]
-    try:
-        if glob.has_magic(path):
-            found = system.glob(path)
-        elif system.isdir(path):
-            found = [name for name in system.find(path) if _is_image(name.rpartition("/")[2])]
+    def _from_one(self, one: str) -> Iterator[Source]:
+        if web.is_address(one):
+            yield source(one)
+        elif _is_local_address(one):
+            written, path = one[: len("file://")], one[len("file://") :]
+            for found in self._from_path(path):
+                yield replace(found, name=written + found.name)
+        elif "://" in one:
+            yield from self._from_address(one)
         else:
-            found = [path]
-    except Exception as error:  # every file system has its own kinds
-        yield _unreadable(address, _reason(error))
+            yield from self._from_path(one)
+
+    def _from_path(self, text: str) -> Iterator[Source]:
+        path, name = Path(text), text.lower()
+        if os.path.isdir(text):
+            for found in images.walk(path, self.passed):
+                yield _closed(found) if isinstance(found, OSError) else _file(found)
+        elif os.path.isfile(text) and name.endswith(".zip"):
+            yield from self._from_zip(path)
+        elif os.path.isfile(text) and name.endswith(_TAR_SUFFIXES):
+            if self.counting:
+                raise _Uncountable
+            yield from self._from_tar(path)
+        elif glob.has_magic(text) and not os.path.lexists(text):
+            yield from self._from_pattern(text)
+        else:
+            yield _file(path)
+
+    # --- patterns
+
+    def _from_pattern(self, pattern: str) -> Iterator[Source]:
+        found = sorted(glob.glob(pattern, recursive=True), key=images.natural_key)
+        for name in found:
+            if not os.path.isdir(name) and self._is_meant(name, pattern):
+                yield _file(Path(name))
+        yield from map(_closed, self._closed_to(pattern))
+
+    def _is_meant(self, name: str, pattern: str) -> bool:
+        """Whether what a pattern matches is hidden nowhere but where the pattern says so."""
+        written = {".", "..", "", *pattern.split("/")}
+        shows_hidden = any(part.startswith(".") for part in written - {".", ".."})
+        parts = name.split("/")
+        for depth, part in enumerate(parts, start=1):
+            if part in written:
+                continue
+            if part.startswith(".") and not shows_hidden:
+                return False
+            if depth < len(parts) and images.is_no_pictures(part):
+                self.passed.folders.add("/".join(parts[:depth]))
+                return False
+        return True
+
+    def _closed_to(self, pattern: str) -> Iterator[OSError]:
+        """The folders that a pattern is to be searched for in, and that cannot be read.
+
+        `glob` passes over these in silence.
+        """
+        parts, seen = pattern.split("/"), set()
+        for depth in range(1, len(parts)):
+            above, listed = "/".join(parts[:depth]), glob.has_magic(parts[depth])
+            if not listed and not glob.has_magic(above):
+                continue
+            for folder in sorted(glob.glob(f"{above}/", recursive=True)):
+                if folder in seen or not self._is_meant(folder, pattern):
+                    continue
+                seen.add(folder)
+                try:
+                    if listed:
+                        os.scandir(folder).close()
+                    else:
+                        os.stat(os.path.join(folder, "."))
+                except OSError as error:
+                    yield OSError(error.errno, error.strerror, folder.rstrip("/"))
+
+    # --- lists
+
+    def _from_lines(self, lines: Iterator[str]) -> Iterator[Source]:
+        for line in lines:
+            if line := line.rstrip("\r\n"):
+                yield from self._some_from_one(line)
+
+    def _from_list(self, name: str) -> Iterator[Source]:
+        try:
+            with open(name, "rb") as file:
+                yield from self._from_lines(_lines(file))
+        except OSError as error:
+            yield _unreadable(f"@{name}", _reason(error))
+        except ValueError as error:
+            yield _unreadable(f"@{name}", str(error))
+
+    def _from_stdin(self) -> Iterator[Source]:
+        stream = sys.stdin.buffer
+        start = stream.peek(512)[:512] if isinstance(stream, io.BufferedReader) else b""
+        is_text = start.startswith(_WIDE_MARKS)
+        if not is_text and any(byte < 32 and byte not in b"\t\r\n" for byte in start):
+            content = stream.read(limits.LARGEST_FILE + 1)
+            if len(content) > limits.LARGEST_FILE:
+                yield _unreadable("-", str(images.too_large()))
+            else:
+                yield Source("-", partial(images.Content, content))
+            return
+        try:
+            yield from self._from_lines(_lines(stream))
+        except ValueError as error:
+            yield _unreadable("-", str(error))
+
+    # --- archives
+
+    def _from_zip(self, path: Path) -> Iterator[Source]:
+        try:
+            index = trees.zip_index(path)
+        except (OSError, *ARCHIVE_ERRORS) as error:
+            yield _unreadable(str(path), f"damaged archive: {error}")
+            return
+        archive = trees.Archive(index)
+        for name, member in index.members.items():
+            written = member.filename if isinstance(member, zipfile.ZipInfo) else name
+            if images.is_image_member(name, self.passed):
+                yield Source(f"{path}/{written}", partial(archive.open, name))
+        self.passed.folders |= index.passed.folders
+
+    def _from_tar(self, path: Path) -> Iterator[Source]:
+        """Member after member, since a compressed archive can be read in one direction only."""
+        try:
+            with tarfile.open(path, mode="r|*") as archive:
+                for member in archive:
+                    if member.isdir() or not images.is_image_member(member.name, self.passed):
+                        continue
+                    name = f"{path}/{member.name}"
+                    if not member.isreg():
+                        reason = "a link or device in an archive, which is not followed"
+                        yield _unreadable(name, reason)
+                    elif member.size > limits.LARGEST_FILE:
+                        reason = f"{images.too_large()}; the archive is not read further"
+                        yield _unreadable(name, reason)
+                        return
+                    else:
+                        yield _of_tar(name, archive, member)
+        except (OSError, *ARCHIVE_ERRORS) as error:
+            yield _unreadable(str(path), f"damaged archive, not read further: {error}")
+
+    # --- addresses
+
+    def _from_address(self, address: str) -> Iterator[Source]:
+        system, path = _file_system(address)
+        protocol = address.partition("://")[0]
+        try:
+            if glob.has_magic(path):
+                found = [name for name in system.glob(path) if self._is_meant(name, path)]
+            elif system.isdir(path):
+                # Hidden is what is so below the folder that was named.
+                found = [
+                    name
+                    for name in system.find(path)
+                    if images.is_image_member(name.removeprefix(path), self.passed)
+                ]
+            else:
+                found = [path]
+        except Exception as error:  # every file system has its own kinds
+            yield _unreadable(address, _reason(error))
+            return
+        for name in sorted(found, key=images.natural_key):
+            yield Source(f"{protocol}://{name.lstrip('/')}", partial(_open_remote, system, name))
+
+
+def _lines(file: BinaryIO) -> Iterator[str]:
+    """The lines of a list of file names, as they come; it may begin with a byte order mark.
+
+    Raises:
+        ValueError: it is in UTF-16, and not right.
+    """
+    start = file.peek(4) if isinstance(file, io.BufferedReader) else b""
+    if start.startswith(_WIDE_MARKS):
+        yield from text.decoded(file.read(), names=True).split("\n")
         return
-    for name in sorted(found, key=images.natural_key):
-        yield Source(f"{protocol}://{name.lstrip('/')}", partial(_open_remote, system, name))
+    for number, line in enumerate(file):
+        content = line if number else line.removeprefix(codecs.BOM_UTF8)
+        yield content.decode("utf-8", "surrogateescape")
+
+
+def _of_tar(name: str, archive: tarfile.TarFile, member: tarfile.TarInfo) -> Source:
+    """A member where the archive stands, read at once, since it goes on after it."""
+    file = archive.extractfile(member)
+    assert file is not None  # of a regular file
+    content = images.read(member.size, file.read)
+    return Source(name, lambda: content)
 
 
 def _file_system(address: str) -> tuple["fsspec.AbstractFileSystem", str]:
     """What opens an address, and the path in it."""
     import fsspec
 
+    protocol, colon, path = address.partition("://")
+    if protocol.isalnum():  # not several, one in another
+        address = protocol.lower() + colon + path
     try:
         return fsspec.core.url_to_fs(address)  # type: ignore[no-any-return]
     except ImportError as error:
@@ -317,66 +383,25 @@ def _file_system(address: str) -> tuple["fsspec.AbstractFileSystem", str]:
 def _open_remote(system: "fsspec.AbstractFileSystem", name: str) -> BinaryIO:
     try:
         with system.open(name, "rb") as file:
-            return io.BytesIO(_read(file))
+            size = getattr(file, "size", None)
+            known = isinstance(size, int) and 0 <= size <= limits.LARGEST_FILE
+            most: int = size if known else limits.LARGEST_FILE  # type: ignore[assignment]
+            return images.read(most, partial(_all_of, file))
     except ImageError:
         raise
     except Exception as error:
         raise ImageError(_reason(error)) from None
 
 
+def _all_of(file: BinaryIO) -> bytes:
+    """All of a file that may lie about its size."""
+    content = file.read(limits.LARGEST_FILE + 1)
+    if len(content) > limits.LARGEST_FILE:
+        raise images.too_large()
+    return content
+
+
 def _reason(error: Exception) -> str:
     """One line of an error of a file system or the network."""
     text = getattr(error, "strerror", None) or str(error) or type(error).__name__
     return text.splitlines()[0].lower() if isinstance(error, OSError) else text.splitlines()[0]
-
-
-def _fetch(address: str) -> BinaryIO:
-    """An image from the web, whole and within limits of size and time.
-
-    Raises:
-        ImageError: it cannot be had.
-    """
-    import http.client
-    import time
-    import urllib.error
-    import urllib.request
-
-    # Not urlopen, which also opens file: and ftp: addresses that a server redirects to.
-    opener = urllib.request.OpenerDirector()
-    for handler in (
-        urllib.request.ProxyHandler,
-        urllib.request.HTTPHandler,
-        urllib.request.HTTPSHandler,
-        urllib.request.HTTPRedirectHandler,
-        urllib.request.HTTPDefaultErrorHandler,
-        urllib.request.HTTPErrorProcessor,
-        urllib.request.UnknownHandler,
-    ):
-        opener.add_handler(handler())
-    deadline = time.monotonic() + URL_DEADLINE_SEC
-    content = io.BytesIO()
-    try:
-        request = urllib.request.Request(address, headers={"User-Agent": f"cvt-cli/{__version__}"})
-        with opener.open(request, timeout=URL_TIMEOUT_SEC) as response:
-            announced = response.headers.get("Content-Length")
-            if announced and announced.isdigit() and int(announced) > LARGEST_FILE:
-                raise ImageError(_too_large())
-            while chunk := response.read1(_CHUNK):
-                content.write(chunk)
-                if content.tell() > LARGEST_FILE:
-                    raise ImageError(_too_large())
-                if time.monotonic() > deadline:
-                    raise ImageError(f"not here after {URL_DEADLINE_SEC:.0f} s")
-    except urllib.error.HTTPError as error:
-        error.close()
-        loops = "redirects without end" if "infinite loop" in str(error.msg) else error.reason
-        raise ImageError(f"the server answered {error.code}: {loops}") from None
-    except (urllib.error.URLError, http.client.HTTPException, OSError, ValueError) as error:
-        cause = getattr(error, "reason", error)
-        if isinstance(cause, TimeoutError):
-            raise ImageError(f"no answer within {URL_TIMEOUT_SEC:.0f} s") from None
-        raise ImageError(f"cannot be fetched: {cause or type(cause).__name__}") from None
-    if announced and announced.isdigit() and content.tell() != int(announced):
-        raise ImageError(f"ended after {content.tell():,} of {int(announced):,} bytes")
-    content.seek(0)
-    return content

@@ -5,24 +5,35 @@ unpacked to disk and no member is trusted to be as small as it says. `Tree.open`
 several threads, and from processes that were forked or to which a tree was sent.
 """
 
-import io
+import lzma
 import os
 import posixpath
 import shlex
 import tarfile
 import zipfile
+import zlib
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO
 
-from cvt_cli import images
+from cvt_cli import images, limits
 from cvt_cli.errors import DataError, ImageError
-from cvt_cli.sources import ARCHIVE_ERRORS, LARGEST_FILE
+from cvt_cli.images import Passed
 
-LARGEST_TABLE = 512 * 1024**2
-"""Bytes that are read at most of a file that is no image; CIFAR-100's largest has over 153 MB."""
+ARCHIVE_ERRORS = (
+    tarfile.TarError,
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    EOFError,
+    ValueError,
+    NotImplementedError,  # a compression that Python does not know
+    RuntimeError,  # an encrypted member
+)
+"""What Python's archive readers raise for damaged content, besides OSError."""
 
 # How such files begin, and what undoes the compression alone.
 _COMPRESSED = {
@@ -34,7 +45,10 @@ _COMPRESSED = {
 
 
 class Tree(ABC):
-    """Files below one place. Names are paths below it, with slashes; hidden ones are not listed."""
+    """Files below one place. Names are paths below it, with slashes.
+
+    What is hidden, and folders that systems make (`images.is_passed_over`), are not listed.
+    """
 
     @property
     @abstractmethod
@@ -47,8 +61,14 @@ class Tree(ABC):
         """One of "folder", "zip archive" and "tar archive"."""
 
     @abstractmethod
-    def listing(self, folder: str = "") -> tuple[list[str], list[str]]:
+    def listing(
+        self, folder: str = "", passed: Passed | None = None
+    ) -> tuple[list[str], list[str]]:
         """Names of the folders and of the files directly in a folder, unsorted.
+
+        Args:
+            folder: in this tree.
+            passed: learns which folders are passed over.
 
         Raises:
             DataError: the folder cannot be read.
@@ -88,31 +108,38 @@ class Tree(ABC):
         """All of a file that is no image.
 
         Raises:
-            DataError: it cannot be read or has more than `LARGEST_TABLE` bytes.
+            DataError: it cannot be read or has more than `limits.LARGEST_TABLE` bytes.
         """
 
-    def images(self, folder: str = "") -> list[str]:
-        """Image files in a folder at any depth, in the order of `images.images_in`."""
-        folders, files = self.listing(folder)
-        found = [
-            posixpath.join(folder, name)
-            for name in sorted(files, key=images.natural_key)
-            if images.is_image_name(name)
-        ]
+    def images(self, folder: str = "", passed: Passed | None = None) -> Iterator[str]:
+        """Image files in a folder at any depth, in the order of `images.images_in`.
+
+        Raises:
+            DataError: a folder cannot be read.
+        """
+        folders, files = self.listing(folder, passed)
+        for name in sorted(files, key=images.natural_key):
+            if images.is_image_name(name):
+                yield posixpath.join(folder, name)
+            elif passed is not None:
+                passed.add_file(name)
         for name in sorted(folders, key=images.natural_key):
-            found += self.images(posixpath.join(folder, name))
-        return found
+            yield from self.images(posixpath.join(folder, name), passed)
+
+    def has_images(self, folder: str = "") -> bool:
+        """Whether there is an image file in a folder, at any depth."""
+        return any(True for _ in self.images(folder))
 
 
 def open_tree(path: Path) -> Tree:
-    """The files of a folder or an archive; an archive's lone top folder is entered.
+    """The files of a folder or an archive.
 
     Raises:
         DataError: neither, a damaged archive, or one that must be decompressed first.
     """
-    if path.is_dir():
+    if os.path.isdir(path):
         return Folder(path)
-    if not path.is_file():  # a pipe would block for ever
+    if not os.path.isfile(path):  # a pipe would block for ever
         raise DataError(f"`{path}` is not a folder, a .zip or a .tar")
     try:
         with path.open("rb") as file:
@@ -127,9 +154,9 @@ def open_tree(path: Path) -> Tree:
                     f"this leaves, or unpack it with `tar -xf {quoted}`",
                 )
         if path.suffix.lower() == ".zip":
-            return _entered(Archive(_zip_index(path)))
+            return Archive(zip_index(path))
         if path.suffix.lower() == ".tar":
-            return _entered(Archive(_tar_index(path)))
+            return Archive(_tar_index(path))
     except OSError as error:
         raise DataError(f"cannot read `{path}`: {error.strerror or error}") from None
     except ARCHIVE_ERRORS as error:
@@ -154,23 +181,30 @@ class Folder(Tree):
     def kind(self) -> str:
         return "folder"
 
-    def listing(self, folder: str = "") -> tuple[list[str], list[str]]:
+    def listing(
+        self, folder: str = "", passed: Passed | None = None
+    ) -> tuple[list[str], list[str]]:
         folders: list[str] = []
         files: list[str] = []
         try:
             with os.scandir(self.path / folder) as entries:
                 for entry in entries:
-                    if not entry.name.startswith("."):
-                        (folders if _is_folder(entry) else files).append(entry.name)
+                    if not _is_folder(entry):
+                        if not entry.name.startswith("."):
+                            files.append(entry.name)
+                    elif not images.is_passed_over(entry.name):
+                        folders.append(entry.name)
+                    elif passed is not None and images.is_no_pictures(entry.name):
+                        passed.folders.add(entry.path)
         except OSError as error:
-            raise DataError(f"cannot read `{self.path / folder}`: {error.strerror}") from None
+            raise _closed_folder(error) from None
         return folders, files
 
     def has(self, file: str) -> bool:
-        return (self.path / file).is_file()
+        return os.path.isfile(self.path / file)
 
     def has_folder(self, folder: str) -> bool:
-        return (self.path / folder).is_dir()
+        return os.path.isdir(self.path / folder)
 
     def below(self, folder: str) -> Tree:
         return Folder(self.path / folder)
@@ -190,15 +224,25 @@ class Folder(Tree):
     def read(self, file: str) -> bytes:
         try:
             with (self.path / file).open("rb") as opened:
-                content = opened.read(LARGEST_TABLE + 1)
+                content = opened.read(limits.LARGEST_TABLE + 1)
         except OSError as error:
             raise DataError(f"cannot read `{self.path / file}`: {error.strerror}") from None
         return _not_too_large(self.path / file, content)
 
-    def images(self, folder: str = "") -> list[str]:
+    def images(self, folder: str = "", passed: Passed | None = None) -> Iterator[str]:
         # Not by `listing`, which follows links to folders, in circles where they lead so.
-        found = images.images_in(self.path / folder)
-        return [path.relative_to(self.path).as_posix() for path in found]
+        try:
+            for path in images.images_in(self.path / folder, passed):
+                yield path.relative_to(self.path).as_posix()
+        except OSError as error:
+            raise _closed_folder(error) from None
+
+
+def _closed_folder(error: OSError) -> DataError:
+    return DataError(
+        f"cannot read `{error.filename}`: {error.strerror}",
+        hint="nothing is done with a part of the images; make the folder readable, or move it away",
+    )
 
 
 def _is_folder(entry: "os.DirEntry[str]") -> bool:
@@ -210,8 +254,8 @@ def _is_folder(entry: "os.DirEntry[str]") -> bool:
 
 
 def _not_too_large(path: Path, content: bytes) -> bytes:
-    if len(content) > LARGEST_TABLE:
-        raise DataError(f"`{path}` has more than {LARGEST_TABLE:,} bytes")
+    if len(content) > limits.LARGEST_TABLE:
+        raise DataError(f"`{path}` has more than {limits.LARGEST_TABLE:,} bytes")
     return content
 
 
@@ -227,7 +271,7 @@ class _Span:
 
 
 @dataclass
-class _Index:
+class Index:
     """What an archive holds, by full name. Of two members of one name the later counts."""
 
     path: Path
@@ -235,11 +279,11 @@ class _Index:
     members: dict[str, zipfile.ZipInfo | _Span | None] = field(default_factory=dict)
     folders: dict[str, set[str]] = field(default_factory=lambda: {"": set()})
     files: dict[str, set[str]] = field(default_factory=dict)
+    passed: Passed = field(default_factory=Passed)
 
     def add(self, name: str, member: zipfile.ZipInfo | _Span | None, is_folder: bool) -> None:
-        # Nothing is written, so that a name may say `../` or `/`: these parts are left out.
-        parts = [part for part in name.split("/") if part not in ("", ".", "..")]
-        if not parts or "__MACOSX" in parts or any(part.startswith(".") for part in parts):
+        parts = images.member_parts(name, self.passed)
+        if not parts:
             return
         depth = len(parts) if is_folder else len(parts) - 1
         for level in range(depth):
@@ -254,7 +298,7 @@ class _Index:
 class Archive(Tree):
     """A folder in a .zip or .tar, "" for all of it; see `Tree`."""
 
-    index: _Index
+    index: Index
     folder: str = ""
 
     @property
@@ -265,8 +309,12 @@ class Archive(Tree):
     def kind(self) -> str:
         return self.index.kind
 
-    def listing(self, folder: str = "") -> tuple[list[str], list[str]]:
+    def listing(
+        self, folder: str = "", passed: Passed | None = None
+    ) -> tuple[list[str], list[str]]:
         place = self._full(folder)
+        if passed is not None:  # those of the whole archive, which are told once
+            passed.folders |= self.index.passed.folders
         return list(self.index.folders.get(place, ())), list(self.index.files.get(place, ()))
 
     def has(self, file: str) -> bool:
@@ -284,7 +332,13 @@ class Archive(Tree):
         return Folder(self.index.path.absolute().parent)
 
     def open(self, file: str) -> BinaryIO:
-        return io.BytesIO(self._content(file, LARGEST_FILE))
+        def read() -> bytes:
+            content = self._content(file, limits.LARGEST_FILE)
+            if not content:
+                raise ImageError("empty file (0 bytes)")
+            return content
+
+        return images.read(min(self.size(file) or 0, limits.LARGEST_FILE), read)
 
     def size(self, file: str) -> int | None:
         member = self.index.members.get(self._full(file))
@@ -292,7 +346,7 @@ class Archive(Tree):
 
     def read(self, file: str) -> bytes:
         try:
-            return self._content(file, LARGEST_TABLE)
+            return self._content(file, limits.LARGEST_TABLE)
         except (ImageError, OSError) as error:
             raise DataError(f"cannot read `{self.root / file}`: {error}") from None
 
@@ -317,8 +371,6 @@ class Archive(Tree):
             size = max(size, len(content))
         if size > limit:
             raise ImageError(f"too large: more than {limit:,} bytes")
-        if not content:
-            raise ImageError("empty file (0 bytes)")
         return content
 
     def _from_tar(self, span: _Span, limit: int) -> bytes:
@@ -345,20 +397,32 @@ def _bytes_of(member: zipfile.ZipInfo | _Span) -> int:
 
 @lru_cache(maxsize=4)
 def _opened_zip(path: Path, process: int) -> zipfile.ZipFile:
-    """One open file per process: threads may share it, forked processes may not."""
+    """A few open files per process: threads may share one, forked processes may not."""
     return zipfile.ZipFile(path)
 
 
-def _zip_index(path: Path) -> _Index:
-    index = _Index(path, "zip archive")
+def zip_index(path: Path) -> Index:
+    """The members of a .zip; no file stays open.
+
+    Raises:
+        OSError: it cannot be read.
+        zipfile.BadZipFile: it is damaged, or another of `ARCHIVE_ERRORS`.
+    """
+    state = path.stat()
+    return _zip_index(path, state.st_mtime_ns, state.st_size)
+
+
+@lru_cache(maxsize=1)  # for who counts the images first and then reads them
+def _zip_index(path: Path, changed: int, size: int) -> Index:
+    index = Index(path, "zip archive")
     with zipfile.ZipFile(path) as archive:
         for info in archive.infolist():
             index.add(info.filename, info, info.is_dir())
     return index
 
 
-def _tar_index(path: Path) -> _Index:
-    index = _Index(path, "tar archive")
+def _tar_index(path: Path) -> Index:
+    index = Index(path, "tar archive")
     with tarfile.open(path, "r:") as archive:
         for member in archive:
             regular = member.isreg() and not member.issparse()
@@ -371,15 +435,3 @@ def _tar_index(path: Path) -> _Index:
         if file.read(tarfile.BLOCKSIZE).strip(b"\0"):
             raise tarfile.ReadError(f"no header of a member at byte {end:,}")
     return index
-
-
-def _entered(tree: Tree) -> Tree:
-    """The lone folder in which everything lies, unless it is a part (train) or a lone class."""
-    folders, files = tree.listing()
-    if len(folders) != 1 or files or folders[0] in ("train", "val", "test"):
-        return tree
-    inner = tree.below(folders[0])
-    inner_folders, inner_files = inner.listing()
-    if inner_folders or not all(images.is_image_name(name) for name in inner_files):
-        return _entered(inner)
-    return tree

@@ -42,7 +42,10 @@ class Pictures:
         """
         if not folder.is_dir():
             raise DataError(f"`{folder}` is no folder with images")
-        paths = list(images.images_in(folder))
+        try:
+            paths = list(images.images_in(folder))
+        except OSError as error:
+            raise DataError(f"cannot read `{error.filename}`: {error.strerror}") from None
         if not paths:
             raise DataError(
                 f"no images below `{folder}`",

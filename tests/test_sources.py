@@ -1,10 +1,13 @@
 """What can stand on `cvt predict`'s command line, each with the real thing on the other end."""
 
+import contextlib
 import io
 import os
+import resource
 import shutil
 import tarfile
 import threading
+import time
 import zipfile
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -14,7 +17,8 @@ import fsspec
 import pytest
 from PIL import Image
 
-from cvt_cli import sources
+from cvt_cli import limits, sources, web
+from cvt_cli.images import Passed
 from tests_shared import CHELSEA, TESTS, Machine
 
 BOATS = TESTS / "photos" / "nagasaki-boats.jpg"
@@ -26,8 +30,12 @@ class _Web(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         content = BOATS.read_bytes()
-        if self.path == "/boats.jpg":
+        if self.path in ("/boats.jpg", "/caf%C3%A9%20%26.jpg?size=1%202&a=%C3%A9"):
             self.reply(200, content)
+        elif self.path == "/status-drips.jpg":
+            self.drip(b"HTTP/1.1 200 OK", b" " * 1000)
+        elif self.path == "/header-drips.jpg":
+            self.drip(b"HTTP/1.1 200 OK\r\nX-Slow: ", b"y" * 1000)
         elif self.path == "/moved.jpg":
             self.reply(302, Location="/boats.jpg")
         elif self.path == "/loop.jpg":
@@ -54,6 +62,13 @@ class _Web(BaseHTTPRequestHandler):
         else:
             self.reply(404)
 
+    def drip(self, start: bytes, rest: bytes) -> None:
+        self.wfile.write(start)
+        for byte in rest:
+            if self.server.stop.wait(0.2):  # type: ignore[attr-defined]
+                break
+            self.wfile.write(bytes([byte]))
+
     def reply(
         self, status: int, content: bytes = b"", length: int | None = None, **headers: str
     ) -> None:
@@ -77,12 +92,12 @@ class _Server(ThreadingHTTPServer):
 
 
 @pytest.fixture(scope="module")
-def web() -> Iterator[str]:
-    with _Server(("127.0.0.1", 0), _Web) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.stop.set()
-        server.shutdown()
+def server() -> Iterator[str]:
+    with _Server(("127.0.0.1", 0), _Web) as running:
+        threading.Thread(target=running.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{running.server_port}"
+        running.stop.set()
+        running.shutdown()
 
 
 @pytest.fixture
@@ -107,8 +122,11 @@ def zipped(folder: Path, path: Path) -> Path:
 
 
 def tarred(folder: Path, path: Path) -> Path:
+    names = ["deep/1.jpg", ".hidden.jpg", "10.jpg", "notes.txt"]
+    if (folder / "@eaDir").exists():
+        names = [str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()]
     with tarfile.open(path, "w:gz" if path.suffix == ".tgz" else "w") as archive:
-        for name in ("deep/1.jpg", ".hidden.jpg", "10.jpg", "notes.txt"):
+        for name in names:
             archive.add(folder / name, arcname=name)
     return path
 
@@ -117,6 +135,99 @@ def in_memory(folder: Path) -> str:
     with fsspec.open("memory://shop/boats.jpg", "wb") as file:
         file.write(BOATS.read_bytes())
     return "memory://shop"
+
+
+def with_what_systems_leave(folder: Path) -> Path:
+    """Thumbnails, bins, hidden files, and pictures of other kinds beside the boats."""
+    for place in ("@eaDir", "deep/@eaDir", "__MACOSX", "#recycle", ".Trash"):
+        (folder / place).mkdir()
+        shutil.copy(BOATS, folder / place / "1.jpg")
+    for name in ("a.tga", "b.TGA", "c.psd", ".d.tga"):
+        (folder / name).write_bytes(b"a picture")
+    return folder
+
+
+def remote(folder: Path) -> str:
+    files = fsspec.filesystem("memory")
+    files.rm("/share", recursive=True) if files.exists("/share") else None
+    for path in folder.rglob("*"):
+        if path.is_file():
+            files.pipe(f"/share/{path.relative_to(folder)}", path.read_bytes())
+    return "memory://share"
+
+
+@pytest.mark.parametrize(
+    ("given", "suffixes"),
+    [
+        (lambda folder: folder, True),
+        (lambda folder: f"file://{folder}", True),
+        (lambda folder: folder / "**" / "*.[jJ]*", False),
+        (lambda folder: zipped(folder, folder.parent / "a.zip"), True),
+        (lambda folder: tarred(folder, folder.parent / "a.tar"), True),
+        (remote, True),
+        (lambda folder: f"{remote(folder)}/**/*.[jJ]*", False),
+    ],
+    ids="folder file pattern zip tar remote remote-pattern".split(),
+)
+def test_what_systems_leave_is_passed_over_and_said(
+    folder: Path, given: Callable[[Path], object], suffixes: bool
+) -> None:
+    place, passed = given(with_what_systems_leave(folder)), Passed()
+
+    found = [source.name for source in sources.sources([str(place)], passed)]
+
+    assert sorted(os.path.basename(name) for name in found) == ["1.jpg", "10.jpg", "2.JPG"]
+    assert not any("@eaDir" in name for name in found)
+    said = str(passed)
+    assert said.startswith("passed over: ")
+    assert "2 `@eaDir`" in said and "1 `__MACOSX`" in said and "1 `#recycle`" in said
+    assert ("files that are not searched for (2 .tga, 1 .psd)" in said) == suffixes
+
+
+def test_other_pictures_in_a_folder_are_named(cvt, tmp_path: Path) -> None:
+    (tmp_path / "a.tga").write_bytes(b"a picture")
+
+    alone = cvt("predict", tmp_path, *NANO)
+    shutil.copy(BOATS, tmp_path)
+    beside = cvt("predict", tmp_path, *NANO)
+
+    said = "passed over: files that are not searched for (1 .tga)"
+    assert (alone.exit_code, beside.exit_code) == (1, 0)
+    assert f"no images in `{tmp_path}`; {said}" in alone.stderr
+    assert beside.stderr.endswith(f"\n{said}\n")
+
+
+def test_a_local_address_is_written_in_results_as_it_was_given(cvt, folder: Path) -> None:
+    given = [f"file://{folder}", f"FILE://{folder}/2.JPG", f"file://{folder}/1*.jpg"]
+
+    lines = cvt("predict", *given, *NANO).json_lines
+
+    wanted = [
+        *(f"file://{folder}/{name}" for name in IN_FOLDER),
+        given[1],
+        f"file://{folder}/10.jpg",
+    ]
+    assert [line["path"] for line in lines] == wanted
+    assert all(line["predictions"] for line in lines)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-be"])
+def test_a_list_may_begin_with_a_byte_order_mark(
+    cvt, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encoding: str
+) -> None:
+    shutil.copy(BOATS, tmp_path / "ü.jpg")
+    mark = "\ufeff" if encoding == "utf-16-be" else ""
+    content = f"{mark}{CHELSEA}\r\n{tmp_path / 'ü.jpg'}\r\n".encode(encoding)
+    (tmp_path / "list.txt").write_bytes(content)
+    with (tmp_path / "list.txt").open() as file:
+        monkeypatch.setattr("sys.stdin", file)
+        by_stdin = list(sources.sources(["-"]))
+
+    lines = cvt("predict", f"@{tmp_path / 'list.txt'}", *NANO).json_lines
+
+    names = [str(CHELSEA), str(tmp_path / "ü.jpg")]
+    assert [line["path"] for line in lines] == [source.name for source in by_stdin] == names
+    assert all(line["predictions"] for line in lines)
 
 
 def listed(folder: Path) -> str:
@@ -207,12 +318,36 @@ def test_what_can_be_read_only_once_is_known(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", ["/boats.jpg", "/moved.jpg"])
-def test_an_address_on_the_web_is_fetched(cvt, web: str, path: str) -> None:
-    result = cvt("predict", web + path, *NANO)
+def test_an_address_on_the_web_is_fetched(cvt, server: str, path: str) -> None:
+    result = cvt("predict", server + path, *NANO)
 
     (line,) = result.json_lines
-    assert line["path"] == web + path
+    assert line["path"] == server + path
     assert line["predictions"][0]["label"] == "ship"
+
+
+def test_an_address_is_sent_as_browsers_send_it_and_kept_as_it_was_written(
+    cvt, server: str
+) -> None:
+    address = server.replace("http", "HTTP") + "/café &.jpg?size=1 2&a=é#part"
+    address = address.replace("&.jpg", "%26.jpg")  # quoted already
+
+    (line,) = cvt("predict", address, *NANO).json_lines
+
+    assert line["path"] == address
+    assert line["predictions"][0]["label"] == "ship"
+
+
+@pytest.mark.parametrize(
+    ("address", "sent"),
+    [
+        ("https://bücher.example:8080/ö", "https://xn--bcher-kva.example:8080/%C3%B6"),
+        ("http://host/100%.jpg?q=[a]", "http://host/100%.jpg?q=[a]"),
+        (" http://host/a b", "http://host/a%20b"),
+    ],
+)
+def test_other_letters_are_quoted_and_what_browsers_leave_is_left(address: str, sent: str) -> None:
+    assert web.quoted(address) == sent
 
 
 @pytest.mark.parametrize(
@@ -224,19 +359,21 @@ def test_an_address_on_the_web_is_fetched(cvt, web: str, path: str) -> None:
         ("/to-file.jpg", "Redirection to url 'file:"),
         ("/hangs.jpg", "no answer within 1 s"),
         ("/drips.jpg", "not here after 2 s"),
+        ("/status-drips.jpg", "not here after 2 s"),
+        ("/header-drips.jpg", "not here after 2 s"),
         ("/short.jpg", "ended after 1,000 of"),
         ("/announces-5-gb.jpg", "too large: more than 3,000,000 bytes"),
         ("/endless.jpg", "too large: more than 3,000,000 bytes"),
     ],
 )
 def test_a_hostile_server_costs_one_line(
-    cvt, web: str, monkeypatch: pytest.MonkeyPatch, path: str, reason: str
+    cvt, server: str, monkeypatch: pytest.MonkeyPatch, path: str, reason: str
 ) -> None:
-    monkeypatch.setattr(sources, "URL_TIMEOUT_SEC", 1.0)
-    monkeypatch.setattr(sources, "URL_DEADLINE_SEC", 2.0)
-    monkeypatch.setattr(sources, "LARGEST_FILE", 3_000_000)
+    monkeypatch.setattr(web, "TIMEOUT_SEC", 1.0)
+    monkeypatch.setattr(web, "DEADLINE_SEC", 2.0)
+    monkeypatch.setattr(limits, "LARGEST_FILE", 3_000_000)
 
-    result = cvt("predict", web + path, CHELSEA, *NANO)
+    result = cvt("predict", server + path, CHELSEA, *NANO)
 
     bad, good = result.json_lines
     assert result.exit_code == 1
@@ -274,8 +411,71 @@ def test_a_tar_is_never_unpacked(cvt, tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.rglob("*") if p.is_file()] == ["a.tar"]
 
 
+def zeros(path: Path, members: int) -> Path:
+    """A .tar whose members are as large as they may be and take no room on the disk."""
+    with path.open("wb") as file:
+        for number in range(members):
+            member = tarfile.TarInfo(f"{number}.png")
+            member.size = limits.LARGEST_FILE - tarfile.BLOCKSIZE
+            file.write(member.tobuf())
+            file.seek(member.size, os.SEEK_CUR)
+        file.truncate(file.tell() + 2 * tarfile.BLOCKSIZE)
+    return path
+
+
+def test_large_members_of_archives_are_not_in_memory_together(
+    machine: Machine, tmp_path: Path
+) -> None:
+    members = limits.contents.most // limits.LARGEST_FILE + 12
+    tar = zeros(tmp_path / "a.tar", members)
+    with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        archive.writestr("0.png", bytes(limits.LARGEST_FILE))
+    given = [tar, *[tmp_path / "a.zip"] * members, BOATS]
+
+    process = machine.start("predict", *given, *NANO, "--workers", members)
+    peak = 0
+    while process.poll() is None:
+        with contextlib.suppress(OSError), open(f"/proc/{process.pid}/statm") as file:
+            peak = max(peak, int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE"))
+        time.sleep(0.005)
+    result = machine.wait(process)
+
+    *zeroes, boats = result.json_lines
+    assert boats["predictions"]
+    assert len(zeroes) == 2 * members
+    assert all("not an image" in line["error"] for line in zeroes)
+    # Python, torch and the model have some 400 MB; a file that is read is there twice for a moment.
+    assert peak < limits.contents.most + 2 * limits.LARGEST_FILE + 600_000_000
+
+
+def test_many_archives_are_read_with_few_open_files(cvt, tmp_path: Path) -> None:
+    small = io.BytesIO()
+    Image.new("RGB", (32, 32), "navy").save(small, "PNG")
+    lines = []
+    for number in range(300):
+        with zipfile.ZipFile(tmp_path / f"{number}.zip", "w") as archive:
+            archive.writestr(f"{number}.png", small.getvalue())
+        lines.append(f"{tmp_path}/{number}.zip\n")
+    (tmp_path / "list.txt").write_text("".join(lines))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(128, hard), hard))
+    try:
+        results = [
+            cvt("predict", f"@{tmp_path / 'list.txt'}", *NANO, "--batch-size", size)
+            for size in (4, 64)
+        ]
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+    for result in results:
+        assert result.exit_code == 0, result.stderr[:500]
+        assert [line["path"] for line in result.json_lines] == [
+            f"{tmp_path}/{number}.zip/{number}.png" for number in range(300)
+        ]
+
+
 def test_a_zip_bomb_is_not_expanded(cvt, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(sources, "LARGEST_FILE", 3_000_000)
+    monkeypatch.setattr(limits, "LARGEST_FILE", 3_000_000)
     with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("bomb.png", bytes(50_000_000))
         archive.write(BOATS, "boats.jpg")
@@ -289,7 +489,7 @@ def test_a_zip_bomb_is_not_expanded(cvt, tmp_path: Path, monkeypatch) -> None:
 def test_a_large_member_ends_a_tar_that_would_have_to_be_unpacked(
     cvt, tmp_path: Path, monkeypatch
 ) -> None:
-    monkeypatch.setattr(sources, "LARGEST_FILE", 3_000_000)
+    monkeypatch.setattr(limits, "LARGEST_FILE", 3_000_000)
     with tarfile.open(tmp_path / "a.tgz", "w:gz") as archive:
         archive.add(BOATS, arcname="boats.jpg")
         bomb = tarfile.TarInfo("bomb.png")

@@ -53,6 +53,20 @@ def torchrun_environment(rank: int, count: int) -> dict[str, str]:
     return {name: str(value) for name, value in numbers.items()} | meeting_point
 
 
+def too_deep(folder: Path) -> Path:
+    """A folder below another one that nobody can read, root included: its path is too long."""
+    name = "deep" * 60
+    descriptor = os.open(folder, os.O_RDONLY)
+    path = folder
+    while len(str(path)) < 4096:
+        os.mkdir(name, dir_fd=descriptor)
+        below = os.open(name, os.O_RDONLY, dir_fd=descriptor)
+        os.close(descriptor)
+        descriptor, path = below, path / name
+    os.close(descriptor)
+    return path
+
+
 @dataclass
 class Result:
     """What a command printed and how it ended."""

@@ -331,7 +331,7 @@ def finetune(
         found = datasets.open_dataset(
             data, "train", data_dir or places.data_dir(), offline=offline, say=say
         )
-        published = datasets.open_validation(data, found) if own else None
+        published = datasets.open_validation(data, found, say) if own else None
         return runs.check_images(found, published, fraction, seed, progress=progress)
 
     with torchrun.joined(place.type):

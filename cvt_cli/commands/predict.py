@@ -6,7 +6,7 @@ from contextlib import ExitStack
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -49,6 +49,7 @@ def predict(
         ),
     ] = None,
     exif: options.Exif = True,
+    background: options.Background = None,
     fast_decode: Annotated[
         bool,
         typer.Option(
@@ -132,16 +133,21 @@ def predict(
                if asked]  # fmt: skip
     files = [path for path in (parquet, html, features) if path is not None]
     _check_options(printed, files, resume, features)
+    from cvt_cli import images as pictures
     from cvt_cli import inference, sources, writers
 
     writers.check(parquet, features)
-    total = sources.count(images)
+    shows_through = pictures.colour(background) if background else None
+    passed = pictures.Passed()
+    total = sources.count(images, passed)
     if total == 0:
         raise CvtError(
-            f"no images in {', '.join(f'`{text}`' for text in images)}",
+            f"no images in {', '.join(f'`{text}`' for text in images)}"
+            + (f"; {passed}" if str(passed) else ""),
             hint="folders and archives are searched for .jpg, .png, .webp and other usual "
             "suffixes; a file that is named is read whatever its name",
         )
+    passed = pictures.Passed()  # anew, for what is answered
     if total is not None:
         total = len(range(torchrun.rank(), total, torchrun.count()))
     classifier = loader.load_classifier(
@@ -161,11 +167,14 @@ def predict(
             output.note("--fast-decode: large JPEGs are read at a part of their size, not exact")
     top_k = min(top_k, len(classifier.labels))
     wishes = inference.Wishes(
-        top_k, threshold, exif, fast_decode, features is not None, html is not None
+        top_k, threshold, exif, fast_decode, features is not None, html is not None, shows_through
     )
-    conditions = {**output.conditions(classifier), "exif": exif, "fast_decode": fast_decode}
+    how_read: dict[str, Any] = {"exif": exif, "fast_decode": fast_decode}
+    if background is not None:
+        how_read["background"] = background
+    conditions = {**output.conditions(classifier), **how_read}
     wanted: Iterator[sources.Source] = islice(
-        sources.sources(images), torchrun.rank(), None, torchrun.count()
+        sources.sources(images, passed), torchrun.rank(), None, torchrun.count()
     )
     results, failed, done = [], 0, 0
     with ExitStack() as stack:
@@ -175,7 +184,7 @@ def predict(
             lines = writers.JsonLines(
                 torchrun.own_path(resume),
                 {
-                    **{key: conditions[key] for key in (*keys, "exif", "fast_decode")},
+                    **{key: conditions[key] for key in (*keys, *how_read)},
                     "top_k": top_k,
                     "threshold": threshold,
                 },
@@ -235,6 +244,8 @@ def predict(
         output.print_json({**conditions, "results": results})
     for path in files:
         output.note(f"written: `{torchrun.own_path(path)}`")
+    if str(passed) and torchrun.rank() == 0:
+        output.note(str(passed))
     if failed:
         output.note(f"{failed} of {done + answered} images could not be read")
     if sum(torchrun.gather(failed)):
