@@ -144,3 +144,38 @@ def _stage(
             0,
         ),
     ]
+
+
+def tensor_shapes(config: CvTConfig) -> dict[str, tuple[int, ...]]:
+    """The shape of every tensor of a network by its reference name, buffers included."""
+    found: dict[str, tuple[int, ...]] = {}
+    in_channels, last = 3, len(config.stages) - 1
+
+    def add(name: str, *weight: int, bias: bool = True) -> None:
+        found[f"{name}.weight"] = weight
+        if bias:
+            found[f"{name}.bias"] = weight[:1]
+
+    for index, stage in enumerate(config.stages):
+        c, hidden, name = stage.width, stage.hidden_width, f"stage{index}"
+        add(f"{name}.patch_embed.proj", c, in_channels, stage.kernel, stage.kernel)
+        add(f"{name}.patch_embed.norm", c)
+        if index == last:
+            found[f"{name}.cls_token"] = (1, 1, c)
+        for block in (f"{name}.blocks.{number}" for number in range(stage.depth)):
+            add(f"{block}.norm1", c)
+            add(f"{block}.norm2", c)
+            for which in "qkv":
+                conv = f"{block}.attn.conv_proj_{which}"
+                add(f"{conv}.conv", c, 1, PROJECTION_KERNEL, PROJECTION_KERNEL, bias=False)
+                add(f"{conv}.bn", c)
+                found |= {f"{conv}.bn.running_{kind}": (c,) for kind in ("mean", "var")}
+                found[f"{conv}.bn.num_batches_tracked"] = ()
+                add(f"{block}.attn.proj_{which}", c, c)
+            add(f"{block}.attn.proj", c, c)
+            add(f"{block}.mlp.fc1", hidden, c)
+            add(f"{block}.mlp.fc2", c, hidden)
+        in_channels = c
+    add("norm", in_channels)
+    add("head", config.num_classes, in_channels)
+    return found

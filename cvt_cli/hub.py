@@ -354,7 +354,7 @@ def _fetch_weights(snapshot: Snapshot, name: str, say: Say, progress: Progress) 
     """
     import huggingface_hub
     from huggingface_hub.file_download import http_get
-    from huggingface_hub.utils._headers import build_hf_headers
+    from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 
     headers = build_hf_headers(library_name="cvt-cli", library_version=__version__)
     url = huggingface_hub.hf_hub_url(snapshot.repository, name, revision=snapshot.commit)

@@ -19,7 +19,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from cvt_cli import files, layouts, places
+from cvt_cli import files, layouts, places, stamps
 from cvt_cli.errors import CheckpointError, CvtError
 
 PARTIAL = ".cvt.incomplete"
@@ -165,15 +165,15 @@ def record_of(repository: str, weights_hash: str) -> Path:
     return places.cache_dir() / "hub" / storage_of(repository).name / weights_hash
 
 
+def conversion(record: Path) -> Path:
+    """Where the safetensors file is kept that was made of a pickle; it need not exist."""
+    return record / "converted.safetensors"
+
+
 def converted(record: Path) -> Path | None:
-    """The safetensors file that was made of a pickle, if it was."""
-    made = (path for path in sorted(record.glob("*.safetensors")) if not path.is_symlink())
-    return next(made, None)
-
-
-def converted_name(record: Path, made: Path) -> Path:
-    """Where such a file is kept: its own SHA-256 is its name, to be checked later."""
-    return record / f"{content_hash(made)}.safetensors"
+    """The safetensors file that was made of a pickle, if it is what was made."""
+    made = conversion(record)
+    return made if not made.is_symlink() and stamps.is_right(made) else None
 
 
 def checked_hash(snapshot: Snapshot) -> str:
@@ -227,10 +227,10 @@ def verify(snapshot: Snapshot) -> Iterator[tuple[Path, bool | None]]:
                 (record / "verified.json").unlink()
         yield path, right
     record = weights_record(snapshot)
-    if record and (made := converted(record)):
-        right = made.stem == content_hash(made)
+    if record and (made := conversion(record)).exists():
+        right = stamps.verify(made)
         if not right:
-            made.unlink()
+            stamps.remove(made)
         yield made, right
 
 
@@ -251,9 +251,9 @@ def sizes(snapshot: Snapshot) -> tuple[int, int]:
     record = weights_record(snapshot)
     if record is None:
         return files, 0
-    conversion = converted(record)
-    made = conversion.stat().st_size if conversion else 0
-    return files, made + size_of(places.graphs_of(record.name))
+    made = conversion(record)
+    converted_bytes = made.stat().st_size if made.is_file() else 0
+    return files, converted_bytes + size_of(places.graphs_of(record.name))
 
 
 def ready_weights(snapshot: Snapshot) -> Path | None:

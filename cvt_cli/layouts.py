@@ -216,6 +216,38 @@ def _is_size(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 63
 
 
+def tensor_problems(
+    found: Mapping[str, tuple[Shape, bool]], wanted: Mapping[str, Shape]
+) -> list[str]:
+    """What differs between the tensors that a file has and a network needs, a phrase each.
+
+    Args:
+        found: shape by name, and whether it holds fractions.
+        wanted: shape by name; all hold fractions but BatchNorm's counts of its batches.
+    """
+    both = [name for name in wanted if name in found]
+    return [
+        *(f"missing `{name}`" for name in wanted if name not in found),
+        *(f"unexpected `{name}`" for name in found if name not in wanted),
+        *(
+            f"`{name}` has shape {list(found[name][0])}, not {list(wanted[name])}"
+            for name in both
+            if found[name][0] != wanted[name]
+        ),
+        *(
+            f"`{name}` holds integers, not fractions"
+            for name in both
+            if not found[name][1] and not name.endswith("num_batches_tracked")
+        ),
+    ]
+
+
+def differences(problems: list[str]) -> str:
+    """The first few of `tensor_problems`, as the end of a sentence."""
+    more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
+    return f"{len(problems)} of its tensors differ: " + "; ".join(problems[:5]) + more
+
+
 def safetensors_shapes(path: Path) -> dict[str, Shape]:
     """Shapes by name as the file has them; raises as `safetensors_header`."""
     return safetensors_header(path).shapes

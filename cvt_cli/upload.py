@@ -5,7 +5,6 @@ this thread: one way, which our own bar follows and which Ctrl-C ends at once.
 """
 
 import io
-import math
 import warnings
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -107,7 +106,7 @@ def check_folder(folder: Path, say: Say) -> dict[str, int]:
         )
     card = folder / layouts.CARD_FILE
     try:
-        shapes = layouts.safetensors_shapes(weights)
+        header = layouts.safetensors_header(weights)
         if card.is_file():
             card.read_text(encoding="utf-8")
         else:
@@ -116,26 +115,33 @@ def check_folder(folder: Path, say: Say) -> dict[str, int]:
         raise CheckpointError(f"`{card}` is not in UTF-8, as a hub needs it") from None
     except OSError as error:
         raise _unreadable(error) from None
-    # BatchNorm counts its batches in integers, beside the parameters and the running statistics.
-    counted = {n: s for n, s in shapes.items() if not n.endswith("num_batches_tracked")}
-    held = sum(math.prod(shape) for shape in counted.values())
-    config, pixels = described.config, described.preprocessing
-    parameters = costs.costs("", config, pixels.height, pixels.width).params
-    expected = parameters + sum(stage.depth * 3 * 2 * stage.width for stage in config.stages)
-    if held != expected:
+    found = {
+        name: (shape, header.dtypes[name][:1] in "FB") for name, shape in header.shapes.items()
+    }
+    wanted = {
+        layouts.to_transformers(name): shape
+        for name, shape in costs.tensor_shapes(described.config).items()
+    }
+    if problems := layouts.tensor_problems(found, wanted):
+        is_reference = "head.weight" in found
         raise CheckpointError(
-            f"`{weights}` is not what `{layouts.CONFIG_FILE}` beside it describes: its tensors "
-            f"hold {held:,} values, not {expected:,}"
+            f"`{weights}` is not what `{layouts.CONFIG_FILE}` beside it describes to transformers: "
+            + layouts.differences(problems),
+            hint="its tensors have the reference's names; "
+            f"`cvt export {folder} --format safetensors --output FOLDER` writes those of "
+            "transformers"
+            if is_reference
+            else None,
         )
     for note in described.notes:
-        say(note)
+        say(note.partition("; --")[0])  # whoever loads it has the options, not this command
     return {name: (folder / name).stat().st_size for name in FILES if (folder / name).is_file()}
 
 
 def check_name(repository: str) -> None:
     """Raises UsageError if no hub takes this as the name of a repository."""
     from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils._validators import validate_repo_id
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
     try:
         validate_repo_id(repository)

@@ -9,6 +9,7 @@ import json
 import pickle
 import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from cvt_cli import __version__, exported, files, hub_cache, layouts
+from cvt_cli import __version__, costs, exported, files, hub_cache, layouts, stamps
 from cvt_cli.checkpoints import Checkpoint
 from cvt_cli.config import Activation, CvTConfig
 from cvt_cli.errors import CheckpointError, CvtError
@@ -104,18 +105,17 @@ def as_safetensors(snapshot: Snapshot, say: Say) -> Path:
 
 
 def _convert(pickled: Path, record: Path) -> Path:
-    """Write a pickle's tensors, bit by bit and under their names, to a file named by its hash."""
-    temporary = record / "converting.safetensors.tmp"
-    try:
-        save_file(_read_pickle(pickled), temporary, metadata={"format": "pt"})
-        made = hub_cache.converted_name(record, temporary)
+    """Write a pickle's tensors, bit by bit and under their names, and a stamp beside them."""
+    made = hub_cache.conversion(record)
+    for left in {*record.glob("*.safetensors*")} - {made, stamps.beside(made)}:
+        with suppress(OSError):
+            left.unlink()  # by the version before, which kept no stamps
+    with stamps.making(made, {}) as temporary:
+        try:
+            save_file(_read_pickle(pickled), temporary, metadata={"format": "pt"})
+        except SafetensorError as error:  # a full disk, say
+            raise OSError(str(error)) from error
         temporary.chmod(pickled.stat().st_mode)  # safetensors lets nobody but the owner read
-        temporary.replace(made)
-    except (OSError, SafetensorError) as error:
-        reason = error if isinstance(error, OSError) else OSError(str(error))
-        raise files.unwritable(temporary, reason) from error
-    finally:
-        temporary.unlink(missing_ok=True)
     return made
 
 
@@ -151,31 +151,13 @@ def build(
     Raises:
         CheckpointError: a tensor is missing, unexpected or wrongly shaped; the first few are named.
     """
+    found = {name: (tuple(t.shape), t.is_floating_point()) for name, t in tensors.items()}
+    if problems := layouts.tensor_problems(found, costs.tensor_shapes(config)):
+        what = f"what `{described}` describes" if described else "the model"
+        raise CheckpointError(f"`{source}` does not fit {what}: {layouts.differences(problems)}")
     with torch.device("meta"):
         model = CvT(config)
     wanted = model.state_dict()
-    problems = [
-        *(f"missing `{name}`" for name in wanted if name not in tensors),
-        *(f"unexpected `{name}`" for name in tensors if name not in wanted),
-        *(
-            f"`{name}` has shape {list(tensors[name].shape)}, not {list(wanted[name].shape)}"
-            for name in wanted
-            if name in tensors and tensors[name].shape != wanted[name].shape
-        ),
-        *(
-            f"`{name}` holds {str(tensor.dtype).removeprefix('torch.')}, no fractions"
-            for name, tensor in tensors.items()
-            if name in wanted and wanted[name].is_floating_point() > tensor.is_floating_point()
-        ),
-    ]
-    if problems:
-        more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
-        what = f"what `{described}` describes" if described else "the model"
-        raise CheckpointError(
-            f"`{source}` does not fit {what}: {len(problems)} of its tensors differ: "
-            + "; ".join(problems[:5])
-            + more
-        )
     # Stored half precision is widened; float32 stays the memory-mapped tensor of the file.
     state = {name: tensor.to(wanted[name].dtype) for name, tensor in tensors.items()}
     model.load_state_dict(state, strict=True, assign=True)

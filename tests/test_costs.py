@@ -1,12 +1,14 @@
 """Parameters and MACs by arithmetic are the module's and torch.utils.flop_counter's."""
 
+import math
+
 import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from cvt_cli.config import VARIANTS
-from cvt_cli.costs import costs
+from cvt_cli.costs import costs, tensor_shapes
 from cvt_cli.model import CvT
 from tests_shared import golden, golden_config, with_all_tokens
 
@@ -85,3 +87,14 @@ def test_the_paper_is_quoted_only_where_it_speaks() -> None:
     assert costs("13", VARIANTS["13"], 256, 256).paper_params == 19_980_000
     assert costs("13", VARIANTS["13"].with_classes(10), 224, 224).paper_params is None
     assert costs("nano", VARIANTS["nano"], 32, 32).paper_params is None
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_shapes_of_all_tensors_are_those_of_the_network(variant: str) -> None:
+    with torch.device("meta"):
+        state = CvT(VARIANTS[variant]).state_dict()
+
+    assert tensor_shapes(VARIANTS[variant]) == {n: tuple(t.shape) for n, t in state.items()}
+    trained = {n: s for n, s in tensor_shapes(VARIANTS[variant]).items() if ".bn.r" not in n}
+    counted = sum(math.prod(s) for n, s in trained.items() if not n.endswith("_tracked"))
+    assert counted == costs(variant, VARIANTS[variant], 224, 224).params

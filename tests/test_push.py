@@ -15,9 +15,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from cvt_cli import weights
 from cvt_cli.labels import Labels
+from cvt_cli.layouts import to_reference
 from cvt_cli.preprocessing import Preprocessing
 from fake_hub import Hub
 from tests_shared import CHELSEA, TINY, Machine, Result, golden_model
@@ -498,6 +501,23 @@ def another_config(best: Path) -> None:
     (best / "config.json").write_text(json.dumps(config))
 
 
+def renamed(best: Path) -> None:
+    tensors = load_file(best / "model.safetensors")
+    save_file({to_reference(n): t for n, t in tensors.items()}, best / "model.safetensors")
+
+
+def reshaped(best: Path) -> None:
+    tensors = load_file(best / "model.safetensors")
+    tensors["classifier.weight"] = tensors["classifier.weight"].T.contiguous()
+    save_file(tensors, best / "model.safetensors")
+
+
+def in_integers(best: Path) -> None:
+    tensors = load_file(best / "model.safetensors")
+    tensors["classifier.weight"] = tensors["classifier.weight"].to(torch.int8)
+    save_file(tensors, best / "model.safetensors")
+
+
 def another_type(best: Path) -> None:
     (best / "config.json").write_text('{"model_type": "vit"}')
 
@@ -529,6 +549,10 @@ def no_run(best: Path) -> None:
         (without("preprocessor_config.json"), "`{run}/best` has no `preprocessor_config.json`"),
         (cut_short, "`{run}/best/model.safetensors` is cut short"),
         (another_config, "`{run}/best/model.safetensors` is not what `config.json` beside it desc"),
+        (renamed, "of its tensors differ: missing `cvt.encoder.stages.0.embedding."),
+        (renamed, "hint: its tensors have the reference's names; `cvt export {run}/best --format"),
+        (reshaped, "1 of its tensors differ: `classifier.weight` has shape [64, 10], not [10, 64]"),
+        (in_integers, "1 of its tensors differ: `classifier.weight` holds integers, not fractions"),
         (another_type, "describes a model of type 'vit'"),
         (latin1, "`{run}/best/README.md` is not in UTF-8"),
     ],
