@@ -17,3 +17,8 @@ def __getattr__(name: str) -> object:
 
         return Classifier
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """Also what is imported only when it is asked for."""
+    return sorted({*globals(), *__all__})

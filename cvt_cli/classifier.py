@@ -1,12 +1,16 @@
 """The Python interface: a model that answers for images, by the same path as ``cvt predict``."""
 
-from collections.abc import Iterable, Iterator
+import io
+import os
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import IO, TYPE_CHECKING, Any, overload
 
 from cvt_cli import loader, streams
 from cvt_cli.config import Activation
+from cvt_cli.errors import CvtError, ImageError, UsageError
 from cvt_cli.loader import Access, EngineName, ReadyModel
 from cvt_cli.progress import silent
 
@@ -18,7 +22,13 @@ if TYPE_CHECKING:
 
     from cvt_cli.inference import Answer, Prediction, Wishes
 
-    One = str | Path | PIL.Image.Image | NDArray[np.uint8] | torch.Tensor
+    One = (
+        str | os.PathLike[str] | bytes | IO[bytes] | PIL.Image.Image | NDArray[np.generic]
+        | torch.Tensor
+    )  # fmt: skip
+
+IMAGE_COLUMNS = ("image", "bytes", "path", "item")
+"""Of a table, the columns that can hold its images: the first that is there does."""
 
 
 class Classifier:
@@ -30,11 +40,16 @@ class Classifier:
         classify("photo.jpg")[0].label          # of one image: its predictions, likeliest first
         classify(["a.jpg", "https://…/b.png"])  # of several: a list of those
 
-    An image is a path, an http(s) or fsspec address, a Pillow image, an array (H, W, 3) or (H, W)
-    of uint8, or a tensor (3, H, W) of uint8; arrays and tensors with one axis more are several.
+    An image is a path, an http(s) or fsspec address, the bytes of a file or an open one, a Pillow
+    image, an array (H, W, 3) or (H, W), or a tensor (3, H, W), of integers 0 … 255 or floats 0 … 1;
+    arrays and tensors with one axis more are several.
+
+    A table with a column ``image``, ``bytes``, ``path`` or ``item`` (a dict of arrays, as Ray Data
+    makes batches, a dict of one row, or a DataFrame) is given back with columns for the answers:
+    ``error``, ``label_1``, ``score_1``, ``index_1``, ``wnid_1``, ``label_2``, ….
 
     It can be pickled: what is pickled is what it was made with, and the model is loaded again where
-    it is first used (Spark and Ray send it to their workers so).
+    it is first used.
 
     Args:
         model: as after ``--model``; by default ``cvt-21-384-22k``.
@@ -95,8 +110,27 @@ class Classifier:
             self._ready = self._load()
         return self._ready
 
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names of the classes, by index."""
+        return self.model.labels.names
+
+    def __repr__(self) -> str:
+        if self._ready is None:
+            name = self._made_with["text"] or loader.DEFAULT_MODEL
+            return f"<Classifier {name}, to be loaded where it is first used>"
+        model, engine = self._ready, self._ready.engine
+        size = f"{model.preprocessing.height}x{model.preprocessing.width}"
+        return (
+            f"<Classifier {model.model}: {len(model.labels)} classes, {size}; "
+            f"{engine.device}, {engine.name}, {engine.precision}>"
+        )
+
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_ready": None}
+
+    @overload
+    def __call__(self, images: Mapping[str, Any]) -> dict[str, Any]: ...  # type: ignore[overload-overlap]
 
     @overload
     def __call__(self, images: "One") -> "list[Prediction]": ...  # type: ignore[overload-overlap]
@@ -107,10 +141,16 @@ class Classifier:
     def __call__(self, images: Any) -> Any:
         """The likeliest classes of one image, or a list of those of several, in order.
 
+        A table is given back with the answers beside its images, an ``error`` where one cannot be
+        read.
+
         Raises:
-            ImageError: an image cannot be read; `answers` goes on past it.
+            ImageError: an image, not in a table, cannot be read; `answers` goes on past it.
+            UsageError: a table has no column of images.
         """
-        found = [list(answer.predictions) for answer in self._readable(images, features=False)]
+        if isinstance(images, Mapping) or _is_frame(images):
+            return self._answered(images)
+        found = [list(answer.predictions) for answer in self._readable(images)]
         return found if _several(images) else found[0]
 
     def features(self, images: "One | Iterable[One]") -> "NDArray[np.float32]":
@@ -122,14 +162,18 @@ class Classifier:
         import numpy as np
 
         found = [answer.features for answer in self._readable(images, features=True)]
+        if not found:
+            blank = self.features(np.zeros((8, 8, 3), np.uint8))
+            return np.empty((0, *blank.shape), blank.dtype)
         return np.stack(found) if _several(images) else found[0]  # type: ignore[arg-type,return-value]
 
-    def answers(self, images: "Iterable[One]") -> "Iterator[Answer]":
+    def answers(self, images: "One | Iterable[One]") -> "Iterator[Answer]":
         """An answer for each image as soon as it is known, with an ``error`` if it is unreadable.
 
         Memory does not grow with the number of images.
         """
-        return self._classify(images, self._wishes())
+        given: Any = images if _several(images) else [images]
+        return self._classify(given, self._wishes())
 
     def _wishes(self, features: bool = False) -> "Wishes":
         from cvt_cli.images import colour
@@ -138,14 +182,39 @@ class Classifier:
         background = colour(self._background) if self._background else None
         return Wishes(self._top_k, exif=self._exif, features=features, background=background)
 
-    def _readable(self, images: Any, features: bool) -> "Iterator[Answer]":
-        from cvt_cli.errors import ImageError
-
+    def _readable(self, images: Any, features: bool = False) -> "Iterator[Answer]":
         given = images if _several(images) else [images]
         for answer in self._classify(given, self._wishes(features)):
             if answer.error is not None:
                 raise ImageError(f"`{answer.path}`: {answer.error}")
             yield answer
+
+    def _answered(self, table: Any) -> Any:
+        """A dict of arrays or of one row, or a DataFrame, with columns for the answers."""
+        import numpy as np
+
+        from cvt_cli.writers import prediction_columns
+
+        columns = [name for name in IMAGE_COLUMNS if name in table]
+        if not columns:
+            raise UsageError(
+                f"a table of images has a column {' or '.join(f'`{c}`' for c in IMAGE_COLUMNS)}; "
+                f"this has {', '.join(f'`{name}`' for name in table)}"
+            )
+        images = table[columns[0]]
+        is_row = isinstance(table, Mapping) and not _is_column(images)
+        top_k = min(self._top_k, len(self.classes))
+        rows = [
+            {"error": answer.error, **prediction_columns(answer.predictions, top_k)}
+            for answer in self._classify([images] if is_row else images, self._wishes())
+        ]
+        if is_row:
+            return {**table, **rows[0]}
+        found = {
+            name: np.array([row[name] for row in rows], dtype=object)
+            for name in ("error", *prediction_columns((), top_k))
+        }
+        return table.assign(**found) if _is_frame(table) else {**table, **found}
 
     def _classify(self, images: "Iterable[One]", wishes: "Wishes") -> "Iterator[Answer]":
         from cvt_cli import inference
@@ -162,9 +231,30 @@ class Classifier:
 
 
 def _several(images: Any) -> bool:
-    if hasattr(images, "ndim"):
-        return bool(images.ndim == 4)
-    return not (isinstance(images, str | Path) or hasattr(images, "getexif"))
+    if hasattr(images, "ndim") and hasattr(images, "dtype"):  # which a memoryview has not
+        return bool(images.ndim == 4) or _holds_objects(images)
+    return not (
+        isinstance(images, str | bytes | bytearray | memoryview | os.PathLike)
+        or hasattr(images, "getexif")
+        or hasattr(images, "read")
+        or not hasattr(images, "__iter__")
+    )
+
+
+def _holds_objects(array: Any) -> bool:
+    """Whether a column holds texts, bytes or arrays, one for each image."""
+    return bool(array.ndim == 1 and getattr(array.dtype, "kind", "") in tuple("OUST"))
+
+
+def _is_column(values: Any) -> bool:
+    """Whether these are the images of all rows, not the image of one; (H, W, 3) is one image."""
+    if getattr(values, "ndim", 0) == 3:
+        return values.shape[2] not in (1, 3, 4)
+    return _several(values)
+
+
+def _is_frame(table: Any) -> bool:
+    return hasattr(table, "columns") and hasattr(table, "assign")
 
 
 @dataclass(frozen=True)
@@ -187,8 +277,30 @@ class _Given:
 
 
 def _source(image: Any, number: int) -> Any:
+    """An image that has not been read yet; an open file is read at once."""
     from cvt_cli import sources
 
-    if isinstance(image, str | Path):
-        return sources.source(str(image))
-    return _Given(f"image {number}", image)
+    name = f"image {number}"
+    try:
+        if isinstance(image, str | os.PathLike):
+            name = os.fspath(image)
+            return sources.source(name)
+        if hasattr(image, "read") and not hasattr(image, "getexif"):
+            name = str(getattr(image, "name", name))
+            image = image.read()
+        if isinstance(image, bytes | bytearray | memoryview):
+            return sources.Source(name, partial(io.BytesIO, image))
+    except (CvtError, OSError, ValueError) as error:  # ValueError: the file is closed
+        return _Unreadable(name, str(error))
+    return _Given(name, image)
+
+
+@dataclass(frozen=True)
+class _Unreadable:
+    """What cannot even be tried."""
+
+    name: str
+    reason: str
+
+    def load(self, *_: Any) -> "PIL.Image.Image":
+        raise ImageError(self.reason)

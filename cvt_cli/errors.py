@@ -17,7 +17,8 @@ class CvtError(Exception):
 
     Args:
         message: what failed, the value received and what is accepted.
-        hint: what to do next; printed after a blank line as ``hint: …``.
+        hint: what to do next; printed after a blank line as ``hint: …``, and in Python below the
+            message.
     """
 
     exit_code = 1
@@ -25,6 +26,8 @@ class CvtError(Exception):
     def __init__(self, message: str, hint: str | None = None) -> None:
         super().__init__(message)
         self.hint = hint
+        if hint:
+            self.add_note(f"hint: {hint}")
 
 
 class UsageError(CvtError):

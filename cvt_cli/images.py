@@ -344,9 +344,10 @@ def from_memory(image: object, exif: bool, background: Colour | None = None) -> 
     """An image that Python holds, to RGB.
 
     Args:
-        image: a Pillow image; an array (H, W, 3) or (H, W), or a tensor (3, H, W), of uint8.
+        image: a Pillow image; an array (H, W, 3) or (H, W), or a tensor (3, H, W), of integers
+            0 … 255 or floats 0 … 1; a channel more is alpha.
         exif: turn a Pillow image upright as its EXIF orientation says.
-        background: what shows where a Pillow image is transparent.
+        background: what shows where it is transparent.
 
     Raises:
         ImageError: it is something else, or a Pillow image whose file cannot be read.
@@ -360,13 +361,29 @@ def from_memory(image: object, exif: bool, background: Colour | None = None) -> 
         array = array.transpose(1, 2, 0) if array.ndim == 3 else array
     else:
         array = np.asarray(image)
-    fits = array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 3)
-    if not fits or array.dtype != np.uint8 or array.size == 0:
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[:, :, 0]
+    fits = array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4))
+    if not fits or array.dtype.kind not in "uif" or array.size == 0:
         raise ImageError(
-            f"{type(image).__name__} of {array.dtype} with shape {array.shape}; accepted are uint8 "
-            "arrays (H, W, 3) or (H, W) and tensors (3, H, W)"
+            f"{type(image).__name__} of {array.dtype} with shape {array.shape}; accepted are "
+            "arrays (H, W, 3) or (H, W) and tensors (3, H, W) of integers 0 to 255 or floats 0 to 1"
         )
-    return to_rgb(Image.fromarray(array))
+    return to_rgb(Image.fromarray(_as_8_bits(array)), background)
+
+
+def _as_8_bits(array: NDArray[np.generic]) -> NDArray[np.uint8]:
+    """Integers 0 … 255 or floats 0 … 1 of any width, to 8 bits; raises ImageError for others."""
+    if array.dtype == np.uint8:
+        return array.astype(np.uint8, copy=False)
+    full_scale = 1 if array.dtype.kind == "f" else 255
+    low, high = array.min(), array.max()
+    if not (0 <= low and high <= full_scale):  # so for NaN
+        raise ImageError(
+            f"values of {array.dtype} from {low:g} to {high:g}; accepted are integers 0 to 255 and "
+            "floats 0 to 1"
+        )
+    return np.rint(array.astype(np.float64) * (255 / full_scale)).astype(np.uint8)
 
 
 def open_regular(path: Path) -> BinaryIO:

@@ -1,6 +1,7 @@
 """The engines on torch: a network, and one that `cvt export` wrote as a ``.pt2``."""
 
 import json
+import os
 import re
 import zipfile
 from collections.abc import Callable
@@ -18,6 +19,11 @@ from cvt_cli.errors import CheckpointError
 from cvt_cli.exported import Record
 from cvt_cli.inference_form import inference_form
 from cvt_cli.model import CvT
+
+# In a process that was forked after torch had computed (`multiprocessing` does that), OpenMP waits
+# for threads that are gone: without this the first call there never ends.
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
 
 
 class TorchEngine:

@@ -372,7 +372,7 @@ def test_what_cannot_be_read_is_raised_or_answered(classify: Classifier, broken:
     with pytest.raises(ImageError, match="not an image"):
         classify([BOATS, broken])
     with pytest.raises(ImageError, match="float64 with shape"):
-        classify(np.zeros((4, 4, 3)))
+        classify(np.zeros((4, 4, 2)))
 
     answers = list(classify.answers([BOATS, broken, CHELSEA]))
 

@@ -1,0 +1,181 @@
+"""The Python interface on what programs hold, in notebooks, in tables and in forked processes."""
+
+import io
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+import cvt_cli
+from cvt_cli import Classifier
+from cvt_cli.errors import CheckpointError, ImageError, UsageError
+from tests_shared import CHELSEA, TESTS
+
+BOATS = TESTS / "photos" / "nagasaki-boats.jpg"
+
+
+@pytest.fixture(scope="module")
+def classify() -> Classifier:
+    return Classifier("cvt-nano-cifar10", top_k=2, engine="torch")
+
+
+@pytest.fixture(scope="module")
+def pixels() -> np.ndarray:
+    with Image.open(CHELSEA) as image:
+        return np.asarray(image.convert("RGB"))
+
+
+def test_bytes_open_files_and_numbers_of_any_type_are_read(classify, pixels) -> None:
+    content = CHELSEA.read_bytes()
+    alpha = np.full((*pixels.shape[:2], 1), 9, np.uint8)
+    tensor = torch.from_numpy(pixels.copy()).permute(2, 0, 1)
+    with CHELSEA.open("rb") as file:
+        images = [
+            CHELSEA, np.str_(CHELSEA), content, bytearray(content), memoryview(content), file,
+            io.BytesIO(content), pixels, pixels.astype(int), pixels / 255,
+            (pixels / 255).astype(np.float32), np.concatenate([pixels, alpha], axis=2),
+            tensor / 255,
+        ]  # fmt: skip
+
+        answers = [classify(image) for image in images]
+
+    assert all(answer == answers[0] for answer in answers)
+    assert len(classify([content, io.BytesIO(content)])) == 2
+    grey = pixels[:, :, 0]
+    assert classify(grey) == classify(grey[:, :, None]) == classify(grey / 255)
+
+
+def test_what_is_no_image_is_named_with_what_is_accepted(classify, pixels) -> None:
+    for image, said in (
+        (7, "int of int64 with shape"),
+        (np.uint8(7), "uint8 of uint8 with shape"),
+        (pixels * 1.0, "values of float64 from 0 to "),
+        (pixels / 255 - 0.5, "values of float64 from -0.5 to "),
+        (np.full((4, 4), np.nan), "values of float64 from nan to nan"),
+        (pixels.astype(np.uint16) * 257, "values of uint16 from "),
+        (pixels.transpose(2, 0, 1), r"ndarray of uint8 with shape \(3, "),
+        (None, "NoneType of object"),
+        (b"", "not an image"),
+        (io.StringIO("text"), "str"),
+    ):
+        with pytest.raises(ImageError, match=said):
+            classify(image)
+    closed = CHELSEA.open("rb")
+    closed.close()
+    (answer,) = classify.answers(closed)
+    assert answer.path == str(CHELSEA) and "closed file" in answer.error
+
+
+def test_it_shows_what_it_is_and_where_it_is_imported_from(classify) -> None:
+    shown = repr(classify)
+
+    assert shown == "<Classifier cvt-nano-cifar10: 10 classes, 32x32; cpu, torch, fp32>"
+    assert classify.classes[:2] == ("airplane", "automobile")
+    copy = pickle.loads(pickle.dumps(classify))
+    assert repr(copy) == "<Classifier cvt-nano-cifar10, to be loaded where it is first used>"
+    assert "Classifier" in dir(cvt_cli)
+
+
+def test_the_next_step_is_shown_below_the_error() -> None:
+    with pytest.raises(CheckpointError) as raised:
+        Classifier("cvt-14")
+
+    assert raised.value.__notes__ == [f"hint: {raised.value.hint}"]
+    assert pickle.loads(pickle.dumps(raised.value)).__notes__ == raised.value.__notes__
+
+
+def test_of_no_images_there_are_no_answers_and_no_features(classify) -> None:
+    assert classify([]) == []
+    assert list(classify.answers([])) == []
+    assert classify.features([]).shape == (0, 160)
+    assert classify.features([]).dtype == np.float32
+
+
+def test_a_stream_of_answers_goes_past_whatever_cannot_be_read(classify, tmp_path: Path) -> None:
+    given = [CHELSEA, "nowhere.jpg", "nosuch://x/y.jpg", b"text", None, "", "a\0b", CHELSEA]
+
+    answers = list(classify.answers(iter(given)))
+
+    assert [answer.error is None for answer in answers] == [True, *[False] * 6, True]
+    assert pickle.loads(pickle.dumps(answers)) == answers  # as Spark collects them
+    assert [answer.path for answer in classify.answers(str(CHELSEA))] == [str(CHELSEA)]
+
+
+def test_batches_of_ray_data_are_given_back_with_columns(classify, pixels) -> None:
+    # As `map_batches` makes them by default: a dict of arrays, which cannot be written to.
+    same_size = np.stack([pixels, pixels[::-1]])
+    same_size.setflags(write=False)
+    several_sizes = np.empty(2, dtype=object)
+    several_sizes[:] = [pixels, pixels[:50]]
+    contents = np.array([CHELSEA.read_bytes(), b"broken"], dtype=object)
+    paths = np.array([str(CHELSEA), "nowhere.jpg"])
+
+    for column, values in (
+        ("image", same_size), ("image", several_sizes), ("bytes", contents), ("path", paths),
+        ("item", paths), ("path", paths.astype(object)),
+    ):  # fmt: skip
+        batch = {"id": np.arange(2), column: values}
+        out = classify(batch)
+
+        assert list(out)[:3] == ["id", column, "error"] and out[column] is values
+        assert all(isinstance(value, np.ndarray) and len(value) == 2 for value in out.values())
+        assert out["label_1"][0] == "cat" and out["error"][0] is None
+        unreadable = column not in ("image",)
+        assert (out["error"][1] is not None) == (out["score_2"][1] is None) == unreadable
+    empty = classify({"path": paths[:0]})
+    assert set(empty) == set(out) - {"id"} and all(len(value) == 0 for value in empty.values())
+
+
+def test_rows_and_frames_are_given_back_with_columns(classify, pixels) -> None:
+    assert classify({"path": str(CHELSEA), "id": 3})["label_1"] == "cat"
+    assert classify({"image": pixels})["label_1"] == "cat"
+    assert classify({"bytes": b"broken"})["error"].startswith("not an image")
+
+    frame = pd.DataFrame({"path": [str(CHELSEA), "nowhere.jpg"]}, index=[4, 5])
+    out = classify(frame)
+
+    assert list(out.index) == [4, 5] and out["label_1"][4] == "cat" and out["label_1"].isna()[5]
+    assert classify(frame["path"][:1])[0][0].label == "cat"
+    with pytest.raises(UsageError, match="has a column `image` or `bytes`.*this has `name`"):
+        classify({"name": "x"})
+
+
+FORKED = """
+import multiprocessing, sys
+from cvt_cli import Classifier
+
+classify = Classifier("cvt-nano-cifar10", engine=sys.argv[1])
+photo = sys.argv[2]
+classify(photo)
+
+def work(queue):
+    queue.put(classify(photo)[0].label)
+
+fork = multiprocessing.get_context("fork")
+with fork.Pool(1) as pool:
+    pickled = pool.map_async(classify, [photo] * 2).get(timeout=60)
+queue = fork.Queue()
+process = fork.Process(target=work, args=(queue,))
+process.start()
+print(pickled[1][0].label, queue.get(timeout=60))
+process.join()
+"""
+
+
+@pytest.mark.parametrize(
+    "engine",
+    ["torch"] + [pytest.param(e, marks=pytest.mark.slow) for e in ("onnxruntime", "openvino")],
+)
+def test_it_answers_in_a_process_that_was_forked_after_it_was_used(engine: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", FORKED, engine, CHELSEA],
+        env=None, capture_output=True, text=True, timeout=200,
+    )  # fmt: skip
+
+    assert done.stdout == "cat cat\n", done.stderr
