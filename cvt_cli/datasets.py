@@ -196,8 +196,14 @@ def open_validation(
     if not ("train" in parts and "val" in parts):
         return None
     found = _labelled(tree.below(parts["val"]), say or _nobody)
-    names = Labels(training.classes)
-    index, _ = match_classes(found.classes, names)
+    try:
+        index, _ = match_classes(found.classes, Labels(training.classes))
+    except DataError as error:
+        raise DataError(
+            f"{error}",
+            hint=f"put images of them below `{training.root}` too, to train on, or take them out "
+            f"of `{found.root}`",
+        ) from None
     return replace(found, classes=training.classes, labels=index[found.labels])
 
 

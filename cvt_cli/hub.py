@@ -209,7 +209,7 @@ def _unreachable(repository: str, message: str) -> UnreachableError:
         message,
         hint=f"where there is a network, `cvt download {repository}` fetches it into "
         f"`{hub_cache.storage_of(repository)}`, a folder that can be copied here; "
-        "or name a checkpoint on this machine: --model PATH, or --model cvt-nano-cifar10",
+        "or name a checkpoint on this machine in its place: a path, or cvt-nano-cifar10",
     )
 
 
@@ -366,7 +366,7 @@ def _fetch_weights(snapshot: Snapshot, name: str, say: Say, progress: Progress) 
         raise CheckpointError(
             f"{endpoint()} announces no hash for `{name}` of `{snapshot.repository}`, so that what "
             f"it sends cannot be verified (ETag {etag!r})",
-            hint="fetch it by other means and name its folder: --model PATH",
+            hint="fetch it by other means and name its folder in place of the repository",
         )
     what = f"{name} of {snapshot.repository}"
     blob = snapshot.storage / "blobs" / etag

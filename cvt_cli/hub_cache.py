@@ -19,8 +19,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from cvt_cli import files, layouts, places, stamps
+from cvt_cli import files, layouts, places, stamps, text
 from cvt_cli.errors import CheckpointError, CvtError
+from cvt_cli.limits import LARGEST_CONFIG_BYTES
 
 PARTIAL = ".cvt.incomplete"
 """Suffix of a blob that is being fetched, or was until something interrupted that."""
@@ -105,8 +106,9 @@ def snapshots() -> list[Snapshot]:
     """Every CvT in the client's cache, by name, whichever tool fetched it."""
     found = []
     for config in places.hub_dir().glob(f"models--*--*/snapshots/*/{layouts.CONFIG_FILE}"):
-        with suppress(ValueError, AttributeError):
-            if json.loads(_read(config) or "").get("model_type") == "cvt":
+        with suppress(OSError, ValueError, AttributeError):
+            described = text.read_json(config, most=LARGEST_CONFIG_BYTES)
+            if described.get("model_type") == "cvt":
                 _, owner, name = config.parts[-4].split("--", 2)
                 found.append(Snapshot(f"{owner}/{name}", config.parent.name))
     return sorted(found, key=lambda snapshot: (snapshot.repository, snapshot.commit))
@@ -124,9 +126,9 @@ def announced_hash(path: Path) -> str | None:
     return name if is_hash(name) else None
 
 
-def is_hash(text: str) -> bool:
+def is_hash(value: str) -> bool:
     """Whether a text is a SHA-256 or a git hash (a commit's or a blob's), in full."""
-    return bool(_SHA256.fullmatch(text) or _SHA1.fullmatch(text))
+    return bool(_SHA256.fullmatch(value) or _SHA1.fullmatch(value))
 
 
 def has_hash(path: Path, announced: str) -> bool:
@@ -156,7 +158,7 @@ def refuse_links_out_of_the_cache(snapshot: Snapshot) -> None:
             raise CheckpointError(
                 f"`{path}` is a link out of the hub's cache, to `{target}`, and was not followed",
                 hint=f"`cvt cache remove {snapshot.repository}` clears it; "
-                "a file of your own is read with --model PATH",
+                "a file of your own is read under its own path",
             )
 
 

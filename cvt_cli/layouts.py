@@ -276,7 +276,9 @@ def folder_of(path: Path) -> Path | None:
     if path.is_dir():
         return path
     beside = path.with_name(CONFIG_FILE)
-    return path.parent if path.name == WEIGHTS_FILE and beside.is_file() else None
+    # Of two files with its tensors, the folder's are those of the first.
+    is_its = path.name in WEIGHTS_FILES and path == find_weights(path.parent)
+    return path.parent if is_its and beside.is_file() else None
 
 
 def best_of(folder: Path) -> Path | None:

@@ -5,6 +5,7 @@ this thread: one way, which our own bar follows and which Ctrl-C ends at once.
 """
 
 import io
+import shlex
 import warnings
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -127,9 +128,8 @@ def check_folder(folder: Path, say: Say) -> dict[str, int]:
         raise CheckpointError(
             f"`{weights}` is not what `{layouts.CONFIG_FILE}` beside it describes to transformers: "
             + layouts.differences(problems),
-            hint="its tensors have the reference's names; "
-            f"`cvt export {folder} --format safetensors --output FOLDER` writes those of "
-            "transformers"
+            hint="its tensors have the reference's names; those of transformers writes "
+            f"`cvt export {shlex.quote(str(folder))} --format safetensors --output FOLDER`"
             if is_reference
             else None,
         )

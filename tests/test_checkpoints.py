@@ -1,16 +1,21 @@
 """The names that people use for the same checkpoint."""
 
+import re
+import shutil
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from cvt_cli import weights
 from cvt_cli.checkpoints import CHECKPOINTS, find, nearest
+from cvt_cli.config import VARIANTS
 from cvt_cli.labels import Labels
 from cvt_cli.loader import Access, locate
 from cvt_cli.preprocessing import Preprocessing
 from cvt_cli.progress import silent
-from tests_shared import CHELSEA, TINY, change_config, golden_model
+from tests_shared import CHELSEA, TINY, change_config, golden_model, golden_state
 
 NOBODY = Access(say=lambda message: None, progress=silent)
 
@@ -218,3 +223,59 @@ def test_an_exported_file_is_counted_by_what_it_says(cvt, mine: Path, tmp_path: 
 
     assert counted["macs"] == cvt("flops", "--model", mine, "--json").json["macs"]
     assert cvt("info", file, "--json").json["preprocessing"]["height"] == 64
+
+
+def options_of(cvt, command: str) -> set[str]:
+    """What the help of a command lists."""
+    return set(re.findall(r"--[a-z][a-z-]*", cvt(command, "--help").stdout))
+
+
+NOWHERE = "somebody/nowhere"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("info", "bare.safetensors"),
+        ("predict", CHELSEA, "--model", "bare.safetensors"),
+        ("export", "bare.safetensors", "-o", "x.onnx"),
+        ("finetune", "--data", "photos", "--model", "bare.safetensors"),
+        ("flops", "--model", "bare.pth"),
+        ("count-params", "--model", "bare.pth"),
+        ("info", "silent"),
+        ("predict", CHELSEA, "--model", "silent"),
+        ("push", "silent", "somebody/silent"),
+        ("info", NOWHERE),
+        ("export", NOWHERE, "-o", "x.onnx"),
+        ("download", NOWHERE),
+        ("flops", "--model", NOWHERE),
+        ("predict", CHELSEA, "--model", NOWHERE),
+        ("finetune", "--data", "parts", "--variant", "nano"),
+        ("evaluate", "--data", "photos", "--model", "cvt-nano-cifar10"),
+    ],
+    ids=lambda arguments: " ".join(str(a) for a in arguments if a is not CHELSEA),
+)
+def test_every_option_that_a_message_names_is_one_of_the_command(
+    cvt, mine: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    save_file(golden_state(VARIANTS["nano"]), "bare.safetensors")
+    torch.save(golden_state(VARIANTS["nano"]), "bare.pth")
+    mine.rename("silent")  # says neither activation nor preprocessing
+    change_config(Path("silent"), activation=None)
+    if arguments[0] != "push":
+        Path("silent/preprocessor_config.json").unlink()
+    for part in ("train", "val"):
+        shutil.copytree(photos, Path("parts", part), symlinks=True)
+    Path("parts/train/mine").rename("parts/train/yours")
+    options = options_of(cvt, arguments[0])
+
+    result = cvt(*arguments)
+
+    assert result.stderr
+    named = {
+        option
+        for text in re.sub(r"`cvt [^`]*`", "", result.stderr).splitlines()
+        for option in re.findall(r"(?<![\w-])--[a-z][a-z-]*", text)
+    }
+    assert named <= options, result.stderr

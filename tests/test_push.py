@@ -550,7 +550,7 @@ def no_run(best: Path) -> None:
         (cut_short, "`{run}/best/model.safetensors` is cut short"),
         (another_config, "`{run}/best/model.safetensors` is not what `config.json` beside it desc"),
         (renamed, "of its tensors differ: missing `cvt.encoder.stages.0.embedding."),
-        (renamed, "hint: its tensors have the reference's names; `cvt export {run}/best --format"),
+        (renamed, "names; those of transformers writes `cvt export {run}/best --format"),
         (reshaped, "1 of its tensors differ: `classifier.weight` has shape [64, 10], not [10, 64]"),
         (in_integers, "1 of its tensors differ: `classifier.weight` holds integers, not fractions"),
         (another_type, "describes a model of type 'vit'"),

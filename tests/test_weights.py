@@ -68,6 +68,14 @@ def test_the_weights_file_of_a_folder_is_read_with_its_config(folder: Path) -> N
     assert weights.load(folder / "model.safetensors").labels == NAMES
 
 
+def test_the_pickle_of_a_folder_is_read_with_its_config_too(folder: Path) -> None:
+    state = {layouts.to_transformers(n): t for n, t in golden_state(TINY).items()}
+    torch.save(state, folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+
+    assert weights.load(folder / "pytorch_model.bin").labels == NAMES
+
+
 def test_half_precision_is_widened_and_small_tensors_keep_theirs(tmp_path: Path) -> None:
     weights.save(tmp_path / "m", golden_model(TINY), NAMES, SQUARE, "", half=True)
 
@@ -568,6 +576,17 @@ def test_json_that_would_take_all_of_the_stack_is_no_traceback(
 
     assert result.exit_code == 1
     assert f"`{folder / file}` cannot be read as JSON: it is nested too deeply" in result.stderr
+
+
+def test_a_config_of_that_kind_in_the_hubs_cache_is_passed_over(
+    cvt, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    snapshot = tmp_path / "models--some--body" / "snapshots" / ("0" * 40)
+    snapshot.mkdir(parents=True)
+    (snapshot / "config.json").write_text(NESTED)
+
+    assert cvt("cache", "list", "--json").json == []
 
 
 @pytest.mark.parametrize(
