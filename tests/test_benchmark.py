@@ -34,7 +34,6 @@ def test_every_side_has_its_row_and_its_conditions(cvt_process) -> None:
         assert (row["ratio"] == 1.0) == (row["engine"] == "transformers")
     baseline, _, onnx_row, _ = rows  # a runtime's process does without torch
     assert onnx_row["peak_memory_bytes"] < baseline["peak_memory_bytes"] / 2
-    assert onnx_row["startup_sec"] < baseline["startup_sec"]
     assert "random weights" in result.stderr
     assert not list(places.cache_dir().rglob("*.onnx"))
 

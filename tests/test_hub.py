@@ -13,7 +13,6 @@ import re
 import resource
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -28,7 +27,7 @@ from cvt_cli import stamps, weights
 from cvt_cli.labels import Labels
 from cvt_cli.preprocessing import Preprocessing
 from fake_hub import Commit, Hub
-from tests_shared import CHELSEA, TINY, Machine, golden_model
+from tests_shared import CHELSEA, TINY, Machine, SilentHub, golden_model
 
 NAME = "somebody/tiny"
 
@@ -383,17 +382,12 @@ def test_without_network_the_error_says_what_where_and_what_to_do(
 
 
 def test_a_hub_that_does_not_answer_is_given_up_within_three_seconds(machine: Machine) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as silent:
-        address = f"http://127.0.0.1:{silent.getsockname()[1]}"
-        baseline = time.perf_counter()
-        machine.run("info", NAME, HF_ENDPOINT=address, HF_HUB_OFFLINE="1")
-        started = time.perf_counter()
-        result = machine.run("info", NAME, HF_ENDPOINT=address)
-        took = time.perf_counter() - started - (started - baseline)
+    with SilentHub() as silent:
+        result = machine.run("info", NAME, HF_ENDPOINT=silent.url)
 
     assert result.exit_code == 1
-    assert f"the hub {address} did not answer within 3 s" in result.stderr
-    assert 2.5 < took < 4.5
+    assert f"the hub {silent.url} did not answer within 3 s" in result.stderr
+    assert 2.5 < silent.waited_sec < 4.5
 
 
 @pytest.mark.parametrize(

@@ -179,7 +179,7 @@ def test_in_bf16_the_choice_is_among_those_that_compute_in_it(
 LONG_WORK = f"""
 from cvt_cli import loader
 from cvt_cli.cli import app
-loader.WORTH_PREPARING_MACS = 1_000_000  # for each thread; nano takes 18.7 million
+loader.WORTH_PREPARING_MACS = 1000  # for each thread, of which there may be hundreds
 app(["predict", {str(CHELSEA)!r}, *{NANO!r}, "--json", "-v"], prog_name="cvt")
 """
 
@@ -212,7 +212,8 @@ def test_openvino_runs_in_the_precision_that_is_asked_for(
 
     result = cvt_process(*arguments)
 
-    if result.exit_code == 0:
+    if runtimes.computes_in("openvino", "bf16"):
+        assert result.exit_code == 0, result.stderr
         assert result.json["precision"] == "bf16"
     else:
         assert result.exit_code == 2

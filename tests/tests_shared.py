@@ -5,10 +5,13 @@ import fcntl
 import json
 import os
 import pty
+import socket
 import struct
 import subprocess
 import sys
 import termios
+import threading
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -145,6 +148,36 @@ class Machine:
     def wait(self, process: subprocess.Popen[str]) -> Result:
         stdout, stderr = process.communicate(timeout=240)
         return Result(process.returncode, stdout, stderr)
+
+
+class SilentHub:
+    """An address that accepts a connection and never answers; notes how long it was waited for.
+
+    The client's own start does not count, so that a busy machine changes nothing.
+    """
+
+    def __enter__(self) -> "SilentHub":
+        self._server = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self._server.getsockname()[1]}"
+        self.waited_sec = 0.0
+        self._watch = threading.Thread(target=self._serve)
+        self._watch.start()
+        return self
+
+    def _serve(self) -> None:
+        with contextlib.suppress(OSError):  # closed
+            while True:
+                connection, _ = self._server.accept()
+                accepted = time.monotonic()
+                with connection, contextlib.suppress(ConnectionError):
+                    while connection.recv(4096):  # what it asks for, then nothing: it gave up
+                        pass
+                self.waited_sec += time.monotonic() - accepted
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown(socket.SHUT_RDWR)
+        self._watch.join()
+        self._server.close()
 
 
 def golden(name: str) -> dict[str, Any]:
