@@ -30,6 +30,10 @@ _ELSEWHERE_SEC = 24 * 3600.0
 """Age at which another machine's temporary files count as left: not every network file system
 passes locks on."""
 
+NOWHERE = Path(os.devnull, "no-home-folder")
+"""Stands for the cache where there is no home folder: it holds nothing, and nothing can be made
+there."""
+
 _swept: set[Path] = set()
 
 
@@ -45,6 +49,12 @@ def content_hash(path: Path) -> str:
 
 def unwritable(path: Path, error: OSError) -> CvtError:
     """What to tell the user of a file that could not be written."""
+    if path.is_relative_to(NOWHERE):
+        return CvtError(
+            "there is no folder to keep files in: HOME is not set, and the system knows no home "
+            "folder of this user",
+            hint="set CVT_CACHE to a folder, and HF_HOME for what is fetched from the hub",
+        )
     return CvtError(
         f"cannot write `{path}`: {error.strerror or error}",
         hint="choose another folder, or make room on this disk",

@@ -80,6 +80,11 @@ def fetch(
     import huggingface_hub
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
+    if places.hub_dir().is_relative_to(files.NOWHERE):
+        raise UnreachableError(
+            f"`{repository}` is not on this machine, and there is no home folder to fetch it into",
+            hint="set HF_HOME to a folder, and CVT_CACHE for what is made of it",
+        )
     info = _ask(repository, revision, offline)
     names = {sibling.rfilename for sibling in info.siblings or ()}
     if layouts.CONFIG_FILE not in names:

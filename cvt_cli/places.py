@@ -7,7 +7,7 @@ import hashlib
 import os
 from pathlib import Path
 
-from cvt_cli import __version__
+from cvt_cli import __version__, files
 from cvt_cli.errors import UsageError
 
 _GRAPH_OUTPUTS = "logits features"
@@ -31,12 +31,20 @@ def expanded(path: str) -> str:
 
 
 def cache_dir() -> Path:
-    """The folder for what is made or fetched; it need not exist yet."""
+    """The folder for what is made or fetched; it need not exist yet.
+
+    Without a home folder it is `files.NOWHERE`: what would be read from it is not there, so that
+    whatever needs no cache goes on.
+    """
     if chosen := os.environ.get("CVT_CACHE"):
         return Path(expanded(chosen))
     import platformdirs
 
-    return Path(platformdirs.user_cache_dir("cvt"))
+    try:
+        folder = platformdirs.user_cache_dir("cvt")
+    except RuntimeError:  # no home folder
+        folder = "~"
+    return files.NOWHERE if folder.startswith("~") else Path(folder)
 
 
 def data_dir() -> Path:
@@ -64,7 +72,11 @@ def graphs_of(weights_hash: str) -> Path:
 
 
 def hub_dir() -> Path:
-    """The hub client's own cache, which other tools share: ``HF_HUB_CACHE``, ``HF_HOME``."""
+    """The hub client's own cache, which other tools share: ``HF_HUB_CACHE``, ``HF_HOME``.
+
+    Without a home folder it is below `files.NOWHERE`, as `cache_dir`.
+    """
     from huggingface_hub import constants
 
-    return Path(constants.HF_HUB_CACHE)
+    folder = constants.HF_HUB_CACHE
+    return files.NOWHERE / "hub" if folder.startswith("~") else Path(folder)

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from cvt_cli import catalogue, hub_cache, options, output, places
+from cvt_cli import catalogue, files, hub_cache, options, output, places
 from cvt_cli.errors import CvtError, UsageError
 from cvt_cli.text import human_bytes
 
@@ -61,7 +61,11 @@ def path(names: Names = None, json_output: options.Json = False) -> None:
     if names:
         folders = {row.name: str(row.snapshot.folder) for row in catalogue.held(names)}
     else:
-        folders = {"hub": str(places.hub_dir()), "cvt": str(places.cache_dir())}
+        found = {"hub": places.hub_dir(), "cvt": places.cache_dir()}
+        for folder in found.values():
+            if folder.is_relative_to(files.NOWHERE):
+                raise files.unwritable(folder, OSError())
+        folders = {name: str(folder) for name, folder in found.items()}
     if json_output:
         output.print_json(folders)
         return

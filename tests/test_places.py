@@ -1,0 +1,45 @@
+"""Where files are kept, also where there is no home folder to keep them in."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests_shared import CHELSEA, Result
+
+
+def without_a_home(*arguments: object) -> Result:
+    """Run a command as a user whom the system does not know, as containers do."""
+    user = ["unshare", "--user", "--map-user=54321"]
+    if subprocess.run([*user, "true"], capture_output=True).returncode:
+        pytest.skip("no user namespaces here")
+    homes = ("HOME", "CVT_CACHE", "HF_HOME", "XDG_CACHE_HOME")
+    done = subprocess.run(
+        [*user, sys.executable, "-m", "cvt_cli", *(str(a) for a in arguments)],
+        env={name: value for name, value in os.environ.items() if name not in homes},
+        capture_output=True,
+        text=True,
+    )
+    return Result(done.returncode, done.stdout, done.stderr)
+
+
+def test_without_a_home_folder_what_needs_no_cache_goes_on() -> None:
+    result = without_a_home("predict", CHELSEA, "--json")
+
+    assert result.exit_code == 0
+    assert result.json["results"][0]["predictions"][0]["label"] == "cat"
+    assert "there is no home folder to fetch it into\nanswering with cvt-nano-" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["download cvt-13", "cache path", "evaluate --data cifar10 --model cvt-nano-cifar10"],
+)
+def test_without_a_home_folder_what_needs_one_says_which_variable_names_it(command: str) -> None:
+    result = without_a_home(*command.split())
+
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "home folder" in result.stderr and "Traceback" not in result.stderr
+    assert "hint: set " in result.stderr and "CVT_CACHE" in result.stderr
+    assert "HF_HOME" in result.stderr
