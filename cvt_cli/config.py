@@ -149,7 +149,10 @@ def _is_count(value: object, most: int) -> bool:
 
 def shown(value: object) -> str:
     """A value of a stranger's file as a message shows it."""
-    text = repr(value)
+    try:
+        text = repr(value)
+    except (RecursionError, ValueError):  # nested deeply, or a number of too many digits
+        text = f"of type {type(value).__name__}"
     return text if len(text) <= 60 else f"{text[:59]}…"
 
 

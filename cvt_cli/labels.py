@@ -103,10 +103,17 @@ def named(names: tuple[str, ...]) -> Labels:
     Where all of them spell ImageNet-1k's, in its order, they are `imagenet`, whose names are short
     and unique; one that does not keeps all names as they are, and has no WNID itself.
     """
+    if names == _lemmas():  # as the hub's seven have them, which need no comparing
+        return imagenet()
     wnids = _wnids(names)
     if wnids == imagenet_wnids():
         return imagenet()
     return Labels(names, wnids if any(wnids) else None)
+
+
+@cache
+def _lemmas() -> tuple[str, ...]:
+    return tuple(row[3] for row in _imagenet_rows())
 
 
 def _wnids(names: tuple[str, ...]) -> tuple[str | None, ...]:

@@ -320,8 +320,9 @@ def find_weights(folder: Path) -> Path | None:
 
 def card_in(folder: Path) -> str | None:
     """The model card of a folder; None where there is none that can be read."""
+    card = folder / CARD_FILE
     try:
-        return text.read_text(folder / CARD_FILE, most=LARGEST_CONFIG_BYTES)
+        return text.read_text(card, most=LARGEST_CONFIG_BYTES) if card.is_file() else None
     except (OSError, ValueError):
         return None
 
@@ -462,6 +463,8 @@ def describe_tensors(
 
 
 def _read_json(path: Path) -> dict[str, Any]:
+    if path.exists() and not path.is_file():  # a pipe would be waited for
+        raise CheckpointError(f"`{path}` is no regular file")
     try:
         content = text.read_json(path, most=LARGEST_CONFIG_BYTES, unique=True)
     except FileNotFoundError:

@@ -199,8 +199,19 @@ def held(
         except UnreachableError:
             if snapshot is None or missing != {layouts.PREPROCESSING_FILE}:
                 raise
+    return fetched(snapshot)
+
+
+def fetched(snapshot: Snapshot) -> Location:
+    """Where a hub repository is that the cache holds.
+
+    Raises:
+        CheckpointError: a link out of the cache.
+    """
     hub_cache.refuse_links_out_of_the_cache(snapshot)
-    return Location(known.name if known else repository.name, snapshot.folder, known, snapshot)
+    known = checkpoints.find(snapshot.repository)
+    name = known.name if known else snapshot.repository
+    return Location(name, snapshot.folder, known, snapshot)
 
 
 def _repository(text: str) -> str | None:
@@ -325,7 +336,7 @@ def checkpoint_to_convert(
 
 
 def load_classifier(
-    text: str | None,
+    text: str | Location | None,
     res: str | None,
     activation: Activation | None,
     device: str,
@@ -339,7 +350,7 @@ def load_classifier(
     """Find, load and place a model; each argument as after the option of that name.
 
     Args:
-        text: what follows ``--model``; None for the default model.
+        text: what follows ``--model``, or where that is; None for the default model.
         res: what follows ``--res``, likewise the next three.
         activation: of the MLPs.
         device: where to compute.
@@ -355,7 +366,8 @@ def load_classifier(
     """
     size = parse_size(res) if res else None
     try:
-        location = locate(text or DEFAULT_MODEL, access)
+        found = text or DEFAULT_MODEL
+        location = found if isinstance(found, Location) else locate(found, access)
     except UnreachableError as error:
         if text is not None or not or_embedded:
             raise

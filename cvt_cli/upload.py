@@ -108,6 +108,13 @@ def check_folder(folder: Path, say: Say) -> dict[str, int]:
     card = folder / layouts.CARD_FILE
     try:
         header = layouts.safetensors_header(weights)
+        for name in (layouts.CONFIG_FILE, layouts.PREPROCESSING_FILE):
+            if not (folder / name).read_bytes().lstrip().startswith(b"{"):
+                raise CheckpointError(
+                    f"`{folder / name}` begins with a byte order mark, which transformers does "
+                    "not read",
+                    hint="save it as UTF-8 without one",
+                )
         if card.is_file():
             card.read_text(encoding="utf-8")
         else:

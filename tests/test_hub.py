@@ -883,11 +883,14 @@ def test_a_name_that_no_hub_takes_is_refused(machine: Machine, name: str) -> Non
 
 
 def test_download_prepares_a_graph_that_goes_with_its_checkpoint(
-    hub: Hub, machine: Machine, pickled
+    hub: Hub, machine: Machine, pickled, tmp_path: Path
 ) -> None:
     hub.add(NAME, pickled)
 
+    (tmp_path / "here" / NAME).mkdir(parents=True)  # a folder of that name is not what is meant
+    machine.popen = {"cwd": tmp_path / "here"}
     downloaded = machine.run("download", NAME, "--engine", "onnxruntime")
+    machine.popen = {}
     (graph,) = machine.own_cache.rglob("model.onnx")
     size = graph.stat().st_size
     answered = machine.run("predict", CHELSEA, "--model", NAME, "--json")

@@ -512,6 +512,10 @@ def in_integers(best: Path) -> None:
     save_file(tensors, best / "model.safetensors")
 
 
+def marked(best: Path) -> None:
+    (best / "config.json").write_bytes(b"\xef\xbb\xbf" + (best / "config.json").read_bytes())
+
+
 def another_type(best: Path) -> None:
     (best / "config.json").write_text('{"model_type": "vit"}')
 
@@ -547,6 +551,7 @@ def no_run(best: Path) -> None:
         (renamed, "names; those of transformers writes `cvt export {run}/best --format"),
         (reshaped, "1 of its tensors differ: `classifier.weight` has shape [64, 10], not [10, 64]"),
         (in_integers, "1 of its tensors differ: `classifier.weight` holds integers, not fractions"),
+        (marked, "`{run}/best/config.json` begins with a byte order mark, which transformers does"),
         (another_type, "describes a model of type 'vit'"),
         (latin1, "`{run}/best/README.md` is not in UTF-8"),
     ],

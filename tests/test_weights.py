@@ -1,6 +1,7 @@
 """Every layout loads, strictly and without running anything; what is wrong is named."""
 
 import json
+import os
 import pickle
 import shutil
 from pathlib import Path
@@ -622,6 +623,16 @@ def test_a_head_of_a_trillion_classes_is_refused_by_its_header(cvt, tmp_path: Pa
 
     assert result.exit_code == 1
     assert f"`{path}`: `num_classes` is 1000000000000; it must be" in result.stderr
+
+
+def test_a_pipe_in_place_of_a_config_is_not_waited_for(cvt, folder: Path) -> None:
+    (folder / "config.json").unlink()
+    os.mkfifo(folder / "config.json")
+
+    result = cvt("info", folder)
+
+    assert result.exit_code == 1
+    assert f"`{folder / 'config.json'}` is no regular file" in result.stderr
 
 
 def test_a_byte_order_mark_before_a_config_changes_nothing(cvt, folder: Path) -> None:

@@ -53,9 +53,9 @@ def download(
         if isinstance(result, Held):
             here.append(result)
             if engine:
-                loader.load_classifier(
-                    result.name, None, None, "cpu", "auto", access, engine=engine
-                )
+                # By its place: its name may be a folder's here.
+                location = loader.fetched(result.snapshot)
+                loader.load_classifier(location, None, None, "cpu", "auto", access, engine=engine)
         else:
             output.error(str(result), result.hint)
     if left := wanted[done:]:
