@@ -101,7 +101,7 @@ class Classifier:
     def _load(self) -> ReadyModel:
         revision, offline = self._access
         access = Access(streams.say, silent, revision, offline)
-        return loader.load_classifier(**self._made_with, access=access)
+        return loader.load_classifier(**self._made_with, access=access, together=self._batch_size)
 
     @property
     def model(self) -> ReadyModel:

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from cvt_cli import __version__, output, streams
+from cvt_cli import __version__, machine, output, streams
 from cvt_cli.commands import (
     benchmark,
     cache,
@@ -31,6 +31,7 @@ class _App(TyperGroup):
     def main(self, *args: Any, **kwargs: Any) -> Any:
         # Pillow warns of odd but readable files; what cannot be read is reported by name.
         warnings.filterwarnings("ignore", module=r"PIL\.")
+        machine.wait_briefly()
         try:
             with streams.prepared():
                 return super().main(*args, **kwargs)

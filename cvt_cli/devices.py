@@ -72,7 +72,9 @@ def hardware(device: torch.device) -> str:
     """What computes there, as a person names it: "2 threads", "NVIDIA H100"."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{torch.get_num_threads()} threads" if device.type == "cpu" else "Apple GPU"
+    if device.type == "cpu":
+        return machine.named_threads(torch.get_num_threads())
+    return "Apple GPU"
 
 
 def peak_memory(device: torch.device) -> int:

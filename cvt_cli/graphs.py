@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cvt_cli import files, quantisation, runtimes
+from cvt_cli import files, quantisation, runtimes, stamps
 from cvt_cli.config import SMALLEST_SIZE
 from cvt_cli.errors import CvtError, UsageError
 from cvt_cli.exported import OPENVINO_SECTION, PIXELS, PT2_FILE, GraphFormat, Record
@@ -59,6 +59,7 @@ def write_onnx(
     *,
     precision: str = "fp32",
     dynamic_size: bool = False,
+    made_under: Mapping[str, Any] | None = None,
 ) -> None:
     """Write a network as an ONNX file.
 
@@ -70,6 +71,7 @@ def write_onnx(
         metadata: kept inside the file, by name.
         precision: of weights and of what is computed: "fp32", "fp16" or "bf16".
         dynamic_size: take images of any height and width; else of these alone.
+        made_under: conditions, for a file that is kept and gets a stamp.
 
     Raises:
         UsageError: what writes ONNX is not installed.
@@ -85,7 +87,8 @@ def write_onnx(
     size = _EXAMPLE_SIZE if dynamic_size else (height, width)
     program = _onnx(network, torch.zeros(2, 3, *size), free, ("images",), ("logits", "features"))
     program.model.metadata_props.update(metadata)
-    with files.replacing(path) as temporary:
+    replacing = files.replacing(path) if made_under is None else stamps.making(path, made_under)
+    with replacing as temporary:
         program.save(temporary)
 
 

@@ -213,8 +213,8 @@ def checked_hash(snapshot: Snapshot) -> str:
 def verify(snapshot: Snapshot) -> Iterator[tuple[Path, bool | None]]:
     """Read every file of a snapshot, and what was made of it: is it right, or None if unknown.
 
-    Damaged weights are refused from now on until they are fetched again; a damaged conversion is
-    removed, since it is made anew from the pickle.
+    Damaged weights are refused from now on until they are fetched again; a damaged conversion,
+    graph or compiled graph is removed, since it is made again where it is next used.
 
     Raises:
         CheckpointError: a link out of the cache.
@@ -234,6 +234,29 @@ def verify(snapshot: Snapshot) -> Iterator[tuple[Path, bool | None]]:
         if not right:
             stamps.remove(made)
         yield made, right
+    if record:
+        for _, path, right in verify_graphs(places.graphs_of(record.name)):
+            yield path, right
+
+
+def verify_graphs(folder: Path) -> Iterator[tuple[str, Path, bool]]:
+    """Read every prepared graph below a folder, and what OpenVINO compiled of it.
+
+    What is damaged is removed, since it is made again where it is next used.
+
+    Yields:
+        The checkpoint that it was made of, the file, and whether it is right.
+    """
+    names: dict[Path, str] = {}  # by the folder of the graph
+    for path in stamps.stamped_below(folder):
+        stamp = stamps.read(path)
+        found = stamp["conditions"].get("model") if stamp else None
+        name = found or names.get(path.parent) or names.get(path.parent.parent) or path.parent.name
+        names[path.parent] = name
+        right = stamps.verify(path) is True
+        if not right:
+            stamps.remove(path)
+        yield name, path, right
 
 
 def weights_record(snapshot: Snapshot) -> Path | None:
@@ -249,13 +272,13 @@ def weights_hash(snapshot: Snapshot) -> str | None:
 
 def sizes(snapshot: Snapshot) -> tuple[int, int]:
     """Bytes of a snapshot's files, and of what was made of its weights: conversion and graphs."""
-    files = sum(path.stat().st_size for path in snapshot.folder.rglob("*") if path.is_file())
+    own = sum(path.stat().st_size for path in snapshot.folder.rglob("*") if path.is_file())
     record = weights_record(snapshot)
     if record is None:
-        return files, 0
+        return own, 0
     made = conversion(record)
     converted_bytes = made.stat().st_size if made.is_file() else 0
-    return files, converted_bytes + size_of(places.graphs_of(record.name))
+    return own, converted_bytes + size_of(places.graphs_of(record.name))
 
 
 def ready_weights(snapshot: Snapshot) -> Path | None:

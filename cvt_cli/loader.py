@@ -11,8 +11,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from cvt_cli import checkpoints, exported, files, hub, hub_cache, layouts, machine, places
+from cvt_cli import (
+    __version__,
+    checkpoints,
+    exported,
+    files,
+    hub,
+    hub_cache,
+    layouts,
+    machine,
+    places,
+    stamps,
+)
 from cvt_cli.checkpoints import CHECKPOINTS, Checkpoint
+from cvt_cli.conditions import Conditions
 from cvt_cli.config import DEFAULT_SIZES, VARIANTS, Activation, CvTConfig, parse_size, parse_variant
 from cvt_cli.costs import Costs, costs
 from cvt_cli.errors import CheckpointError, CvtError, UnreachableError, UsageError
@@ -298,7 +310,7 @@ def record_of(
     licence = known.licence if known else folder and layouts.licence_in(folder)
     announced = hub_cache.weights_hash(snapshot) if snapshot else None
     if announced is None or len(announced) != 64:
-        announced = hub_cache.content_hash(_tensors_of(location))
+        announced = stamps.hash_of(_tensors_of(location))
     name = known.name if known else source if snapshot is None else location.name
     return Record(
         name,
@@ -345,6 +357,7 @@ def load_classifier(
     *,
     engine: EngineName = "auto",
     images: int = 1,
+    together: int = 1,
     or_embedded: bool = False,
 ) -> ReadyModel:
     """Find, load and place a model; each argument as after the option of that name.
@@ -358,6 +371,7 @@ def load_classifier(
         access: how to fetch what is not here.
         engine: what follows ``--engine``.
         images: how many there are to answer, for the choice of the engine.
+        together: how many of them are computed in one call, for the number of threads.
         or_embedded: take the embedded model where the default one cannot be had.
 
     Raises:
@@ -380,7 +394,9 @@ def load_classifier(
             f"these classes only: {', '.join(classes)}"
         )
     if exported.format_of(location.path):
-        return _load_exported(location, size, activation, device, precision, engine, access)
+        return _load_exported(
+            location, size, activation, device, precision, engine, together, access
+        )
     stored = _weights_of(location, access)
     folder = layouts.folder_of(location.path)
     loaded: LoadedCheckpoint | None = None
@@ -400,24 +416,26 @@ def load_classifier(
             "`cvt finetune` takes it as it is, since it replaces the head",
         )
     height, width = said.preprocessing.height, said.preprocessing.width
-    work = images * costs(location.name, said.config, height, width).macs
+    macs = costs(location.name, said.config, height, width).macs
     graph_of = functools.cache(lambda: _graph_of(location, stored, said))  # reads the weights
     chosen, why = _choose_engine(
-        engine, device, precision, images, work, lambda: graph_of().is_file()
+        engine, device, precision, images, images * macs, lambda: graph_of()[0].is_file()
     )
     running: Engine | None = None
     if chosen != "torch":
         from cvt_cli import runtimes
 
-        graph = graph_of()
+        graph, made_under = graph_of()
         try:
-            if not graph.is_file():
+            if not stamps.is_right(graph):
                 from cvt_cli import weights
 
                 if loaded is None:
                     loaded = weights.load(location.path, location.known, size, activation, stored)
-                _prepare(graph, location, loaded, access)
-            running = runtimes.open_graph(chosen, graph, precision)
+                _prepare(graph, made_under, location, loaded, access)
+            running = runtimes.open_graph(
+                chosen, graph, precision, macs=macs * together, say=access.say
+            )
         except CvtError as error:
             if engine != "auto":
                 raise
@@ -430,7 +448,7 @@ def load_classifier(
         precision = devices.choose_precision(precision, place)
         if loaded is None:
             loaded = weights.load(location.path, location.known, size, activation, stored)
-        running = TorchEngine(loaded.model, place, precision)
+        running = TorchEngine(loaded.model, place, precision, macs * together)
     access.detail(f"engine {running.name}: {why}")
     return ReadyModel(
         location.name,
@@ -450,6 +468,7 @@ def _load_exported(
     device: str,
     precision: str,
     engine: EngineName,
+    together: int,
     access: Access,
 ) -> ReadyModel:
     """A file that `cvt export` wrote, on its own runtime; arguments as of `load_classifier`.
@@ -465,6 +484,8 @@ def _load_exported(
         raise UsageError(f"`{path}` computes `{record.config.activation}`, not `{activation}`")
     if device not in ("auto", "cpu"):
         raise UsageError(f"`{path}` runs on the CPU here, not on `{device}`")
+    height, width = record.preprocessing.height, record.preprocessing.width
+    macs = together * costs(location.name, record.config, height, width).macs
     running: Engine
     if form == "pt2":
         if engine not in ("auto", "torch"):
@@ -473,7 +494,7 @@ def _load_exported(
             raise UsageError(f"`{path}` is in `{record.precision}`, not in `{precision}`")
         from cvt_cli.torch_engine import ExportedEngine
 
-        running = ExportedEngine(path, record)
+        running = ExportedEngine(path, record, macs)
     else:
         from cvt_cli import runtimes
 
@@ -485,7 +506,7 @@ def _load_exported(
             raise UsageError(f"`{path}` runs on {runs}, not on `{engine}`")
         wanted = [name for name in able if name == engine]
         chosen = [*wanted, *(name for name in able if runtimes.installed(name)), able[0]][0]
-        running = runtimes.open_graph(chosen, path, precision, record)
+        running = runtimes.open_graph(chosen, path, precision, record, macs=macs)
     access.detail(f"engine {running.name}: `{path}` is an exported file")
     return ReadyModel(
         location.name,
@@ -549,17 +570,38 @@ def _choose_engine(
     return name, f"for {many} it pays to prepare a graph"
 
 
-def _graph_of(location: Location, stored: Path, said: CheckpointConfig) -> Path:
-    """Where the graph of these weights at this size is kept; reads the weights for their hash."""
+_MAKERS = ("torch", "onnx", "onnxscript")
+"""Of a graph; another version of them may write another one."""
+
+
+def _graph_of(location: Location, stored: Path, said: CheckpointConfig) -> tuple[Path, Conditions]:
+    """Where the graph of these weights at this size is kept, and what it depends on beside them.
+
+    Reads the weights for their hash, unless that is known.
+    """
     announced = location.snapshot and hub_cache.weights_hash(location.snapshot)
-    weights_hash = announced or hub_cache.content_hash(stored)
+    weights_hash = announced or stamps.hash_of(stored)
     preprocessing = said.preprocessing
-    return places.graph_path(
-        weights_hash, repr(said.config), preprocessing.height, preprocessing.width
+    made_under = Conditions(
+        {
+            "weights": weights_hash,
+            "config": repr(said.config),
+            "size": [preprocessing.height, preprocessing.width],
+            "outputs": ["logits", "features"],
+            "cvt-cli": __version__,
+            **{name: machine.version_of(name) for name in _MAKERS},
+        }
     )
+    return places.graph_path(weights_hash, made_under), made_under
 
 
-def _prepare(graph: Path, location: Location, loaded: "LoadedCheckpoint", access: Access) -> None:
+def _prepare(
+    graph: Path,
+    made_under: Conditions,
+    location: Location,
+    loaded: "LoadedCheckpoint",
+    access: Access,
+) -> None:
     """Write a checkpoint's graph to the cache, once for all processes."""
     from cvt_cli import graphs
 
@@ -567,11 +609,19 @@ def _prepare(graph: Path, location: Location, loaded: "LoadedCheckpoint", access
     metadata = record_of(location, loaded.described).to_strings()
     what = f"preparing the graph of {location.name}"
     with files.locked(graph.with_name("prepare.lock"), what, access.say):
-        if not graph.is_file():
-            access.say(f"{what} at {preprocessing.height}x{preprocessing.width}, once")
-            graphs.write_onnx(
-                loaded.model, graph, preprocessing.height, preprocessing.width, metadata
-            )
+        if stamps.is_right(graph):
+            return
+        if graph.is_file():
+            access.say(f"`{graph}` is damaged, and is made again")
+        access.say(f"{what} at {preprocessing.height}x{preprocessing.width}, once")
+        graphs.write_onnx(
+            loaded.model,
+            graph,
+            preprocessing.height,
+            preprocessing.width,
+            metadata,
+            made_under={**made_under.values, "model": location.name},
+        )
 
 
 @dataclass(frozen=True)

@@ -3,15 +3,12 @@
 ``CVT_CACHE`` names the folder; without it, the platform's cache folder is used.
 """
 
-import hashlib
 import os
 from pathlib import Path
 
-from cvt_cli import __version__, files
+from cvt_cli import files
+from cvt_cli.conditions import Conditions
 from cvt_cli.errors import UsageError
-
-_GRAPH_OUTPUTS = "logits features"
-"""What a prepared graph gives; another kind of graph is another file."""
 
 
 def expanded(path: str) -> str:
@@ -52,23 +49,24 @@ def data_dir() -> Path:
     return cache_dir() / "data"
 
 
-def graph_path(weights_hash: str, config: str, height: int, width: int) -> Path:
+def graph_path(weights_hash: str, made_under: Conditions) -> Path:
     """Where the prepared graph of a checkpoint is kept; it need not exist.
 
     Args:
         weights_hash: of the file with the tensors.
-        config: all that the graph depends on beside them, as text.
-        height: of the images in pixels.
-        width: likewise.
+        made_under: all that the graph depends on beside them.
     """
-    everything = f"{weights_hash} {config} {height}x{width} {__version__} {_GRAPH_OUTPUTS}"
-    key = hashlib.sha256(everything.encode()).hexdigest()
-    return graphs_of(weights_hash) / key / "model.onnx"
+    return graphs_of(weights_hash) / made_under.key / "model.onnx"
 
 
 def graphs_of(weights_hash: str) -> Path:
     """The folder of all graphs that were prepared from one file of tensors."""
-    return cache_dir() / "graphs" / weights_hash
+    return graphs_dir() / weights_hash
+
+
+def graphs_dir() -> Path:
+    """The folder of all prepared graphs."""
+    return cache_dir() / "graphs"
 
 
 def hub_dir() -> Path:

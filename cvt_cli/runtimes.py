@@ -7,6 +7,7 @@ is an extra of the package.
 
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
@@ -14,11 +15,19 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from cvt_cli import machine
-from cvt_cli.errors import CheckpointError, UsageError
+from cvt_cli import machine, stamps
+from cvt_cli.conditions import Conditions
+from cvt_cli.errors import CheckpointError, CvtError, UsageError
 from cvt_cli.exported import PIXELS, Record
+from cvt_cli.progress import Say
 
 Runtime = Literal["onnxruntime", "openvino"]
+
+_MUCH = 10**15
+"""MACs that pay for every thread."""
+
+_BRIEF_SPIN_US = "20"
+"""As long as a thread of ONNX Runtime waits awake for others, which may not be running."""
 
 
 def installed(runtime: str) -> bool:
@@ -67,7 +76,13 @@ def open_preprocessing(
 
 
 def open_graph(
-    runtime: Runtime, path: Path, precision: str, record: Record | None = None
+    runtime: Runtime,
+    path: Path,
+    precision: str,
+    record: Record | None = None,
+    *,
+    macs: int | None = None,
+    say: Say = lambda _: None,
 ) -> "OnnxRuntimeEngine | OpenVinoEngine":
     """An engine for a graph on this machine's CPU.
 
@@ -77,6 +92,8 @@ def open_graph(
         precision: "auto", which is the file's, the file's, or with OpenVINO "bf16" for a file in
             fp32.
         record: what an exported file says of itself; None for a prepared graph, in fp32.
+        macs: of a call, for the number of threads; by default many.
+        say: told of what was kept, is damaged, and is made again.
 
     Raises:
         UsageError: the runtime is not installed, or does not compute in that precision here.
@@ -92,9 +109,10 @@ def open_graph(
             f"engine `{runtime}` does not compute in `{wanted}` on this processor",
             hint="`--precision fp32` it does, and `--engine torch` may compute in others",
         )
+    threads = machine.threads_for(_MUCH if macs is None else macs)
     if runtime == "onnxruntime":
-        return OnnxRuntimeEngine(path, record)
-    return OpenVinoEngine(path, wanted, record)
+        return OnnxRuntimeEngine(path, threads, record)
+    return OpenVinoEngine(path, wanted, threads, record, say)
 
 
 class OnnxRuntimeEngine:
@@ -104,7 +122,7 @@ class OnnxRuntimeEngine:
     device = "cpu"
     transfer_sec = 0.0
 
-    def __init__(self, path: Path, record: Record | None = None) -> None:
+    def __init__(self, path: Path, threads: int, record: Record | None = None) -> None:
         import onnxruntime
 
         self.takes_pixels = record is not None and record.preprocessing_inside
@@ -112,7 +130,8 @@ class OnnxRuntimeEngine:
         self._input = PIXELS if self.takes_pixels else "images"
 
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = machine.threads()
+        options.intra_op_num_threads = threads
+        options.add_session_config_entry("session.intra_op.spin_duration_us", _BRIEF_SPIN_US)
         options.log_severity_level = 3  # errors, which are raised as well
         try:
             self._session = onnxruntime.InferenceSession(
@@ -120,7 +139,7 @@ class OnnxRuntimeEngine:
             )
         except Exception as error:  # its own kinds, which share no parent
             raise _unreadable(path, error) from error
-        self.hardware = f"{machine.threads()} threads"
+        self.hardware = machine.named_threads(threads)
 
     def __call__(self, batch: NDArray[Any]) -> NDArray[np.float32]:
         """Images (B, 3, H, W), normalised, or pixels, to logits (B, classes)."""
@@ -132,31 +151,41 @@ class OnnxRuntimeEngine:
 
 
 class OpenVinoEngine:
-    """A graph on OpenVINO's CPU plugin; a prepared one is compiled once and kept beside it."""
+    """A graph on OpenVINO's CPU plugin; a prepared one is compiled once and kept beside it.
+
+    Not by OpenVINO's own ``CACHE_DIR``: its key holds neither the precision nor the processor's
+    features, and what it finds there it trusts.
+    """
 
     name = "openvino"
     device = "cpu"
     transfer_sec = 0.0
 
-    def __init__(self, path: Path, precision: str, record: Record | None = None) -> None:
+    def __init__(
+        self, path: Path, precision: str, threads: int, record: Record | None, say: Say
+    ) -> None:
         import openvino
 
         core = openvino.Core()
         self.takes_pixels = record is not None and record.preprocessing_inside
         in_bf16 = precision == "bf16" and computes_in("openvino", "bf16")
         settings: dict[str, Any] = {
-            "INFERENCE_NUM_THREADS": machine.threads(),
+            "INFERENCE_NUM_THREADS": threads,
             # Its own default is bf16 where the processor has it, without a word.
             "INFERENCE_PRECISION_HINT": "bf16" if in_bf16 else "f32",
             "PERFORMANCE_HINT": "LATENCY",
         }
-        if record is None and os.access(path.parent, os.W_OK):
-            settings["CACHE_DIR"] = str(path.parent / "openvino")
         try:
-            self._compiled = core.compile_model(path, "CPU", settings)
+            graph = stamps.read(path) if record is None else None
+            if graph is None:
+                self._compiled, self._memory = core.compile_model(path, "CPU", settings), None
+            else:
+                self._compiled, self._memory = _compiled_once(
+                    core, path, graph["sha256"], settings, say
+                )
         except RuntimeError as error:
             raise _unreadable(path, error) from error
-        self.hardware = f"{machine.threads()} threads"
+        self.hardware = machine.named_threads(threads)
         running = self._compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
         self.precision: str = {"f32": "fp32"}.get(running, running)
         if record is not None and record.precision == "int8":
@@ -169,6 +198,52 @@ class OpenVinoEngine:
     def features(self, batch: NDArray[Any]) -> NDArray[np.float32]:
         """Likewise to what the head reads (B, C)."""
         return np.array(self._compiled(batch)["features"])
+
+
+def _compiled_once(
+    core: Any, path: Path, sha256: str, settings: dict[str, Any], say: Say
+) -> tuple[Any, Any]:
+    """A prepared graph, compiled for these conditions: what was kept of it, or made and kept now.
+
+    With it comes the memory that its weights lie in, which must last as long as it.
+
+    Raises:
+        RuntimeError: OpenVINO cannot read the graph.
+    """
+    import openvino
+
+    made_under = {
+        "graph": sha256,
+        "openvino": openvino.get_version(),
+        "precision": settings["INFERENCE_PRECISION_HINT"],
+        "processor": machine.processor(),
+        "capabilities": sorted(core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")),
+    }
+    kept = path.parent / "openvino" / f"{Conditions(made_under).key}.blob"
+    if stamps.is_right(kept, made_under):
+        with suppress(RuntimeError, OSError):
+            return _imported(core, kept, settings)
+    if kept.exists():
+        say(f"`{kept}` is damaged, and is made again")
+    compiled = core.compile_model(path, "CPU", settings)
+    if os.access(path.parent, os.W_OK):
+        try:
+            with stamps.making(kept, made_under) as temporary:
+                temporary.write_bytes(compiled.export_model().getbuffer())
+        except CvtError as error:
+            say(f"{error}; OpenVINO compiles the graph again each time")
+    return compiled, None
+
+
+def _imported(core: Any, kept: Path, settings: dict[str, Any]) -> tuple[Any, Any]:
+    import openvino
+
+    memory = np.memmap(kept, np.uint8, mode="c")  # "r" is not taken; nothing is written to it
+    try:
+        content = openvino.Tensor(memory, shared_memory=True)
+        return core.import_model(content, "CPU", settings), (content, memory)
+    except TypeError:  # an older version, which takes bytes alone
+        return core.import_model(memory.tobytes(), "CPU", settings), None
 
 
 def _unreadable(path: Path, error: Exception) -> CheckpointError:

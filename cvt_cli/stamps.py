@@ -52,7 +52,17 @@ def making(path: Path, conditions: Mapping[str, Any]) -> Iterator[Path]:
         beside(path).unlink()
     with files.replacing(path) as temporary:
         yield temporary
-        sha256 = files.content_hash(temporary)
+        # Before it is renamed: afterwards another process may put its own there.
+        sha256, stat = files.content_hash(temporary), temporary.stat()
+    _write(path, stat, sha256, conditions)
+
+
+def seal(path: Path, sha256: str, conditions: Mapping[str, Any]) -> None:
+    """Stamp a file that is in its place and has this hash, as one that was read just now.
+
+    Raises:
+        CvtError: the folder cannot be written to.
+    """
     try:
         _write(path, path.stat(), sha256, conditions)
     except OSError as error:
@@ -144,7 +154,10 @@ def hash_of(path: Path) -> str:
         "ctime_ns": stat.st_ctime_ns,
     }
     name = hashlib.sha256(os.fsencode(place)).hexdigest()
-    memory = places.cache_dir() / "hashes" / f"{name}.json"
+    try:
+        memory = places.cache_dir() / "hashes" / f"{name}.json"
+    except CvtError:  # there is no place for a cache
+        return files.content_hash(path)
     with suppress(OSError, ValueError, AttributeError):
         found = text.read_json(memory, most=_LARGEST)
         sha256 = found.pop("sha256", None)

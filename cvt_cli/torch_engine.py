@@ -4,7 +4,8 @@ import json
 import os
 import re
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -13,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cvt_cli import devices
+from cvt_cli import devices, machine
 from cvt_cli.devices import Precision
 from cvt_cli.errors import CheckpointError
 from cvt_cli.exported import Record
@@ -33,18 +34,26 @@ class TorchEngine:
         model: in its training form; it stays as it is and where it is.
         device: where to compute.
         precision: of weights and of everything that is computed.
+        macs: of a call, for the number of threads on a CPU; by default torch's own choice.
     """
 
     name = "torch"
     takes_pixels = False
 
-    def __init__(self, model: CvT, device: torch.device, precision: Precision) -> None:
+    def __init__(
+        self, model: CvT, device: torch.device, precision: Precision, macs: int | None = None
+    ) -> None:
         form = inference_form(model, as_convolutions=device.type == "cpu")
         self._dtype = devices.dtype(precision)
         self._model = form.to(device, self._dtype)
         self._device = device
         self.device = str(device)
-        self.hardware = devices.hardware(device)
+        self._threads = _threads_for(macs)
+        self.hardware = (
+            machine.named_threads(self._threads)
+            if device.type == "cpu"
+            else devices.hardware(device)
+        )
         self.precision: Precision = precision
         self.transfer_sec = 0.0
 
@@ -59,7 +68,7 @@ class TorchEngine:
     def _run(
         self, compute: Callable[[torch.Tensor], torch.Tensor], batch: NDArray[np.float32]
     ) -> NDArray[np.float32]:
-        with torch.inference_mode():
+        with torch.inference_mode(), _threads(self._threads):
             started = perf_counter()
             images = torch.from_numpy(batch).to(self._device)  # from pageable memory: it waits
             if self._device.type != "cpu":
@@ -71,6 +80,11 @@ class TorchEngine:
 class ExportedEngine:
     """Runs a ``.pt2`` that `graphs` wrote on the CPU (see `engine.Engine`).
 
+    Args:
+        path: of the file.
+        record: what it says of itself.
+        macs: of a call, for the number of threads; by default torch's own choice.
+
     Raises:
         CheckpointError: the file is damaged, or holds what would be executed on loading.
     """
@@ -79,7 +93,7 @@ class ExportedEngine:
     device = "cpu"
     transfer_sec = 0.0
 
-    def __init__(self, path: Path, record: Record) -> None:
+    def __init__(self, path: Path, record: Record, macs: int | None = None) -> None:
         _refuse_pickles(path)
         try:
             program = torch.export.load(path)
@@ -92,7 +106,8 @@ class ExportedEngine:
         self._model = program.module()
         self.takes_pixels = record.preprocessing_inside
         self.precision = record.precision
-        self.hardware = devices.hardware(torch.device("cpu"))
+        self._threads = _threads_for(macs)
+        self.hardware = machine.named_threads(self._threads)
 
     def __call__(self, batch: NDArray[Any]) -> NDArray[np.float32]:
         """Images (B, 3, H, W), normalised, or pixels, to logits (B, classes)."""
@@ -103,8 +118,28 @@ class ExportedEngine:
         return self._run(batch)[1]
 
     def _run(self, batch: NDArray[Any]) -> list[NDArray[np.float32]]:
-        with torch.inference_mode():
+        with torch.inference_mode(), _threads(self._threads):
             return [x.numpy() for x in self._model(torch.tensor(batch))]
+
+
+def _threads_for(macs: int | None) -> int:
+    """No more than torch would take: it knows of what the user set, and of cores of two threads."""
+    own = torch.get_num_threads()
+    return own if macs is None else min(own, machine.threads_for(macs))
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """Compute in so many threads; the process is the user's, whose number comes back."""
+    before = torch.get_num_threads()
+    if before == count:
+        yield
+        return
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 # What `graphs` writes into a .pt2: texts, numbers and raw weights. Else torch may unpickle it.

@@ -95,6 +95,8 @@ def as_safetensors(snapshot: Snapshot, say: Say) -> Path:
         with files.locked(record / "convert.lock", f"converting `{pickled.name}`", say):
             if (found := hub_cache.converted(record)) is not None:
                 return found
+            if (damaged := hub_cache.conversion(record)).exists():
+                say(f"`{damaged}` is damaged, and is made again")
             say(f"converting `{pickled.name}` of {snapshot.repository} to safetensors, once")
             return _convert(pickled, record)
     except CheckpointError:

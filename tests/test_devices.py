@@ -1,8 +1,11 @@
-"""The device is chosen from what is available. Nothing here runs on CUDA or MPS."""
+"""Device and threads are chosen from what is there. Nothing here runs on CUDA or MPS."""
+
+from pathlib import Path
 
 import pytest
 import torch
 
+from cvt_cli import machine as this_machine
 from cvt_cli.devices import choose_device, choose_precision
 from cvt_cli.errors import UsageError
 
@@ -49,3 +52,80 @@ def test_auto_precision_is_bf16_only_on_cards_that_have_it(machine) -> None:
         choose_precision("bf16", torch.device("cuda"))
     for name in ("cpu", "mps"):
         assert choose_precision("auto", torch.device(name)) == "fp32"
+
+
+SECOND = "31 23 0:28 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw"
+FIRST = "32 31 0:29 {} /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu,cpuacct"
+
+
+@pytest.mark.parametrize(
+    ("groups", "mounts", "files", "quota"),
+    [
+        ("0::/", SECOND, {"cpu.max": "150000 100000"}, 1.5),
+        ("0::/", SECOND, {"cpu.max": "max 100000"}, None),
+        # The least of those that it lies in.
+        ("0::/a/b", SECOND, {"a/cpu.max": "50000 100000", "a/b/cpu.max": "max 100000"}, 0.5),
+        (
+            "4:cpu,cpuacct:/a\n0::/", FIRST.format("/"),
+            {"cpu/a/cpu.cfs_quota_us": "200000", "cpu/a/cpu.cfs_period_us": "100000"}, 2.0,
+        ),
+        (  # a container that sees its own group alone
+            "4:cpu,cpuacct:/docker/1", FIRST.format("/docker/1"),
+            {"cpu/cpu.cfs_quota_us": "300000", "cpu/cpu.cfs_period_us": "100000"}, 3.0,
+        ),
+        ("4:cpu:/", FIRST.format("/"), {"cpu/cpu.cfs_quota_us": "-1"}, None),
+    ],
+)  # fmt: skip
+def test_the_quota_of_a_container_is_read(
+    tmp_path: Path, groups: str, mounts: str, files: dict[str, str], quota: float | None
+) -> None:
+    for name, text in {"proc/self/cgroup": groups, "proc/self/mountinfo": mounts}.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(f"{text}\n")
+    for name, text in files.items():
+        path = tmp_path / "sys/fs/cgroup" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"{text}\n")
+
+    assert this_machine.cpu_quota(tmp_path) == quota
+
+
+def test_a_quota_bounds_the_threads_and_the_user_has_the_last_word(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(this_machine.os, "sched_getaffinity", lambda _: range(8), raising=False)
+    monkeypatch.setattr(this_machine, "cpu_quota", lambda: 2.5)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    much, little = 10**12, 18_700_800
+
+    assert this_machine.threads() == 3
+    assert (this_machine.threads_for(much), this_machine.threads_for(little)) == (3, 1)
+    for text, found in (("5", 5), ("1", 1), ("4,2", 4), ("", 3), ("0", 3), ("many", 3)):
+        monkeypatch.setenv("OMP_NUM_THREADS", text)
+        assert this_machine.threads_for(much) == found, text
+
+
+def test_what_torchrun_sets_for_each_process_is_not_the_users(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(this_machine.os, "sched_getaffinity", lambda _: range(8), raising=False)
+    monkeypatch.setattr(this_machine, "cpu_quota", lambda: None)
+    monkeypatch.setattr(this_machine.torchrun, "local_count", lambda: 2)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+    assert this_machine.threads_for(10**12) == 4
+
+
+def test_threads_wait_for_each_other_asleep_unless_the_user_says_how(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    this_machine.wait_briefly()
+    assert int(this_machine.os.environ["GOMP_SPINCOUNT"]) < 10_000
+
+    monkeypatch.delenv("GOMP_SPINCOUNT")
+    monkeypatch.setenv("OMP_WAIT_POLICY", "active")
+    this_machine.wait_briefly()
+    assert "GOMP_SPINCOUNT" not in this_machine.os.environ

@@ -133,6 +133,12 @@ def test_a_pickle_is_converted_once_bit_by_bit(hub: Hub, machine: Machine, pickl
     assert "converting" not in second.stderr
     assert second.json == first.json
     assert made.stat().st_mtime_ns == changed_at
+    content = bytearray(made.read_bytes())
+    content[-5] ^= 0x40
+    made.write_bytes(content)
+    third = machine.run("predict", CHELSEA, "--model", NAME, "--json")
+    assert f"`{made}` is damaged, and is made again" in third.stderr
+    assert third.json == first.json
     original = torch.load(io.BytesIO(pickled["pytorch_model.bin"]), weights_only=True)
     converted = load(made.read_bytes())
     assert original.keys() == converted.keys()

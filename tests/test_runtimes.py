@@ -1,7 +1,9 @@
 """ONNX Runtime and OpenVINO compute what torch computes, from the cache and without torch."""
 
 import json
+import os
 import resource
+import shutil
 import subprocess
 import sys
 import time
@@ -10,7 +12,7 @@ from pathlib import Path
 import onnx
 import pytest
 
-from cvt_cli import runtimes
+from cvt_cli import machine, runtimes
 from tests_shared import CHELSEA, TESTS, Machine
 
 RUNTIMES = ["onnxruntime", "openvino"]
@@ -54,10 +56,10 @@ for case in file["cases"][:2]:
     assert len(done.stdout.splitlines()) == 12
 
 
-def in_a_process(script: str) -> "subprocess.CompletedProcess[str]":
+def in_a_process(script: str, **environment: str | None) -> "subprocess.CompletedProcess[str]":
     """Run a script with what the tests share, and a path for a graph (see `cvt_process`)."""
     start = f"""
-import sys, tempfile
+import shutil, sys, tempfile
 from pathlib import Path
 sys.path.insert(0, {str(TESTS)!r})
 import numpy as np
@@ -66,7 +68,13 @@ from tests_shared import TINY, golden, golden_config, golden_input, golden_model
 folder = tempfile.TemporaryDirectory()
 path = Path(folder.name, "model.onnx")
 """
-    return subprocess.run([sys.executable, "-c", start + script], capture_output=True, text=True)
+    wanted = {**os.environ, **environment}
+    return subprocess.run(
+        [sys.executable, "-c", start + script],
+        capture_output=True,
+        text=True,
+        env={name: value for name, value in wanted.items() if value is not None},
+    )
 
 
 def test_the_file_is_valid_and_says_what_it_is(prepared: Path) -> None:
@@ -92,6 +100,7 @@ def test_the_answers_are_those_of_torch(
 
     assert ours.json["engine"] == runtime and theirs.json["engine"] == "torch"
     assert ours.json["precision"] == "fp32"
+    assert ours.json["hardware"] == theirs.json["hardware"] == "1 thread"  # a small call
     assert "preparing" not in ours.stderr
     mine, others = (r.json["results"][0]["predictions"] for r in (ours, theirs))
     for own, other in zip(mine, others, strict=True):
@@ -174,6 +183,137 @@ def test_in_bf16_the_choice_is_among_those_that_compute_in_it(
     able = runtimes.computes_in("openvino", "bf16")
     assert result.json["engine"] == ("openvino" if able else "torch")
     assert result.json["precision"] == "bf16"
+
+
+def test_precisions_in_any_order_from_one_cache_answer_as_each_alone() -> None:
+    """And with what was damaged in between. Where a precision is refused, it is in every order."""
+    done = in_a_process("""
+graphs.write_onnx(golden_model(TINY), path, 64, 64, {}, made_under={})
+images = golden_input(2, 64, 64).numpy()
+def answer(where, runtime, precision):
+    try:
+        engine = runtimes.open_graph(runtime, where / "model.onnx", precision, say=print)
+    except runtimes.UsageError as error:
+        return str(error), np.zeros(1)
+    return engine.precision, engine(images)
+def a_copy(name):
+    return Path(shutil.copytree(path.parent, path.parent.with_name(path.parent.name + name)))
+sides = [("openvino", "fp32"), ("openvino", "bf16"), ("onnxruntime", "fp32")]
+alone = {side: answer(a_copy(f"-{number}"), *side) for number, side in enumerate(sides)}
+assert alone[sides[0]][0] == "fp32" and alone[sides[1]][0] != "fp32"
+for number, order in enumerate([[0, 1, 0, 2], [1, 0, 1, 2], [2, 1, 0, 1]]):
+    shared = a_copy(f"-together-{number}")
+    for side in (sides[place] for place in order):
+        ran, logits = answer(shared, *side)
+        assert ran == alone[side][0]
+        assert np.abs(logits - alone[side][1]).max() < 1e-5, (order, side)
+for blob in shared.glob("openvino/*.blob"):
+    content = bytearray(blob.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    blob.write_bytes(content)
+assert np.abs(answer(shared, *sides[0])[1] - alone[sides[0]][1]).max() < 1e-5
+""")
+
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count(".blob` is damaged, and is made again") == 1
+
+
+def test_a_compiled_graph_is_kept_for_each_precision_version_and_processor() -> None:
+    done = in_a_process("""
+import openvino
+from cvt_cli import machine, stamps
+graphs.write_onnx(golden_model(TINY), path, 64, 64, {}, made_under={})
+runtimes.computes_in = lambda runtime, precision: True
+def kept():
+    for precision in ("fp32", "bf16", "fp32"):
+        runtimes.open_graph("openvino", path, precision)
+    return {blob: blob.stat().st_mtime_ns for blob in path.parent.rglob("*.blob")}
+first = kept()
+assert len(first) == 2 and kept() == first
+assert {stamps.read(blob)["conditions"]["precision"] for blob in first} == {"f32", "bf16"}
+machine.processor = lambda: "another processor"
+assert len(kept()) == 4
+openvino.get_version = lambda: "another version"
+assert len(kept()) == 6
+""")
+
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_damaged_graph_of_the_cache_is_made_again_and_said(
+    cvt_process, prepared: Path, tmp_path: Path, monkeypatch
+) -> None:
+    cache = shutil.copytree(prepared, tmp_path / "cache")
+    monkeypatch.setenv("CVT_CACHE", str(cache))
+    arguments = ["predict", CHELSEA, *NANO, "--json"]
+    right = cvt_process(*arguments)
+    (graph,) = cache.rglob("model.onnx")
+    content = bytearray(graph.read_bytes())
+    for place in range(len(content) // 2, len(content) // 2 + 4000, 4):
+        content[place + 3] ^= 0x40  # of numbers, so that it can still be run
+    graph.write_bytes(content)
+
+    again = cvt_process(*arguments)
+
+    assert f"`{graph}` is damaged, and is made again" in again.stderr
+    assert again.json == right.json and again.json["engine"] == "onnxruntime"
+    assert "damaged" not in cvt_process(*arguments).stderr
+
+
+def test_verify_reads_prepared_graphs_too(cvt, prepared: Path, tmp_path: Path, monkeypatch) -> None:
+    cache = shutil.copytree(prepared, tmp_path / "cache")
+    monkeypatch.setenv("CVT_CACHE", str(cache))
+    (graph,) = cache.rglob("model.onnx")
+    whole = cvt("cache", "verify", "--json")
+    stat = graph.stat()
+    graph.write_bytes(graph.read_bytes()[:-1] + b"?")
+    os.utime(graph, ns=(stat.st_atime_ns, stat.st_mtime_ns))  # nothing but reading it tells
+
+    damaged = cvt("cache", "verify")
+
+    assert whole.exit_code == 0
+    mine = [check for check in whole.json if check["path"] == str(graph)]
+    assert mine == [{"name": "cvt-nano-cifar10", "path": str(graph), "right": True}]
+    assert damaged.exit_code == 1 and f"`{graph}` is damaged" in damaged.stderr
+    assert "made again where it is next used" in damaged.stderr
+    assert not graph.exists()
+
+
+def test_a_graph_of_another_version_of_torch_is_not_taken(cvt, prepared: Path, monkeypatch) -> None:
+    """As in a home that two machines share."""
+    monkeypatch.setenv("CVT_CACHE", str(prepared))
+    monkeypatch.setattr(machine, "version_of", lambda package: f"another {package}")
+
+    result = cvt("predict", CHELSEA, *NANO, "--json", "-v")
+
+    assert result.json["engine"] == "torch"
+    assert "no graph is prepared" in result.stderr
+
+
+def test_every_engine_takes_the_threads_that_pay_or_those_that_are_asked_for() -> None:
+    script = """
+import os, torch
+from cvt_cli import machine
+from cvt_cli.torch_engine import TorchEngine
+machine.threads = lambda: 2
+model = golden_model(TINY)
+graphs.write_onnx(model, path, 64, 64, {})
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 2)))
+for macs in (18_700_800, 10**10):
+    engines = [TorchEngine(model, torch.device("cpu"), "fp32", macs)]
+    engines += [runtimes.open_graph(r, path, "fp32", macs=macs) for r in ("onnxruntime", "openvino")]
+    print(*[engine.hardware for engine in engines], sep=", ")
+    engines[0](golden_input(2, 64, 64).numpy())
+    print(torch.get_num_threads(), engines[2]._compiled.get_property("INFERENCE_NUM_THREADS"))
+"""  # noqa: E501
+
+    by_work = in_a_process(script, OMP_NUM_THREADS=None)
+    asked = in_a_process(script, OMP_NUM_THREADS="1")
+
+    assert by_work.stdout.splitlines() == [
+        "1 thread, 1 thread, 1 thread", "2 1", "2 threads, 2 threads, 2 threads", "2 2"
+    ], by_work.stderr  # fmt: skip
+    assert asked.stdout.splitlines() == ["1 thread, 1 thread, 1 thread", "1 1"] * 2, asked.stderr
 
 
 LONG_WORK = f"""
@@ -306,7 +446,8 @@ def test_a_full_disk_leaves_no_graph_and_is_explained(machine: Machine) -> None:
 
     assert result.exit_code == 1
     assert "model.onnx`: File too large" in result.stderr
-    assert not [p for p in machine.own_cache.rglob("*") if p.is_file() and p.suffix != ".lock"]
+    graphs = (machine.own_cache / "graphs").rglob("*")
+    assert not [path for path in graphs if path.is_file() and path.suffix != ".lock"]
 
 
 def test_a_graph_that_cannot_be_kept_is_explained(machine: Machine) -> None:

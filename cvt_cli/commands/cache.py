@@ -77,8 +77,10 @@ def path(names: Names = None, json_output: options.Json = False) -> None:
 def verify(names: Names = None, json_output: options.Json = False) -> None:
     """Read every file of the checkpoints in the cache and compare it with its hash.
 
-    The hub's files have the hash that the hub announced; conversions the one that they were made
-    with. Damaged weights are refused until `cvt download NAME` fetches them again.
+    The hub's files have the hash that the hub announced; conversions, prepared graphs and what
+    OpenVINO compiled of them the one that they were made with. Damaged weights are refused until
+    `cvt download NAME` fetches them again; what is made here is removed, to be made again. Without
+    names the graphs of other checkpoints are read too.
 
     Example: cvt cache verify
     """
@@ -88,6 +90,11 @@ def verify(names: Names = None, json_output: options.Json = False) -> None:
         for row in catalogue.held(names or [])
         for file, right in hub_cache.verify(row.snapshot)
     ]
+    seen = {file for _, file, _ in checks}
+    if not names:
+        checks += [
+            check for check in hub_cache.verify_graphs(places.graphs_dir()) if check[1] not in seen
+        ]
     if json_output:
         output.print_json(
             [{"name": name, "path": str(file), "right": right} for name, file, right in checks]
@@ -101,7 +108,13 @@ def verify(names: Names = None, json_output: options.Json = False) -> None:
         )
     damaged = [(name, file) for name, file, right in checks if right is False]
     for name, file in damaged:
-        output.error(f"`{file}` is damaged", f"`cvt download {name}` mends it")
+        made = file.is_relative_to(places.cache_dir())
+        output.error(
+            f"`{file}` is damaged",
+            "it is removed, and made again where it is next used"
+            if made
+            else f"`cvt download {name}` mends it",
+        )
     if damaged:
         raise typer.Exit(1)
 

@@ -159,7 +159,15 @@ def evaluate(
     subjects, conditions, outputs = [], [], []
     for name in names:
         ready = loader.load_classifier(
-            name, res, activation, device, precision, access, engine=engine, images=len(mine)
+            name,
+            res,
+            activation,
+            device,
+            precision,
+            access,
+            engine=engine,
+            images=len(mine),
+            together=min(len(mine), batch_size),
         )
         class_index, how = datasets.match_classes(images.classes, ready.labels, label_map)
         one = evaluation.subject(

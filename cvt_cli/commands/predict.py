@@ -159,6 +159,7 @@ def predict(
         output.access(revision, offline, verbose),
         engine=engine,
         images=loader.MANY_IMAGES if total is None else total,
+        together=batch_size if total is None else min(total, batch_size),
         or_embedded=True,
     )
     if torchrun.rank() == 0:
