@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from cvt_cli.config import shown
 from cvt_cli.errors import ConfigError
 from cvt_cli.limits import MOST_CLASSES
 
@@ -63,7 +64,7 @@ def unnamed(num_classes: int) -> Labels:
     """
     if not isinstance(num_classes, int) or not 0 < num_classes <= MOST_CLASSES:
         raise ConfigError(
-            f"a head of {num_classes!r} classes; accepted are from 1 to {MOST_CLASSES:,}"
+            f"a head of {shown(num_classes)} classes; accepted are from 1 to {MOST_CLASSES:,}"
         )
     return Labels(tuple(f"LABEL_{index}" for index in range(num_classes)))
 
@@ -78,7 +79,8 @@ def from_id2label(id2label: Mapping[Any, Any]) -> Labels:
     for key, name in id2label.items():
         if not re.fullmatch("[0-9]{1,9}", str(key)):
             raise ConfigError(
-                f"`id2label` has the key {key!r}; accepted are the numbers of the classes from 0"
+                f"`id2label` has the key {shown(key)}; accepted are the numbers of the classes, "
+                "from 0"
             )
         index = int(key)
         if index in keys:
@@ -86,7 +88,9 @@ def from_id2label(id2label: Mapping[Any, Any]) -> Labels:
                 f"`id2label` names class {index} twice, under {keys[index]!r} and {key!r}"
             )
         if not isinstance(name, str):
-            raise ConfigError(f"`id2label` has {name!r} as the name of class {index}, not a text")
+            raise ConfigError(
+                f"`id2label` has {shown(name)} as the name of class {index}, not a text"
+            )
         keys[index] = key
     missing = next((index for index in range(len(keys)) if index not in keys), None)
     if missing is not None:

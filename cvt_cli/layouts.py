@@ -222,8 +222,8 @@ def tensor_problems(
     """What differs between the tensors that a file has and a network needs, a phrase each.
 
     Args:
-        found: shape by name, and whether it holds fractions.
-        wanted: shape by name; all hold fractions but BatchNorm's counts of its batches.
+        found: shape by name, and whether it holds plain floating-point numbers.
+        wanted: shape by name; all hold such numbers but BatchNorm's counts of its batches.
     """
     both = [name for name in wanted if name in found]
     return [
@@ -235,7 +235,7 @@ def tensor_problems(
             if found[name][0] != wanted[name]
         ),
         *(
-            f"`{name}` holds integers, not fractions"
+            f"`{name}` holds no plain floating-point numbers"
             for name in both
             if not found[name][1] and not name.endswith("num_batches_tracked")
         ),

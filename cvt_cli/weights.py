@@ -153,7 +153,10 @@ def build(
     Raises:
         CheckpointError: a tensor is missing, unexpected or wrongly shaped; the first few are named.
     """
-    found = {name: (tuple(t.shape), t.is_floating_point()) for name, t in tensors.items()}
+    found = {
+        name: (tuple(t.shape), t.is_floating_point() and t.layout == torch.strided)
+        for name, t in tensors.items()
+    }
     if problems := layouts.tensor_problems(found, costs.tensor_shapes(config)):
         what = f"what `{described}` describes" if described else "the model"
         raise CheckpointError(f"`{source}` does not fit {what}: {layouts.differences(problems)}")

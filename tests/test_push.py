@@ -550,7 +550,7 @@ def no_run(best: Path) -> None:
         (renamed, "of its tensors differ: missing `cvt.encoder.stages.0.embedding."),
         (renamed, "names; those of transformers writes `cvt export {run}/best --format"),
         (reshaped, "1 of its tensors differ: `classifier.weight` has shape [64, 10], not [10, 64]"),
-        (in_integers, "1 of its tensors differ: `classifier.weight` holds integers, not fractions"),
+        (in_integers, "1 of its tensors differ: `classifier.weight` holds no plain floating-"),
         (marked, "`{run}/best/config.json` begins with a byte order mark, which transformers does"),
         (another_type, "describes a model of type 'vit'"),
         (latin1, "`{run}/best/README.md` is not in UTF-8"),

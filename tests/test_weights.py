@@ -501,12 +501,18 @@ def test_a_tensor_under_two_names_is_refused_with_both(
         assert f"has one tensor under two names, `{first}` and `{second}`" in result.stderr
 
 
-def test_weights_in_integers_are_no_weights(folder: Path) -> None:
+@pytest.mark.parametrize(
+    "change",
+    [lambda t: t.to(torch.int8), lambda t: t.to_sparse(), lambda t: t.to(torch.complex64)],
+    ids=["integers", "sparse", "complex"],
+)
+def test_weights_that_are_no_plain_numbers_are_no_weights(folder: Path, change) -> None:
     state = {layouts.to_transformers(n): t for n, t in golden_state(TINY).items()}
-    state["classifier.weight"] = state["classifier.weight"].to(torch.int8)
-    save_file(state, folder / "model.safetensors")
+    state["classifier.weight"] = change(state["classifier.weight"])
+    torch.save(state, folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
 
-    with pytest.raises(CheckpointError, match="`head.weight` holds integers"):
+    with pytest.raises(CheckpointError, match="`head.weight` holds no plain floating-point"):
         weights.load(folder)
 
 
