@@ -220,7 +220,7 @@ def _line(row: Mapping[str, Any], where: str) -> Line:
 
 
 def _json_rows(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
-    with path.open(encoding="utf-8") as file:
+    with path.open(encoding="utf-8-sig") as file:
         for number, line in enumerate(file, 1):
             where = f"`{path}`, line {number}"
             try:
@@ -234,7 +234,7 @@ def _json_rows(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
 
 
 def _csv_rows(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
-    with path.open(encoding="utf-8", newline="") as file:
+    with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(file, strict=True)
         try:
             for row in reader:

@@ -14,6 +14,7 @@ is entered. Understood are
     jpg/ with setid.mat and imagelabels.mat           Flowers-102
 """
 
+import hashlib
 import importlib.util
 import io
 import json
@@ -22,12 +23,12 @@ import pickle
 import shlex
 import tarfile
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -104,16 +105,41 @@ class LabelledImages:
         exif: bool,
         at_least: tuple[int, int] | None = None,
         background: Colour | None = None,
+        tell_hash: Callable[[str], None] | None = None,
     ) -> Image.Image:
         """One image as RGB (see `images.decode`); may be called from several threads.
+
+        Args:
+            index: of the image.
+            exif: as of `images.decode`, likewise the next two.
+            at_least: height and width.
+            background: of what is transparent.
+            tell_hash: told the image's `content_hash`, where it can be read.
 
         Raises:
             ImageError: it cannot be read.
         """
         if self.pixels is not None:
+            if tell_hash is not None:
+                tell_hash(self.content_hash(index))
             return Image.fromarray(self.pixels[index])
-        opened = partial(self.files.open, self.names[index])
+        opened = self._opener(index)
+        if tell_hash is not None:
+            opened = images.hashed(opened, tell_hash)
         return images.decode(opened, exif, at_least, background)
+
+    def content_hash(self, index: int) -> str:
+        """The SHA-256 of an image's file, or of its pixels where these are held in memory.
+
+        Raises:
+            ImageError: it cannot be read.
+        """
+        if self.pixels is not None:
+            return hashlib.sha256(self.pixels[index].tobytes()).hexdigest()
+        return images.content_hash(self._opener(index))
+
+    def _opener(self, index: int) -> Callable[[], BinaryIO]:
+        return partial(self.files.open, self.names[index])
 
     @property
     def files(self) -> Tree:

@@ -1,24 +1,27 @@
 """Labelled images through one model or several, each image read once."""
 
+import hashlib
+import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
+from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cvt_cli.datasets import LabelledImages
 from cvt_cli.engine import Engine, logits_of, prepared
-from cvt_cli.errors import DataError, ImageError
+from cvt_cli.errors import DataError, ImageError, UsageError
 from cvt_cli.inference import Prediction, ahead, top_predictions
 from cvt_cli.labels import Labels
 from cvt_cli.metrics import Evaluation
 from cvt_cli.preprocessing import Preprocessing
 from cvt_cli.progress import Progress, silent
-from cvt_cli.writers import as_text, prediction_columns
+from cvt_cli.writers import Line, as_text, prediction_columns
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,29 @@ class Subject:
     result: Evaluation
     groups: Mapping[str, str] = field(default_factory=dict)  # by image name
     real: Mapping[str, Sequence[int]] = field(default_factory=dict)  # ReaL's labels, likewise
-    judged: Callable[[Judged], None] | None = None  # told of every image, in order
+    judged: Callable[[Judged, str | None], None] | None = None  # told of every image, in order,
+    #                                                               and of its file's SHA-256
+    truth: "Truth" = field(default_factory=lambda: Truth())
+
+
+class Truth:
+    """Hashes of what images were judged by, over these in the order in which they were."""
+
+    def __init__(self) -> None:
+        self._hashes = {kind: hashlib.sha256() for kind in ("classes", "groups", "ReaL labels")}
+
+    def add(self, one: Subject, name: str, right: int) -> None:
+        """Note an image, with the index of its right class."""
+        for kind, value in (
+            ("classes", right),
+            ("groups", one.groups.get(name)),
+            ("ReaL labels", one.real.get(name)),
+        ):
+            self._hashes[kind].update(json.dumps([name, value]).encode())
+
+    def hashes(self) -> dict[str, str]:
+        """A SHA-256 of each kind."""
+        return {kind: found.hexdigest() for kind, found in self._hashes.items()}
 
 
 def subject(
@@ -78,6 +103,7 @@ def evaluate(
     data: LabelledImages,
     *,
     indices: Sequence[int] | None = None,
+    hashes: bool = False,
     batch_size: int,
     exif: bool = False,
     workers: int = 1,
@@ -90,7 +116,8 @@ def evaluate(
         subjects: the models, whose results grow.
         data: the images with their classes.
         indices: of the images to take, by default all.
-        batch_size: images per call of an engine; it does not change the counts.
+        hashes: tell the subjects each file's hash, which costs the reading of all of it.
+        batch_size: images per call of an engine.
         exif: turn pictures upright first; the published numbers were measured without.
         workers: threads that read and decode.
         after_batch: told how many images are done, when all that was counted is whole.
@@ -98,10 +125,11 @@ def evaluate(
     """
     wanted = range(len(data)) if indices is None else indices
 
-    def prepare(index: int) -> tuple[list[NDArray[Any]] | str, float]:
+    def prepare(index: int) -> _Prepared:
         started = perf_counter()
+        told: list[str] = []
         try:
-            image = data.load(index, exif)
+            image = data.load(index, exif, tell_hash=told.append if hashes else None)
             made: dict[tuple[Preprocessing, bool], NDArray[Any]] = {}
             arrays = []
             for one in subjects:
@@ -110,8 +138,8 @@ def evaluate(
                     made[how] = prepared(one.engine, image, one.preprocessing)
                 arrays.append(made[how])
         except ImageError as error:
-            return str(error), perf_counter() - started
-        return arrays, perf_counter() - started
+            return _Prepared(str(error), perf_counter() - started, told[0] if told else None)
+        return _Prepared(arrays, perf_counter() - started, told[0] if told else None)
 
     started, done = perf_counter(), 0
     before = [one.result.seconds for one in subjects]
@@ -129,12 +157,12 @@ def evaluate(
 def _count(
     one: Subject,
     place: int,
-    chunk: Sequence[tuple[int, tuple[list[NDArray[Any]] | str, float]]],
+    chunk: Sequence[tuple[int, "_Prepared"]],
     data: LabelledImages,
 ) -> None:
     """Run one model on the images of a batch that could be read, and count all of them."""
     result = one.result
-    readable = [(i, ready) for i, (ready, _) in chunk if not isinstance(ready, str)]
+    readable = [(i, p.arrays) for i, p in chunk if not isinstance(p.arrays, str)]
     names = [data.names[i] for i, _ in readable]
     logits: NDArray[np.float32] = np.empty((0, len(one.labels)), np.float32)
     if readable:
@@ -147,7 +175,7 @@ def _count(
         real = [one.real[name] for name in names] if one.real else []
         result.add(logits, labels, names, groups, real)
     rows: Iterator[NDArray[np.float32]] = iter(logits)
-    for index, (ready, seconds) in chunk:
+    for index, (ready, seconds, sha256) in chunk:
         result.decode_sec += seconds
         name, right = data.names[index], int(one.class_index[data.labels[index]])
         if isinstance(ready, str):
@@ -155,11 +183,84 @@ def _count(
             result.add_failure(name, ready, right, group, one.real.get(name, ()))
         if one.judged is not None:
             label = one.labels.names[right]
+            one.truth.add(one, name, right)
             if isinstance(ready, str):
-                one.judged(Judged(name, label, error=ready))
+                one.judged(Judged(name, label, error=ready), sha256)
             else:
                 found = top_predictions(next(rows), one.labels, result.k)
-                one.judged(Judged(name, label, found[0].index == right, found))
+                one.judged(Judged(name, label, found[0].index == right, found), sha256)
+
+
+class _Prepared(NamedTuple):
+    """An image, ready for every model."""
+
+    arrays: list[NDArray[Any]] | str  # or why it cannot be read
+    seconds: float  # that it took
+    sha256: str | None  # of its file
+
+
+def check_lines(
+    path: Path,
+    lines: Sequence[Line],
+    truth: Mapping[str, str] | None,
+    one: Subject,
+    data: LabelledImages,
+    *,
+    workers: int,
+    progress: Progress,
+) -> None:
+    """See that the images that a file says something of are the data's still, and the same.
+
+    All that was judged is read again for its hash, which takes a small part of what judging takes.
+
+    Args:
+        path: of the file.
+        lines: of it.
+        truth: the hashes of what they were judged by; None if unknown.
+        one: the model; its `truth` is then of these images.
+        data: the images.
+        workers: threads that read.
+        progress: told of every image.
+
+    Raises:
+        UsageError: an image has gone, has another class, group or ReaL label, or another content.
+    """
+    hint = "without --resume, or with another file, the evaluation begins anew"
+    place = {name: index for index, name in enumerate(data.names)}
+    if gone := [line.path for line in lines if line.path not in place]:
+        raise UsageError(
+            f"`{path}` has {len(gone)} of its {len(lines)} images from elsewhere: the data has no "
+            f"`{gone[0]}`",
+            hint,
+        )
+    for line in lines:
+        right = int(one.class_index[data.labels[place[line.path]]])
+        if line.label != one.labels.names[right]:
+            raise UsageError(
+                f"`{line.path}` is of class `{line.label}` in `{path}`, and of "
+                f"`{one.labels.names[right]}` now",
+                hint,
+            )
+        one.truth.add(one, line.path, right)
+    for kind, found in one.truth.hashes().items():
+        if truth is not None and truth.get(kind) != found:
+            raise UsageError(
+                f"`{path}` was made with other {kind} for the images that it has", hint
+            )
+
+    def has_changed(line: Line) -> bool:
+        if line.sha256 == "":
+            return False
+        try:
+            return data.content_hash(place[line.path]) != line.sha256
+        except ImageError:
+            return line.sha256 is not None
+
+    with progress("checking what is done", len(lines)) as advance:
+        for line, changed in ahead(has_changed, lines, workers, 4 * workers):
+            advance(1, "")
+            if changed:
+                raise UsageError(f"`{line.path}` has changed since `{path}` was made", hint)
 
 
 _VALIDATION_NAME = re.compile(r"ILSVRC2012_val_(\d{8})")
@@ -191,19 +292,26 @@ def real_labels(names: Sequence[str], content: Any, where: str) -> dict[str, lis
     return found
 
 
-def read_groups(
-    lines: Iterator[Mapping[str, str]], names: Sequence[str], where: str
-) -> dict[str, str]:
-    """The group of each image, from a table with the columns ``path`` and ``group``.
+def read_groups(lines: Iterator[Mapping[str, str]], where: str) -> dict[str, str]:
+    """The group of each path, from a table with the columns ``path`` and ``group``.
 
     Raises:
-        DataError: a column is missing, or an image is not in the table.
+        DataError: a column is missing.
     """
     table: dict[str, str] = {}
     for row in lines:
         if row.get("path") is None or row.get("group") is None:
             raise DataError(f"`{where}` needs the columns `path` and `group`")
         table[row["path"]] = row["group"]
+    return table
+
+
+def groups_of(table: Mapping[str, str], names: Sequence[str], where: str) -> dict[str, str]:
+    """The group of each image, from such a table.
+
+    Raises:
+        DataError: an image is not in it.
+    """
     if missing := [name for name in names if name not in table]:
         raise DataError(
             f"{len(missing)} of {len(names)} images have no group in `{where}`, such as "

@@ -4,6 +4,7 @@ Pillow and NumPy do it, bit for bit as Pillow with torchvision's transforms does
 code's way; a test holds the two together).
 """
 
+import hashlib
 import io
 import os
 import re
@@ -83,6 +84,8 @@ _HEIF_BRANDS = frozenset(
     b"ftyp" + brand for brand in b"heic heix heim heis hevc hevx mif1 msf1".split()
 )
 _HEIF_NEEDS = "HEIC is read where pillow-heif is installed: `pip install 'cvt-cli[heic]'`"
+
+_PART = 1024**2
 
 LARGEST_RESIZED = 178_956_970
 """Pixels that a resize before a crop makes at most (Pillow's own limit for a decoded image)."""
@@ -310,6 +313,41 @@ def _without_text(file: BinaryIO) -> BinaryIO:
             raise too_large()
         kept.write(head + body)
     return kept
+
+
+def hashed(opened: Callable[[], BinaryIO], tell: Callable[[str], None]) -> Callable[[], BinaryIO]:
+    """What opens the same file and tells the SHA-256 of its content, whatever its decoder reads.
+
+    Args:
+        opened: gives the file, which can be read anew from its start.
+        tell: told whenever it is opened.
+    """
+
+    def open_and_tell() -> BinaryIO:
+        file = opened()
+        try:
+            tell(_digest(file))
+            file.seek(0)
+        except BaseException:
+            file.close()
+            raise
+        return file
+
+    return open_and_tell
+
+
+def content_hash(opened: Callable[[], BinaryIO]) -> str:
+    """The SHA-256 of a file's content; raises ImageError as `decode`."""
+    with _explained(), opened() as file:
+        return _digest(file)
+
+
+def _digest(file: BinaryIO) -> str:
+    """The SHA-256 of what is left of a file."""
+    found = hashlib.sha256()
+    while part := file.read(_PART):
+        found.update(part)
+    return found.hexdigest()
 
 
 def size(opened: Callable[[], BinaryIO]) -> tuple[int, int]:

@@ -6,14 +6,15 @@ Imports torch only inside the functions that need it.
 import functools
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from cvt_cli import (
     __version__,
     checkpoints,
+    conditions,
     exported,
     files,
     hub,
@@ -94,6 +95,26 @@ class ReadyModel:
     preprocessing: Preprocessing
     activation: Activation
     notes: tuple[str, ...]
+    tensors: tuple[Path, ...]  # the files that they are in, as somebody gave them
+
+    @functools.cached_property
+    def weights_sha256(self) -> str:
+        """A SHA-256 of the tensors' file, or of those of a graph; of unchanged ones remembered.
+
+        Raises:
+            CheckpointError: a file has gone since.
+        """
+        try:
+            hashes = [stamps.hash_of(path) for path in self.tensors]
+        except OSError as error:
+            raise CheckpointError(f"cannot read `{self.tensors[0]}`: {error.strerror}") from None
+        return hashes[0] if len(hashes) == 1 else conditions.names_hash(hashes)
+
+    @property
+    def classes_sha256(self) -> str:
+        """A SHA-256 of the class names, and of their WNIDs where they have them."""
+        wnids = (wnid or "" for wnid in self.labels.wnids or ())
+        return conditions.names_hash([*self.labels.names, *wnids])
 
 
 @dataclass(frozen=True)
@@ -458,7 +479,14 @@ def load_classifier(
         said.preprocessing,
         said.config.activation,
         said.notes,
+        (stored,),
     )
+
+
+def engine_to_go_on_with(made: Mapping[str, Any] | None, asked: EngineName) -> EngineName:
+    """The engine for what was begun under conditions: its own, unless another is asked for."""
+    begun = next((e for e in get_args(EngineName) if made and made.get("engine") == e), asked)
+    return begun if asked == "auto" else asked
 
 
 def _load_exported(
@@ -516,6 +544,7 @@ def _load_exported(
         record.preprocessing,
         record.config.activation,
         (),
+        (path, path.with_suffix(".bin")) if form == "openvino" else (path,),
     )
 
 

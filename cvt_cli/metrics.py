@@ -299,9 +299,8 @@ class Evaluation:
         """The temperature, the mean loss at it, and whether it is the least or most allowed."""
         if not self.has_curve:
             return None, None, False
-        loss, slope, bend = (
-            sums / self.readable for sums in (self.loss_at, self.slope_at, self.bend_at)
-        )
+        sums = (self.loss_at, self.slope_at, self.bend_at)
+        loss, slope, bend = (one / self.readable for one in sums)
         if not slope.any():  # all logits are equal
             return 1.0, float(loss[0]), False
         if slope[0] >= 0 or slope[-1] <= 0:
@@ -314,8 +313,9 @@ class Evaluation:
         rise = width * inverse * slope[pair]
         curve = width**2 * (inverse**2 * bend[pair] + inverse * slope[pair])
         fit = _through(loss[pair], rise, curve)
-        found = fit.deriv().roots()
-        inside = [r.real for r in found if abs(r.imag) < 1e-9 and 0 <= r.real <= 1]
+        flat = np.asarray(fit.deriv().roots(), np.complex128)
+        real = flat.real[np.abs(flat.imag) < 1e-9]
+        inside = real[(real >= 0) & (real <= 1)].tolist()
         place = min([0.0, 1.0, *inside], key=fit)
         return float(np.exp(-width * place) / inverse[0]), float(fit(place)), False
 

@@ -14,7 +14,7 @@ from cvt_cli.costs import Costs
 from cvt_cli.errors import CvtError
 from cvt_cli.loader import Access, ReadyModel
 from cvt_cli.progress import Advance, Unit
-from cvt_cli.text import duration, human_bytes, printable
+from cvt_cli.text import csv_row, duration, human_bytes, printable
 
 PLAIN_INTERVAL_SEC = 30.0
 """Between two progress lines where stderr is no terminal."""
@@ -24,6 +24,13 @@ WIDTH_ELSEWHERE = 160
 
 LEAST_TEXT = 12
 """Columns that text in a table keeps, however narrow the terminal is."""
+
+
+DECIDE = (
+    *("model", "revision", "weights_sha256", "classes_sha256", "activation", "preprocessing"),
+    *("engine", "precision"),
+)
+"""Those of the conditions of a result that must be the same for it to be gone on with."""
 
 
 def note(message: str) -> None:
@@ -44,6 +51,8 @@ def conditions(classifier: ReadyModel) -> dict[str, Any]:
     return {
         "model": classifier.model,
         "revision": classifier.revision,
+        "weights_sha256": classifier.weights_sha256,
+        "classes_sha256": classifier.classes_sha256,
         "activation": classifier.activation,
         "preprocessing": classifier.preprocessing.to_json(),
         "device": classifier.engine.device,
@@ -121,14 +130,9 @@ def print_csv_row(values: Iterable[Any]) -> None:
 
     On a terminal, control characters in a name are escaped; elsewhere they stay as they are.
     """
-    import csv
-    import io
-
     if sys.stdout.isatty():
         values = [printable(value) if isinstance(value, str) else value for value in values]
-    line = io.StringIO()
-    csv.writer(line, lineterminator="\r\n").writerow(values)  # what it holds is quoted
-    _write(line.getvalue().removesuffix("\r\n"))
+    _write(csv_row(values))
 
 
 def print_table(

@@ -1,7 +1,10 @@
 """Text for people (sizes, times, counts, names that cannot break a line), and from files."""
 
 import codecs
+import csv
+import io
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +12,13 @@ from typing import Any
 def printable(text: str) -> str:
     """The text with control characters escaped, so that a file name cannot break a line."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def csv_row(values: Iterable[Any]) -> str:
+    """A row of a CSV table, without the line's end; what could end one in a text is quoted."""
+    line = io.StringIO()
+    csv.writer(line, lineterminator="\r\n").writerow(values)  # it quotes what is in this alone
+    return line.getvalue().removesuffix("\r\n")
 
 
 def human_bytes(size: float) -> str:

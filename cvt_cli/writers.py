@@ -3,24 +3,28 @@
 A file appears whole or not at all, but for JSON lines, which are appended to and gone on with.
 """
 
-import csv
 import json
 import os
 import time
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Self
+from typing import IO, Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cvt_cli import files, gallery
-from cvt_cli.errors import CvtError, UsageError
+from cvt_cli import __version__, conditions, files, gallery, images, text, torchrun
+from cvt_cli.conditions import Conditions
+from cvt_cli.errors import CvtError, ImageError, UsageError
 from cvt_cli.inference import Answer, Prediction
+from cvt_cli.progress import Say
+from cvt_cli.sources import Source
 
 FEATURE_SUFFIXES = (".npz", ".safetensors")
 
@@ -67,69 +71,102 @@ def as_text(name: str) -> str:
 class JsonLines:
     """An append-only file of a line for each image, and beside it what the lines depend on.
 
-    A line that a killed process left unfinished is cut off. Images that have a line, an error
-    included, are done.
+    Its lock is held from before anything of it is read until the context ends, so that of several
+    processes one answers and the others wait. A line that a killed process left unfinished is cut
+    off. Images that have a line, an error included, are done; each line holds the SHA-256 of its
+    image's file.
+
+    Args:
+        path: of the lines.
+        say: told if another process has to be waited for.
+
+    Raises:
+        CvtError: it cannot be written, is something else, or does not say how it was made.
     """
 
-    def __init__(self, path: Path, conditions: Mapping[str, Any]) -> None:
+    def __init__(self, path: Path, say: Say) -> None:
         self.path = path
-        self.done: Counter[str] = Counter()
+        self.done = 0
         self.failed = 0  # of those that are done
-        beside = path.with_name(path.name + ".conditions.json")
-        wanted = json.loads(json.dumps(conditions))
+        self.made: dict[str, Any] | None = None  # the conditions that it was begun under
+        self._hashes: dict[str, bytes] = {}  # of each name's lines, in their order
+        self._say = say
+        self._stack = ExitStack()
+        what = f"answering into `{path}`"
+        self._file = self._stack.enter_context(files.growing(path, what, say))
         try:
-            if path.exists() and path.stat().st_size:
-                self._check(beside, wanted)
+            if path.is_file() and path.stat().st_size:
+                if not conditions.beside(path).exists():
+                    raise UsageError(
+                        f"`{path}` exists, but not `{conditions.beside(path)}`, which says how it "
+                        "was made",
+                        hint="give another file, or move this one away",
+                    )
+                self.made = conditions.read(path)
                 self._read()
-            else:
-                files.write_text(beside, json.dumps(wanted, indent=1) + "\n")
-            self._file = path.open("ab", buffering=0)
-        except OSError as error:
-            raise files.unwritable(path, error) from error
-
-    def _check(self, beside: Path, wanted: dict[str, Any]) -> None:
-        try:
-            found = json.loads(beside.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            raise UsageError(
-                f"`{self.path}` exists, but not `{beside}`, which says how it was made",
-                hint="give another file, or move this one away",
-            ) from None
-        _refuse_other_conditions(self.path, found, wanted)
+        except BaseException:
+            self._stack.close()
+            raise
 
     def _read(self) -> None:
-        """Count what is done, and cut off an unfinished last line."""
+        """Note what is done, and cut off an unfinished last line."""
         end = 0
-        with self.path.open("rb") as file:
-            for line in file:
-                try:
-                    document: Any = json.loads(line) if line.endswith(b"\n") else None
-                    path, failed = document["path"], "error" in document
-                except (ValueError, TypeError, KeyError):
-                    if file.read(1):
-                        raise CvtError(
-                            f"`{self.path}` is damaged: byte {end:,} begins a line that is no "
-                            "result",
-                            hint="remove that line, or give another file",
-                        ) from None
-                    break
-                self.done[path] += 1
-                self.failed += failed
-                end += len(line)
-        os.truncate(self.path, end)
-
-    def is_done(self, name: str) -> bool:
-        """Whether this image has a line; of several with one name, as many as have one."""
-        if self.done[name] == 0:
-            return False
-        self.done[name] -= 1
-        return True
-
-    def write(self, answer: Answer) -> None:
-        """Append one line, in one call to the system."""
-        line = json.dumps(answer.to_json(), allow_nan=False) + "\n"
         try:
-            self._file.write(line.encode())
+            with self.path.open("rb") as file:
+                for line in file:
+                    try:
+                        document: Any = json.loads(line) if line.endswith(b"\n") else None
+                        path, failed = document["path"], "error" in document
+                        found = bytes.fromhex(document.get("sha256") or "")
+                        known = self._hashes.get(path, b"")
+                    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+                        if file.read(1):
+                            raise CvtError(
+                                f"`{self.path}` is damaged: byte {end:,} begins a line that is no "
+                                "result",
+                                hint="remove that line, or give another file",
+                            ) from None
+                        break
+                    _refuse_other_shares(self.path, path)
+                    self._hashes[path] = known + (found or _NO_HASH)[:_HASH_BYTES]
+                    self.done += 1
+                    self.failed += failed
+                    end += len(line)
+            os.truncate(self.path, end)
+        except OSError as error:
+            raise files.unwritable(self.path, error) from error
+
+    def begin(self, wanted: Conditions) -> None:
+        """Go on under these conditions.
+
+        Raises:
+            UsageError: what is there was made under others.
+        """
+        noted = self.made is not None and _are_noted(self.path, self.made, wanted, self._say)
+        if self.path.is_file() and not noted:  # a device or a pipe is not gone on with
+            _with_version(wanted).write(self.path)
+
+    def answered(self, name: str) -> bytes | None:
+        """The hash, empty if unknown, that an image of this name was answered with; None if not.
+
+        Of several images with one name, as many are done as have a line.
+        """
+        known = self._hashes.get(name)
+        if not known:
+            return None
+        self._hashes[name] = known[_HASH_BYTES:]
+        found = known[:_HASH_BYTES]
+        return b"" if found == _NO_HASH else found
+
+    def write(self, answer: Answer, sha256: str | None) -> None:
+        """Append one line.
+
+        Args:
+            answer: of an image.
+            sha256: of its file; None where that could not be read.
+        """
+        try:
+            files.write_all(self._file, _line({**answer.to_json(), "sha256": sha256}))
         except OSError as error:
             raise files.unwritable(self.path, error) from error
 
@@ -137,100 +174,231 @@ class JsonLines:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._file.close()
+        self._stack.close()
+
+
+_HASH_BYTES = 16
+"""Of a hash that are kept in memory for each line."""
+_NO_HASH = bytes(_HASH_BYTES)
+
+
+def not_answered(
+    lines: JsonLines, found: Iterable[Source], workers: int, hashes: deque[list[str]]
+) -> Iterator[Source]:
+    """The images that have no line, each of which tells the SHA-256 of its file when it is read.
+
+    Files on this machine that have a line are read again: what they were answered by must be what
+    they hold. What an address leads to is not fetched again.
+
+    Args:
+        lines: of those that are answered.
+        found: all images.
+        workers: threads that read.
+        hashes: gets a list for each image that is given, in order, which will hold the hash.
+
+    Raises:
+        UsageError: an image that is answered has changed.
+    """
+
+    def check(source: Source, known: bytes) -> None:
+        try:
+            if bytes.fromhex(images.content_hash(source.open))[:_HASH_BYTES] == known:
+                return
+        except ImageError:
+            pass
+        raise UsageError(
+            f"`{source.name}` has changed since `{lines.path}` answered it",
+            hint="remove its line, or give another file",
+        )
+
+    checks: deque[Future[None]] = deque()
+    with ThreadPoolExecutor(workers) as pool:
+        try:
+            for source in found:
+                known = lines.answered(source.name)
+                if known is None:
+                    told: list[str] = []
+                    hashes.append(told)
+                    yield replace(source, open=images.hashed(source.open, told.append))
+                elif known and "://" not in source.name:
+                    checks.append(pool.submit(check, source, known))
+                while checks and (len(checks) > 2 * workers or checks[0].done()):
+                    checks.popleft().result()
+            while checks:
+                checks.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+class Line(NamedTuple):
+    """What a line says of its image."""
+
+    path: str
+    label: str  # the right class
+    sha256: str | None  # of its file; None if that could not be read, empty if it is not said
 
 
 class Checkpointed:
     """JSON lines with what was counted so far beside them, so that counting can go on.
 
+    Its lock is held as that of `JsonLines`.
+
     Args:
         path: of the lines; ``FILE.state.json`` lies beside it.
-        conditions: what the lines depend on.
         resume: go on with what is there; else begin anew.
+        say: told if another process has to be waited for.
 
     Raises:
-        UsageError: what is there was made under other conditions, or is something else.
+        UsageError: what is there is something else.
         CvtError: the files cannot be written.
     """
 
-    def __init__(self, path: Path, conditions: Mapping[str, Any], resume: bool) -> None:
+    def __init__(self, path: Path, resume: bool, say: Say) -> None:
         self.path = path
-        self.done = 0  # items, of which the file holds whole lines
+        self.lines: list[Line] = []  # that are there
         self.counted: dict[str, Any] | None = None
+        self.truth: dict[str, str] | None = None  # hashes of what they were judged by
+        self.made: dict[str, Any] | None = None  # the conditions that it was begun under
         self._state_path = path.with_name(path.name + ".state.json")
-        self._conditions = json.loads(json.dumps(conditions))
+        self._conditions = Conditions({})
+        self._say = say
         self._saved = time.monotonic()
-        self._file: IO[bytes]
+        self._stack = ExitStack()
+        what = f"writing predictions to `{path}`"
+        self._file = self._stack.enter_context(files.growing(path, what, say))
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            if resume and path.exists():
-                self._read_state()
-                self._file = path.open("r+b")
-            else:
-                self._state_path.unlink(missing_ok=True)
-                self._file = path.open("wb")
+            if path.is_file():
+                if resume and path.stat().st_size:
+                    self._read()
+                else:
+                    self._state_path.unlink(missing_ok=True)
+                    self._file.truncate(0)
         except OSError as error:
+            self._stack.close()
             raise files.unwritable(path, error) from error
+        except BaseException:
+            self._stack.close()
+            raise
 
-    def _read_state(self) -> None:
+    def _read(self) -> None:
+        """Note what is done, and cut off the lines that were not counted any more."""
         try:
-            state = json.loads(self._state_path.read_text(encoding="utf-8"))
-            if self.path.stat().st_size < state["bytes"]:
-                raise ValueError("lines are missing")
+            state = text.read_json(self._state_path)
+            self.made, self.counted = dict(state["conditions"]), state["counted"]
+            self.truth = state.get("truth")
+            end = 0
+            with self.path.open("rb") as file:
+                while end < state["bytes"] and (line := file.readline()):
+                    end += len(line)
+                    said = json.loads(line)
+                    self.lines.append(Line(said["path"], said["label"], said.get("sha256", "")))
+            if end != state["bytes"] or len(self.lines) != state["done"]:
+                raise ValueError(f"it is of {state['done']} images, {len(self.lines)} have a line")
         except FileNotFoundError:
-            os.truncate(self.path, 0)  # it ended before anything was saved
-            return
-        except (ValueError, KeyError) as error:
+            raise UsageError(
+                f"`{self.path}` exists, but not `{self._state_path}`, which says how it was made",
+                hint="give another file, or move this one away; without --resume it is replaced",
+            ) from None
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UsageError(
                 f"`{self._state_path}` does not fit `{self.path}`: {error}",
                 hint="without --resume the evaluation begins anew",
             ) from None
-        _refuse_other_conditions(self.path, state["conditions"], self._conditions)
-        self.done, self.counted = state["done"], state["counted"]
-        os.truncate(self.path, state["bytes"])
+        for known in self.lines:
+            _refuse_other_shares(self.path, known.path)
+        os.truncate(self.path, end)
 
-    def write(self, item: Any) -> None:
-        """Append one line."""
+    def begin(self, wanted: Conditions) -> None:
+        """Go on under these conditions, which the next `save` notes.
+
+        Raises:
+            UsageError: what is there was made under others.
+        """
+        if self.made is not None:
+            _are_noted(self.path, self.made, wanted, self._say)
+        self._conditions = _with_version(wanted)
+
+    def write(self, item: Any, sha256: str | None) -> None:
+        """Append one line; ``sha256`` of the image, None where it could not be read."""
         try:
-            self._file.write(json.dumps(item.to_json(), allow_nan=False).encode() + b"\n")
+            files.write_all(self._file, _line({**item.to_json(), "sha256": sha256}))
         except OSError as error:
             raise files.unwritable(self.path, error) from error
 
-    def save(self, done: int, counted: Callable[[], Any], at_once: bool = False) -> None:
+    def save(
+        self, done: int, counted: Callable[[], Any], truth: Mapping[str, str], at_once: bool = False
+    ) -> None:
         """Note that so many items are done, unless that was noted a moment ago."""
         if not at_once and time.monotonic() - self._saved < SAVE_EVERY_SEC:
             return
+        if not self.path.is_file():  # a device or a pipe is not gone on with
+            return
         try:
-            self._file.flush()
+            size = self._file.seek(0, os.SEEK_END)
             os.fsync(self._file.fileno())
         except OSError as error:
             raise files.unwritable(self.path, error) from error
         state = {
-            "conditions": self._conditions,
+            "conditions": self._conditions.values,
             "done": done,
-            "bytes": self._file.tell(),
+            "bytes": size,
             "counted": counted(),
+            "truth": truth,
         }
         files.write_text(self._state_path, json.dumps(state))
         self._saved = time.monotonic()
 
     def __enter__(self) -> "Checkpointed":
-        self._file.seek(0, os.SEEK_END)
         return self
 
     def __exit__(self, *_: object) -> None:
         with suppress(OSError):  # said before, if it failed
-            self._file.close()
+            self._stack.close()
 
 
-def _refuse_other_conditions(path: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
-    for key in wanted:
-        if found.get(key) != wanted[key]:
-            raise UsageError(
-                f"`{path}` was made with {key} {json.dumps(found.get(key))}, "
-                f"this run has {json.dumps(wanted[key])}",
-                hint="give the same options, or another file",
-            )
+def _line(document: dict[str, Any]) -> bytes:
+    return json.dumps(document, allow_nan=False).encode() + b"\n"
+
+
+def _with_version(wanted: Conditions) -> Conditions:
+    """With our version, which is said and not refused."""
+    return Conditions({**wanted.values, "version": __version__})
+
+
+def _refuse_other_shares(path: Path, name: str) -> None:
+    """Raises UsageError if an image that a file has is another process's."""
+    if not torchrun.is_mine(name):
+        raise UsageError(
+            f"`{path}` has images that are another process's, such as `{name}`: an earlier version "
+            "shared them out by their place",
+            hint="give another file",
+        )
+
+
+def _are_noted(path: Path, found: dict[str, Any], wanted: Conditions, say: Say) -> bool:
+    """Whether all conditions that a file shall have are noted for it.
+
+    Raises:
+        UsageError: it was begun under others.
+    """
+    hint = "give the same model, data and options, or another file"
+    version = found.get("version")
+    told = {name: value for name, value in found.items() if name != "version"}
+    if version is None:  # 0.1 did not note all of them
+        common = [name for name in wanted.values if name in told]
+        Conditions({name: wanted.values[name] for name in common}).refuse_other(
+            path, {name: told[name] for name in common}, hint
+        )
+        missing = ", ".join(name for name in wanted.values if name not in told)
+        say(
+            f"`{path}` was begun by an earlier version, which did not note {missing}: "
+            "these are taken to be the same"
+        )
+        return False
+    wanted.refuse_other(path, told, hint)
+    if version != __version__:
+        say(f"`{path}` was begun by version {version}; this is {__version__}")
+    return True
 
 
 # --- whole files
@@ -247,6 +415,16 @@ class _Whole:
         self._path = path
         self._stack = ExitStack()
         self._temporary = self._stack.enter_context(files.replacing(path))
+        try:
+            self._begin()
+        except BaseException as error:
+            self._stack.close()
+            if isinstance(error, OSError):
+                raise files.unwritable(path, error) from error
+            raise
+
+    def _begin(self) -> None:
+        raise NotImplementedError
 
     def _add(self, item: Any) -> None:
         raise NotImplementedError
@@ -254,8 +432,8 @@ class _Whole:
     def _finish(self) -> None:
         raise NotImplementedError
 
-    def write(self, item: Any) -> None:
-        """Add the next answer."""
+    def write(self, item: Any, sha256: str | None = None) -> None:
+        """Add the next answer; the hash of its image's file has no place here."""
         try:
             self._add(item)
         except OSError as error:
@@ -284,11 +462,14 @@ class Page(_Whole):
     """A self-contained HTML page of thumbnails with their answers."""
 
     def __init__(self, path: Path, conditions: Mapping[str, Any], describe: str) -> None:
+        self._start = gallery.start(str(conditions["model"]), describe)
         super().__init__(path)
+
+    def _begin(self) -> None:
         self._file: IO[str] = self._stack.enter_context(
             self._temporary.open("w", encoding="utf-8", errors="backslashreplace")
         )
-        self._file.write(gallery.start(str(conditions["model"]), describe))
+        self._file.write(self._start)
 
     def _add(self, answer: Answer) -> None:
         self._file.write(gallery.card(answer))
@@ -307,14 +488,18 @@ class Csv(_Whole):
     """
 
     def __init__(self, path: Path, row: Callable[[Any], dict[str, Any]], empty: Any) -> None:
-        super().__init__(path)
         self._row = row
-        file = self._stack.enter_context(self._temporary.open("w", encoding="utf-8", newline=""))
-        self._writer = csv.writer(file, lineterminator="\n")
-        self._writer.writerow(row(empty))
+        self._header = row(empty)
+        super().__init__(path)
+
+    def _begin(self) -> None:
+        self._file: IO[str] = self._stack.enter_context(
+            self._temporary.open("w", encoding="utf-8", newline="")
+        )
+        self._file.write(text.csv_row(self._header) + "\n")
 
     def _add(self, item: Any) -> None:
-        self._writer.writerow(self._row(item).values())
+        self._file.write(text.csv_row(self._row(item).values()) + "\n")
 
     def _finish(self) -> None:
         """The context closes the file."""
@@ -337,9 +522,7 @@ class Parquet(_Whole):
         row: Callable[[Any], dict[str, Any]],
         empty: Any,
     ) -> None:
-        super().__init__(path)
         import pyarrow
-        from pyarrow import parquet
 
         kinds = {
             "score": pyarrow.float64(),
@@ -351,10 +534,15 @@ class Parquet(_Whole):
             [(name, kinds.get(name.partition("_")[0], pyarrow.string())) for name in row(empty)],
             metadata={"cvt": json.dumps(conditions)},
         )
+        self._rows: list[dict[str, Any]] = []
+        super().__init__(path)
+
+    def _begin(self) -> None:
+        from pyarrow import parquet
+
         self._table = self._stack.enter_context(
             parquet.ParquetWriter(self._temporary, self._schema)
         )
-        self._rows: list[dict[str, Any]] = []
 
     def _add(self, item: Any) -> None:
         self._rows.append(self._row(item))
@@ -379,14 +567,15 @@ class Features(_Whole):
     """
 
     def __init__(self, path: Path, conditions: Mapping[str, Any]) -> None:
-        super().__init__(path)
         self._safetensors = path.suffix.lower() == ".safetensors"
-        self._rows_path = self._temporary.with_suffix(".rows")
-        self._stack.callback(self._rows_path.unlink, missing_ok=True)
-        self._rows = self._stack.enter_context(self._rows_path.open("wb"))
         self._conditions = conditions
         self._paths: list[str] = []
         self._width = 0
+        super().__init__(path)
+
+    def _begin(self) -> None:
+        self._rows_path = self._stack.enter_context(files.workplace(self._path)) / "rows"
+        self._rows = self._stack.enter_context(self._rows_path.open("wb"))
 
     def _add(self, answer: Answer) -> None:  # an image that could not be read has no row
         if answer.features is not None:
@@ -405,7 +594,9 @@ class Features(_Whole):
             from safetensors.numpy import save_file
 
             metadata = {"paths": json.dumps(self._paths), "conditions": conditions}
+            mode = self._temporary.stat().st_mode  # as the umask says; save_file takes 0600
             save_file({"features": features}, self._temporary, metadata)
+            self._temporary.chmod(mode)
         else:
             with self._temporary.open("wb") as file:  # savez adds a suffix to a name
                 np.savez(

@@ -322,7 +322,7 @@ def test_two_processes_share_the_images_without_duplicates(
 
     assert result.exit_code == 1  # the broken one
     found = [lines_of(tmp_path / f"answers.{rank}-of-2.jsonl") for rank in (0, 1)]
-    assert [len(lines) for lines in found] == [30, 30]
+    assert min(len(lines) for lines in found) > 20  # they go by their names
     paths = [line["path"] for lines in found for line in lines]
     assert sorted(paths) == sorted(str(path) for path in many.iterdir())
     assert result.stderr.count("cvt-nano-cifar10 (10 classes") == 1

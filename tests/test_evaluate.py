@@ -182,6 +182,24 @@ def test_two_models_read_each_image_once(cvt, cut: Path, wanted, tmp_path: Path)
     assert len(list(tmp_path.glob("p.*.csv"))) == 2
 
 
+def test_a_name_that_breaks_lines_is_quoted_in_a_table(cvt, cut: Path, tmp_path: Path) -> None:
+    names = {f"cat/{name}" for name in ("a\rb.png", 'a"b.png', "a\ncat,b.png", "a,b.png")}
+    (tmp_path / "data" / "cat").mkdir(parents=True)
+    for name in names:
+        shutil.copy(next((cut / "cat").iterdir()), tmp_path / "data" / name)
+
+    result = cvt(
+        "evaluate", "--data", tmp_path / "data", *NANO, "--predictions", tmp_path / "p.csv"
+    )
+
+    assert result.exit_code == 0, result.stderr
+    with (tmp_path / "p.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file, strict=True))
+    assert {row["path"] for row in rows} == names
+    assert all(row["label"] == "cat" for row in rows)
+    assert cvt("compare", tmp_path / "p.csv", tmp_path / "p.csv", "--json").json["n"] == 4
+
+
 def test_two_evaluations_are_compared(cvt, cut: Path, tmp_path: Path) -> None:
     paths = [tmp_path / "fp32.jsonl", tmp_path / "small.parquet"]
     cvt("evaluate", "--data", cut, *NANO, "--predictions", paths[0])
@@ -296,6 +314,7 @@ def test_the_report_is_one_page(cvt, cut: Path, tmp_path: Path) -> None:
         (["--predictions", "p.txt"], "predictions cannot be written as `p.txt`"),
         (["--resume"], "--resume goes with one model and --predictions FILE.jsonl"),
         (["--predictions", "p.csv", "--resume"], "--resume goes with one model"),
+        (["--model", "cvt_nano_cifar10", "--predictions", "p.csv"], "are the same, or would have"),
         (["--real", "real.json"], "--real is of ImageNet's classes, which `cvt-nano-cifar10`"),
     ],
 )

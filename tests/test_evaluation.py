@@ -11,7 +11,7 @@ from sklearn.metrics import brier_score_loss, log_loss, top_k_accuracy_score
 from torchmetrics.classification import MulticlassCalibrationError
 
 from cvt_cli.errors import DataError
-from cvt_cli.evaluation import read_groups, real_labels
+from cvt_cli.evaluation import groups_of, read_groups, real_labels
 from cvt_cli.labels import Labels
 from cvt_cli.metrics import Evaluation, wilson
 from tests_shared import test_data
@@ -252,9 +252,9 @@ def test_real_refuses_images_that_have_lost_their_names() -> None:
 
 
 def test_every_image_needs_a_group() -> None:
-    rows = iter([{"path": "a.png", "group": "x"}])
+    table = read_groups(iter([{"path": "a.png", "group": "x"}]), "g.csv")
 
     with pytest.raises(DataError, match="1 of 2 images have no group in `g.csv`, such as `b.png`"):
-        read_groups(rows, ["a.png", "b.png"], "g.csv")
+        groups_of(table, ["a.png", "b.png"], "g.csv")
     with pytest.raises(DataError, match="needs the columns `path` and `group`"):
-        read_groups(iter([{"file": "a.png"}]), ["a.png"], "g.csv")
+        read_groups(iter([{"file": "a.png"}]), "g.csv")

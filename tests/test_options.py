@@ -13,6 +13,12 @@ from typer.main import get_command
 from cvt_cli import options
 from cvt_cli.cli import app
 
+_RUN = "--model --revision --offline --res --activation --exif --batch-size --workers --device "
+_RUN += "--engine --precision --verbose"
+_PREDICT = f"{_RUN} --fast-decode --background"
+_EVALUATE = f"{_RUN} --data --label-map --real --groups --skip-unreadable --top-k --expect "
+_EVALUATE += "--predictions --report --json"
+
 OPTIONS_WITH_EFFECT = [
     # A command in one of its uses, and all options that have an effect there beside what is
     # written: every other one must be refused. A new option has to be put here or be refused.
@@ -25,6 +31,11 @@ OPTIONS_WITH_EFFECT = [
     ("info cvt-13", "--revision --offline --res --activation --json"),
     ("info cvt-nano-cifar10", "--offline --res --activation --json"),
     ("push nowhere user/name", "--private --json"),
+    ("compare a.csv b.csv --json", ""),
+    ("predict a.png --features f.npz", _PREDICT),
+    ("predict a.png --resume f.jsonl", f"{_PREDICT} --top-k --threshold --json --jsonl --csv"),
+    ("evaluate --data nowhere", _EVALUATE),
+    ("evaluate --data cifar10 --expect 0.5", f"{_EVALUATE} --data-dir --tolerance"),
     ("cache list", "--json"),
     ("cache path", "NAME --json"),
     ("cache verify", "NAME --json"),

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 
 def compare(
+    ctx: typer.Context,
     a: Annotated[
         Path,
         typer.Argument(
@@ -48,6 +49,8 @@ def compare(
     """
     from cvt_cli import comparison
 
+    if json_output:
+        options.refuse(ctx, ["--changed"], "--json has all images whose likeliest class changed")
     found = comparison.compare(comparison.read(a), comparison.read(b))
     for count, path in ((found.only_in_a, a), (found.only_in_b, b)):
         if count:

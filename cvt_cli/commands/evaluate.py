@@ -1,6 +1,5 @@
 """``cvt evaluate``: accuracy on labelled images."""
 
-import json
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -8,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cvt_cli import loader, machine, options, output, places, progress, torchrun
-from cvt_cli.checkpoints import CHECKPOINTS
+from cvt_cli import checkpoints, loader, machine, options, output, places, progress, text, torchrun
+from cvt_cli.conditions import Conditions, names_hash
 from cvt_cli.errors import DataError, UsageError
 from cvt_cli.text import printable
 
@@ -25,6 +24,7 @@ AGREEMENT = 0.001
 
 
 def evaluate(
+    ctx: typer.Context,
     data: options.Data,
     model: Annotated[
         list[str] | None,
@@ -147,80 +147,107 @@ def evaluate(
     from cvt_cli import datasets, evaluation, plots, writers
 
     names = model or [loader.DEFAULT_MODEL]
-    _check_options(names, predictions, resume)
+    _check_options(ctx, names, data, expect, predictions, resume)
     if report is not None:
         plots.require()
+    if predictions is not None and predictions.suffix.lower() == ".parquet":
+        writers.require_parquet()
+    accepted = None
+    table = None if groups is None else _read_groups(groups)
     access = output.access(revision, offline, verbose)
     images = datasets.open_dataset(
         data, "test", data_dir or places.data_dir(), offline=offline, say=access.say
     )
-    rank, count = torchrun.rank(), torchrun.count()
-    mine = range(rank, len(images), count)
+    rank = torchrun.rank()
+    mine = [index for index, name in enumerate(images.names) if torchrun.is_mine(name)]
+    threads = workers or machine.threads()
     subjects, conditions, outputs = [], [], []
-    for name in names:
-        ready = loader.load_classifier(
-            name,
-            res,
-            activation,
-            device,
-            precision,
-            access,
-            engine=engine,
-            images=len(mine),
-            together=min(len(mine), batch_size),
-        )
-        class_index, how = datasets.match_classes(images.classes, ready.labels, label_map)
-        one = evaluation.subject(
-            ready.engine, ready.preprocessing, ready.labels, class_index, images, top_k
-        )
-        one.result.skipped = skip_unreadable
-        if real is not None:
-            if not ready.labels.are_imagenet:
-                raise UsageError(f"--real is of ImageNet's classes, which `{ready.model}` has not")
-            one.real = evaluation.real_labels(images.names, _read_json(real), str(real))
-        if groups is not None:
-            one.groups = _read_groups(groups, images.names)
-        subjects.append(one)
-        conditions.append(output.conditions(ready))
-        if rank == 0:
-            output.note_conditions(ready)
-            output.note(
-                f"{len(images)} images in {len(images.classes)} classes below `{images.root}` "
-                f"({images.layout}), matched by {how}"
-            )
-    done = 0
     with ExitStack() as stack:
+        lines: writers.Checkpointed | None = None
+        if predictions is not None and predictions.suffix.lower() == ".jsonl" and len(names) == 1:
+            # Its lock is held before anything is loaded, so that a second process waits for it.
+            lines = stack.enter_context(
+                writers.Checkpointed(torchrun.own_path(predictions), resume, access.say)
+            )
+            engine = loader.engine_to_go_on_with(lines.made, engine)
+        for name in names:
+            ready = loader.load_classifier(
+                name,
+                res,
+                activation,
+                device,
+                precision,
+                access,
+                engine=engine,
+                images=len(mine),
+                together=min(len(mine), batch_size),
+            )
+            class_index, how = datasets.match_classes(images.classes, ready.labels, label_map)
+            one = evaluation.subject(
+                ready.engine, ready.preprocessing, ready.labels, class_index, images, top_k
+            )
+            one.result.skipped = skip_unreadable
+            if real is not None:
+                if not ready.labels.are_imagenet:
+                    raise UsageError(
+                        f"--real is of ImageNet's classes, which `{ready.model}` has not"
+                    )
+                accepted = accepted or _read_json(real)
+                one.real = evaluation.real_labels(images.names, accepted, str(real))
+            if table is not None:
+                one.groups = evaluation.groups_of(table, images.names, str(groups))
+            subjects.append(one)
+            conditions.append(output.conditions(ready))
+            if rank == 0:
+                output.note_conditions(ready)
+                output.note(
+                    f"{len(images)} images in {len(images.classes)} classes below `{images.root}` "
+                    f"({images.layout}), matched by {how}"
+                )
         for one, condition in zip(subjects, conditions, strict=True):
             if predictions is None:
                 break
-            path = predictions
-            if len(names) > 1:
-                label = condition["model"].replace("/", "--")
-                path = path.with_name(f"{path.stem}.{label}{path.suffix}")
-            written = _open_predictions(
-                torchrun.own_path(path), {**condition, "data": data, "exif": exif}, one, resume
-            )
-            stack.enter_context(written)
-            one.judged = written.write
-            if isinstance(written, writers.Checkpointed):
-                outputs.append((written, one))
-                done = written.done
-                if written.counted is not None:
-                    one.result.add_state(written.counted)
-                    output.note(f"{done} of {len(mine)} images are in `{written.path}` already")
+            path = torchrun.own_path(_path_of(predictions, condition["model"], len(names)))
+            kept = {**condition, "data": data, "exif": exif}
+            if path.suffix.lower() != ".jsonl":
+                written = stack.enter_context(_open_table(path, kept, one))
+                one.judged = written.write
+                continue
+            if lines is None or len(names) > 1:
+                lines = stack.enter_context(writers.Checkpointed(path, False, access.say))
+            lines.begin(_kept_under(kept, one))
+            if lines.counted is not None:
+                evaluation.check_lines(
+                    lines.path,
+                    lines.lines,
+                    lines.truth,
+                    one,
+                    images,
+                    workers=threads,
+                    progress=output.progress if rank == 0 else progress.silent,
+                )
+                one.result.add_state(lines.counted)
+                done = len(lines.lines)
+                output.note(f"{done} of {len(mine)} images are in `{lines.path}` already")
+            one.judged = lines.write
+            outputs.append((lines, one))
+        judged = {line.path for lines, _ in outputs for line in lines.lines}
+        left = [index for index in mine if images.names[index] not in judged]
 
         def after_batch(new: int, at_once: bool = False) -> None:
-            for written, one in outputs:
-                written.save(done + new, one.result.state, at_once)
+            for lines, one in outputs:
+                done = len(lines.lines) + new
+                lines.save(done, one.result.state, one.truth.hashes(), at_once)
 
-        left = mine[done:]
+        after_batch(0, at_once=True)
         evaluation.evaluate(
             subjects,
             images,
             indices=left,
+            hashes=bool(outputs),
             batch_size=batch_size,
             exif=exif,
-            workers=workers or machine.threads(),
+            workers=threads,
             after_batch=after_batch,
             progress=output.progress if rank == 0 else progress.silent,
         )
@@ -259,8 +286,17 @@ def evaluate(
         raise typer.Exit(1)
 
 
-def _check_options(names: list[str], predictions: Path | None, resume: bool) -> None:
-    """Raises UsageError for options that do not go together."""
+def _check_options(
+    ctx: typer.Context,
+    names: list[str],
+    data: str,
+    expect: float | None,
+    predictions: Path | None,
+    resume: bool,
+) -> None:
+    """Raises UsageError for options that do not go together, or that have no effect here."""
+    from cvt_cli.datasets import KNOWN_SETS
+
     suffix = predictions.suffix.lower() if predictions else ""
     if predictions is not None and suffix not in (".jsonl", ".csv", ".parquet"):
         raise UsageError(
@@ -269,46 +305,87 @@ def _check_options(names: list[str], predictions: Path | None, resume: bool) -> 
         )
     if resume and (suffix != ".jsonl" or len(names) > 1):
         raise UsageError("--resume goes with one model and --predictions FILE.jsonl")
+    if expect is None:
+        options.refuse(ctx, ["--tolerance"], "it is of --expect, which is not given")
+    if data not in KNOWN_SETS:
+        options.refuse(
+            ctx,
+            ["--data-dir"],
+            f"it is where sets that are known by name are kept, and `{data}` is none",
+        )
+    known = [found.name if (found := checkpoints.find(name)) else name for name in names]
+    called = [_name_in_files(name) for name in known]
+    if twice := [name for name, call in zip(names, called, strict=True) if called.count(call) > 1]:
+        raise UsageError(
+            f"--model {' and --model '.join(f'`{name}`' for name in twice)} are the same, or would "
+            "have the same name in the files that are written",
+            hint="give each model once; a link to a folder gives it another name",
+        )
+
+
+def _name_in_files(model: str) -> str:
+    """What a model is called in names of files and folders."""
+    return model.replace("/", "--")
+
+
+def _path_of(path: Path, model: str, models: int) -> Path:
+    """The predictions file of one of several models."""
+    if models == 1:
+        return path
+    return path.with_name(f"{path.stem}.{_name_in_files(model)}{path.suffix}")
 
 
 def _read_json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return text.read_json(path)
     except (OSError, ValueError) as error:
         raise DataError(f"cannot read `{path}`: {error}") from None
 
 
-def _read_groups(path: Path, names: tuple[str, ...]) -> dict[str, str]:
+def _read_groups(path: Path) -> dict[str, str]:
     import csv
+    import io
 
     from cvt_cli import evaluation
 
     try:
-        with path.open(encoding="utf-8", newline="") as file:
-            return evaluation.read_groups(csv.DictReader(file), names, str(path))
+        lines = io.StringIO(text.read_text(path, names=True), newline="")
+        return evaluation.read_groups(csv.DictReader(lines), str(path))
     except (OSError, ValueError, csv.Error) as error:
         raise DataError(f"cannot read `{path}`: {error}") from None
 
 
-def _open_predictions(path: Path, conditions: dict[str, Any], one: "Subject", resume: bool) -> Any:
+def _open_table(path: Path, conditions: dict[str, Any], one: "Subject") -> Any:
     from cvt_cli import evaluation, writers
 
     row = partial(evaluation.judged_row, top_k=one.result.k)
     empty = evaluation.Judged("", "")
     if path.suffix.lower() == ".csv":
         return writers.Csv(path, row, empty)
-    if path.suffix.lower() == ".parquet":
-        writers.require_parquet()
-        return writers.Parquet(path, conditions, row, empty)
-    keys = ("model", "revision", "activation", "preprocessing", "precision", "data", "exif")
-    fixed = {key: conditions[key] for key in keys}
-    shard = {"processes": torchrun.count(), "skipped": one.result.skipped, "k": one.result.k}
-    return writers.Checkpointed(path, {**fixed, **shard}, resume)
+    return writers.Parquet(path, conditions, row, empty)
+
+
+def _kept_under(conditions: dict[str, Any], one: "Subject") -> Conditions:
+    """What the counts and lines of a file depend on, beside what each image is judged by."""
+    present = one.result.present
+    among = None  # the second accuracy is among the classes that the data has
+    if present is not None:
+        indices = names_hash(map(str, present.tolist()))
+        among = f"{len(present)} of {len(one.labels)}, {indices[:16]}"
+    return Conditions(
+        {
+            **{name: conditions[name] for name in (*output.DECIDE, "exif")},
+            "processes": torchrun.count(),
+            "skipped": one.result.skipped,
+            "k": one.result.k,
+            "classes_present": among,
+        }
+    )
 
 
 def _record(document: dict[str, Any]) -> dict[str, Any] | None:
     """What is published of this checkpoint, where this was measured on the same images."""
-    known = CHECKPOINTS.get(document["model"])
+    known = checkpoints.CHECKPOINTS.get(document["model"])
     if known is None or known.scores is None or document["n"] != IMAGENET_VALIDATION:
         return None
     size = (document["preprocessing"]["height"], document["preprocessing"]["width"])
@@ -418,7 +495,7 @@ def _write_report(
     from cvt_cli import report as reports
 
     if several:
-        folder = folder / document["model"].replace("/", "--")
+        folder = folder / _name_in_files(document["model"])
     where = {name: index for index, name in enumerate(data.names)}
     mistakes = []
     for score, name, right, answered in one.result.mistakes:

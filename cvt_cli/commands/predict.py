@@ -1,16 +1,16 @@
 """``cvt predict``: what is in a photograph."""
 
 import sys
-from collections.abc import Iterator
+from collections import deque
 from contextlib import ExitStack
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cvt_cli import loader, options, output, progress, torchrun
+from cvt_cli import loader, machine, options, output, progress, torchrun
+from cvt_cli.conditions import Conditions
 from cvt_cli.errors import CvtError, UsageError
 
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 
 def predict(
+    ctx: typer.Context,
     images: Annotated[
         list[str],
         typer.Argument(
@@ -132,10 +133,11 @@ def predict(
     printed = [name for name, asked in (("--json", json_output), ("--jsonl", jsonl), ("--csv", csv))
                if asked]  # fmt: skip
     files = [path for path in (parquet, html, features) if path is not None]
-    _check_options(printed, files, resume, features)
+    _check_options(ctx, printed, files, resume, features)
     from cvt_cli import images as pictures
     from cvt_cli import inference, sources, writers
 
+    _check_shared(images, sources.readable_once(images))
     writers.check(parquet, features)
     shows_through = pictures.colour(background) if background else None
     passed = pictures.Passed()
@@ -147,54 +149,63 @@ def predict(
             hint="folders and archives are searched for .jpg, .png, .webp and other usual "
             "suffixes; a file that is named is read whatever its name",
         )
+    rank, several = torchrun.rank(), torchrun.count() > 1
     passed = pictures.Passed()  # anew, for what is answered
-    if total is not None:
-        total = len(range(torchrun.rank(), total, torchrun.count()))
-    classifier = loader.load_classifier(
-        model,
-        res,
-        activation,
-        device,
-        precision,
-        output.access(revision, offline, verbose),
-        engine=engine,
-        images=loader.MANY_IMAGES if total is None else total,
-        together=batch_size if total is None else min(total, batch_size),
-        or_embedded=True,
-    )
-    if torchrun.rank() == 0:
-        output.note_conditions(classifier)
-        if fast_decode:
-            output.note("--fast-decode: large JPEGs are read at a part of their size, not exact")
-    top_k = min(top_k, len(classifier.labels))
-    wishes = inference.Wishes(
-        top_k, threshold, exif, fast_decode, features is not None, html is not None, shows_through
-    )
-    how_read: dict[str, Any] = {"exif": exif, "fast_decode": fast_decode}
-    if background is not None:
-        how_read["background"] = background
-    conditions = {**output.conditions(classifier), **how_read}
-    wanted: Iterator[sources.Source] = islice(
-        sources.sources(images, passed), torchrun.rank(), None, torchrun.count()
-    )
+    wanted = sources.sources(images, passed)
+    if several:
+        wanted = (source for source in wanted if torchrun.is_mine(source.name))
+        if total is not None:
+            total = sum(torchrun.is_mine(source.name) for source in sources.sources(images))
     results, failed, done = [], 0, 0
     with ExitStack() as stack:
-        outputs: list[writers.JsonLines | writers.Page | writers.Parquet | writers.Features] = []
+        lines: writers.JsonLines | None = None
         if resume is not None:
-            keys = ("model", "revision", "activation", "preprocessing", "precision")
-            lines = writers.JsonLines(
-                torchrun.own_path(resume),
-                {
-                    **{key: conditions[key] for key in (*keys, *how_read)},
-                    "top_k": top_k,
-                    "threshold": threshold,
-                },
-            )
-            outputs.append(stack.enter_context(lines))
-            done, failed = lines.done.total(), lines.failed
+            # Its lock is held before anything is loaded, so that a second process waits for it.
+            lines = stack.enter_context(writers.JsonLines(torchrun.own_path(resume), output.note))
+            engine = loader.engine_to_go_on_with(lines.made, engine)
+        classifier = loader.load_classifier(
+            model,
+            res,
+            activation,
+            device,
+            precision,
+            output.access(revision, offline, verbose),
+            engine=engine,
+            images=loader.MANY_IMAGES if total is None else total,
+            together=batch_size if total is None else min(total, batch_size),
+            or_embedded=True,
+        )
+        if rank == 0:
+            output.note_conditions(classifier)
+            if fast_decode:
+                output.note(
+                    "--fast-decode: large JPEGs are read at a part of their size, not exact"
+                )
+        top_k = min(top_k, len(classifier.labels))
+        wishes = inference.Wishes(
+            top_k,
+            threshold,
+            exif,
+            fast_decode,
+            features is not None,
+            html is not None,
+            shows_through,
+        )
+        how_read: dict[str, Any] = {"exif": exif, "fast_decode": fast_decode}
+        if background is not None:
+            how_read["background"] = background
+        conditions = {}
+        if json_output or files or lines is not None:  # else nothing keeps them
+            conditions = {**output.conditions(classifier), **how_read}
+        hashes: deque[list[str]] = deque()  # of the images that are wanted and not answered yet
+        if lines is not None:
+            kept = {name: conditions[name] for name in (*output.DECIDE, *how_read)}
+            lines.begin(Conditions({**kept, "top_k": top_k, "threshold": threshold}))
+            done, failed = lines.done, lines.failed
             if done:
                 output.note(f"{done} images are answered in `{lines.path}` already")
-            wanted = (source for source in wanted if not lines.is_done(source.name))
+            wanted = writers.not_answered(lines, wanted, workers or machine.threads(), hashes)
+        outputs: list[writers.Page | writers.Parquet | writers.Features] = []
         if parquet is not None:
             row = partial(writers.flat_row, top_k=top_k, threshold=threshold is not None)
             table = writers.Parquet(
@@ -218,8 +229,9 @@ def predict(
             batch_size=batch_size,
             workers=workers,
         )
-        to_terminal = not outputs and not json_output and sys.stdout.isatty()
-        shown = progress.silent if to_terminal or torchrun.rank() else output.progress
+        to_files = lines is not None or bool(outputs)
+        to_terminal = not to_files and not json_output and sys.stdout.isatty()
+        shown = progress.silent if to_terminal or rank else output.progress
         advance = stack.enter_context(shown("predicting", total, done=done))
         answered = 0
         for answer in answers:
@@ -227,6 +239,9 @@ def predict(
             if answer.error is not None:
                 failed += 1
                 output.error(f"`{answer.path}`: {answer.error}")
+            if lines is not None:
+                told = hashes.popleft()
+                lines.write(answer, told[0] if told else None)
             for writer in outputs:
                 writer.write(answer)
             if json_output:
@@ -238,14 +253,14 @@ def predict(
                 if answered == 1:
                     output.print_csv_row(columns)
                 output.print_csv_row(columns.values())
-            elif answer.error is None and not outputs:
+            elif answer.error is None and not to_files:
                 _print_table(answer)
             advance(1, "")
     if json_output:
         output.print_json({**conditions, "results": results})
     for path in files:
         output.note(f"written: `{torchrun.own_path(path)}`")
-    if str(passed) and torchrun.rank() == 0:
+    if str(passed) and rank == 0:
         output.note(str(passed))
     if failed:
         output.note(f"{failed} of {done + answered} images could not be read")
@@ -254,21 +269,40 @@ def predict(
 
 
 def _check_options(
-    printed: list[str], files: list[Path], resume: Path | None, features: Path | None
+    ctx: typer.Context,
+    printed: list[str],
+    files: list[Path],
+    resume: Path | None,
+    features: Path | None,
 ) -> None:
-    """Raises UsageError for options that exclude each other."""
+    """Raises UsageError for options that exclude each other, or that have no effect here."""
     if len(printed) > 1:
         raise UsageError(f"give one of {' and '.join(printed)}")
-    if features is not None and (printed or resume or len(files) > 1):
-        raise UsageError("--features takes the place of classes; give it without other outputs")
-    if resume is not None and files:
-        raise UsageError(
-            "--resume keeps JSON lines alone; give it without --parquet, --html and --features"
+    if features is not None:
+        options.refuse(
+            ctx,
+            ["--json", "--jsonl", "--csv", "--resume", "--parquet", "--html"],
+            "--features takes the place of classes; give it without other outputs",
+        )
+        options.refuse(ctx, ["--top-k", "--threshold"], "of classes, whose place --features takes")
+    if resume is not None:
+        options.refuse(
+            ctx, ["--parquet", "--html"], "--resume keeps JSON lines alone; give it without these"
         )
     if torchrun.count() > 1 and printed != ["--jsonl"] and not (files or resume):
         raise UsageError(
             "the outputs of several processes would be mixed; accepted are --jsonl, and "
             "--resume, --parquet, --html or --features with a file, of which each makes its own"
+        )
+
+
+def _check_shared(images: list[str], once: str | None) -> None:
+    """Raises UsageError if several processes should share what only one of them can read."""
+    if torchrun.count() > 1 and once is not None:
+        raise UsageError(
+            f"`{once}` can be read once, by one of the {torchrun.count()} processes that should "
+            "share its images",
+            hint="write the list to a file and name that: @list.txt",
         )
 
 

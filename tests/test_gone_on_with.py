@@ -1,0 +1,309 @@
+"""Files of answers and predictions are gone on with by name, under the same conditions."""
+
+import json
+import os
+import shutil
+import signal
+import stat
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from tests_shared import TESTS, Machine, Result, torchrun_environment
+
+NANO = ["--model", "cvt-nano-cifar10"]
+TORCH = ["--model", "model", "--engine", "torch", "--precision", "fp32"]
+PREDICT = ["predict", "images", *TORCH, "--resume", "answers.jsonl"]
+EVALUATE = ["evaluate", "--data", "images", *TORCH, "--json", "--predictions", "judged.jsonl"]
+
+INTEGERS = ("n", "top1_correct", "top5_correct", "classes", "confusions", "groups")
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A small model of three colours and ten images of each, in the folder that commands run in."""
+    for name in ("model", "images"):
+        shutil.copytree(TESTS / "kept" / name, tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def lines_of(path: str | Path) -> list[dict[str, object]]:
+    return [json.loads(line) for line in Path(path).read_text().splitlines()]
+
+
+def other_weights() -> None:
+    path = Path("model", "model.safetensors")
+    tensors = load_file(path)
+    tensors["classifier.bias"] = tensors["classifier.bias"].flip(0)
+    save_file(tensors, path)
+
+
+def other_class_names() -> None:
+    path = Path("model", "config.json")
+    path.write_text(path.read_text().replace('"green"', '"grün"'))
+
+
+@pytest.mark.parametrize(
+    ("change", "differs"),
+    [
+        pytest.param(other_weights, "was made with weights_sha256", id="weights"),
+        pytest.param(other_class_names, "was made with classes_sha256", id="class names"),
+    ],
+)
+@pytest.mark.parametrize("command", ["predict", "evaluate"])
+def test_another_model_under_the_same_path_does_not_go_on(
+    cvt, folder: Path, command: str, change: Callable[[], None], differs: str
+) -> None:
+    arguments = PREDICT if command == "predict" else [*EVALUATE, "--resume"]
+    assert cvt(*arguments).exit_code == 0
+    path = Path("answers.jsonl" if command == "predict" else "judged.jsonl")
+    before = path.read_bytes()
+    change()
+    if change is other_class_names and command == "evaluate":
+        Path("images", "green").rename("images/grün")
+
+    result = cvt(*arguments)
+
+    assert result.exit_code == 2
+    assert differs in result.stderr
+    assert path.read_bytes() == before
+
+
+def test_two_evaluations_of_other_options_are_not_mixed(cvt, folder: Path) -> None:
+    cvt(*EVALUATE)
+
+    assert "was made with k 5, this run has 2" in cvt(*EVALUATE, "--resume", "--top-k", 2).stderr
+
+
+# --- by name
+
+
+def test_an_evaluation_goes_on_by_name_after_an_image_that_sorts_first_was_added(
+    cvt, folder: Path
+) -> None:
+    shutil.move("images/blue/0.png", "later.png")
+    cvt(*EVALUATE)
+    shutil.move("later.png", "images/blue/0.png")
+
+    resumed = cvt(*EVALUATE, "--resume")
+    fresh = cvt(*EVALUATE[:-1], "fresh.jsonl")
+
+    assert resumed.exit_code == 0, resumed.stderr
+    assert "29 of 30 images are in `judged.jsonl` already" in resumed.stderr
+    for key in INTEGERS:
+        assert resumed.json[key] == fresh.json[key], key
+    assert resumed.json["loss"] == pytest.approx(fresh.json["loss"])
+    ours, wanted = lines_of("judged.jsonl"), lines_of("fresh.jsonl")
+    assert ours[-1]["path"] == "blue/0.png" == wanted[0]["path"]
+    assert sorted(line["path"] for line in ours) == sorted(line["path"] for line in wanted)
+
+
+def swap_two_images() -> None:
+    first, second = Path("images/red/0.png"), Path("images/blue/3.png")
+    content = first.read_bytes()
+    first.write_bytes(second.read_bytes())
+    second.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (swap_two_images, "`blue/3.png` has changed since `judged.jsonl` was made"),
+        (lambda: Path("images/red/9.png").unlink(), "the data has no `red/9.png`"),
+        (
+            lambda: Path("map.json").write_text('{"blue": "red", "green": "green", "red": "blue"}'),
+            "`blue/0.png` is of class `blue` in `judged.jsonl`, and of `red` now",
+        ),
+        (
+            lambda: Path("groups.csv").write_text(
+                Path("groups.csv").read_text().replace(",a", ",b")
+            ),
+            "`judged.jsonl` was made with other groups for the images that it has",
+        ),
+    ],
+    ids=["swapped", "removed", "label map", "groups"],
+)
+def test_an_evaluation_does_not_go_on_where_its_lines_would_be_wrong(
+    cvt, folder: Path, change: Callable[[], object], message: str
+) -> None:
+    names = sorted(path.relative_to("images") for path in Path("images").rglob("*.png"))
+    Path("groups.csv").write_text("path,group\n" + "".join(f"{name},a\n" for name in names))
+    Path("map.json").write_text('{"blue": "blue", "green": "green", "red": "red"}')
+    arguments = [*EVALUATE, "--groups", "groups.csv", "--label-map", "map.json"]
+    cvt(*arguments)
+    before = Path("judged.jsonl").read_bytes()
+    change()
+
+    result = cvt(*arguments, "--resume")
+
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert Path("judged.jsonl").read_bytes() == before
+
+
+def test_an_evaluation_does_not_go_on_among_other_classes(cvt, folder: Path) -> None:
+    shutil.move("images/red", "red")
+    cvt(*EVALUATE)
+    shutil.move("red", "images/red")
+
+    result = cvt(*EVALUATE, "--resume")
+
+    assert result.exit_code == 2
+    assert 'was made with classes_present "2 of 3' in result.stderr
+
+
+def test_groups_may_gain_a_row_for_an_image_that_was_added(cvt, folder: Path) -> None:
+    names = sorted(path.relative_to("images") for path in Path("images").rglob("*.png"))
+    Path("groups.csv").write_text("path,group\n" + "".join(f"{name},a\n" for name in names))
+    cvt(*EVALUATE, "--groups", "groups.csv")
+    shutil.copy("images/red/3.png", "images/blue/-.png")
+    Path("groups.csv").write_text(Path("groups.csv").read_text() + "blue/-.png,b\n")
+
+    result = cvt(*EVALUATE, "--groups", "groups.csv", "--resume")
+
+    assert result.exit_code == 0, result.stderr
+    assert [group["n"] for group in result.json["groups"]["groups"]] == [30, 1]
+
+
+def test_predict_does_not_go_on_where_an_answered_image_has_changed(cvt, folder: Path) -> None:
+    cvt("predict", "images/red", *TORCH, "--resume", "answers.jsonl")
+    swap_two_images()
+
+    result = cvt(*PREDICT)
+
+    assert result.exit_code == 2
+    assert "`images/red/0.png` has changed since `answers.jsonl` answered it" in result.stderr
+
+
+def test_a_file_of_something_else_is_not_emptied_by_resuming(cvt, folder: Path) -> None:
+    Path("judged.jsonl").write_text("mine\n")
+
+    result = cvt(*EVALUATE, "--resume")
+
+    assert result.exit_code == 2
+    assert "`judged.jsonl` exists, but not `judged.jsonl.state.json`" in result.stderr
+    assert Path("judged.jsonl").read_text() == "mine\n"
+
+
+def test_going_on_takes_the_engine_that_a_file_was_begun_with(cvt, folder: Path) -> None:
+    cvt(*PREDICT)
+    Path("images/red/-.png").write_bytes(Path("images/red/1.png").read_bytes())
+    auto = [word for word in PREDICT if word not in ("--engine", "torch")]
+
+    other = cvt(*auto, "--engine", "onnxruntime")
+    same = cvt(*auto)
+
+    assert 'was made with engine "torch", this run has "onnxruntime"' in other.stderr
+    assert same.exit_code == 0, same.stderr
+    assert len(lines_of("answers.jsonl")) == 31
+
+
+# --- several processes
+
+
+def waiting_for(process: subprocess.Popen[str], words: str) -> str:
+    """What a process says on stderr up to a line with these words."""
+    assert process.stderr is not None
+    said = ""
+    for line in process.stderr:
+        said += line
+        if words in line:
+            break
+    return said
+
+
+def test_two_predicts_on_one_file_answer_every_image_once(machine: Machine, tmp_path: Path) -> None:
+    images = []
+    for number in range(60):
+        images.append(tmp_path / f"{number}.png")
+        Image.new("RGB", (40, 40), (4 * number, 120, 200)).save(images[-1])
+    (tmp_path / "list.txt").write_text("".join(f"{path}\n" for path in images))
+    path = tmp_path / "answers.jsonl"
+    arguments = [*NANO, "--batch-size", 1, "--workers", 1, "--resume", path]
+    machine.popen = {"stdin": subprocess.PIPE}
+    first = machine.start("predict", "-", *arguments)
+    assert first.stdin is not None
+    first.stdin.write("".join(f"{path}\n" for path in images[:30]))
+    first.stdin.flush()
+    while not path.exists() or not path.stat().st_size:
+        assert first.poll() is None
+        time.sleep(0.05)
+    second = machine.start("predict", f"@{tmp_path}/list.txt", *arguments)
+
+    said = waiting_for(second, "another process is answering into")
+    first.stdin.write("".join(f"{path}\n" for path in images[30:45]))
+    first.communicate(timeout=120)
+    result = machine.wait(second)
+
+    assert f"another process is answering into `{path}`; waiting for it" in said
+    assert (first.returncode, result.exit_code) == (0, 0)
+    assert "45 images are answered" in result.stderr
+    assert [line["path"] for line in lines_of(path)] == [str(path) for path in images]
+
+
+def test_two_processes_go_on_by_name_after_an_image_was_added(
+    machine: Machine, folder: Path
+) -> None:
+    machine.torchrun(*PREDICT, "--device", "cpu")
+    shutil.copy("images/red/3.png", "images/blue/-.png")
+
+    result = machine.torchrun(*PREDICT, "--device", "cpu")
+
+    assert result.exit_code == 0, result.stderr
+    found = [lines_of(f"answers.{rank}-of-2.jsonl") for rank in (0, 1)]
+    paths = [str(line["path"]) for lines in found for line in lines]
+    assert sorted(paths) == sorted(str(path) for path in Path("images").rglob("*.png"))
+
+
+@pytest.mark.parametrize("once", ["-", "@/dev/stdin", "@pipe"])
+def test_what_can_be_read_once_is_not_shared_by_processes(
+    cvt, folder: Path, monkeypatch: pytest.MonkeyPatch, once: str
+) -> None:
+    os.mkfifo("pipe")
+    if once == "@/dev/stdin" and os.path.isfile("/dev/stdin"):
+        pytest.skip("stdin is a file here, which each process can read")
+    for name, value in torchrun_environment(rank=1, count=2).items():
+        monkeypatch.setenv(name, value)
+
+    result = cvt("predict", "images", once, *TORCH, "--jsonl")
+
+    assert result.exit_code == 2
+    assert f"`{once}` can be read once, by one of the 2 processes" in result.stderr
+    assert "hint: write the list to a file and name that: @list.txt" in result.stderr
+
+
+# --- ends
+
+
+def test_what_a_killed_predict_left_is_swept_by_the_next_one(
+    cvt, machine: Machine, folder: Path
+) -> None:
+    machine.popen = {"stdin": subprocess.PIPE}
+    process = machine.start(
+        "predict", "-", *TORCH, "--features", "out/f.safetensors"
+    )  # fmt: skip
+    assert process.stdin is not None
+    process.stdin.write("images/red/0.png\n" * 40)
+    process.stdin.flush()
+    while not Path("out").exists() or len(list(Path("out").iterdir())) < 2:
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    left = len(list(Path("out").iterdir()))
+
+    # Not in this process, which sweeps a folder once.
+    result: Result = machine.run("predict", "images/red", *TORCH, "--features", "out/f.safetensors")
+
+    assert left >= 2
+    assert result.exit_code == 0, result.stderr
+    assert [path.name for path in Path("out").iterdir()] == ["f.safetensors"]
+    umask = os.umask(0)
+    os.umask(umask)
+    assert stat.S_IMODE(Path("out/f.safetensors").stat().st_mode) == 0o666 & ~umask
