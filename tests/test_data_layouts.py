@@ -134,6 +134,24 @@ def test_val_txt_may_lie_beside_the_folder_and_name_it(tmp_path: Path) -> None:
     assert data.labels.tolist() == greys(data) == [1, 2, 3]
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_tables_may_begin_with_a_byte_order_mark(tmp_path: Path, encoding: str) -> None:
+    flat_validation(tmp_path / "flat" / "val")
+    lines = [f"ILSVRC2012_val_{number:08}.JPEG {number}\r\n" for number in (1, 2, 3)]
+    (tmp_path / "flat" / "val.txt").write_bytes("".join(lines).encode(encoding))
+    table = tiny_imagenet(tmp_path / "tiny") / "val" / "val_annotations.txt"
+    table.write_bytes(table.read_text().encode(encoding))
+    names = tmp_path / "map.json"
+    names.write_bytes(json.dumps({"a": "y", "b": "x"}).encode(encoding))
+
+    flat = open_dataset(str(tmp_path / "flat"), "test", tmp_path)
+    tiny = open_dataset(str(tmp_path / "tiny"), "test", tmp_path)
+
+    assert (flat.labels.tolist(), greys(flat)) == ([1, 2, 3], [1, 2, 3])
+    assert (tiny.labels.tolist(), greys(tiny)) == ([2, 0, 1, 0], [0, 1, 2, 3])
+    assert match_classes(("a", "b"), Labels(("x", "y")), names)[0].tolist() == [1, 0]
+
+
 @pytest.mark.parametrize(
     "place", ["", "val", "ILSVRC2012_devkit_t12/data", "val/ILSVRC2012_devkit_t12/data"]
 )
