@@ -1,5 +1,7 @@
 """The app: which commands there are, and the one place where errors become messages."""
 
+import errno
+import os
 import warnings
 from typing import Annotated, Any
 
@@ -24,6 +26,13 @@ from cvt_cli.commands import (
 )
 from cvt_cli.errors import CvtError
 
+_OF_THE_MACHINE = (
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO,
+    errno.EMFILE, errno.ENFILE, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG,
+    errno.ESTALE,
+)  # fmt: skip
+"""What a system says of files, disks and rights, wherever it says so: no bug of ours."""
+
 
 class _App(TyperGroup):
     """Turns what a user can act on into a message and an exit code; bugs keep their traceback."""
@@ -39,6 +48,12 @@ class _App(TyperGroup):
             output.error(str(error), error.hint)
             raise SystemExit(error.exit_code) from None
         except BrokenPipeError:  # as of `cvt --help | head -1`
+            raise SystemExit(1) from None
+        except OSError as error:
+            if error.errno not in _OF_THE_MACHINE:
+                raise
+            place = "" if error.filename is None else f"`{os.fsdecode(error.filename)}`: "
+            output.error(f"{place}{error.strerror}")
             raise SystemExit(1) from None
 
 

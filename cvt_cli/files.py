@@ -118,6 +118,13 @@ def workplace(path: Path) -> Iterator[Path]:
             os.close(descriptor)
 
 
+def refuse_unwritable(path: Path) -> None:
+    """Raises CvtError if no file can be made there; its folder is made if need be."""
+    if not path.exists() or path.is_file():  # a device or a pipe is written in place
+        with workplace(path):
+            pass
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a text file in UTF-8, whole or not at all."""
     with replacing(path) as temporary:

@@ -30,11 +30,17 @@ _COLOURS = {  # distinguishable without colour vision too (Okabe and Ito)
 
 
 def check(path: Path) -> None:
-    """Raises UsageError if no picture can be drawn there: before the work that it shows."""
+    """Make sure that a picture can be drawn there, before the work that it shows.
+
+    Raises:
+        UsageError: matplotlib is missing, or draws no such files.
+        CvtError: the folder cannot be written to.
+    """
     if path.suffix.lower() not in SUFFIXES:
         accepted = ", ".join(f"`{suffix}`" for suffix in SUFFIXES)
         raise UsageError(f"`{path}` names no kind of picture; accepted are {accepted}")
     require()
+    files.refuse_unwritable(path)
 
 
 def available() -> bool:
@@ -56,8 +62,7 @@ def draw_benchmark(document: dict[str, Any], path: Path) -> None:
         path: of the picture; its suffix says which kind.
 
     Raises:
-        UsageError: as `check`.
-        CvtError: the file cannot be written.
+        UsageError, CvtError: as `check`.
     """
     check(path)
     from matplotlib.figure import Figure
@@ -126,8 +131,7 @@ def draw_curves(rows: Sequence[Mapping[str, float | None]], path: Path) -> None:
         path: of the picture; its suffix says which kind.
 
     Raises:
-        UsageError: as `check`.
-        CvtError: the file cannot be written.
+        UsageError, CvtError: as `check`.
     """
     check(path)
     from matplotlib.figure import Figure

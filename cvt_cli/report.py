@@ -86,6 +86,17 @@ class Mistake:
     thumbnail: bytes  # JPEG
 
 
+def check(folder: Path) -> None:
+    """Make sure that a report can be written there, before the work that it shows.
+
+    Raises:
+        UsageError: matplotlib is missing.
+        CvtError: the folder cannot be written to.
+    """
+    plots.require()
+    files.refuse_unwritable(folder / "index.html")
+
+
 def write_report(
     folder: Path,
     title: str,

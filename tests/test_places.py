@@ -1,27 +1,16 @@
 """Where files are kept, also where there is no home folder to keep them in."""
 
 import os
-import subprocess
-import sys
 
 import pytest
 
-from tests_shared import CHELSEA, Result
+from tests_shared import CHELSEA, Result, as_unknown_user
 
 
 def without_a_home(*arguments: object) -> Result:
-    """Run a command as a user whom the system does not know, as containers do."""
-    user = ["unshare", "--user", "--map-user=54321"]
-    if subprocess.run([*user, "true"], capture_output=True).returncode:
-        pytest.skip("no user namespaces here")
     homes = ("HOME", "CVT_CACHE", "HF_HOME", "XDG_CACHE_HOME")
-    done = subprocess.run(
-        [*user, sys.executable, "-m", "cvt_cli", *(str(a) for a in arguments)],
-        env={name: value for name, value in os.environ.items() if name not in homes},
-        capture_output=True,
-        text=True,
-    )
-    return Result(done.returncode, done.stdout, done.stderr)
+    environment = {name: value for name, value in os.environ.items() if name not in homes}
+    return as_unknown_user(*arguments, environment=environment)
 
 
 def test_without_a_home_folder_what_needs_no_cache_goes_on() -> None:

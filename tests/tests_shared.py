@@ -180,6 +180,20 @@ class SilentHub:
         self._server.close()
 
 
+def as_unknown_user(*arguments: object, environment: dict[str, str] | None = None) -> Result:
+    """Run a command as a user whom the system does not know and to whom permissions apply."""
+    user = ["unshare", "--user", "--map-user=54321"]
+    if subprocess.run([*user, "true"], capture_output=True).returncode:
+        pytest.skip("no user namespaces here")
+    done = subprocess.run(
+        [*user, sys.executable, "-m", "cvt_cli", *(str(a) for a in arguments)],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    return Result(done.returncode, done.stdout, done.stderr)
+
+
 def golden(name: str) -> dict[str, Any]:
     """A file of golden numbers."""
     return json.loads((GOLDEN / f"{name}.json").read_text())  # type: ignore[no-any-return]

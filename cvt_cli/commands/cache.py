@@ -62,10 +62,9 @@ def path(names: Names = None, json_output: options.Json = False) -> None:
         folders = {row.name: str(row.snapshot.folder) for row in catalogue.held(names)}
     else:
         found = {"hub": places.hub_dir(), "cvt": places.cache_dir()}
-        for folder in found.values():
-            if folder.is_relative_to(files.NOWHERE):
-                raise files.unwritable(folder, OSError())
-        folders = {name: str(folder) for name, folder in found.items()}
+        if files.NOWHERE in found.values():
+            raise files.unwritable(files.NOWHERE, OSError())
+        folders = {name: str(place) for name, place in found.items()}
     if json_output:
         output.print_json(folders)
         return

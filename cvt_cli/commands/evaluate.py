@@ -144,12 +144,13 @@ def evaluate(
 
     Example: cvt evaluate --data cifar10 --model cvt-nano-cifar10
     """
-    from cvt_cli import datasets, evaluation, plots, writers
+    from cvt_cli import datasets, evaluation, writers
+    from cvt_cli import report as reports
 
     names = model or [loader.DEFAULT_MODEL]
     _check_options(ctx, names, data, expect, predictions, resume)
     if report is not None:
-        plots.require()
+        reports.check(report)
     if predictions is not None and predictions.suffix.lower() == ".parquet":
         writers.require_parquet()
     accepted = None

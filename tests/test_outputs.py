@@ -1,0 +1,115 @@
+"""Files that commands write where they cannot, over links and into pipes; and those they may not
+read."""
+
+import os
+import shutil
+import stat
+import threading
+from pathlib import Path
+
+import pytest
+
+import cvt_cli
+from tests_shared import CHELSEA, as_unknown_user
+
+NANO = ("--model", "cvt-nano-cifar10")
+PREDICT = ("predict", CHELSEA, *NANO)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two class folders with an image each."""
+    root = tmp_path_factory.mktemp("data")
+    for name in ("cat", "dog"):
+        (root / name).mkdir()
+        shutil.copy(CHELSEA, root / name / "1.png")
+    return root
+
+
+@pytest.mark.parametrize(
+    ("option", "name"),
+    [
+        ("--html", "x.html"), ("--parquet", "x.parquet"), ("--features", "x.npz"),
+        ("--features", "x.safetensors"), ("--resume", "x.jsonl"), ("--predictions", "x.jsonl"),
+        ("--predictions", "x.csv"), ("--predictions", "x.parquet"), ("--report", "report"),
+        ("--plot", "x.png"), ("--output", "x.safetensors"),
+    ],
+)  # fmt: skip
+def test_a_file_in_place_of_the_folder_is_explained(
+    cvt, data: Path, tmp_path: Path, option: str, name: str
+) -> None:
+    (tmp_path / "file").touch()
+    path = tmp_path / "file" / name
+    command = {
+        "--predictions": ("evaluate", "--data", data, *NANO),
+        "--report": ("evaluate", "--data", data, *NANO),
+        "--plot": ("benchmark", "--variant", "nano", "--engine", "torch"),
+        "--output": ("export", "cvt-nano-cifar10"),
+    }.get(option, PREDICT)
+
+    result = cvt(*command, option, path)
+
+    assert result.exit_code == 1
+    assert f"error: cannot write `{path}" in result.stderr
+    assert "images/s" not in result.stderr and "top-1" not in result.stdout  # before the work
+
+
+def test_what_permissions_refuse_is_explained(data: Path, tmp_path: Path) -> None:
+    folder, weights = tmp_path / "folder", tmp_path / "cvt-nano-cifar10"
+    folder.mkdir(0o555)
+    shutil.copytree(Path(cvt_cli.__file__).parent / "data" / "cvt-nano-cifar10", weights)
+    (weights / "model.safetensors").chmod(0)
+
+    page = as_unknown_user(*PREDICT, "--html", folder / "page.html")
+    unreadable = as_unknown_user("predict", CHELSEA, "--model", weights)
+    weights.chmod(0)
+    hidden = as_unknown_user("info", weights)
+    weights.chmod(0o755)
+
+    assert [one.exit_code for one in (page, unreadable, hidden)] == [1, 1, 1]
+    assert f"error: cannot write `{folder}/page.html`: Permission denied" in page.stderr
+    assert f"error: `{weights}/model.safetensors`" in unreadable.stderr
+    assert f"error: `{weights}" in hidden.stderr
+    for one in (page, unreadable, hidden):
+        assert "Permission denied" in one.stderr and "Traceback" not in one.stderr
+
+
+def test_a_link_stays_a_link_and_a_pipe_a_pipe(cvt, tmp_path: Path) -> None:
+    there, link, pipe = tmp_path / "there.html", tmp_path / "link.html", tmp_path / "pipe"
+    link.symlink_to(there)
+    os.mkfifo(pipe)
+    read: list[str] = []
+    reader = threading.Thread(target=lambda: read.append(pipe.read_text()))
+    reader.start()
+
+    assert cvt(*PREDICT, "--html", link).exit_code == 0
+    assert cvt(*PREDICT, "--html", pipe).exit_code == 0
+    reader.join()
+
+    assert link.is_symlink() and there.read_text().endswith("</html>\n")
+    assert stat.S_ISFIFO(pipe.stat().st_mode) and read == [there.read_text()]
+
+
+def test_a_device_stays_a_device(cvt, tmp_path: Path) -> None:
+    device = tmp_path / "null"
+    try:
+        os.mknod(device, 0o666 | stat.S_IFCHR, os.makedev(1, 3))
+        device.write_text("")
+    except OSError:
+        pytest.skip("no device can be made here")
+
+    for option in ("--html", "--parquet"):
+        assert cvt(*PREDICT, option, device).exit_code == 0
+
+    assert stat.S_ISCHR(device.stat().st_mode)
+    assert os.listdir(tmp_path) == ["null"]
+
+
+def test_files_have_the_permissions_that_the_umask_leaves(cvt, tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        for option, name in (("--html", "x.html"), ("--features", "x.npz")):
+            assert cvt(*PREDICT, option, tmp_path / name).exit_code == 0
+            assert stat.S_IMODE((tmp_path / name).stat().st_mode) == 0o640
+    finally:
+        os.umask(before)
