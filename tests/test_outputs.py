@@ -79,12 +79,12 @@ def test_a_link_stays_a_link_and_a_pipe_a_pipe(cvt, tmp_path: Path) -> None:
     link.symlink_to(there)
     os.mkfifo(pipe)
     read: list[str] = []
-    reader = threading.Thread(target=lambda: read.append(pipe.read_text()))
+    reader = threading.Thread(target=lambda: read.append(pipe.read_text()), daemon=True)
     reader.start()
 
     assert cvt(*PREDICT, "--html", link).exit_code == 0
     assert cvt(*PREDICT, "--html", pipe).exit_code == 0
-    reader.join()
+    reader.join(10)
 
     assert link.is_symlink() and there.read_text().endswith("</html>\n")
     assert stat.S_ISFIFO(pipe.stat().st_mode) and read == [there.read_text()]
