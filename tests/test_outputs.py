@@ -108,7 +108,7 @@ def test_a_device_stays_a_device(cvt, tmp_path: Path) -> None:
 def test_files_have_the_permissions_that_the_umask_leaves(cvt, tmp_path: Path) -> None:
     before = os.umask(0o027)
     try:
-        for option, name in (("--html", "x.html"), ("--features", "x.npz")):
+        for option, name in (("--html", "x.html"), ("--features", "x.safetensors")):
             assert cvt(*PREDICT, option, tmp_path / name).exit_code == 0
             assert stat.S_IMODE((tmp_path / name).stat().st_mode) == 0o640
     finally:
