@@ -87,7 +87,7 @@ def _finite(engine: Engine, values: NDArray[np.float32]) -> NDArray[np.float32]:
         raise CheckpointError(
             f"the model answers with values that are not finite, in {engine.precision} on "
             f"{engine.device}",
-            hint="its weights are damaged or its training diverged; "
-            "if it is sound in another precision, try --precision fp32",
+            hint="its weights are damaged or its training diverged"
+            + ("; try --precision fp32, in which it may be sound" * (engine.precision != "fp32")),
         )
     return values

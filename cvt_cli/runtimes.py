@@ -107,7 +107,8 @@ def open_graph(
     if wanted != own and not computes_in(runtime, wanted):
         raise UsageError(
             f"engine `{runtime}` does not compute in `{wanted}` on this processor",
-            hint="`--precision fp32` it does, and `--engine torch` may compute in others",
+            hint="`--precision fp32` it does"
+            + (", and `--engine torch` may compute in others" if record is None else ""),
         )
     threads = machine.threads_for(_MUCH if macs is None else macs)
     if runtime == "onnxruntime":

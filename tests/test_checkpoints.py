@@ -279,3 +279,19 @@ def test_every_option_that_a_message_names_is_one_of_the_command(
         for option in re.findall(r"(?<![\w-])--[a-z][a-z-]*", text)
     }
     assert named <= options, result.stderr
+
+
+def test_a_diverged_model_is_not_sent_to_the_precision_that_it_has(cvt, mine: Path) -> None:
+    model = golden_model(TINY.with_classes(3))
+    with torch.no_grad():
+        model.head.bias.fill_(float("nan"))
+    weights.save(mine, model, OWN, Preprocessing(64, 64, "crop"), "")
+
+    exact, coarse = (
+        cvt("predict", CHELSEA, "--model", mine, "--precision", precision)
+        for precision in ("fp32", "bf16")
+    )
+
+    assert "values that are not finite, in fp32" in exact.stderr
+    assert "--precision" not in exact.stderr
+    assert "try --precision fp32" in coarse.stderr
