@@ -36,6 +36,21 @@ OPTIONS_WITH_EFFECT = [
     ("predict a.png --resume f.jsonl", f"{_PREDICT} --top-k --threshold --json --jsonl --csv"),
     ("evaluate --data nowhere", _EVALUATE),
     ("evaluate --data cifar10 --expect 0.5", f"{_EVALUATE} --data-dir --tolerance"),
+    (
+        "export cvt-nano-cifar10 --output a.onnx",
+        "MODEL --output --format --with-preprocessing --dynamic-size --overwrite --precision "
+        "--int8 --verify-data --res --activation --offline --json",
+    ),
+    (
+        "export cvt-nano-cifar10 --output a.safetensors",
+        "MODEL --output --format --layout --overwrite --res --activation --offline --json",
+    ),
+    (
+        "benchmark --variant nano",
+        "--variant --res --engine --precision --batch-size --against --rounds --device --plot "
+        "--json",
+    ),
+    ("download cvt-13", "NAME --revision --engine --json"),
     ("cache list", "--json"),
     ("cache path", "NAME --json"),
     ("cache verify", "NAME --json"),
