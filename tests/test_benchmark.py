@@ -1,11 +1,12 @@
 """`cvt benchmark` measures what it says; no test asserts a speed."""
 
+import statistics
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from cvt_cli import places
+from cvt_cli import benchmark, places
 
 QUICK = ["--rounds", 2, "--variant", "nano"]
 
@@ -18,7 +19,7 @@ def test_every_side_has_its_row_and_its_conditions(cvt_process) -> None:
     document = result.json
     assert result.exit_code == 0
     assert (document["model"], document["height"], document["weights"]) == ("nano", 32, "random")
-    assert document["macs"] == 18_700_800 and document["hardware"].endswith("threads")
+    assert document["macs"] == 18_700_800 and "thread" in document["hardware"]
     assert {"cvt-cli", "torch", "onnxruntime", "openvino", "transformers"} == set(
         document["versions"]
     )
@@ -36,6 +37,17 @@ def test_every_side_has_its_row_and_its_conditions(cvt_process) -> None:
     assert onnx_row["peak_memory_bytes"] < baseline["peak_memory_bytes"] / 2
     assert "random weights" in result.stderr
     assert not list(places.cache_dir().rglob("*.onnx"))
+
+
+def test_turns_that_do_not_agree_give_no_ratio_and_others_as_many_digits_as_they_say() -> None:
+    def row(*ratios: float) -> benchmark.Row:
+        found = statistics.median(ratios) if benchmark.agree(ratios) else None
+        between = (min(ratios), max(ratios))
+        return benchmark.Row(None, 1, 1, 1, found, between, 0, 0, None, 0)  # type: ignore[arg-type]
+
+    assert benchmark.ratio_text(row(1.24, 1.25, 1.26)) == "1.25"
+    assert benchmark.ratio_text(row(1.05, 1.25, 1.61)) == "1.2"
+    assert benchmark.ratio_text(row(0.4, 2.1, 124.9)) == "0.4 to 124.9"
 
 
 def test_the_table_says_what_was_measured_and_the_picture_shows_it(

@@ -8,6 +8,7 @@ import resource
 import shutil
 import subprocess
 import sys
+import time
 import zipfile
 from pathlib import Path
 
@@ -508,6 +509,23 @@ def test_a_full_disk_leaves_nothing_and_is_explained(machine: Machine) -> None:
     assert result.exit_code == 1
     assert "cannot write" in result.stderr and "Traceback" not in result.stderr
     assert not list(target.iterdir())
+
+
+def test_what_a_killed_export_left_is_swept_by_the_next(
+    cvt, tmp_path: Path, machine: Machine
+) -> None:
+    process = machine.start("export", NANO, "-o", tmp_path / "a.onnx", HF_HUB_OFFLINE="1")
+    for _ in range(600):  # until it has its workplace
+        time.sleep(0.1)
+        if left := list(tmp_path.glob(".a.onnx.*")):
+            break
+    process.kill()
+    process.communicate()
+    assert left and left[0].is_dir()
+
+    assert cvt("export", NANO, "-o", tmp_path / "b.safetensors").exit_code == 0
+
+    assert [path.name for path in tmp_path.glob(".*")] == []
 
 
 def test_a_model_without_class_names_is_refused(cvt, tmp_path: Path) -> None:
