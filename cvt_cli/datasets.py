@@ -34,7 +34,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from cvt_cli import files, images, places, text
+from cvt_cli import files, images, places, text, torchrun
 from cvt_cli.errors import DataError
 from cvt_cli.images import Colour, Passed
 from cvt_cli.labels import Labels, imagenet, imagenet_wnids
@@ -202,7 +202,7 @@ def open_dataset(
             f"`{data}` does not exist; accepted are a folder, a .zip, a .tar and the names "
             + ", ".join(f"`{name}`" for name in KNOWN_SETS)
         )
-    return _open_split(_entered(open_tree(path)), split, say or _nobody)
+    return _open_split(_entered(open_tree(path)), split, _once(say))
 
 
 def open_validation(
@@ -221,7 +221,7 @@ def open_validation(
     parts = _parts(tree)
     if not ("train" in parts and "val" in parts):
         return None
-    found = _labelled(tree.below(parts["val"]), say or _nobody)
+    found = _labelled(tree.below(parts["val"]), _once(say))
     try:
         index, _ = match_classes(found.classes, Labels(training.classes))
     except DataError as error:
@@ -235,6 +235,11 @@ def open_validation(
 
 def _nobody(message: str) -> None:
     """Say it to nobody."""
+
+
+def _once(say: Say | None) -> Say:
+    """Of several processes that open the same data, one says what it found."""
+    return say if say is not None and torchrun.rank() == 0 else _nobody
 
 
 def _open_split(tree: Tree, split: Split, say: Say) -> LabelledImages:
@@ -609,7 +614,7 @@ def _open_known(
                 hint="remove it and fetch it again",
             )
         return found
-    return _open_split(Folder(root), split, say or _nobody)
+    return _open_split(Folder(root), split, _once(say))
 
 
 def _known_root(known: _KnownSet, data_dir: Path) -> Path | None:
