@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from PIL import Image
 
-from cvt_cli import images, limits, text, trees, web
+from cvt_cli import images, limits, text, trees
 from cvt_cli.errors import ImageError, UsageError
 from cvt_cli.images import Colour, Passed
 from cvt_cli.trees import ARCHIVE_ERRORS
@@ -105,14 +105,26 @@ def readable_once(inputs: Sequence[str]) -> str | None:
     return None
 
 
+def is_address(text: str) -> bool:
+    """Whether it is an http(s) address; the protocol may be written in any case."""
+    protocol, separator, _ = text.partition("://")
+    return bool(separator) and protocol.lower() in ("http", "https")
+
+
+def _fetched(address: str) -> BinaryIO:
+    from cvt_cli import web  # whose http and ssl a start without addresses does not wait for
+
+    return web.fetch(address)
+
+
 def source(text: str) -> Source:
     """The one image with this path or address, which is searched for no others.
 
     Raises:
         UsageError: what opens an address is not installed.
     """
-    if web.is_address(text):
-        return Source(text, partial(web.fetch, text))
+    if is_address(text):
+        return Source(text, partial(_fetched, text))
     if _is_local_address(text):
         return _file(Path(text[len("file://") :]), text)
     if "://" in text:
@@ -175,7 +187,7 @@ class _Search:
         yield from found
 
     def _from_one(self, one: str) -> Iterator[Source]:
-        if web.is_address(one):
+        if is_address(one):
             yield source(one)
         elif _is_local_address(one):
             written, path = one[: len("file://")], one[len("file://") :]

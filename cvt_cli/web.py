@@ -23,15 +23,9 @@ UNCOUNTED = 4 * 1024**2
 """Bytes of an image that are read before room is asked for, where its length is not announced."""
 
 _CHUNK = 1024**2
-_PROTOCOLS = ("http", "https")
 
 # What a browser sends as it stands of a path and of a query; "%" since it may be quoted already.
 _KEPT = "/%:=&?~+!$,;'@()*[]|"
-
-
-def is_address(text: str) -> bool:
-    """Whether it is an http(s) address; the protocol may be written in any case."""
-    return text.partition("://")[0].lower() in _PROTOCOLS and "://" in text
 
 
 def quoted(address: str) -> str:
