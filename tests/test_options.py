@@ -13,12 +13,6 @@ from typer.main import get_command
 from cvt_cli import options
 from cvt_cli.cli import app
 
-_RUN = "--model --revision --offline --res --activation --exif --batch-size --workers --device "
-_RUN += "--engine --precision --verbose"
-_PREDICT = f"{_RUN} --fast-decode --background"
-_EVALUATE = f"{_RUN} --data --label-map --real --groups --skip-unreadable --top-k --expect "
-_EVALUATE += "--predictions --report --json"
-
 PREDICT = (
     "--model --revision --offline --res --activation --top-k --threshold --exif --fast-decode "
     "--background --batch-size --workers --device --engine --precision --verbose --json --jsonl "
@@ -32,6 +26,12 @@ EVALUATE = (
 EXPORT = (
     "--format --with-preprocessing --dynamic-size --overwrite --precision --int8 --verify-data "
     "--res --activation --revision --offline --json"
+)
+FINETUNE = (
+    "--data-dir --val-fraction --model --revision --offline --variant --res --activation --freeze "
+    "--recipe --show-recipe --epochs --batch-size --accumulate --lr --warmup-epochs --weight-decay "
+    "--clip --augment --class-weights --patience --max-time --seed --device --gpus --sync-bn "
+    "--precision --checkpoint-activations --workers --resume --dry-run --output --json"
 )
 BENCHMARK = (
     "--variant --model --res --engine --precision --batch-size --against --rounds --device --plot "
@@ -71,6 +71,7 @@ OPTIONS_WITH_EFFECT = [
         "export x --output x.safetensors",
         "--format --layout --overwrite --res --activation --revision --offline --json",
     ),
+    ("finetune --data cifar10", FINETUNE),
     ("benchmark", BENCHMARK),
     ("benchmark --variant nano", but(BENCHMARK, "--model")),
     ("benchmark --model cvt-nano-cifar10", but(BENCHMARK, "--variant")),
@@ -132,6 +133,10 @@ def parameters(command: str) -> dict[str, tuple[type, Any]]:
 
 def command_of(line: str) -> str:
     return max((name for name in COMMANDS if f"{line} ".startswith(f"{name} ")), key=len)
+
+
+def test_every_command_has_its_options_with_effect_listed() -> None:
+    assert {command_of(line) for line, _ in OPTIONS_WITH_EFFECT} == set(COMMANDS)
 
 
 def spelled(name: str, kind: Any) -> list[str]:
