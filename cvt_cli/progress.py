@@ -28,3 +28,7 @@ def silent(
 ) -> Iterator[Advance]:
     """Report to nobody."""
     yield lambda items, note: None
+
+
+def unheard(message: str) -> None:
+    """Say it to nobody."""

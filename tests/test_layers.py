@@ -20,8 +20,8 @@ LAYERS = {
         "hub upload"
     ),
     "arrays": (
-        "images trees web sources datasets engine runtimes inference datacheck gallery writers "
-        "metrics evaluation comparison plots report verification"
+        "images trees web sources datasets engine runtimes inference datacheck held_out gallery "
+        "writers metrics evaluation comparison plots report verification"
     ),
     "tensors": (
         "model weights devices inference_form torch_engine graph_preprocessing quantisation graphs "

@@ -1,20 +1,24 @@
 """``cvt evaluate``: accuracy on labelled images."""
 
+from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from cvt_cli import checkpoints, loader, machine, options, output, places, progress, text, torchrun
 from cvt_cli.conditions import Conditions, names_hash
 from cvt_cli.errors import DataError, UsageError
+from cvt_cli.progress import Say
 from cvt_cli.text import printable
 
 if TYPE_CHECKING:
+    from cvt_cli import datasets
     from cvt_cli.datasets import LabelledImages
     from cvt_cli.evaluation import Subject
+    from cvt_cli.held_out import Origin
 
 IMAGENET_VALIDATION = 50_000
 """Images of the set that the published numbers are of."""
@@ -40,6 +44,15 @@ def evaluate(
     revision: options.Revision = None,
     offline: options.Offline = False,
     data_dir: options.DataDir = None,
+    split: Annotated[
+        Literal["val"] | None,
+        typer.Option(
+            help="val: those images alone that the run which made the model chose its best epoch "
+            "by; of a folder without parts, what it set aside.",
+            rich_help_panel=options.DATA,
+            show_default=False,
+        ),
+    ] = None,
     label_map: Annotated[
         Path | None,
         typer.Option(
@@ -144,7 +157,7 @@ def evaluate(
 
     Example: cvt evaluate --data cifar10 --model cvt-nano-cifar10
     """
-    from cvt_cli import datasets, evaluation, writers
+    from cvt_cli import datasets, evaluation, held_out, writers
     from cvt_cli import report as reports
 
     names = model or [loader.DEFAULT_MODEL]
@@ -156,9 +169,17 @@ def evaluate(
     accepted = None
     table = None if groups is None else _read_groups(groups)
     access = output.access(revision, offline, verbose)
-    images = datasets.open_dataset(
-        data, "test", data_dir or places.data_dir(), offline=offline, say=access.say
-    )
+
+    def opened(part: "datasets.Split", say: Say) -> "LabelledImages":
+        return datasets.open_dataset(
+            data, part, data_dir or places.data_dir(), offline=offline, say=say
+        )
+
+    origins = [held_out.origin_of(name) for name in names]
+    if split is None:
+        images = opened("test", access.say)
+    else:
+        images = _held_out(names, origins, partial(opened, say=access.say))
     rank = torchrun.rank()
     mine = [index for index, name in enumerate(images.names) if torchrun.is_mine(name)]
     threads = workers or machine.threads()
@@ -263,6 +284,11 @@ def evaluate(
             raise AssertionError(f"{one.result.n} images were counted of {len(images)}")
         document = {"data": data, **one.result.to_json(one.labels), **condition, "exif": exif}
         document["record"] = _record(document)
+        origin = origins[place]
+        seen = None
+        if origin is not None:
+            seen = origin.trained_on(images, partial(opened, "train", progress.unheard))
+        document |= {"split": split, "n_trained_on": None if seen is None else len(seen)}
         documents.append(document)
     failed = _verdicts(documents, expect, tolerance) if rank == 0 else 0
     if rank == 0:
@@ -334,6 +360,29 @@ def _path_of(path: Path, model: str, models: int) -> Path:
     if models == 1:
         return path
     return path.with_name(f"{path.stem}.{_name_in_files(model)}{path.suffix}")
+
+
+def _held_out(
+    names: list[str],
+    origins: "list[Origin | None]",
+    opened: "Callable[[datasets.Split], LabelledImages]",
+) -> "LabelledImages":
+    """The images that the models' runs chose their best epochs by; see ``--split``."""
+    found = []
+    for name, origin in zip(names, origins, strict=True):
+        if origin is None:
+            raise UsageError(
+                f"--split val: `{name}` lies in no run folder, whose `split.json` says which "
+                "images were set aside",
+                hint="leave --split out, or name a folder with these images as --data",
+            )
+        found.append(origin.held_out(opened("train" if origin.set_aside else "test")))
+    if any(one.names != found[0].names for one in found):
+        raise UsageError(
+            "--split val: these models' runs have set different images aside",
+            hint="evaluate them one by one",
+        )
+    return found[0]
 
 
 def _read_json(path: Path) -> Any:
@@ -430,6 +479,11 @@ def _print(document: dict[str, Any], k: int, title: bool) -> None:
         lines.append(
             f"top-1   {100 * subset['top1']:.2f} %  ({subset['top1_correct']} of {n}; "
             f"95 % interval {low:.2f} to {high:.2f}) among the {subset['n']} classes present"
+        )
+    if document["n_trained_on"]:
+        lines.append(
+            f"trained {document['n_trained_on']} of these {n} images were trained on; "
+            "--split val measures on those set aside"
         )
     lines.append(
         f"top-{k:<3} {100 * document[f'top{k}']:.2f} %  ({document[f'top{k}_correct']} of {n})"
