@@ -2,7 +2,9 @@
 
 import errno
 import os
+import signal
 import warnings
+from contextlib import suppress
 from typing import Annotated, Any
 
 import typer
@@ -55,6 +57,15 @@ class _App(TyperGroup):
             place = "" if error.filename is None else f"`{os.fsdecode(error.filename)}`: "
             output.error(f"{place}{error.strerror}")
             raise SystemExit(1) from None
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            # One more Ctrl-C while the process ends is no reason for a traceback.
+            with suppress(ValueError):  # not in the main thread
+                signal.signal(signal.SIGINT, lambda number, frame: None)
+            raise
 
 
 app = typer.Typer(

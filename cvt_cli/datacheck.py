@@ -12,6 +12,7 @@ from cvt_cli.datasets import LabelledImages
 from cvt_cli.errors import ImageError
 from cvt_cli.inference import ahead
 from cvt_cli.progress import Progress, silent
+from cvt_cli.trees import ARCHIVE_ERRORS
 
 DECODED_UP_TO = 20_000
 """Of more images than this only the headers are read."""
@@ -28,6 +29,7 @@ class DataCheck:
     unreadable: tuple[tuple[int, str], ...]  # index of the image and the reason, by index
     only_headers: bool  # damage behind a header was not looked for
     fingerprint: str  # SHA-256, hexadecimal: another one means other data
+    size_fingerprint: str  # likewise by the files' sizes alone, as earlier versions took it
 
 
 def check(data: LabelledImages, workers: int, progress: Progress = silent) -> DataCheck:
@@ -37,8 +39,8 @@ def check(data: LabelledImages, workers: int, progress: Progress = silent) -> Da
     the headers are read. Images held in memory need no reading.
 
     The fingerprint is of the names of classes and images in their order, of the labels and of the
-    files' sizes in bytes, and of images held in memory themselves. It does not depend on where the
-    data lie. A file whose content changed and whose size did not keeps it.
+    files' contents, or of the images themselves where they are held in memory. It does not depend
+    on where the data lie. So every file is read whole, also where its header alone is decoded.
 
     Args:
         data: at least one class.
@@ -46,13 +48,15 @@ def check(data: LabelledImages, workers: int, progress: Progress = silent) -> Da
         progress: told of every image.
     """
     digest = hashlib.sha256(json.dumps(data.classes).encode())
+    by_size = digest.copy()
     only_headers = data.pixels is None and len(data) > DECODED_UP_TO
     unreadable: list[tuple[int, str]] = []
 
-    def look(index: int) -> tuple[str | None, int | None]:
+    def look(index: int) -> tuple[str | None, int | None, str | None]:
         if data.pixels is not None:
-            return None, None
+            return None, None, None
         size = data.files.size(data.names[index])
+        content = _content_hash(data, index)
         try:
             if only_headers:
                 images.size(partial(data.files.open, data.names[index]))
@@ -60,19 +64,21 @@ def check(data: LabelledImages, workers: int, progress: Progress = silent) -> Da
                 # A JPEG at 1/8 of its size: all of the file is read all the same, much faster.
                 data.load(index, exif=False, at_least=(1, 1))
         except ImageError as error:
-            return str(error), size
-        return None, size
+            return str(error), size, content
+        return None, size, content
 
     with progress("checking images", len(data)) as advance:
-        for index, (reason, size) in ahead(look, range(len(data)), workers, 256):
+        for index, (reason, size, content) in ahead(look, range(len(data)), workers, 256):
             if reason is not None:
                 unreadable.append((index, reason))
-            record = [data.names[index], int(data.labels[index]), size]
-            digest.update(json.dumps(record).encode())
+            record = [data.names[index], int(data.labels[index])]
+            digest.update(json.dumps([*record, content]).encode())
+            by_size.update(json.dumps([*record, size]).encode())
             advance(1, f"{len(unreadable)} unreadable" if unreadable else "")
     if data.pixels is not None:
-        digest.update(json.dumps(data.pixels.shape).encode())
-        digest.update(np.ascontiguousarray(data.pixels).data)
+        for one in (digest, by_size):
+            one.update(json.dumps(data.pixels.shape).encode())
+            one.update(np.ascontiguousarray(data.pixels).data)
     per_class = np.bincount(data.labels, minlength=len(data.classes)).tolist()
     smallest = per_class.index(min(per_class))
     return DataCheck(
@@ -83,4 +89,17 @@ def check(data: LabelledImages, workers: int, progress: Progress = silent) -> Da
         unreadable=tuple(unreadable),
         only_headers=only_headers,
         fingerprint=digest.hexdigest(),
+        size_fingerprint=by_size.hexdigest(),
     )
+
+
+def _content_hash(data: LabelledImages, index: int) -> str | None:
+    """The SHA-256 of an image's file; None where it cannot be read, which decoding it will say."""
+    try:
+        digest = hashlib.sha256()
+        with data.files.open(data.names[index]) as file:
+            while block := file.read(1024 * 1024):
+                digest.update(block)
+        return digest.hexdigest()
+    except (OSError, ImageError, *ARCHIVE_ERRORS):
+        return None

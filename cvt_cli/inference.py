@@ -173,48 +173,38 @@ def ahead(
         items: taken one by one, no more than ``most`` ahead.
         workers: threads.
         most: results that wait at the same time.
-        size: of a result, in bytes; work is begun on no other item but the next to be given while
-            results of more than `limits.LARGEST_WAITING` wait.
+        size: of a result, in bytes; no item is taken while more than `limits.LARGEST_WAITING` wait.
     """
-    room = threading.Condition()
-    made = 0  # bytes of results that were not given yet
-    given = 0  # results; the next one is made in any case, since it is waited for
-    ended = False
-
-    def in_turn(number: int, item: Item) -> Result:
-        nonlocal made
-        if made > limits.LARGEST_WAITING:
-            with room:
-                room.wait_for(lambda: made <= limits.LARGEST_WAITING or number == given or ended)
-        result = work(item)
-        if bytes_made := size(result):
-            with room:
-                made += bytes_made
-        return result
-
-    def next_one() -> tuple[Item, Result]:
-        nonlocal made, given
-        item, future = waiting.popleft()
-        result = future.result()
-        with room:
-            made -= size(result)
-            given += 1
-            room.notify_all()
-        return item, result
-
+    total = 0  # bytes of results that were not given yet
+    lock = threading.Lock()
     pool = ThreadPoolExecutor(workers)
     waiting: deque[tuple[Item, Future[Result]]] = deque()
+
+    def measured(item: Item) -> Result:
+        result = work(item)
+        count(size(result))
+        return result
+
+    def count(change: int) -> None:
+        nonlocal total
+        if change:
+            with lock:
+                total += change
+
+    def next_one() -> tuple[Item, Result]:
+        item, future = waiting.popleft()
+        result = future.result()
+        count(-size(result))
+        return item, result
+
     try:
-        for number, item in enumerate(items):
-            waiting.append((item, pool.submit(in_turn, number, item)))
-            if len(waiting) > most:
+        for item in items:
+            waiting.append((item, pool.submit(measured, item)))
+            while len(waiting) > most or (waiting and total > limits.LARGEST_WAITING):
                 yield next_one()
         while waiting:
             yield next_one()
     finally:
-        with room:
-            ended = True
-            room.notify_all()
         pool.shutdown(wait=False, cancel_futures=True)
 
 

@@ -1,5 +1,6 @@
 """The linear probe: the features of every image once, and the best linear head on them."""
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -19,6 +20,7 @@ from cvt_cli.datasets import LabelledImages
 from cvt_cli.engine import Engine, features_of
 from cvt_cli.errors import DataError, ImageError
 from cvt_cli.inference import ahead
+from cvt_cli.model import CvT
 from cvt_cli.preprocessing import Preprocessing
 from cvt_cli.progress import Progress, silent
 
@@ -104,6 +106,17 @@ def cached_features(
                 if saved < done:
                     save()
     return parts[0], data.labels
+
+
+def backbone_hash(model: CvT) -> str:
+    """A SHA-256 of all tensors that features depend on: those of the head are left out."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        if not name.startswith("head."):
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+            content = tensor.detach().cpu().contiguous().reshape(-1)
+            digest.update(content.view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def _stored(path: Path, key: str) -> NDArray[np.float32] | None:

@@ -2,7 +2,7 @@
 
 RUN/plan.json      everything that the run depends on: data, model, recipe, versions, command
 RUN/split.json     names of the images that the best epoch is chosen by
-RUN/metrics.csv    a line per epoch
+RUN/metrics.csv    a line per epoch, and of the part of one that --max-time ended early
 RUN/best/          the epoch with the best top-1 on those images, as a checkpoint folder
 RUN/last/          the last epoch done
 RUN/state/         what --resume goes on from, in the middle of an epoch too
@@ -15,6 +15,8 @@ import io
 import json
 import os
 import platform
+import shlex
+import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -43,11 +45,15 @@ from cvt_cli import (
     plots,
     probe,
     tensorboard,
+    text,
+    torch_engine,
     torchrun,
     training,
     training_data,
     weights,
 )
+from cvt_cli.conditions import Conditions, names_hash
+from cvt_cli.costs import costs
 from cvt_cli.datasets import LabelledImages
 from cvt_cli.devices import Precision
 from cvt_cli.errors import CheckpointError, CvtError, DataError, UsageError
@@ -64,6 +70,12 @@ from cvt_cli.training_data import Batches
 
 PLAN_FILE = "plan.json"
 STATE_FILE = Path("state", "state.safetensors")
+WHOLE_BEST = Path("state", "best")
+"""Where the best whole epoch is kept while `best` holds a part of one."""
+
+PLAN_VERSION = 2
+"""Of the plan's form. Version 1, without a number, is read too: its fingerprint is of the files'
+sizes, and its epochs leave out what does not fill a step."""
 
 SAVE_EVERY_SEC = 60.0
 """Between two states in the middle of an epoch, unless writing one takes long."""
@@ -72,6 +84,10 @@ TIMED_STEPS = 3
 """By which the plan estimates the time."""
 
 _INTERRUPTED, _OUT_OF_TIME = 2, 1
+
+_SAME_SIGNAL_SEC = 1.0
+"""In which a second signal is the first once more: `timeout` and Slurm tell a process by itself and
+with its group, torchrun passes on what its processes got from the terminal too."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +107,7 @@ class Settings:
     max_time_sec: float | None = None  # from the start of a process, also of one that goes on
     sync_batchnorm: bool = False
     checkpoint_activations: bool = False
+    every_image: bool = True  # is seen in every epoch; see `Batches`
 
 
 @dataclass(frozen=True)
@@ -102,7 +119,8 @@ class Images:
     set_aside: bool  # the validation images were taken from the training images
     unreadable: tuple[str, ...]  # names of the images left out, with the reason
     only_headers: bool  # damage behind a header was not looked for
-    fingerprint: str
+    fingerprint: str  # of all of them, by content
+    size_fingerprint: str = ""  # likewise by the files' sizes, as a plan of version 1 has it
 
 
 def check_images(
@@ -134,13 +152,14 @@ def check_images(
             "`DATA/cat/1.jpg` and `DATA/dog/1.jpg`",
         )
     unreadable: list[str] = []
-    prints, headers = [], False
+    prints, by_size, headers = [], [], False
     readable = []
     for images in (found, published):
         if images is None:
             continue
         checked = datacheck.check(images, machine.threads(), progress)
         prints.append(checked.fingerprint)
+        by_size.append(checked.size_fingerprint)
         headers |= checked.only_headers
         bad = [index for index, _ in checked.unreadable]
         unreadable += [f"{images.names[index]}: {reason}" for index, reason in checked.unreadable]
@@ -156,7 +175,13 @@ def check_images(
         if not len(validation):
             raise DataError(f"no image in `{published.root}` can be read")
     return Images(
-        training_set, validation, published is None, tuple(unreadable), headers, " ".join(prints)
+        training_set,
+        validation,
+        published is None,
+        tuple(unreadable),
+        headers,
+        " ".join(prints),
+        " ".join(by_size),
     )
 
 
@@ -183,7 +208,7 @@ class _Position:
     """What a run has come to, besides its tensors."""
 
     rows: list[dict[str, Any]]  # an epoch each, as in metrics.csv
-    best: int | None = None  # its number, from 1
+    best: int | None = None  # the best one's place among them, from 1
     best_correct: int = -1
     loss_sum: float = 0.0  # over the steps of the epoch under way
     loss_steps: int = 0
@@ -208,6 +233,8 @@ class Run:
         self._say_to = say if torchrun.rank() == 0 else lambda message: None
         self._log: Path | None = None
         self._started = perf_counter()
+        self._stop = _Stop()
+        self._saved = ""  # what of it is on the disk, for who interrupts it
         settings, recipe = job.settings, job.settings.recipe
         if settings.sync_batchnorm and job.device.type != "cuda":
             raise UsageError(
@@ -224,7 +251,23 @@ class Run:
             seed=settings.seed,
             workers=job.workers,
             pin=job.device.type == "cuda",
+            shared=self._has_room(),
+            every_image=settings.every_image,
         )
+        height, width = job.preprocessing.height, job.preprocessing.width
+        of_one = costs(job.name, job.model.config, height, width).macs
+        self._macs = of_one * settings.batch_size
+        # Backward takes about twice what forward does.
+        self._threads = torch_engine.threads_for(3 * self._macs)
+        self._hardware = (
+            machine.named_threads(self._threads)
+            if job.device.type == "cpu"
+            else devices.hardware(job.device)
+        )
+        self._class_weights = None
+        if settings.class_weights:
+            found = job.images.training
+            self._class_weights = training.class_weights(found.labels, len(found.classes))
         self.trainer: Trainer | None = None
         if recipe.optimizer == "newton":
             return
@@ -232,14 +275,11 @@ class Run:
             training.keep_memory()
         if not self.batches.steps:
             raise DataError(
-                f"{len(job.images.training)} images to train on are fewer than the "
-                f"{self.batches.step_images} of a step",
+                f"{len(job.images.training)} images to train on cannot be shared out among "
+                f"{torchrun.count()} processes with {settings.accumulate} parts each",
                 hint="give a smaller --batch-size, or less to --accumulate",
             )
         schedule = training.schedule_of(recipe, self.batches.steps)
-        counted = training.class_weights(
-            job.images.training.labels, len(job.images.training.classes)
-        )
         self.trainer = Trainer(
             job.model,
             recipe,
@@ -248,11 +288,31 @@ class Run:
             precision=settings.precision,
             seed=settings.seed,
             ema=recipe.ema_epochs * self.batches.steps,
-            class_weights=counted if settings.class_weights else None,
+            class_weights=self._class_weights,
             frozen=training.freeze(job.model, settings.freeze),
             sync_batchnorm=settings.sync_batchnorm,
             checkpoint_activations=settings.checkpoint_activations,
         )
+
+    def _has_room(self) -> bool:
+        """Whether the batches that the workers of this machine hold ready fit into shared memory,
+        of which Docker gives a container 64 MB."""
+        job, free = self.job, training_data.shared_memory_free()
+        if not job.workers or job.settings.recipe.optimizer == "newton" or free is None:
+            return True
+        height, width = job.preprocessing.height, job.preprocessing.width
+        # Two that wait for each worker, and those of a step.
+        batches = 2 * job.workers + job.settings.accumulate + 1
+        needed = batches * job.settings.batch_size * 3 * height * width * 4
+        needed *= torchrun.local_count()
+        if needed <= free:
+            return True
+        self._say(
+            f"/dev/shm has {human_bytes(free)} free, and the batches of {job.workers} workers take "
+            f"up to {human_bytes(needed)}: they come through pipes, which takes longer (docker run "
+            "--shm-size gives more)"
+        )
+        return False
 
     # --- before the first step
 
@@ -269,6 +329,7 @@ class Run:
         parameters = sum(p.numel() for p in job.model.parameters())
         trained = sum(p.numel() for p in job.model.parameters() if p.requires_grad)
         document: dict[str, Any] = {
+            "version": PLAN_VERSION,
             "data": {
                 "name": settings.data,
                 "root": str(images.training.root),
@@ -296,7 +357,7 @@ class Run:
             "processes": torchrun.count(),
             "workers": job.workers,
             "device": str(job.device),
-            "hardware": devices.hardware(job.device),
+            "hardware": self._hardware,
             "versions": {
                 "cvt-cli": __version__,
                 "torch": torch.__version__,
@@ -312,7 +373,11 @@ class Run:
         }
         if trainer is not None:
             steps = trainer.schedule.steps
-            step_sec, timed = trainer.trial(self.batches.of_epoch(0), TIMED_STEPS)
+            with (
+                training_data.workers_watched("leave it room, or decode with --workers 0"),
+                torch_engine.computing_in(self._threads),
+            ):
+                step_sec, timed = trainer.trial(self.batches.of_epoch(0), TIMED_STEPS)
             # Forward alone takes about a third of forward and backward.
             validation = len(images.validation) * step_sec / self.batches.step_images / 3
             epochs = -(-steps // self.batches.steps)
@@ -340,22 +405,28 @@ class Run:
                 number.
             DataError: an image cannot be read.
         """
-        images = self.job.images
         if torchrun.rank() == 0:
-            if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-                raise CvtError(
-                    f"`{folder}` exists and is not an empty folder",
-                    hint=f"go on with it, --resume {folder}, or name another with --output",
-                )
-            split = {
-                "seed": self.job.settings.seed,
-                "root": str(images.validation.root),
-                "validation": list(images.validation.names),
-            }
-            files.write_text(folder / "split.json", json.dumps(split, indent=1) + "\n")
-            files.write_text(folder / PLAN_FILE, json.dumps(plan, indent=1) + "\n")
-            self._save(folder, _Position([]))
-        return self._run(folder, _Position([]))
+            check_free(folder)
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise files.unwritable(folder / "split.json", error) from error
+
+        def start() -> _Position:
+            if torchrun.rank() == 0:
+                check_free(folder)  # another process may have been faster
+                images = self.job.images
+                split = {
+                    "seed": self.job.settings.seed,
+                    "root": str(images.validation.root),
+                    "validation": list(images.validation.names),
+                }
+                files.write_text(folder / "split.json", json.dumps(split, indent=1) + "\n")
+                files.write_text(folder / PLAN_FILE, json.dumps(plan, indent=1) + "\n")
+                self._save(folder, _Position([]))
+            return _Position([])
+
+        return self._run(folder, start)
 
     def go_on(self, folder: Path) -> dict[str, Any]:
         """Train on from where a run was left; see `begin`.
@@ -363,33 +434,55 @@ class Run:
         Raises:
             CvtError: likewise, or its state does not fit.
         """
-        return self._run(folder, self._restore(folder))
 
-    def _run(self, folder: Path, position: _Position) -> dict[str, Any]:
+        def start() -> _Position:
+            # What an epoch that --max-time ended early took the place of; it goes on now.
+            whole = folder / WHOLE_BEST
+            if torchrun.rank() == 0 and whole.is_dir():
+                shutil.rmtree(folder / "best", ignore_errors=True)
+                whole.rename(folder / "best")
+            return self._restore(folder)
+
+        return self._run(folder, start)
+
+    def _run(self, folder: Path, start: Callable[[], _Position]) -> dict[str, Any]:
+        """Train from a position that is asked for when this process alone trains in the folder."""
         with ExitStack() as stack:
             if torchrun.rank() == 0:
                 lock = folder / "state" / "lock"
                 stack.enter_context(files.locked(lock, f"training in `{folder}`", self._say_to))
-            self._log = folder / "log.txt"
+            torchrun.gather(None)  # the others read nothing before the lock is held
+            stack.enter_context(self._stop.heard())
+            stack.enter_context(torch_engine.computing_in(self._threads))
             if torchrun.rank() == 0:  # what a kill in the middle of writing left
+                files.swept(folder, deep=True)
                 for left in folder.rglob(".*.tmp"):
-                    left.unlink(missing_ok=True)
-            if self.trainer is None:
-                result = self._probe(folder, position)
-            else:
-                result = self._train(folder, position, self.trainer)
-        return result
+                    if not left.name.endswith(files.SUFFIX):  # of the version before
+                        left.unlink(missing_ok=True)
+            try:
+                position = start()
+                self._log = folder / "log.txt"
+                if self.trainer is None:
+                    return self._probe(folder, position)
+                return self._train(folder, position, self.trainer)
+            except KeyboardInterrupt:
+                self._say(
+                    f"interrupted{self._saved}; go on with: cvt finetune --resume "
+                    f"{shlex.quote(str(folder))}"
+                )
+                raise
 
     def _train(self, folder: Path, position: _Position, trainer: Trainer) -> dict[str, Any]:
         job, settings = self.job, self.job.settings
         per_epoch, total = self.batches.steps, trainer.schedule.steps
         begun = perf_counter() - position.seconds  # as if it had been trained in one go
-        if trainer.step_number:
+        if trainer.step_number and not position.finished:
             self._say(
                 f"going on at step {trainer.step_number} of {total}, epoch "
                 f"{min(trainer.step_number, total - 1) // per_epoch + 1}"
             )
-        watch = Watch(len(job.labels), settings.recipe, settings.precision)
+        heaviest = 1.0 if self._class_weights is None else float(self._class_weights.max())
+        watch = Watch(len(job.labels), settings.recipe, settings.precision, heaviest)
         events = (
             tensorboard.Events(folder / "events", trainer.step_number)
             if torchrun.rank() == 0 and tensorboard.available()
@@ -399,36 +492,40 @@ class Run:
             if events is not None:
                 stack.callback(events.close)
             while not position.finished:
-                validated = position.rows[-1]["step"] if position.rows else 0
-                at_end = trainer.step_number == total or trainer.step_number % per_epoch == 0
+                judged = position.rows[-1]["step"] if position.rows else 0
                 why = 0
-                if not (at_end and trainer.step_number > validated):
+                if not (self._ends_epoch(trainer.step_number) and trainer.step_number > judged):
                     why = self._train_epoch(folder, position, trainer, watch, begun, events)
                     position.seconds = perf_counter() - begun
                     self._save(folder, position)
                     if why == _INTERRUPTED:
-                        self._say(
-                            f"interrupted and saved at step {trainer.step_number} of {total}; go "
-                            f"on with: cvt finetune --resume {folder}"
-                        )
                         raise KeyboardInterrupt
-                self._validate(folder, position, trainer, begun, events)
-                worse = len(position.rows) - (position.best or 0)
                 if why == _OUT_OF_TIME:
                     self._say(
                         f"stopped at step {trainer.step_number} of {total}: "
                         f"{settings.max_time_sec:.0f} s are over (--max-time)"
                     )
-                    self._save(folder, position)
-                    break
-                if settings.patience is not None and worse >= settings.patience:
+                    if not self._ends_epoch(trainer.step_number):
+                        part = self._judge(position, trainer, begun)
+                        self._keep_part(folder, position, trainer, part)
+                        return self._finish(folder, position, part)
+                row = self._judge(position, trainer, begun)
+                self._validated(folder, position, trainer, row, events)
+                worse = sum(self._ends_epoch(row["step"]) for row in position.rows[position.best :])
+                if trainer.step_number == total:
+                    position.finished = True
+                elif settings.patience is not None and worse >= settings.patience:
                     self._say(f"stopped: no better epoch in {worse} (--patience)")
-                elif trainer.step_number < total:
-                    self._save(folder, position)
-                    continue
-                position.finished = True
+                    position.finished = True
                 self._save(folder, position)
+                if why == _OUT_OF_TIME:
+                    break
         return self._finish(folder, position)
+
+    def _ends_epoch(self, step: int) -> bool:
+        """Whether an epoch is whole after so many steps; the last one may be shorter."""
+        total = self.trainer.schedule.steps if self.trainer else 0
+        return step == total or step % self.batches.steps == 0
 
     def _train_epoch(
         self,
@@ -445,25 +542,29 @@ class Run:
         epoch, first = divmod(trainer.step_number, per_epoch)
         epochs = -(-total // per_epoch)
         saved, interval = perf_counter(), SAVE_EVERY_SEC
+        seen = self.batches.images
+        again = f"go on with fewer: cvt finetune --resume {shlex.quote(str(folder))} --workers 0"
         with (
-            _interruptible() as asked,
+            self._stop.later(),
+            training_data.workers_watched(again),
             self.progress(
                 f"epoch {epoch + 1}/{epochs}",
-                min(per_epoch, total - epoch * per_epoch) * self.batches.step_images,
-                done=first * self.batches.step_images,
+                seen(min(per_epoch, total - epoch * per_epoch)),
+                done=seen(first),
             ) as advance,
         ):
-            for parts in self.batches.of_epoch(epoch, first):
+            for step, parts in enumerate(self.batches.of_epoch(epoch, first), start=first):
                 rate = trainer.schedule(trainer.step_number)
-                loss = trainer.step(parts)
+                images = seen(step + 1) - seen(step)
+                loss = trainer.step(parts, images)
                 watch(loss, trainer.step_number - 1, rate)
                 position.loss_sum = loss + position.loss_sum  # type: ignore[assignment]
                 position.loss_steps += 1
-                advance(self.batches.step_images, "")
+                advance(images, "")
                 now = perf_counter()
                 limit = settings.max_time_sec
                 over = limit is not None and now - self._started > limit
-                why = _INTERRUPTED if asked() else _OUT_OF_TIME if over else 0
+                why = _INTERRUPTED if self._stop.asked else _OUT_OF_TIME if over else 0
                 if why := torchrun.largest(why):
                     watch.all_good()
                     return why
@@ -480,21 +581,14 @@ class Run:
         watch.all_good()
         return 0
 
-    def _validate(
-        self,
-        folder: Path,
-        position: _Position,
-        trainer: Trainer,
-        begun: float,
-        events: "tensorboard.Events | None",
-    ) -> None:
-        """Judge the epoch, or the part of it that was done; keep it if it is the best."""
+    def _judge(self, position: _Position, trainer: Trainer, begun: float) -> dict[str, Any]:
+        """How good the network is after the epoch, or the part of it, that was done; as a row."""
+        trainer.agree()
         found = self._evaluate(trainer.best_model)
-        number = len(position.rows) + 1
         before = position.rows[-1]["elapsed"] if position.rows else 0.0
         elapsed = perf_counter() - begun
-        row = {
-            "epoch": number,
+        return {
+            "epoch": -(-trainer.step_number // self.batches.steps),
             "learning_rate": trainer.schedule(trainer.step_number - 1),
             "training_loss": float(position.loss_sum) / max(position.loss_steps, 1),
             "val_loss": found.loss,
@@ -506,12 +600,22 @@ class Run:
             "val_correct": found.correct_top1,
             "val_correct_top5": found.correct_topk,
         }
+
+    def _validated(
+        self,
+        folder: Path,
+        position: _Position,
+        trainer: Trainer,
+        row: dict[str, Any],
+        events: "tensorboard.Events | None",
+    ) -> None:
+        """Take an epoch into the run, and keep it if it is the best."""
         position.rows.append(row)
         position.loss_sum, position.loss_steps = 0.0, 0
-        position.seconds = elapsed
-        is_best = found.correct_top1 > position.best_correct
+        position.seconds = row["elapsed"]
+        is_best = row["val_correct"] > position.best_correct
         if is_best:
-            position.best, position.best_correct = number, found.correct_top1
+            position.best, position.best_correct = len(position.rows), row["val_correct"]
         if torchrun.rank() == 0:
             for place in ("best", "last") if is_best else ("last",):
                 self._keep(folder, place, trainer.best_model, position, row)
@@ -519,10 +623,30 @@ class Run:
             if events is not None:
                 values = {key: row[key] for key in ("training_loss", "val_loss", "val_top1")}
                 events.add(trainer.step_number, {k: v for k, v in values.items() if v is not None})
-        epochs = -(-trainer.schedule.steps // self.batches.steps)
+        self._say_row(row, is_best)
+
+    def _keep_part(
+        self, folder: Path, position: _Position, trainer: Trainer, part: dict[str, Any]
+    ) -> None:
+        """Keep what there is of an epoch that is not whole.
+
+        It may be the best so far, and is so until the run goes on: then the epoch is made whole and
+        judged anew, so that the run ends as one that was never stopped.
+        """
+        is_best = part["val_correct"] > position.best_correct
+        if torchrun.rank() == 0:
+            if is_best and (folder / "best").is_dir() and position.best is not None:
+                (folder / "best").rename(folder / WHOLE_BEST)
+            for place in ("best", "last") if is_best else ("last",):
+                self._keep(folder, place, trainer.best_model, position, part)
+            _write_metrics(folder, [*position.rows, part])
+        self._say_row(part, is_best, " in part")
+
+    def _say_row(self, row: Mapping[str, Any], is_best: bool, what: str = "") -> None:
         self._say(
-            f"epoch {number}/{epochs}: loss {row['training_loss']:.4f}, validation top-1 "
-            f"{found.top1:.4f}{' (best)' if is_best else ''}, {row['seconds']:.0f} s"
+            f"epoch {row['epoch']}/{self._epochs()}{what}: loss {row['training_loss']:.4f}, "
+            f"validation top-1 {row['val_top1']:.4f}{' (best)' if is_best else ''}, "
+            f"{row['seconds']:.0f} s"
         )
 
     def _evaluate(self, model: CvT) -> Evaluation:
@@ -530,7 +654,7 @@ class Run:
         images = job.images.validation
         rank, count = torchrun.rank(), torchrun.count()
         judged = evaluation.subject(
-            TorchEngine(model, job.device, job.settings.precision),
+            TorchEngine(model, job.device, job.settings.precision, self._macs),
             job.preprocessing,
             job.labels,
             np.arange(len(job.labels), dtype=np.int64),
@@ -555,26 +679,36 @@ class Run:
         if torchrun.count() > 1:
             raise UsageError("`linear-probe` runs in one process", hint="start it without torchrun")
         started = perf_counter()
-        engine = TorchEngine(job.model, job.device, job.settings.precision)
+        engine = TorchEngine(job.model, job.device, job.settings.precision, self._macs)
+        made_with = {
+            "weights": probe.backbone_hash(job.model),
+            "activation": job.model.config.activation,
+            "preprocessing": job.preprocessing.to_json(),
+            "precision": engine.precision,
+            "device": job.device.type,
+            "torch": torch.__version__,
+            "version": __version__,
+            "data": job.images.fingerprint,
+        }
         found = [
             probe.cached_features(
                 engine,
                 images,
                 job.preprocessing,
                 folder / "state" / f"features-{part}.safetensors",
-                job.images.fingerprint,
+                Conditions({**made_with, "images": names_hash(images.names)}).key,
                 batch_size=job.settings.batch_size,
                 workers=machine.threads(),
                 progress=self.progress,
             )
             for part, images in (("train", job.images.training), ("val", job.images.validation))
         ]
-        counted = training.class_weights(job.images.training.labels, len(job.labels)).numpy()
+        counted = self._class_weights
         solution = probe.solve(
             *found[0],
             *found[1],
             len(job.labels),
-            counted.astype(np.float64) if job.settings.class_weights else None,
+            None if counted is None else counted.numpy().astype(np.float64),
         )
         for row in solution.rows:
             self._say(
@@ -606,21 +740,29 @@ class Run:
         _write_metrics(folder, position.rows)
         return self._finish(folder, position)
 
-    def _finish(self, folder: Path, position: _Position) -> dict[str, Any]:
+    def _finish(
+        self, folder: Path, position: _Position, part: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """What came of it, with the part of an epoch that it was stopped in."""
         job, settings = self.job, self.job.settings
-        assert position.best is not None
-        best = position.rows[position.best - 1]
+        rows = position.rows if part is None else [*position.rows, part]
+        if part is not None and part["val_correct"] > position.best_correct:
+            best = part
+        else:
+            assert position.best is not None
+            best = rows[position.best - 1]
         n = len(job.images.validation)
         result = {
             "run": str(folder),
             "best": str(folder / "best"),
-            "best_epoch": position.best,
+            "best_epoch": best["epoch"],
+            "best_step": best["step"],
             "val_n": n,
             "val_top1": best["val_top1"],
             "val_top1_interval": list(metrics.wilson(best["val_correct"], n)),
             "val_top5": best["val_top5"],
-            "epochs": len(position.rows),
-            "steps": position.rows[-1]["step"],
+            "epochs": position.rows[-1]["epoch"] if position.rows else 0,
+            "steps": rows[-1]["step"],
             "train_n": len(job.images.training),
             "n_unreadable": len(job.images.unreadable),
             "classes": len(job.labels),
@@ -628,7 +770,7 @@ class Run:
             "preprocessing": job.preprocessing.to_json(),
             "seed": settings.seed,
             "device": str(job.device),
-            "hardware": devices.hardware(job.device),
+            "hardware": self._hardware,
             "processes": torchrun.count(),
             "precision": settings.precision,
             "seconds": position.seconds,
@@ -639,30 +781,32 @@ class Run:
         }
         if torchrun.rank() == 0:
             if plots.available() and self.trainer is not None:
-                plots.draw_curves(position.rows, folder / "curves.png")
+                plots.draw_curves(rows, folder / "curves.png")
             files.write_text(folder / "results.json", json.dumps(result, indent=1) + "\n")
         return result
 
     # --- files
 
     def _save(self, folder: Path, position: _Position) -> None:
-        if torchrun.rank() != 0:
-            return
-        position.loss_sum = float(position.loss_sum)
-        if self.trainer is None:  # what the features are computed with
-            state = {f"model.{name}": t for name, t in self.job.model.state_dict().items()}
-        else:
-            state = self.trainer.tensors()
-        tensors = {name: t.detach().cpu().contiguous() for name, t in state.items()}
-        numbers = {
-            "trainer": self.trainer.numbers() if self.trainer else None,
-            "position": asdict(position),
-        }
-        with files.replacing(folder / STATE_FILE) as temporary:
-            try:
-                save_file(tensors, temporary, metadata={"run": json.dumps(numbers)})
-            except SafetensorError as error:  # a full disk, say
-                raise OSError(str(error)) from error
+        step = self.trainer.step_number if self.trainer else 0
+        if torchrun.rank() == 0:
+            position.loss_sum = float(position.loss_sum)
+            if self.trainer is None:  # what the features are computed with
+                state = {f"model.{name}": t for name, t in self.job.model.state_dict().items()}
+            else:
+                state = self.trainer.tensors()
+            tensors = {name: t.detach().cpu().contiguous() for name, t in state.items()}
+            numbers = {
+                "trainer": self.trainer.numbers() if self.trainer else None,
+                "position": asdict(position),
+            }
+            with self._stop.later(), files.replacing(folder / STATE_FILE) as temporary:
+                try:
+                    save_file(tensors, temporary, metadata={"run": json.dumps(numbers)})
+                except SafetensorError as error:  # a full disk, say
+                    raise OSError(str(error)) from error
+        if self.trainer:
+            self._saved = f" and saved at step {step} of {self.trainer.schedule.steps}"
 
     def _restore(self, folder: Path) -> _Position:
         path = folder / STATE_FILE
@@ -675,13 +819,19 @@ class Run:
                 self.job.model.load_state_dict(names)
             else:
                 self.trainer.restore(tensors, numbers["trainer"])
+                for row in numbers["position"]["rows"]:  # once they were counted as judged
+                    row["epoch"] = -(-row["step"] // self.batches.steps)
+                self._saved = (
+                    f" and saved at step {self.trainer.step_number} of "
+                    f"{self.trainer.schedule.steps}"
+                )
+            return _Position(**numbers["position"])
         except (SafetensorError, OSError, RuntimeError, KeyError, TypeError, ValueError) as error:
             raise CheckpointError(
                 f"`{path}` is not this run's state: {error}",
                 hint="start again in another folder, from "
                 f"--model {folder / 'last'} if that is there",
             ) from None
-        return _Position(**numbers["position"])
 
     def _keep(
         self, folder: Path, place: str, model: CvT, position: _Position, row: Mapping[str, Any]
@@ -692,29 +842,29 @@ class Run:
     def _card(self, name: str, position: _Position, row: Mapping[str, Any]) -> str:
         job, settings = self.job, self.job.settings
         n = len(job.images.validation)
-        recipe = ", ".join(
-            f"{key} {value}" for key, value in asdict(settings.recipe).items() if value is not None
-        )
+        facts = {
+            "command": f"`{settings.command}`",
+            "epoch": f"{row['epoch']} (step {row['step']}) of {self._epochs()}",
+            "seed": str(settings.seed),
+            "recipe": ", ".join(f"{key} {value}" for key, value in self._used().items()),
+            "images": f"{len(job.images.training)} to train on, {n} "
+            + ("set aside from them" if job.images.set_aside else "of the data's `val`")
+            + f", {len(job.images.unreadable)} unreadable",
+            "data fingerprint": job.images.fingerprint,
+            "batch": f"up to {self.batches.step_images} images a step: {settings.batch_size} x "
+            f"{settings.accumulate} accumulated x {torchrun.count()} processes",
+            "precision": settings.precision,
+            "hardware": f"{job.device}, {self._hardware}, {os.cpu_count()} cores",
+            "time until this epoch": f"{row['elapsed'] / 60:.0f} minutes",
+            "software": f"cvt-cli {__version__}, torch {torch.__version__}",
+        }
+        if self.trainer is None:  # no steps were taken
+            facts = {key: value for key, value in facts.items() if key not in ("epoch", "batch")}
         return cards.model_card(
             name,
             f"A CvT of {len(job.labels)} classes, trained from `{job.name}` on `{settings.data}` "
             "with `cvt finetune`.",
-            facts={
-                "command": f"`{settings.command}`",
-                "epoch": f"{row['epoch']} (step {row['step']}) of {self._epochs()}",
-                "seed": str(settings.seed),
-                "recipe": recipe,
-                "images": f"{len(job.images.training)} to train on, {n} "
-                + ("set aside from them" if job.images.set_aside else "of the data's `val`")
-                + f", {len(job.images.unreadable)} unreadable",
-                "data fingerprint": job.images.fingerprint,
-                "batch": f"{self.batches.step_images} images a step: {settings.batch_size} x "
-                f"{settings.accumulate} accumulated x {torchrun.count()} processes",
-                "precision": settings.precision,
-                "hardware": f"{job.device}, {devices.hardware(job.device)}, {os.cpu_count()} cores",
-                "time until this epoch": f"{row['elapsed'] / 60:.0f} minutes",
-                "software": f"cvt-cli {__version__}, torch {torch.__version__}",
-            },
+            facts=facts,
             results={
                 "top-1 on the validation images that the best epoch is chosen by": _measured(
                     row["val_correct"], n
@@ -725,6 +875,22 @@ class Run:
             limits="It knows the classes that it was trained on and answers with one of them "
             "whatever the picture shows.",
         )
+
+    def _used(self) -> dict[str, str]:
+        """What of the recipe and the settings had a part in the training."""
+        settings = self.job.settings
+        recipe = {k: v for k, v in asdict(settings.recipe).items() if v is not None and v != ()}
+        if self.trainer is None:
+            recipe = {key: recipe[key] for key in ("name", "optimizer")}
+        elif "steps" in recipe:  # which take the place of epochs
+            del recipe["epochs"]
+        if settings.freeze:
+            recipe["frozen"] = " and ".join(settings.freeze)
+        if settings.class_weights:
+            recipe["class weights"] = "balanced"
+        if settings.sync_batchnorm:
+            recipe["BatchNorm"] = "synchronised"
+        return recipe
 
     def _epochs(self) -> int:
         return -(-self.trainer.schedule.steps // self.batches.steps) if self.trainer else 1
@@ -802,24 +968,60 @@ def read_plan(folder: Path) -> dict[str, Any]:
     """
     path = folder / PLAN_FILE
     try:
-        plan: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        plan["settings"]["recipe"].pop("augmentation", None)
-        return plan
+        plan = text.read_json(path)
+        version = plan.get("version", 1) if isinstance(plan, dict) else None
+        if version in range(1, PLAN_VERSION + 1):
+            settings_of(plan)  # whether it is whole
+            for place, key in _ASKED_OF_A_PLAN:
+                plan[place][key]
+            plan["processes"], plan["step_images"]
+            return plan  # type: ignore[no-any-return]
     except FileNotFoundError:
         raise CheckpointError(
             f"`{folder}` holds no run to go on with: there is no `{PLAN_FILE}` in it",
             hint="name the folder that an earlier `cvt finetune` wrote",
         ) from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError) as error:
         raise CheckpointError(f"`{path}` cannot be read: {error}") from None
+    except (KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f"`{path}` is not a plan as this version of cvt writes it (version {PLAN_VERSION}): "
+            f"{f'it has no {error}' if isinstance(error, KeyError) else error}",
+            hint=_OTHER_VERSION,
+        ) from None
+    raise CheckpointError(
+        f"`{path}` is of version {json.dumps(version)}; this version of cvt goes on with runs of "
+        f"version 1 to {PLAN_VERSION}",
+        hint=_OTHER_VERSION,
+    )
+
+
+_OTHER_VERSION = (
+    "go on with the version of cvt that began it, or start another run, from --model RUN/best for "
+    "example"
+)
+
+_ASKED_OF_A_PLAN = (
+    ("data", "fingerprint"),
+    ("data", "train_n"),
+    ("data", "val_n"),
+    ("data", "val_set_aside"),
+    ("data", "val_fraction"),
+    ("model", "start"),
+    ("model", "config"),
+    ("model", "preprocessing"),
+)
 
 
 def settings_of(plan: Mapping[str, Any]) -> Settings:
-    """The settings of a plan."""
+    """The settings of a plan; raises KeyError or TypeError where it is none."""
     values = dict(plan["settings"])
     recipe = dict(values.pop("recipe"))
+    recipe.pop("augmentation", None)  # what the name stands for
     recipe["not_published"] = tuple(recipe["not_published"])
     values["freeze"] = tuple(values["freeze"])
+    if "version" not in plan:
+        values["every_image"] = False
     return Settings(recipe=Recipe(**recipe), **values)
 
 
@@ -832,7 +1034,8 @@ def job_of(
         DataError: the images are not those that the run began with.
         UsageError: the images of a step cannot be shared among so many processes.
     """
-    if images.fingerprint != plan["data"]["fingerprint"]:
+    found = images.fingerprint if "version" in plan else images.size_fingerprint
+    if found != plan["data"]["fingerprint"]:
         raise DataError(
             f"`{settings.data}` is not what the run began with: it had {plan['data']['train_n']} "
             f"images to train on and {plan['data']['val_n']} to choose by, and another fingerprint",
@@ -861,35 +1064,90 @@ def _measured(correct: int, n: int) -> str:
 
 def _write_metrics(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     columns = ["epoch", "learning_rate", "training_loss", "val_loss", "val_top1", "val_top5"]
-    text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
+    content = io.StringIO()
+    table = csv.writer(content, lineterminator="\n")
     table.writerow([*columns, "seconds", "step"])
     for row in rows:
         numbers = ["" if row[c] is None else f"{row[c]:.6g}" for c in columns]
         table.writerow([*numbers, f"{row['seconds']:.1f}", row["step"]])
-    files.write_text(folder / "metrics.csv", text.getvalue())
+    files.write_text(folder / "metrics.csv", content.getvalue())
 
 
-@contextmanager
-def _interruptible() -> Iterator[Callable[[], bool]]:
-    """Let a step finish when Ctrl-C, or torchrun, asks to stop; a second time stops at once."""
-    asked = False
+def _deaf(number: int, frame: FrameType | None) -> None:
+    """Nothing more is to be asked of this process."""
 
-    def ask(number: int, frame: FrameType | None) -> None:
-        nonlocal asked
-        if asked:
+
+def check_free(folder: Path) -> None:
+    """Raises CvtError if a run cannot begin in a folder.
+
+    It can where there is none, or an empty one, or one with a lock alone, as a process leaves it
+    that was killed before it began.
+    """
+    ours = {folder / "state", folder / "state" / "lock"}
+    try:
+        if not folder.exists():
+            return
+        places = [place for place in (folder, folder / "state") if place.is_dir()]
+        found = {path for place in places for path in place.iterdir()}
+    except OSError as error:
+        raise files.unwritable(folder, error) from error
+    if places and all(path in ours or path.name.endswith(files.SUFFIX) for path in found):
+        return
+    raise CvtError(
+        f"`{folder}` exists and is not an empty folder",
+        hint=f"go on with it, --resume {shlex.quote(str(folder))}, or name another with --output",
+    )
+
+
+class _Stop:
+    """Who asks a run to stop: Ctrl-C, SIGTERM (torchrun, `timeout`, Slurm), a closed terminal."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._since = 0.0
+        self._deferred = 0
+
+    @contextmanager
+    def heard(self) -> Iterator[None]:
+        """Listen: outside of `later` KeyboardInterrupt is raised at once.
+
+        What is ignored stays so: SIGHUP under nohup, SIGINT in a shell's background.
+        """
+        before = {}
+        try:
+            for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+                which = getattr(signal, name, None)  # Windows has no SIGHUP
+                if which is not None and signal.getsignal(which) is not signal.SIG_IGN:
+                    before[which] = signal.signal(which, self._hear)
+        except ValueError:  # not in the main thread, where nobody presses keys
+            pass
+        ending = False
+        try:
+            yield
+        except KeyboardInterrupt:
+            ending = True
+            raise
+        finally:
+            for which, handler in before.items():
+                # Where the process ends now, being asked once more is no reason for tracebacks out
+                # of whatever is cleaned up.
+                signal.signal(which, _deaf if ending else handler)
+
+    @contextmanager
+    def later(self) -> Iterator[None]:
+        """Let what is under way be finished first; being asked again by Ctrl-C stops at once."""
+        self._deferred += 1
+        try:
+            yield
+        finally:
+            self._deferred -= 1
+
+    def _hear(self, number: int, frame: FrameType | None) -> None:
+        now = perf_counter()
+        first = not self.asked
+        if first:
+            self.asked, self._since = True, now
+        elif now - self._since < _SAME_SIGNAL_SEC or number != signal.SIGINT:
+            return
+        if not (first and self._deferred):
             raise KeyboardInterrupt
-        asked = True
-
-    before = {}
-    try:
-        for which in (signal.SIGINT, signal.SIGTERM):
-            if signal.getsignal(which) is not signal.SIG_IGN:  # as nohup and a shell's & set it
-                before[which] = signal.signal(which, ask)
-    except ValueError:  # not in the main thread, where nobody presses keys
-        pass
-    try:
-        yield lambda: asked
-    finally:
-        for which, handler in before.items():
-            signal.signal(which, handler)

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
@@ -148,7 +148,7 @@ class Trainer:
         precision: of the forward and backward pass; weights stay float32.
         seed: of stochastic depth and of mixing.
         ema: keep a moving average of weights and buffers, of this many steps' time constant.
-        class_weights: (classes,) factors of the loss, or None.
+        class_weights: (classes,) factors of the loss of each class's images, or None.
         frozen: see `freeze`.
         sync_batchnorm: take BatchNorm's statistics over all processes.
         checkpoint_activations: compute each block's forward pass twice in place of keeping what it
@@ -213,31 +213,45 @@ class Trainer:
             images, targets = self._mix(images, targets)
         with devices.autocast(self.device, self.precision):
             logits = self._trained(images)
-        return F.cross_entropy(
-            logits.float() if logits.dtype != torch.float64 else logits,
-            targets,
-            self._weights,
-            label_smoothing=self.recipe.label_smoothing,
-        )
+        logits = logits.float() if logits.dtype != torch.float64 else logits
+        smoothing = self.recipe.label_smoothing
+        if self._weights is None:
+            return F.cross_entropy(logits, targets, label_smoothing=smoothing)
+        losses = F.cross_entropy(logits, targets, label_smoothing=smoothing, reduction="none")
+        weights = self._weights.to(losses.dtype)
+        # An image that was mixed from two weighs what its shares of their classes weigh.
+        return (losses * (weights[targets] if targets.ndim == 1 else targets @ weights)).mean()
 
-    def backward(self, parts: Sequence[Part]) -> Tensor:
-        """Add the gradients of the mean loss over all parts, of all processes; give this one's."""
+    def backward(self, parts: Sequence[Part], images: int | None = None) -> Tensor:
+        """Add the gradients of the mean loss over the images of a step, of all processes.
+
+        Args:
+            parts: of the step, those of this process.
+            images: of the step, those of all processes; None if each has as many as this one.
+
+        Returns:
+            The loss of this process's images; the mean over the processes is that of the step.
+        """
         torch.manual_seed(draw(self.seed, 2, self.step_number, torchrun.rank()))
         self._training_mode()
+        processes = torchrun.count()
+        if images is None:
+            images = processes * sum(len(labels) for _, labels in parts)
         total = torch.zeros((), device=self.device)
         for number, part in enumerate(parts, start=1):
             with self._alone() if number < len(parts) else nullcontext():
-                loss = self.loss(part) / len(parts)
+                # Gradients are the mean over the processes, whose shares may differ by an image.
+                loss = self.loss(part) * (len(part[1]) * processes / images)
                 self.scaler.scale(loss).backward()
             total = total + loss.detach()
         return total
 
-    def step(self, parts: Sequence[Part]) -> Tensor:
-        """Learn from a step's images; give the loss before it, still on the device."""
+    def step(self, parts: Sequence[Part], images: int | None = None) -> Tensor:
+        """Learn from a step's images; give the loss before it, on the device (see `backward`)."""
         rate = self.schedule(self.step_number)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["rate_scale"]
-        loss = self.backward(parts)
+        loss = self.backward(parts, images)
         if self.recipe.clip_norm:
             self.scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_norm)
@@ -248,6 +262,14 @@ class Trainer:
         if self.average is not None:
             self._update_average(self.average)
         return loss
+
+    @torch.no_grad()
+    def agree(self) -> None:
+        """Give every process rank 0's `best_model`, which is what is saved: each process has taken
+        BatchNorm's statistics over its own images."""
+        if torchrun.count() > 1:
+            for tensor in self.best_model.state_dict().values():
+                distributed.broadcast(tensor, 0)
 
     def trial(self, batches: Iterator[list[Part]], steps: int) -> tuple[float, int]:
         """Seconds that a step takes, from ``steps`` of them, and how many could be tried.
@@ -345,10 +367,20 @@ class Watch:
     """Stops a run whose loss is no number any more, or has run away from that of a guess.
 
     A loss is looked at one step late, so that a GPU need not be waited for.
+
+    Args:
+        num_classes: of the model.
+        recipe: that it is trained by.
+        precision: that is computed in.
+        heaviest: the largest of the class weights: so much above a guess a step may be that has
+            images of this class.
     """
 
-    def __init__(self, num_classes: int, recipe: Recipe, precision: Precision) -> None:
-        self._limit = RUNAWAY * max(math.log(num_classes), 1.0)
+    def __init__(
+        self, num_classes: int, recipe: Recipe, precision: Precision, heaviest: float = 1.0
+    ) -> None:
+        self._guess = max(math.log(num_classes), 1.0)
+        self._limit = RUNAWAY * self._guess * heaviest
         self._recipe, self._precision = recipe, precision
         self._smooth: float | None = None
         self._before: tuple[Tensor, int, float] | None = None
@@ -375,7 +407,7 @@ class Watch:
         if math.isfinite(value) and self._smooth <= self._limit:
             return
         what = (
-            f"the loss has run away to {self._smooth:.3g} (a guess has {self._limit / RUNAWAY:.3g})"
+            f"the loss has run away to {self._smooth:.3g} (a guess has {self._guess:.3g})"
             if math.isfinite(value)
             else f"the loss is {value}"
         )

@@ -6,11 +6,14 @@ an epoch, on any number of processes and workers, with the same images.
 """
 
 import math
+import multiprocessing
+import os
 import signal
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,9 +23,10 @@ from torchvision.transforms import v2
 
 from cvt_cli import images
 from cvt_cli.datasets import LabelledImages
-from cvt_cli.errors import DataError, ImageError
+from cvt_cli.errors import CvtError, DataError, ImageError
 from cvt_cli.preprocessing import Preprocessing
 from cvt_cli.recipes import RANDOM_CROPS_BELOW, Augmentation
+from cvt_cli.text import human_bytes
 
 _BICUBIC = v2.InterpolationMode.BICUBIC
 
@@ -87,19 +91,22 @@ def mixing(what: Augmentation, num_classes: int) -> Callable[..., Any] | None:
     return v2.RandomApply([v2.RandomChoice(ways)], p=what.mixed)
 
 
-class _Varied(Dataset[tuple[Tensor, int] | str]):
+class _Varied(Dataset["tuple[Tensor, int] | _Problem"]):
     def __init__(self, data: LabelledImages, transform: Callable[[Any], Tensor], seed: int) -> None:
         self.data = data
         self.transform = transform
         self.seed = seed
 
-    def __getitem__(self, place: tuple[int, int]) -> tuple[Tensor, int] | str:
+    def __getitem__(self, place: tuple[int, int]) -> "tuple[Tensor, int] | _Problem":
         """An image of an epoch: (epoch, index); what is wrong with it if it cannot be read."""
         epoch, index = place
         try:
             image = self.data.load(index, exif=False)
         except ImageError as error:
-            return f"cannot train on `{self.data.root / self.data.names[index]}`: {error}"
+            return _Problem(
+                f"cannot train on `{self.data.root / self.data.names[index]}`: {error}",
+                "put a good file in its place, and go on with --resume",
+            )
         # A worker's generator is its own; this process's belongs to the model.
         apart: AbstractContextManager[None] = (
             torch.random.fork_rng(devices=[]) if get_worker_info() is None else nullcontext()
@@ -109,13 +116,64 @@ class _Varied(Dataset[tuple[Tensor, int] | str]):
             return self.transform(image), int(self.data.labels[index])
 
 
-def _collate(items: list[tuple[Tensor, int] | str]) -> tuple[Tensor, Tensor] | str:
-    """A batch; or what is wrong, since an exception would lose its hint on the way here."""
-    readable = [item for item in items if not isinstance(item, str)]
+class _Problem(NamedTuple):
+    """What is wrong, from a worker; an exception would lose its hint on the way."""
+
+    message: str
+    hint: str
+
+
+def _collate(
+    items: "list[tuple[Tensor, int] | _Problem]", shared: bool
+) -> "tuple[Any, Any] | _Problem":
+    """A batch; or what is wrong with it.
+
+    Args:
+        items: of the batch.
+        shared: a worker puts it into memory that it shares with the training process; else it is
+            NumPy's, whose content goes through a pipe.
+    """
+    readable = [item for item in items if not isinstance(item, _Problem)]
     if len(readable) < len(items):
-        return next(item for item in items if isinstance(item, str))
-    batch, labels = zip(*readable, strict=True)
-    return torch.stack(batch), torch.tensor(labels)
+        return next(item for item in items if isinstance(item, _Problem))
+    images, labels = zip(*readable, strict=True)
+    batch, classes = torch.stack(images), torch.tensor(labels)
+    if get_worker_info() is None:
+        return batch, classes
+    if not shared:
+        return batch.numpy(), classes.numpy()
+    try:
+        # Here and not in the queue's thread, which would lose a batch that finds no room.
+        return batch.share_memory_(), classes.share_memory_()
+    except RuntimeError as error:
+        return _Problem(
+            f"a worker cannot hand over a batch of {human_bytes(batch.nbytes)}: {error}",
+            "make room in /dev/shm (docker run --shm-size), or go on with --resume and --workers 0",
+        )
+
+
+def shared_memory_free() -> int | None:
+    """Bytes of memory that processes can share for batches; None where nobody says."""
+    try:
+        found = os.statvfs("/dev/shm")
+    except (OSError, AttributeError):  # not Linux
+        return None
+    return found.f_bavail * found.f_frsize
+
+
+@contextmanager
+def workers_watched(hint: str) -> Iterator[None]:
+    """Raises CvtError in place of torch's error, which may come anywhere, if a worker is gone."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker"):
+            raise
+        raise CvtError(
+            "a process that decodes images has ended, or was killed, as the system does when "
+            f"memory runs out: {str(error).strip()}",
+            hint=hint,
+        ) from None
 
 
 class _Places(Sampler[list[tuple[int, int]]]):
@@ -125,36 +183,56 @@ class _Places(Sampler[list[tuple[int, int]]]):
     which closes the queues first, so that every worker is waited for in vain.
     """
 
-    def __init__(self, count: int, shape: tuple[int, int, int], rank: int, seed: int) -> None:
-        self.count, self.shape, self.rank, self.seed = count, shape, rank, seed
-        self.step_images = math.prod(shape)  # processes x parts x images of a part
+    def __init__(
+        self, count: int, shape: tuple[int, int, int], rank: int, seed: int, every_image: bool
+    ) -> None:
+        self.count, self.rank, self.seed = count, rank, seed
+        self.processes, self.parts, part_images = shape
+        self.step_images = math.prod(shape)  # at most
         self.steps = count // self.step_images  # of an epoch
+        self.taken = self.steps * self.step_images  # images of it
+        if every_image and count >= self.processes * self.parts:
+            self.steps, self.taken = -(-count // self.step_images), count
+            # One image alone has no statistics for BatchNorm to learn from.
+            smallest = count // (self.steps * self.processes * self.parts)
+            if smallest < min(2, part_images):
+                self.steps = max(1, count // self.step_images)
         self.epoch = self.first_step = 0
+
+    def images(self, steps: int) -> int:
+        """How many images the first steps of an epoch have, of all processes."""
+        return self.taken * steps // max(self.steps, 1)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         order = np.random.default_rng([self.seed, 0, self.epoch]).permutation(self.count)
+        shares = self.processes * self.parts
         for step in range(self.first_step, self.steps):
-            of_step = order[step * self.step_images :][: self.step_images]
-            for part in of_step.reshape(self.shape)[self.rank].tolist():
-                yield [(self.epoch, index) for index in part]
+            first = step * shares + self.rank * self.parts
+            for share in range(first, first + self.parts):
+                begin, end = (self.taken * s // (self.steps * shares) for s in (share, share + 1))
+                yield [(self.epoch, index) for index in order[begin:end].tolist()]
 
 
 class Batches:
     """The training images of this process, epoch after epoch.
 
-    A step takes ``step_images`` images: of each process as many, in ``parts`` parts one after the
-    other. The images that are left at the end of an epoch are left out of it.
+    A step takes up to ``step_images`` images, in ``parts`` parts one after the other in each
+    process. The images of an epoch are shared out over its steps, processes and parts, so that
+    these differ by one image at most.
 
     Args:
-        data: all training images, at least those of a step.
+        data: all training images, at least one for every part of a step.
         transform: see `augmentation`.
-        part_images: computed together by one process.
+        part_images: computed together by one process, at most.
         parts: accumulated in one step.
         rank: number of this process.
         processes: how many there are.
         seed: of the order and the augmentation.
         workers: processes that decode; 0 decodes in this one.
         pin: hold batches where a CUDA device fetches them faster.
+        shared: workers hand batches over in shared memory, else through pipes.
+        every_image: as above; else a step has exactly ``step_images`` and an epoch leaves out what
+            is left at its end.
     """
 
     def __init__(
@@ -169,9 +247,11 @@ class Batches:
         seed: int,
         workers: int,
         pin: bool,
+        shared: bool = True,
+        every_image: bool = True,
     ) -> None:
         self.parts = parts
-        self._places = _Places(len(data), (processes, parts, part_images), rank, seed)
+        self._places = _Places(len(data), (processes, parts, part_images), rank, seed, every_image)
         self.step_images, self.steps = self._places.step_images, self._places.steps
         self._loader = DataLoader(
             _Varied(data, transform, seed),
@@ -180,8 +260,12 @@ class Batches:
             persistent_workers=workers > 0,
             pin_memory=pin,
             worker_init_fn=_worker,
-            collate_fn=_collate,
+            collate_fn=partial(_collate, shared=shared),
         )
+
+    def images(self, steps: int) -> int:
+        """How many images the first steps of an epoch have, of all processes together."""
+        return self._places.images(steps)
 
     def of_epoch(self, epoch: int, first_step: int = 0) -> Iterator[list[tuple[Tensor, Tensor]]]:
         """The steps of an epoch (from 0), each a list of parts: images (B, 3, H, W), labels (B,).
@@ -192,14 +276,30 @@ class Batches:
         self._places.epoch, self._places.first_step = epoch, first_step
         parts: list[tuple[Tensor, Tensor]] = []
         for part in self._loader:
-            if isinstance(part, str):
-                raise DataError(part, hint="put a good file in its place, and go on with --resume")
-            parts.append(part)
+            if isinstance(part, _Problem):
+                raise DataError(part.message, hint=part.hint)
+            parts.append(tuple(map(torch.as_tensor, part)))  # type: ignore[arg-type]
             if len(parts) == self.parts:
                 yield parts
                 parts = []
 
 
 def _worker(number: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the training process decides when to stop
+    """Leave it to the training process when to stop, though its whole group may be told."""
     torch.set_num_threads(1)
+    for name in ("SIGINT", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    if parent is not None and hasattr(signal, "sigwaitinfo"):
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_wait_for_the_end, args=(parent.pid,), daemon=True).start()
+    elif hasattr(os, "setpgrp"):
+        os.setpgrp()
+
+
+def _wait_for_the_end(parent: int) -> None:
+    """End this worker when the training process says so, and nobody else."""
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        pass
+    os._exit(0)

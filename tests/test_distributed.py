@@ -1,25 +1,69 @@
 """Two processes under torchrun learn what one process learns."""
 
+import csv
+import json
+import os
+import re
+import shutil
+import signal
 import subprocess
 import sys
+import time
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
+from safetensors import safe_open
 from safetensors.torch import load_file
 
-from cvt_cli import weights
 from cvt_cli.recipes import Recipe
 from cvt_cli.training import Part, Schedule, Trainer
-from tests_shared import Machine, golden, golden_config, golden_input, golden_model
+from tests_shared import golden, golden_config, golden_input, golden_model
 
 STEP = golden("train-tiny")
+CLASSES = STEP["num_classes"]
+WEIGHTS = torch.linspace(0.5, 4.0, CLASSES, dtype=torch.float64)
 
 
-def trainer_of(batchnorm: str) -> Trainer:
+@dataclass(frozen=True)
+class Case:
+    """How a step of four images is computed by two processes."""
+
+    batchnorm: str  # in "inference" or "training" mode
+    weights: torch.Tensor | None = None  # of the classes
+    mixed: bool = False  # the classes of an image are shares, as MixUp makes them
+    first: int = 2  # images of the first process
+
+    def whole(self) -> Part:
+        images = golden_input(4, STEP["height"], STEP["width"]).double()
+        labels = torch.arange(4) % CLASSES
+        if not self.mixed:
+            return images, labels
+        shares = F.one_hot(labels, CLASSES), F.one_hot(labels.roll(1), CLASSES)
+        return images, 0.75 * shares[0].double() + 0.25 * shares[1].double()
+
+    def shares(self) -> list[Part]:
+        images, targets = self.whole()
+        return [(images[: self.first], targets[: self.first]),
+                (images[self.first :], targets[self.first :])]  # fmt: skip
+
+
+CASES = {
+    "inference": Case("inference"),
+    "training": Case("training"),
+    "weighted": Case("inference", WEIGHTS),
+    "weighted and mixed": Case("inference", WEIGHTS, mixed=True),
+    "weighted, of three and one": Case("inference", WEIGHTS, first=3),
+}
+
+
+def trainer_of(batchnorm: str, class_weights: torch.Tensor | None = None) -> Trainer:
     """The golden network without stochastic depth in float64, BatchNorm in either mode."""
     spec = golden("golden-tiny")["spec"] | STEP["changes"] | {"DROP_PATH_RATE": [0.0, 0.0, 0.0]}
-    model = golden_model(golden_config(spec, STEP["num_classes"])).double()
+    model = golden_model(golden_config(spec, CLASSES)).double()
     norms = [m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)]
     return Trainer(
         model,
@@ -28,14 +72,9 @@ def trainer_of(batchnorm: str) -> Trainer:
         device=torch.device("cpu"),
         precision="fp32",
         seed=0,
+        class_weights=class_weights,
         frozen=norms if batchnorm == "inference" else (),
     )
-
-
-def halves() -> list[Part]:
-    images = golden_input(4, STEP["height"], STEP["width"]).double()
-    labels = torch.arange(4) % STEP["num_classes"]
-    return [(images[:2], labels[:2]), (images[2:], labels[2:])]
 
 
 @pytest.fixture(scope="module")
@@ -56,20 +95,21 @@ def assert_gradients(trainer: Trainer, found: dict[str, torch.Tensor], mode: str
         assert torch.allclose(parameter.grad, found[f"{mode}.{name}"], rtol=1e-9, atol=1e-12), name
 
 
-def test_with_batchnorm_in_inference_mode_they_equal_the_whole_batch(of_two) -> None:
-    trainer = trainer_of("inference")
-    (first, labels), (second, others) = halves()
+@pytest.mark.parametrize("mode", [mode for mode in CASES if mode != "training"])
+def test_with_batchnorm_in_inference_mode_they_equal_the_whole_batch(of_two, mode: str) -> None:
+    case = CASES[mode]
+    trainer = trainer_of(case.batchnorm, case.weights)
 
-    loss = trainer.backward([(torch.cat((first, second)), torch.cat((labels, others)))])
+    loss = trainer.backward([case.whole()])
 
-    assert of_two["inference.loss"].mean().item() == pytest.approx(loss.item(), rel=1e-12)
-    assert_gradients(trainer, of_two, "inference")
+    assert of_two[f"{mode}.loss"].mean().item() == pytest.approx(loss.item(), rel=1e-12)
+    assert_gradients(trainer, of_two, mode)
 
 
 def test_with_batchnorm_in_training_mode_they_equal_two_separate_halves(of_two) -> None:
     trainer = trainer_of("training")
 
-    loss = trainer.backward(halves())
+    loss = trainer.backward(CASES["training"].shares())
 
     assert of_two["training.loss"].mean().item() == pytest.approx(loss.item(), rel=1e-12)
     assert_gradients(trainer, of_two, "training")
@@ -79,27 +119,126 @@ def test_with_batchnorm_in_training_mode_they_equal_two_separate_halves(of_two) 
 
 def trainer_of_whole() -> Trainer:
     trainer = trainer_of("training")
-    (first, labels), (second, others) = halves()
-    trainer.backward([(torch.cat((first, second)), torch.cat((labels, others)))])
+    trainer.backward([CASES["training"].whole()])
     return trainer
 
 
-def test_the_command_trains_evaluates_and_goes_on_in_two_processes(
-    machine: Machine, signdigits: Path, tmp_path: Path
+# --- the command
+
+OFTEN = "from cvt_cli import runs; runs.SAVE_EVERY_SEC = 0.05; from cvt_cli.cli import app; app()"
+"""`cvt`, with a state after almost every step."""
+
+
+def start_two(script: Path, *arguments: object) -> "subprocess.Popen[str]":
+    script.write_text(OFTEN)
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    return subprocess.Popen(
+        [sys.executable, *torchrun, str(script), *map(str, arguments)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def command(data: Path, run: Path) -> list[object]:
+    return [
+        "finetune", "--data", data, "--model", "cvt-nano-cifar10", "--augment", "medium",
+        "--epochs", 3, "--warmup-epochs", 1, "--batch-size", 10, "--lr", 2e-3, "--workers", 0,
+        "--output", run, "--json",
+    ]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Trained:
+    run: Path
+    found: dict[str, Any]
+    said: str
+
+
+@pytest.fixture(scope="module")
+def digits(signdigits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Five of the ten classes with few images: train/ and val/."""
+    root = tmp_path_factory.mktemp("digits")
+    for split, count in (("train", 30), ("val", 20)):
+        for name in "01234":
+            (root / split / name).mkdir(parents=True)
+            for path in sorted((signdigits / split / name).iterdir())[:count]:
+                shutil.copy(path, root / split / name)
+    return root
+
+
+@pytest.fixture(scope="module")
+def straight(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """A run in two processes that nothing happened to."""
+    folder = tmp_path_factory.mktemp("two")
+    process = start_two(folder / "often.py", *command(digits, folder / "run"))
+    stdout, stderr = process.communicate(timeout=300)
+    assert process.returncode == 0, stderr
+    return Trained(folder / "run", json.loads(stdout), stderr)
+
+
+def test_two_processes_say_of_the_best_epoch_what_evaluate_says_of_it(
+    cvt, digits: Path, straight: Trained
+) -> None:
+    found, run = straight.found, straight.run
+    assert (found["processes"], found["steps"], found["val_n"]) == (2, 3 * 8, 100)
+    assert "20 images a step (10 x 1 accumulated x 2 processes)" in straight.said
+    assert straight.said.count("epoch 1/3: loss") == 1
+
+    judged = cvt(
+        "evaluate", "--data", digits, "--model", run / "best", "--engine", "torch",
+        "--precision", "fp32", "--json",
+    ).json  # fmt: skip
+
+    assert found["val_top1"] == judged["top1"] and found["val_top5"] == judged["top5"]
+    rows = list(csv.DictReader((run / "metrics.csv").read_text().splitlines()))
+    best = rows[found["best_epoch"] - 1]
+    for column, key in (("val_top1", "top1"), ("val_top5", "top5")):
+        assert best[column] == f"{judged[key]:.6g}"
+    assert float(best["val_loss"]) == pytest.approx(judged["loss"], abs=6e-6)
+    card = (run / "best" / "README.md").read_text()
+    for key in ("top1_correct", "top5_correct"):
+        assert f" % ({judged[key]} of 100)" in card
+
+
+def descendants(pid: int) -> list[int]:
+    found = []
+    for task in Path(f"/proc/{pid}/task").glob("*/children"):
+        for child in task.read_text().split():
+            found += [int(child), *descendants(int(child))]
+    return found
+
+
+def test_two_processes_that_are_killed_go_on_to_the_same_bits(
+    digits: Path, straight: Trained, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
+    process = start_two(tmp_path / "often.py", *command(digits, run))
+    deadline = time.monotonic() + 200
+    while not (run / "last" / "model.safetensors").exists():  # the first epoch is done
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    for pid in [*descendants(process.pid), process.pid]:  # torchrun's processes lead groups
+        os.kill(pid, signal.SIGKILL)
+    process.communicate(timeout=60)
 
-    result = machine.torchrun(
-        "finetune", "--data", signdigits, "--model", "cvt-nano-cifar10", "--recipe", "quick",
-        "--epochs", 1, "--batch-size", 50, "--output", run, "--json",
-    )  # fmt: skip
+    again = start_two(tmp_path / "often.py", "finetune", "--resume", run, "--workers", 0)
+    _, stderr = again.communicate(timeout=300)
 
-    assert result.exit_code == 0, result.stderr
-    found = result.json
-    assert (found["processes"], found["steps"]) == (2, 1651 // 100)
-    assert found["val_n"] == 408 and found["val_top1"] > 0.3
-    assert "100 images a step (50 x 1 accumulated x 2 processes)" in result.stderr
-    assert result.stderr.count("epoch 1/1: loss") == 1
-    weights.load(run / "best")
-    judged = machine.run("evaluate", "--data", signdigits, "--model", run / "best", "--json")
-    assert judged.json["top1"] == found["val_top1"]
+    assert again.returncode == 0, stderr
+    said = re.search(r"going on at step (\d+) of 24", stderr)
+    assert said is not None and 8 <= int(said[1]) < 24
+    for name in ("best/model.safetensors", "last/model.safetensors"):
+        assert (run / name).read_bytes() == (straight.run / name).read_bytes()
+    timeless = [
+        [
+            re.sub(r",[^,]*(,[^,]*)$", r"\1", row)
+            for row in (at / "metrics.csv").read_text().splitlines()
+        ]
+        for at in (run, straight.run)
+    ]
+    assert timeless[0] == timeless[1]
+    with safe_open(run / "state" / "state.safetensors", "pt") as mine:
+        with safe_open(straight.run / "state" / "state.safetensors", "pt") as theirs:
+            assert all(torch.equal(mine.get_tensor(n), theirs.get_tensor(n)) for n in theirs.keys())

@@ -9,13 +9,21 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
 from transformers import CvtForImageClassification
+from typer.testing import CliRunner
 
-from cvt_cli import weights
+from cvt_cli import machine, weights
 from cvt_cli.checkpoints import CHECKPOINTS
-from tests_shared import Machine
+from cvt_cli.cli import app
+from cvt_cli.model import Attention
+from tests_shared import TESTS, Machine
+
+KEPT = TESTS / "kept"
 
 
 @pytest.fixture(scope="module")
@@ -224,19 +232,22 @@ def test_unreadable_images_count_as_wrong_and_are_listed(
 
 
 def test_classes_are_matched_by_name_when_the_order_differs(
-    cvt, digits: Path, trained: Path, tmp_path: Path
+    cvt, plain: Path, tmp_path: Path
 ) -> None:
-    whole = cvt("evaluate", "--data", digits, "--model", trained, "--json").json
-    shutil.copytree(digits / "val", tmp_path / "part")
-    shutil.rmtree(tmp_path / "part" / "0")
+    whole = cvt("evaluate", "--data", KEPT / "images", "--model", plain / "best", "--json").json
+    counts = {one["label"]: one["correct"] for one in whole["classes"]}
+    assert whole["top1"] > 0.7 and all(counts.values())  # a model at chance would tell nothing
+    shutil.copytree(KEPT / "images", tmp_path / "part")
+    shutil.rmtree(tmp_path / "part" / "blue")
 
-    part = cvt("evaluate", "--data", tmp_path / "part", "--model", trained, "--json")
+    part = cvt("evaluate", "--data", tmp_path / "part", "--model", plain / "best", "--json").json
 
-    assert part.json["n"] == 40
-    assert 0 <= whole["top1_correct"] - part.json["top1_correct"] <= 20
+    assert part["n"] == 20
+    del counts["blue"]
+    assert {one["label"]: one["correct"] for one in part["classes"]} == counts
     (tmp_path / "part" / "7").mkdir()
-    shutil.copy(next((digits / "val" / "1").iterdir()), tmp_path / "part" / "7")
-    refused = cvt("evaluate", "--data", tmp_path / "part", "--model", trained)
+    shutil.copy(KEPT / "images" / "red" / "1.png", tmp_path / "part" / "7")
+    refused = cvt("evaluate", "--data", tmp_path / "part", "--model", plain / "best")
     assert refused.exit_code == 1
     assert "1 of 3 classes of the data are not among the model's 3: 7" in refused.stderr
 
@@ -263,6 +274,15 @@ def test_without_val_a_part_of_every_class_is_set_aside(cvt, digits: Path, tmp_p
     assert (result.json["train_n"], result.json["val_n"]) == (144, 36)
     split = json.loads((tmp_path / "r" / "split.json").read_text())
     assert sorted(name[0] for name in split["validation"]) == ["0"] * 12 + ["1"] * 12 + ["5"] * 12
+    best = tmp_path / "r" / "best"
+    whole = cvt("evaluate", "--data", digits / "train", "--model", best)
+    assert "trained 144 of these 180 images were trained on; --split val" in whole.stdout
+    held = cvt("evaluate", "--data", digits / "train", "--model", best, "--split", "val", "--json")
+    assert (held.json["n"], held.json["n_trained_on"]) == (36, 0)
+    assert held.json["top1"] == result.json["val_top1"]
+    assert held.json["top5"] == result.json["val_top5"]
+    other = cvt("evaluate", "--data", digits / "val", "--model", best, "--json")
+    assert other.json["n_trained_on"] is None
 
 
 def test_a_dry_run_checks_times_and_writes_nothing(cvt, digits: Path, tmp_path: Path) -> None:
@@ -274,7 +294,7 @@ def test_a_dry_run_checks_times_and_writes_nothing(cvt, digits: Path, tmp_path: 
     assert result.exit_code == 0, result.stderr
     assert not (tmp_path / "r").exists()
     plan = result.json
-    assert plan["step_images"] == 24 and plan["steps_per_epoch"] == 7 and plan["steps"] == 140
+    assert plan["step_images"] == 24 and plan["steps_per_epoch"] == 8 and plan["steps"] == 160
     rate = plan["settings"]["recipe"]["learning_rate"]
     assert rate == pytest.approx(5e-4 * 24 / 64)
     assert plan["data"]["smallest_n"] == 60 and plan["data"]["unreadable"] == []
@@ -309,23 +329,115 @@ def test_a_recipe_is_shown(cvt, arguments, key: str, value) -> None:
     assert result.exit_code == 0 and result.json[key] == value
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ["--class-weights", "balanced", "--clip", 0],
-        ["--checkpoint-activations", "--accumulate", 2],
-        ["--recipe", "default", "--weight-decay", 0.1],
-        ["--recipe", "paper", "--res", 32],
-    ],
-    ids=str,
-)
-def test_options_train(cvt, digits: Path, tmp_path: Path, arguments) -> None:
-    options = ["--epochs", 1, "--warmup-epochs", 0, "--batch-size", 16, "-o", tmp_path / "r"]
+TINY = ["--model", KEPT / "model", "--epochs", 6, "--warmup-epochs", 0.5, "--batch-size", 8,
+        "--lr", 5e-3, "--workers", 0]  # fmt: skip
+"""Training of a network that takes some milliseconds a step."""
 
-    result = cvt("finetune", "--data", digits, "--variant", "nano", *arguments, *options, "--json")
 
-    assert result.exit_code == 0, result.stderr
-    assert result.json["recipe"]["clip_norm"] == (0.0 if "--clip" in arguments else 1.0)
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run on all of the images, as the options below would change it."""
+    run = tmp_path_factory.mktemp("plain") / "run"
+    options = ["finetune", "--data", KEPT / "images", *TINY, "--output", run]
+    assert CliRunner().invoke(app, [str(option) for option in options]).exit_code == 0
+    return run
+
+
+def learnt(run: Path) -> dict[str, torch.Tensor]:
+    """What the last epoch's head and matrices are."""
+    return {n: t for n, t in load_file(run / "last" / "model.safetensors").items() if t.ndim > 1}
+
+
+def largest_change(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
+    return max((one[name] - other[name]).abs().max().item() for name in one)
+
+
+def test_gradients_are_clipped(cvt, plain: Path, tmp_path: Path) -> None:
+    options = ["finetune", "--data", KEPT / "images", *TINY, "--weight-decay", 0]
+    cvt(*options, "--clip", 1e-15, "-o", tmp_path / "still")
+    cvt(*options, "--clip", 0, "-o", tmp_path / "free")
+
+    start = {n: t for n, t in load_file(KEPT / "model" / "model.safetensors").items() if t.ndim > 1}
+    del start["classifier.weight"]  # is drawn anew
+    still, free = learnt(tmp_path / "still"), learnt(tmp_path / "free")
+    # Far below AdamW's epsilon nothing is learnt.
+    assert largest_change(start, still) < 1e-6 < 1e-3 < largest_change(start, free)
+    assert largest_change(free, learnt(plain)) > 1e-6
+
+
+def test_weights_decay(cvt, plain: Path, tmp_path: Path) -> None:
+    cvt("finetune", "--data", KEPT / "images", *TINY, "--weight-decay", 20, "-o", tmp_path / "r")
+
+    norms = [sum(t.norm().item() for t in learnt(run).values()) for run in (tmp_path / "r", plain)]
+    assert norms[0] < 0.9 * norms[1]
+
+
+def test_rare_classes_weigh_more(cvt, tmp_path: Path) -> None:
+    for name, count in (("red", 10), ("green", 2), ("blue", 2)):
+        for number in range(count):
+            place = tmp_path / "data" / name / f"{number}.png"
+            place.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(KEPT / "images" / name / f"{number}.png", place)
+    # The head alone, since BatchNorm's statistics of four images are not those of eight.
+    options = ["finetune", "--data", tmp_path / "data", *TINY, "--lr", 1e-8, "--freeze", "backbone"]
+    asked = [
+        ("weighted", ["--class-weights", "balanced"]),
+        ("in parts", ["--class-weights", "balanced", "--accumulate", 2, "--batch-size", 4]),
+        ("plain", []),
+    ]
+
+    losses = {}
+    for name, more in asked:
+        cvt(*options, *more, "-o", tmp_path / name)
+        line = (tmp_path / name / "metrics.csv").read_text().splitlines()[1]
+        losses[name] = float(line.split(",")[2])
+
+    # Of a network that learns nothing: 9 red, 1 green and 1 blue image to train on.
+    assert abs(losses["weighted"] - losses["plain"]) > 0.01
+    assert losses["in parts"] == pytest.approx(losses["weighted"], rel=1e-4)
+
+
+def test_parts_make_one_step(cvt, tmp_path: Path) -> None:
+    result = cvt(
+        "finetune", "--data", KEPT / "images", *TINY, "--batch-size", 4, "--accumulate", 2,
+        "-o", tmp_path / "r", "--json",
+    )  # fmt: skip
+
+    assert result.json["steps"] == 6 * 4  # of 27 images, up to 8 each
+
+
+def test_checkpointed_blocks_are_computed_twice_to_the_same_bits(
+    cvt, plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+    forward = Attention.forward
+    monkeypatch.setattr(
+        Attention,
+        "forward",
+        lambda self, *args: calls.append(self.training) or forward(self, *args),
+    )
+    options = ["finetune", "--data", KEPT / "images", *TINY]
+    counts = []
+    for name, more in (("kept", []), ("twice", ["--checkpoint-activations"])):
+        calls.clear()
+        cvt(*options, *more, "-o", tmp_path / name)
+        counts.append(sum(calls))
+
+    assert counts[1] == 2 * counts[0]
+    assert largest_change(learnt(tmp_path / "kept"), learnt(tmp_path / "twice")) == 0
+
+
+def test_the_recipe_of_the_paper_trains_in_its_steps(cvt, tmp_path: Path) -> None:
+    result = cvt(
+        "finetune", "--data", KEPT / "images", "--model", KEPT / "model", "--recipe", "paper",
+        "--res", 32, "--batch-size", 27, "--max-time", "0s", "--workers", 0, "-o", tmp_path / "r",
+        "--json",
+    )  # fmt: skip
+
+    assert "stopped at step 1 of 500" in result.stderr
+    assert result.json["recipe"]["optimizer"] == "sgd"
+    card = (tmp_path / "r" / "best" / "README.md").read_text()
+    assert "steps 500" in card and ", epochs " not in card
 
 
 def test_seed_device_activation_and_the_place_of_known_sets_are_kept_in_the_run(
@@ -356,6 +468,143 @@ def test_every_option_is_in_the_help(cvt) -> None:
         "--dry-run", "--output", "--json",
     ):  # fmt: skip
         assert option in printed, option
+
+
+def test_the_next_command_that_is_printed_measures_on_what_was_held_out(
+    cvt, tmp_path: Path
+) -> None:
+    data, run = tmp_path / "my data", tmp_path / "a run"
+    shutil.copytree(KEPT / "images", data)
+
+    trained = cvt(
+        "finetune", "--data", data, "--model", KEPT / "model", "--epochs", 1, "--precision", "bf16",
+        "--workers", 0, "-o", run,
+    )  # fmt: skip
+
+    said = next(line for line in trained.stderr.splitlines() if line.startswith("next: "))
+    words = shlex.split(said.removeprefix("next: cvt "))
+    assert words == ["evaluate", "--data", str(data), "--model", str(run / "best"), "--split",
+                     "val", "--precision", "bf16"]  # fmt: skip
+    judged = cvt(*words, "--json").json
+    found = json.loads((run / "results.json").read_text())
+    assert (judged["n"], judged["top1"]) == (3, found["val_top1"])
+    refused = cvt("evaluate", "--data", data, "--model", KEPT / "model", "--split", "val")
+    assert refused.exit_code == 2 and "lies in no run folder" in refused.stderr
+    (data / "red" / json.loads((run / "split.json").read_text())["validation"][-1][4:]).unlink()
+    changed = cvt(*words)
+    assert changed.exit_code == 1
+    assert f"1 of the 3 images that `{run}` set aside are not in `{data}`" in changed.stderr
+
+
+def test_few_images_get_smaller_batches_and_enough_steps(cvt) -> None:
+    result = cvt(
+        "finetune", "--data", KEPT / "images", "--model", KEPT / "model", "--workers", 0,
+        "--dry-run", "--json",
+    )  # fmt: skip
+
+    plan = result.json
+    assert (plan["step_images"], plan["steps_per_epoch"], plan["steps"]) == (16, 2, 40)  # of 27
+    assert plan["settings"]["recipe"]["learning_rate"] == 5e-4 / 2
+
+
+def test_a_small_network_is_trained_in_one_thread(
+    cvt, two_threads: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    found = []
+    for model, res in ((KEPT / "model", 32), ("cvt-nano-cifar10", 128)):
+        plan = cvt(
+            "finetune", "--data", KEPT / "images", "--model", model, "--res", res, "--dry-run",
+            "--batch-size", 16, "--workers", 0, "--json",
+        ).json  # fmt: skip
+        found.append(plan["hardware"])
+    assert torch.get_num_threads() == 2  # is as it was
+
+    assert found == [
+        "1 thread",
+        f"{min(2, machine.threads())} thread{'s' * (machine.threads() > 1)}",
+    ]
+
+
+def test_a_class_that_only_val_has_is_named_with_what_can_be_done(cvt, tmp_path: Path) -> None:
+    for part in ("train", "val"):
+        shutil.copytree(KEPT / "images", tmp_path / part)
+    (tmp_path / "val" / "red").rename(tmp_path / "val" / "crimson")
+
+    result = cvt("finetune", "--data", tmp_path, "--model", KEPT / "model")
+
+    assert result.exit_code == 1
+    assert "crimson" in result.stderr and "--label-map" not in result.stderr
+    assert "hint: put images of them below" in result.stderr
+
+
+def test_other_contents_of_equal_size_are_not_what_a_run_began_with(cvt, tmp_path: Path) -> None:
+    rng, data, run = np.random.default_rng(0), tmp_path / "data", tmp_path / "run"
+    for name, colour in (("dark", 60), ("light", 190)):
+        (data / name).mkdir(parents=True)
+        for number in range(8):
+            pixels = rng.integers(colour - 40, colour + 40, (32, 32, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(data / name / f"{number}.bmp")
+    options = ["--data", data, "--model", KEPT / "model", "--recipe", "linear-probe"]
+    assert cvt("finetune", *options, "-o", run).exit_code == 0
+    (data / "dark").rename(data / "other")
+    (data / "light").rename(data / "dark")
+    (data / "other").rename(data / "light")
+
+    result = cvt("finetune", "--resume", run)
+
+    assert result.exit_code == 1
+    assert f"error: `{data}` is not what the run began with" in result.stderr
+
+
+def test_features_of_other_weights_are_not_taken_for_these(cvt, tmp_path: Path) -> None:
+    options = ["--data", KEPT / "images", "--recipe", "linear-probe", "--val-fraction", 0.3]
+    one, other = tmp_path / "one", tmp_path / "other"
+    shutil.copytree(KEPT / "model", tmp_path / "model")
+    path = tmp_path / "model" / "model.safetensors"
+    save_file({name: 1.2 * t for name, t in load_file(path).items()}, path, {"format": "pt"})
+    found = cvt("finetune", *options, "--model", KEPT / "model", "-o", one, "--json").json
+    cvt("finetune", *options, "--model", tmp_path / "model", "-o", other)
+    for part in ("train", "val"):
+        name = Path("state", f"features-{part}.safetensors")
+        assert (one / name).read_bytes() != (other / name).read_bytes()
+        shutil.copy(other / name, one / name)
+    before = (one / "metrics.csv").read_text().rpartition(",")[0].rpartition(",")[0]
+
+    again = cvt("finetune", "--resume", one, "--json").json
+
+    assert again["val_top1"] == found["val_top1"]
+    assert (one / "metrics.csv").read_text().startswith(before)
+
+
+def test_the_card_of_a_linear_probe_states_what_was_used(cvt, tmp_path: Path) -> None:
+    options = ["--data", KEPT / "images", "--model", KEPT / "model", "--recipe", "linear-probe"]
+    cvt("finetune", *options, "--class-weights", "balanced", "-o", tmp_path / "run")
+
+    card = (tmp_path / "run" / "best" / "README.md").read_text()
+
+    assert "| recipe | name linear-probe, optimizer newton, class weights balanced |" in card
+    assert "a step" not in card and "epoch 1" not in card
+
+
+def test_a_machine_with_little_shared_memory_trains_all_the_same(tmp_path: Path) -> None:
+    command = shlex.join(
+        ["finetune", "--data", str(KEPT / "images"), "--model", str(KEPT / "model"), "--res", "256",
+         "--epochs", "1", "--batch-size", "16", "--workers", "2", "-o", str(tmp_path / "run")]
+    )  # fmt: skip
+    shell = (
+        f"mount -t tmpfs -o size=8M tmpfs /dev/shm && exec {sys.executable} -m cvt_cli {command}"
+    )
+    unshare = ["unshare", "-rm", "sh", "-c"]
+    if shutil.which("unshare") is None or subprocess.run([*unshare, "true"]).returncode:
+        pytest.skip("this system gives nobody a /dev/shm of their own")
+
+    done = subprocess.run([*unshare, shell], capture_output=True, text=True, timeout=400)
+
+    assert done.returncode == 0, done.stderr
+    assert (
+        "/dev/shm has 8.4 MB free, and the batches of 2 workers take up to 75.5 MB" in done.stderr
+    )
 
 
 def test_frozen_parts_stay_as_the_checkpoint_has_them(cvt, digits: Path, tmp_path: Path) -> None:

@@ -47,9 +47,9 @@ def test_a_run_in_the_background_is_not_stopped_by_the_ctrl_c_that_its_shell_ign
 ) -> None:
     step = Trainer.step
 
-    def with_ctrl_c(trainer: Trainer, parts: object) -> object:
+    def with_ctrl_c(trainer: Trainer, *arguments: object) -> object:
         os.kill(os.getpid(), signal.SIGINT)
-        return step(trainer, parts)
+        return step(trainer, *arguments)
 
     monkeypatch.setattr(Trainer, "step", with_ctrl_c)
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -60,6 +60,32 @@ def test_a_run_in_the_background_is_not_stopped_by_the_ctrl_c_that_its_shell_ign
 
     assert ignored.exit_code == 0, ignored.stderr
     assert ignored.json["epochs"] == 3 and "interrupted" not in ignored.stderr
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"version": 3}, "is of version 3; this version of cvt goes on with runs of version 1 to"),
+        ({"version": "next"}, 'is of version "next"; this version'),
+        ({"settings": {}}, "is not a plan as this version of cvt writes it (version 2): it has no"),
+        ({"settings": {"spin": 1}}, "got an unexpected keyword argument 'spin'"),
+        ({"data": None}, "is not a plan as this version of cvt writes it (version 2)"),
+        ([], "is of version null"),
+    ],
+    ids=str,
+)
+def test_a_plan_of_another_version_is_refused_in_a_sentence(cvt, change, message: str) -> None:
+    path = Path("run", "plan.json")
+    plan = json.loads(path.read_text())
+    if change and "settings" in change and change["settings"]:
+        change = {"settings": {**plan["settings"], **change["settings"]}}
+    path.write_text(json.dumps({**plan, **change} if change else change))
+
+    result = cvt("finetune", "--resume", "run")
+
+    assert result.exit_code == 1
+    assert "error: `run/plan.json` is " in result.stderr and message in result.stderr
+    assert "hint: go on with the version of cvt that began it" in result.stderr
 
 
 def test_other_images_than_a_run_began_with_are_still_refused(cvt) -> None:

@@ -21,7 +21,7 @@ PREDICT = (
 EVALUATE = (
     "--model --revision --offline --label-map --real --groups --skip-unreadable --res --activation "
     "--exif --batch-size --workers --device --engine --precision --top-k --expect --predictions "
-    "--report --verbose --json"
+    "--report --verbose --json --split"
 )
 EXPORT = (
     "--format --with-preprocessing --dynamic-size --overwrite --precision --int8 --verify-data "
@@ -85,6 +85,28 @@ OPTIONS_WITH_EFFECT = [
     ("models", "--json"),
     ("info cvt-13", "--revision --offline --res --activation --json"),
     ("info cvt-nano-cifar10", "--offline --res --activation --json"),
+    (
+        "finetune --resume x",
+        "--resume --data --data-dir --offline --device --gpus --workers --max-time --json",
+    ),
+    (
+        "finetune --show-recipe",
+        "--show-recipe --recipe --variant --epochs --batch-size --lr --warmup-epochs "
+        "--weight-decay --clip --augment --json",
+    ),
+    (
+        "finetune --data x --recipe linear-probe",
+        "--data --val-fraction --model --revision --offline --variant --res --activation --recipe "
+        "--show-recipe --batch-size --class-weights --seed --device --precision --resume "
+        "--dry-run --output --json",
+    ),
+    (
+        "finetune --data x --variant nano",
+        "--data --val-fraction --offline --variant --res --activation --freeze --recipe "
+        "--show-recipe --epochs --batch-size --accumulate --lr --warmup-epochs --weight-decay "
+        "--clip --augment --class-weights --patience --max-time --seed --device --gpus --sync-bn "
+        "--precision --checkpoint-activations --workers --resume --dry-run --output --json",
+    ),
     ("push nowhere user/name", "--private --json"),
     ("cache list", "--json"),
     ("cache path", "--json"),

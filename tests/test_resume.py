@@ -1,9 +1,11 @@
 """A training run that is killed, interrupted or out of room goes on, bit by bit."""
 
+import json
 import os
 import random
 import re
 import resource
+import shlex
 import shutil
 import signal
 import subprocess
@@ -14,8 +16,10 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from safetensors import safe_open
 
-from cvt_cli import weights
+from cvt_cli import files, weights
+from tests_shared import TESTS
 
 OFTEN = "from cvt_cli import runs; runs.SAVE_EVERY_SEC = 0.05; from cvt_cli.cli import app; app()"
 """`cvt`, with a state after almost every step."""
@@ -156,6 +160,121 @@ def test_ctrl_c_saves_in_the_middle_of_an_epoch_and_says_how_to_go_on(
     assert what_came_of_it(run) == what_came_of_it(straight)
 
 
+TINY = [
+    "finetune", "--data", str(TESTS / "kept" / "images"), "--model", str(TESTS / "kept" / "model"),
+    "--val-fraction", "0.3", "--warmup-epochs", "0.1",
+]  # fmt: skip
+"""Training on 21 images of a network that takes some milliseconds a step."""
+
+
+@pytest.mark.parametrize("end", ["SIGTERM to the group, twice", "SIGHUP", "Ctrl-C twice, at once"])
+def test_whatever_ends_it_is_saved_and_says_how_to_go_on(tmp_path: Path, end: str) -> None:
+    run = tmp_path / "a run"
+    state = run / "state" / "state.safetensors"
+    often = OFTEN if end != "Ctrl-C twice, at once" else "from cvt_cli.cli import app; app()"
+    process = subprocess.Popen(
+        [sys.executable, "-c", often, *TINY, "--epochs", "5000", "--batch-size", "2",
+         "--workers", "2", "--output", str(run)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    wait_for(state.exists, process)
+    if end == "Ctrl-C twice, at once":
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+    else:
+        wait_for(partial(newer, state, state.stat().st_mtime_ns), process)  # steps are taken
+        if end == "SIGHUP":
+            process.send_signal(signal.SIGHUP)
+        else:  # as `timeout` does: to the process, and to its group
+            process.send_signal(signal.SIGTERM)
+            os.killpg(process.pid, signal.SIGTERM)
+
+    _, stderr = process.communicate(timeout=120)
+
+    assert process.returncode == 130, stderr
+    assert "Traceback" not in stderr and "Exception ignored" not in stderr
+    said = re.search(r"interrupted and saved at step (\d+) of (\d+); go on with: cvt (.+)", stderr)
+    assert said is not None, stderr
+    assert shlex.split(said[3]) == ["finetune", "--resume", str(run)]
+    with safe_open(state, "pt") as file:
+        assert json.loads(file.metadata()["run"])["trainer"]["step"] == int(said[1])
+
+
+def test_epochs_are_epochs_however_often_the_time_was_over(cvt, tmp_path: Path) -> None:
+    # The learning rate is such that no epoch is better than the first.
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    options = [*TINY, "--epochs", 5, "--batch-size", 5, "--lr", 1e-6, "--patience", 2,
+               "--workers", 0]  # fmt: skip
+    straight = cvt(*options, "--output", whole, "--json")
+    assert straight.json["epochs"] == straight.json["best_epoch"] + 2 <= 5
+
+    found = cvt(*options, "--max-time", "0s", "--output", run, "--json")
+
+    assert "stopped at step 1 of 25: 0 s are over (--max-time)" in found.stderr
+    assert "epoch 1/5 in part: loss" in found.stderr
+    said = {key: found.json[key] for key in ("epochs", "best_epoch", "best_step", "steps")}
+    assert said == {"epochs": 0, "best_epoch": 1, "best_step": 1, "steps": 1}
+    for step in range(2, 8):  # into the second epoch
+        found = cvt("finetune", "--resume", run, "--workers", 0, "--json")
+        assert found.json["steps"] == step and found.json["epochs"] == step // 5
+        rows = (run / "metrics.csv").read_text().splitlines()[1:]
+        assert [row.split(",")[0] for row in rows] == [str(n + 1) for n in range(-(-step // 5))]
+    judged = cvt("evaluate", "--data", TESTS / "kept" / "images", "--model", run / "best")
+    assert judged.exit_code == 0
+    found = cvt("finetune", "--resume", run, "--max-time", "1h", "--workers", 0, "--json")
+    assert what_came_of_it(run) == what_came_of_it(whole)
+    for key in ("epochs", "best_epoch", "best_step", "val_top1", "val_top5", "steps"):
+        assert found.json[key] == straight.json[key]
+    assert not (run / "state" / "best").exists()
+
+
+def test_a_part_of_an_epoch_that_was_the_best_gives_its_place_back(cvt, tmp_path: Path) -> None:
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    options = [*TINY, "--epochs", 3, "--batch-size", 5, "--lr", 5e-3, "--workers", 0]
+    cvt(*options, "--output", whole)
+    cvt(*options, "--max-time", "0s", "--output", run)
+    replaced = 0
+    for step in range(2, 15):
+        found = cvt("finetune", "--resume", run, "--workers", 0, "--json")
+        row = (run / "metrics.csv").read_text().splitlines()[found.json["best_epoch"]].split(",")
+        assert float(row[4]) == pytest.approx(found.json["val_top1"], abs=1e-6)
+        card = (run / "best" / "README.md").read_text()
+        assert f"{found.json['best_epoch']} (step {found.json['best_step']}) of 3" in card
+        replaced += step > 5 and (run / "state" / "best").exists()
+    assert replaced  # else nothing was seen here
+
+    cvt("finetune", "--resume", run, "--workers", 0)
+
+    assert what_came_of_it(run) == what_came_of_it(whole)
+
+
+def test_who_goes_on_waits_for_who_trains_and_begins_where_that_one_ended(
+    straight: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(straight, run)
+    earlier = run / "state" / "state.safetensors"
+    finished = earlier.read_bytes()
+    earlier.write_bytes(b"what the other process had when this one was started")
+    lock = run / "state" / "lock"
+    with files.locked(lock, "training", print):
+        process = start(["finetune", "--resume", str(run), "--json"])
+        assert process.stderr is not None
+        said = ""
+        while "waiting" not in said:
+            said = process.stderr.readline()
+            assert said, "it ended without waiting"
+        assert f"another process is training in `{run}`; waiting for it" in said
+        earlier.write_bytes(finished)
+
+    stdout, stderr = process.communicate(timeout=120)
+
+    assert process.returncode == 0, stderr
+    assert json.loads(stdout)["epochs"] == 4 and "epoch 4/4" not in stderr
+    assert what_came_of_it(run) == what_came_of_it(straight)
+
+
 def test_a_full_disk_stops_the_run_and_leaves_the_last_good_state(
     digits: Path, straight: Path, tmp_path: Path
 ) -> None:
@@ -189,7 +308,7 @@ def test_a_finished_run_is_not_trained_again(cvt, straight: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["--lr", 1], 2, "--lr is settled by the run"),
+        (["--lr", 1, "--seed", 0], 2, "--lr and --seed are settled by the run"),
         (["--model", "x"], 2, "--model is settled by the run"),
     ],
     ids=str,

@@ -2,9 +2,14 @@
 
 import gc
 import multiprocessing
+import os
 import pickle
-from collections.abc import Sequence
+import resource
+import signal
+import subprocess
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +20,12 @@ from PIL import Image
 
 from cvt_cli import datasets, training, training_data
 from cvt_cli.config import VARIANTS, CvTConfig, StageConfig
-from cvt_cli.errors import CvtError, UsageError
+from cvt_cli.errors import CvtError, DataError, UsageError
 from cvt_cli.model import Block, CvT
 from cvt_cli.preprocessing import Preprocessing
 from cvt_cli.recipes import AUGMENTATIONS, Recipe, named_recipe
-from cvt_cli.training import Schedule, Trainer, Watch, parameter_groups, schedule_of
+from cvt_cli.torch_engine import TorchEngine
+from cvt_cli.training import Part, Schedule, Trainer, Watch, parameter_groups, schedule_of
 from tests_shared import golden, golden_config, golden_input, golden_model
 
 STEP = golden("train-tiny")
@@ -304,15 +310,92 @@ def test_balanced_classes_weigh_the_same() -> None:
     weights = training.class_weights([0, 0, 0, 1], 2)
 
     assert weights.tolist() == pytest.approx([4 / 6, 2.0])
-    model = small_model()
-    images, labels = a_batch()
-    loss = make_trainer(model, class_weights=torch.tensor([1.0, 2.0, 4.0])).backward(
-        [(images, labels)]
+
+
+WEIGHTS = torch.tensor([1.0, 2.0, 4.0])
+
+
+@pytest.mark.parametrize("mixed", [False, True], ids=["plain", "mixed"])
+@pytest.mark.parametrize("parts", [1, 2, 4])
+def test_each_image_weighs_what_its_class_does_in_any_number_of_parts(
+    parts: int, mixed: bool
+) -> None:
+    images, labels = a_batch(images=8)
+    targets = labels
+    if mixed:  # as MixUp makes them, here the same in every part
+        targets = 0.75 * F.one_hot(labels, 3) + 0.25 * F.one_hot(labels.roll(1), 3)
+    model, other = small_model(), small_model()
+    trainer = make_trainer(model, class_weights=WEIGHTS, frozen=batch_norms(model))
+
+    loss = trainer.backward(
+        [(i, t) for i, t in zip(images.chunk(parts), targets.chunk(parts), strict=True)]
     )
-    expected = F.cross_entropy(
-        model.train()(images), labels, torch.tensor([1.0, 2.0, 4.0]), label_smoothing=0.1
-    )
+
+    for module in batch_norms(other.train()):
+        module.eval()
+    logs = torch.log_softmax(other(images), dim=1)
+    shares = F.one_hot(labels, 3).float() if not mixed else targets
+    losses = -((0.9 * shares + 0.1 / 3) * logs).sum(dim=1)  # label smoothing
+    expected = (losses * (shares @ WEIGHTS)).sum() / len(images)
+    expected.backward()
     assert loss.item() == pytest.approx(expected.item(), abs=1e-6)
+    for one, wanted in zip(model.parameters(), other.parameters(), strict=True):
+        assert torch.allclose(one.grad, wanted.grad, atol=1e-6)
+
+
+def test_parts_that_differ_by_an_image_learn_as_the_whole_batch_does() -> None:
+    images, labels = a_batch(images=5)
+    models = [small_model(), small_model()]
+    whole, parts = (make_trainer(m, class_weights=WEIGHTS, frozen=batch_norms(m)) for m in models)
+
+    loss = whole.backward([(images, labels)])
+    mean = parts.backward([(images[:3], labels[:3]), (images[3:], labels[3:])])
+
+    assert mean.item() == pytest.approx(loss.item(), abs=1e-6)
+    for one, other in zip(models[0].parameters(), models[1].parameters(), strict=True):
+        assert torch.allclose(one.grad, other.grad, atol=1e-6)
+
+
+def test_a_network_with_synchronised_batchnorm_answers_as_without() -> None:
+    # A CPU cannot train it; what is saved, loaded and judged is checked here.
+    model, other = small_model(), small_model()
+    make_trainer(other).step([a_batch()])  # statistics that are not the first ones
+    model.load_state_dict(other.state_dict())
+
+    trainer = make_trainer(model, ema=5, sync_batchnorm=True)
+
+    norms = [m for m in trainer.model.modules() if isinstance(m, torch.nn.SyncBatchNorm)]
+    assert len(norms) == len(batch_norms(other)) and not batch_norms(trainer.model)
+    assert trainer.model.state_dict().keys() == other.state_dict().keys()
+    for network in (trainer.model, trainer.best_model):
+        engines = [TorchEngine(m, torch.device("cpu"), "fp32") for m in (network, other)]
+        one, wanted = (engine(a_batch()[0].numpy()) for engine in engines)
+        assert np.array_equal(one, wanted)
+
+
+def test_a_step_that_overflows_in_fp16_is_left_out_and_the_scale_is_gone_on_with() -> None:
+    # On a CPU, where the command refuses fp16; the scaler is the one that a GPU has.
+    def fp16() -> Trainer:
+        return Trainer(
+            small_model(), PLAIN, Schedule(1e-2, 10, 0), device=torch.device("cpu"),
+            precision="fp16", seed=0,
+        )  # fmt: skip
+
+    trainer, start = fp16(), small_model()
+    (images, labels), scale = a_batch(), fp16().scaler.get_scale()
+    trainer.step([(images * float("inf"), labels)])
+    assert all(map(torch.equal, trainer.model.parameters(), start.parameters()))
+    assert trainer.scaler.get_scale() == scale / 2
+
+    again = fp16()
+    again.restore(
+        {name: tensor.clone() for name, tensor in trainer.tensors().items()}, trainer.numbers()
+    )
+
+    assert again.scaler.get_scale() == scale / 2
+    again.model.load_state_dict(start.state_dict())  # statistics took the overflow in
+    again.step([(images, labels)])
+    assert not same(again.model, start)
 
 
 @pytest.mark.parametrize(
@@ -340,6 +423,10 @@ def test_a_loss_that_falls_is_let_go_on() -> None:
         watch(torch.tensor(3.0 - step / 50), step, 1e-3)
     watch.all_good()
 
+    with pytest.raises(CvtError, match="the loss is nan at step 101"):  # it did look
+        watch(torch.tensor(float("nan")), 100, 1e-3)
+        watch.all_good()
+
 
 def batch_norms(model: CvT) -> list[torch.nn.Module]:
     return [m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)]
@@ -364,7 +451,13 @@ def test_every_augmentation_gives_arrays_of_the_input_size(kind, record: Preproc
 def test_augmentation_travels_to_worker_processes(kind) -> None:
     for size in (32, 224):
         record = Preprocessing.published(size, size)
-        pickle.loads(pickle.dumps(training_data.augmentation(AUGMENTATIONS[kind], record)))
+        here = training_data.augmentation(AUGMENTATIONS[kind], record)
+        there = pickle.loads(pickle.dumps(here))
+        found = []
+        for transform in (here, there):
+            torch.manual_seed(3)
+            found.append(transform(Image.new("RGB", (300, 260), (200, 100, 50))))
+        assert torch.equal(*found)
 
 
 def test_augmented_images_are_not_resized_a_second_time() -> None:
@@ -424,6 +517,53 @@ def test_images_of_a_step_depend_on_the_seed_and_the_epoch_alone(signdigits: Pat
     assert not torch.equal(other[1], whole[1])
 
 
+@pytest.mark.parametrize(
+    ("count", "most", "sizes"),
+    [
+        (239, 64, [59, 60, 60, 60]),
+        (128, 64, [64, 64]),
+        (7, 2, [2, 2, 3]),  # one image alone would have no statistics for BatchNorm
+        (3, 8, [3]),
+    ],
+    ids=str,
+)
+def test_every_image_is_seen_once_an_epoch_in_steps_of_nearly_one_size(
+    count: int, most: int, sizes: list[int]
+) -> None:
+    data = datasets.LabelledImages(
+        Path("none"), ("a",), tuple(map(str, range(count))), np.zeros(count, np.int64)
+    )
+    seen: list[list[int]] = []
+    for processes, parts in ((1, 1), (1, 2)) if count < 8 else ((1, 1), (1, 2), (2, 2), (4, 1)):
+        of_ranks = [
+            training_data.Batches(
+                data,
+                str,
+                part_images=max(1, most // processes // parts),
+                parts=parts,
+                rank=rank,
+                processes=processes,
+                seed=1,
+                workers=0,
+                pin=False,
+            )  # fmt: skip
+            for rank in range(processes)
+        ]
+        shares = [[[i for _, i in part] for part in ranks._places] for ranks in of_ranks]
+        steps = of_ranks[0].steps
+        whole = [
+            [i for rank in shares for part in rank[step * parts :][:parts] for i in part]
+            for step in range(steps)
+        ]
+        counts = [of_ranks[0].images(step + 1) - of_ranks[0].images(step) for step in range(steps)]
+        assert sorted(i for step in whole for i in step) == list(range(count))
+        assert [len(step) for step in whole] == counts
+        if (processes, parts) == (1, 1):
+            assert sorted(counts) == sizes
+            seen = whole
+        assert whole == seen or most // processes // parts < 2  # the same images in each step
+
+
 def test_workers_end_as_soon_as_nobody_needs_their_batches(signdigits: Path) -> None:
     data = datasets.open_dataset(str(signdigits), "train", Path())
     before = set(multiprocessing.active_children())
@@ -438,6 +578,68 @@ def test_workers_end_as_soon_as_nobody_needs_their_batches(signdigits: Path) -> 
         assert not worker.is_alive()
     finally:
         gc.enable()
+
+
+def one_worker(source: training_data.Batches) -> tuple[Iterator[list[Part]], BaseProcess]:
+    """The batches of an epoch under way, and the worker that decodes them."""
+    before = set(multiprocessing.active_children())
+    epoch = source.of_epoch(0)
+    next(epoch)
+    (worker,) = set(multiprocessing.active_children()) - before
+    return epoch, worker
+
+
+def test_a_worker_without_room_for_its_batch_says_so(signdigits: Path) -> None:
+    data = datasets.open_dataset(str(signdigits), "train", Path())
+    epoch, worker = one_worker(batches(data, 0, 1, 1, workers=1))
+    resource.prlimit(worker.pid, resource.RLIMIT_FSIZE, (1000, 1000))  # of shared memory too
+
+    with pytest.raises(DataError, match="a worker cannot hand over a batch of 393.* kB") as caught:
+        for _ in epoch:
+            pass
+
+    assert "--workers 0" in caught.value.hint
+
+
+def test_a_lost_worker_ends_the_run_with_a_sentence(signdigits: Path) -> None:
+    data = datasets.open_dataset(str(signdigits), "train", Path())
+    epoch, worker = one_worker(batches(data, 0, 1, 1, workers=1))
+    os.kill(worker.pid, signal.SIGKILL)
+
+    with pytest.raises(CvtError, match="a process that decodes images has ended") as caught:
+        with training_data.workers_watched("go on"):
+            for _ in epoch:
+                pass
+
+    assert caught.value.hint == "go on"
+
+
+def test_a_worker_ends_when_its_parent_says_so_and_nobody_else(signdigits: Path) -> None:
+    data = datasets.open_dataset(str(signdigits), "train", Path())
+    epoch, worker = one_worker(batches(data, 0, 1, 1, workers=1))
+
+    for which in ("TERM", "HUP", "INT"):
+        subprocess.run(["kill", f"-{which}", str(worker.pid)], check=True)  # another process does
+    next(epoch)
+    assert worker.is_alive()
+
+    worker.terminate()
+    worker.join(5)
+    assert not worker.is_alive()
+
+
+def test_batches_are_the_same_through_pipes(signdigits: Path) -> None:
+    data = datasets.open_dataset(str(signdigits), "train", Path())
+    record = Preprocessing(32, 32, "crop", 1.0)
+    found = []
+    for shared in (True, False):
+        source = training_data.Batches(
+            data, training_data.augmentation(AUGMENTATIONS["imagenet"], record), part_images=16,
+            parts=2, rank=0, processes=1, seed=3, workers=1, pin=False, shared=shared,
+        )  # fmt: skip
+        found.append([tensor for part in next(source.of_epoch(1)) for tensor in part])
+
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
 def test_a_seed_gives_the_same_fresh_weights() -> None:

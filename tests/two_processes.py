@@ -1,10 +1,10 @@
-"""What each of two processes computes of a training step, under torchrun."""
+"""What each of two processes computes of training steps, under torchrun."""
 
 import sys
 
 import torch
 from safetensors.torch import save_file
-from test_distributed import halves, trainer_of
+from test_distributed import CASES, trainer_of
 
 from cvt_cli import torchrun
 
@@ -12,9 +12,10 @@ from cvt_cli import torchrun
 def main(path: str) -> None:
     found = {}
     with torchrun.joined():
-        for mode in ("inference", "training"):
-            trainer = trainer_of(mode)
-            loss = trainer.backward([halves()[torchrun.rank()]])
+        for mode, case in CASES.items():
+            trainer = trainer_of(case.batchnorm, case.weights)
+            parts = case.shares()
+            loss = trainer.backward([parts[torchrun.rank()]], sum(len(t) for _, t in parts))
             losses = torchrun.gather(loss.item())
             found[f"{mode}.loss"] = torch.tensor(losses, dtype=torch.float64)
             for name, parameter in trainer.model.named_parameters():

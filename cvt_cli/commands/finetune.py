@@ -13,7 +13,7 @@ import typer
 
 from cvt_cli import loader, options, output, places, recipes, torchrun
 from cvt_cli.errors import UsageError
-from cvt_cli.progress import Say, silent
+from cvt_cli.progress import Say, silent, unheard
 
 if TYPE_CHECKING:
     from cvt_cli.runs import Images
@@ -25,7 +25,25 @@ GOING_ON = "Going on"
 DEFAULT_VAL_FRACTION = 0.1
 
 
+# What a run that goes on may be told anew, since its weights do not depend on it.
+TOLD_ANEW = frozenset(
+    "--resume --data --data-dir --offline --device --gpus --workers --max-time --json".split()
+)
+# What a recipe is made of.
+OF_A_RECIPE = frozenset(
+    "--show-recipe --recipe --variant --epochs --batch-size --lr --warmup-epochs --weight-decay "
+    "--clip --augment --json".split()
+)
+# What a linear probe, which takes no steps, has no use for.
+OF_STEPS = (
+    "--epochs", "--lr", "--warmup-epochs", "--weight-decay", "--clip", "--augment", "--freeze",
+    "--patience", "--max-time", "--accumulate", "--checkpoint-activations", "--sync-bn", "--gpus",
+    "--workers",
+)  # fmt: skip
+
+
 def finetune(
+    ctx: typer.Context,
     data: Annotated[
         str | None,
         typer.Option(
@@ -294,21 +312,16 @@ def finetune(
         )
     name: recipes.RecipeName = recipe or ("imagenet" if variant else "default")
     if show_recipe:
+        options.refuse_all_but(ctx, OF_A_RECIPE, "it is no part of a recipe (--show-recipe)")
         shown = recipes.named_recipe(name).override(**changes, batch_size=batch_size)
         output.print_json(shown.to_json())
         return
     max_time_sec = parse_duration(max_time) if max_time else None
     if resume is not None:
-        settled = {
-            "--model": model, "--variant": variant, "--res": res, "--activation": activation,
-            "--recipe": recipe, "--batch-size": batch_size, "--lr": lr, "--freeze": freeze,
-            "--epochs": epochs, "--warmup-epochs": warmup_epochs, "--weight-decay": weight_decay,
-            "--clip": clip, "--augment": augment, "--patience": patience,
-            "--class-weights": class_weights, "--val-fraction": val_fraction, "--output": run,
-        }  # fmt: skip
-        if given := [option for option, value in settled.items() if value is not None]:
+        if settled := [option for option in options.given(ctx) if option not in TOLD_ANEW]:
             raise UsageError(
-                f"{given[0]} is settled by the run that --resume goes on with",
+                f"{' and '.join(settled)} {'is' if len(settled) == 1 else 'are'} settled by the "
+                "run that --resume goes on with",
                 hint="leave it out, or start another run",
             )
     elif data is None:
@@ -317,15 +330,29 @@ def finetune(
             hint="name a folder with a folder of images per class, or a known set, for example "
             "--data cifar10",
         )
+    elif recipes.RECIPES[name].optimizer == "newton":
+        _refuse_steps(ctx)
+    if variant:
+        options.refuse(ctx, ["--revision"], "it is of a checkpoint's, and --variant has none")
+    if gpus is not None and gpus > 1 and device not in ("auto", "cuda"):
+        raise UsageError(f"--gpus {gpus} trains on CUDA devices, not on `{device}`")
+    if gpus is not None and torchrun.count() > 1 and gpus != torchrun.count():
+        raise UsageError(f"--gpus {gpus}: torchrun has started {torchrun.count()} processes")
     if gpus is not None and gpus > 1 and torchrun.count() == 1:
         _start_on(gpus)
 
-    from cvt_cli import datasets, devices, runs
+    from cvt_cli import datasets, devices, held_out, runs
 
+    if data is not None and data not in datasets.KNOWN_SETS:
+        options.refuse(ctx, ["--data-dir"], f"it is where known sets are, and `{data}` is none")
     place = devices.choose_device(device)
     alone = torchrun.rank() == 0  # of several processes, one speaks
-    say, progress = (output.note, output.progress) if alone else (_nobody, silent)
+    say, progress = (output.note, output.progress) if alone else (unheard, silent)
     workers = _workers(workers, place.type)
+    if resume is None and sync_bn and place.type == "cuda" and torchrun.count() == 1:
+        options.refuse(ctx, ["--sync-bn"], "there is one process, which has all statistics")
+    if resume is None and run is not None and alone:
+        runs.check_free(run)
 
     def check(data: str, own: bool, fraction: float, seed: int) -> "Images":
         found = datasets.open_dataset(
@@ -338,6 +365,8 @@ def finetune(
         if resume is not None:
             plan = runs.read_plan(resume)
             settings = runs.settings_of(plan)
+            if settings.recipe.optimizer == "newton":
+                _refuse_steps(ctx)
             if max_time_sec is not None:
                 settings = replace(settings, max_time_sec=max_time_sec)
             images = check(
@@ -395,9 +424,25 @@ def finetune(
             default_name = f"{start.name}-{Path(data).name}-{time.strftime('%Y%m%d-%H%M%S')}"
             result = prepared.begin(run or Path("runs", default_name), plan)
     if alone:
-        _print(result, json_output, settings.data)
+        _print(result, json_output)
+        words = ["cvt", "evaluate", "--data", data or settings.data, "--model", result["best"]]
+        if images.set_aside and held_out.is_trained_on_by_default(
+            images.training,
+            lambda: datasets.open_dataset(
+                data or settings.data, "test", data_dir or places.data_dir()
+            ),
+        ):
+            words += ["--split", "val"]
+        if settings.precision != devices.choose_precision("auto", place):
+            words += ["--precision", settings.precision]
+        if not json_output:
+            output.note(f"next: {shlex.join(words)}")
     if result["n_unreadable"]:
         raise typer.Exit(1)
+
+
+def _refuse_steps(ctx: typer.Context) -> None:
+    options.refuse(ctx, OF_STEPS, "a linear probe takes no training steps, and runs alone")
 
 
 def parse_duration(text: str) -> float:
@@ -445,6 +490,8 @@ def _shared_out(
 ) -> tuple[recipes.Recipe, int]:
     """The recipe for the images of a step, and how many of them a process computes together."""
     shares = accumulate * torchrun.count()
+    if batch_size is None:
+        recipe = recipes.for_few_images(recipe, images)
     part = batch_size or max(1, recipe.batch_size // shares)
     if part * shares > images:
         part = max(1, images // shares)
@@ -452,11 +499,7 @@ def _shared_out(
     return recipe.override(batch_size=part * shares, learning_rate=lr), part
 
 
-def _nobody(message: str) -> None:
-    """Of several processes, one speaks."""
-
-
-def _print(result: dict[str, Any], json_output: bool, data: str) -> None:
+def _print(result: dict[str, Any], json_output: bool) -> None:
     if json_output:
         output.print_json(result)
         return
@@ -466,4 +509,3 @@ def _print(result: dict[str, Any], json_output: bool, data: str) -> None:
         f"{result['val_n']} validation images (95 % interval {low:.4f} to {high:.4f})\n"
         f"{result['best']}"
     )
-    output.note(f"next: cvt evaluate --data {shlex.quote(data)} --model {result['best']}")
