@@ -146,14 +146,23 @@ def test_the_lines_of_the_readme_answer_with_plain_onnxruntime(files: Path, tmp_
 # --- first-class models here
 
 
+@pytest.fixture(scope="module")
+def of_torch(files: Path, five_hundred: Path, tmp_path_factory: pytest.TempPathFactory):
+    """What the checkpoint says on torch: of 500 images, of a photograph, and its features."""
+    features = tmp_path_factory.mktemp("torch") / "features.npz"
+    checkpoint = ["--model", NANO, "--engine", "torch"]
+    evaluated = run(files, "evaluate", "--data", five_hundred, *checkpoint, "--json").json
+    answered = run(files, "predict", CHELSEA, *checkpoint, "--json").json
+    assert run(files, "predict", CHELSEA, *checkpoint, "--features", features).exit_code == 0
+    return evaluated, answered, np.load(features)["features"]
+
+
 @pytest.mark.parametrize("name", FILES)
 def test_it_counts_what_torch_counts_on_500_images(
-    files: Path, five_hundred: Path, name: str
+    files: Path, five_hundred: Path, of_torch, name: str
 ) -> None:
-    arguments = ["evaluate", "--data", five_hundred, "--json"]
-
-    ours = run(files, *arguments, "--model", files / name).json
-    theirs = run(files, *arguments, "--model", NANO, "--engine", "torch").json
+    ours = run(files, "evaluate", "--data", five_hundred, "--json", "--model", files / name).json
+    theirs, _, _ = of_torch
 
     assert ours["n"] == 500 and ours["engine"] == ENGINES[name]
     for key in ("top1_correct", "top5_correct", "preprocessing", "activation", "precision"):
@@ -180,22 +189,20 @@ def test_predicting_on_it_imports_no_torch(files: Path, name: str) -> None:
 
 @pytest.mark.parametrize("name", FILES)
 def test_its_answers_and_features_are_those_of_the_checkpoint(
-    files: Path, tmp_path: Path, name: str
+    files: Path, of_torch, tmp_path: Path, name: str
 ) -> None:
-    def asked(model: object, *more: object):
-        return run(files, "predict", CHELSEA, "--model", model, *more)
+    predict = ["predict", CHELSEA, "--model", files / name]
 
-    ours = asked(files / name, "--json").json
-    theirs = asked(NANO, "--json", "--engine", "torch").json
-    for number, model in enumerate((files / name, NANO)):
-        assert asked(model, "--features", tmp_path / f"{number}.npz").exit_code == 0
+    ours = run(files, *predict, "--json").json
+    _, theirs, wanted = of_torch
+    assert run(files, *predict, "--features", tmp_path / "features.npz").exit_code == 0
 
     assert ours["preprocessing"] == theirs["preprocessing"]
     for own, other in zip(*(d["results"][0]["predictions"] for d in (ours, theirs)), strict=True):
         assert own["label"] == other["label"]
         assert own["score"] == pytest.approx(other["score"], abs=1e-5)
-    first, second = (np.load(tmp_path / f"{number}.npz")["features"] for number in (0, 1))
-    assert np.abs(first - second).max() < 1e-4
+    features = np.load(tmp_path / "features.npz")["features"]
+    assert features.shape == wanted.shape and np.abs(features - wanted).max() < 1e-4
 
 
 def test_an_unreadable_image_is_reported_as_ever(files: Path, tmp_path: Path) -> None:
