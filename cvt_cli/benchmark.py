@@ -39,6 +39,9 @@ Name = Literal["torch", "onnxruntime", "openvino", "transformers"]
 SHORTEST_TURN_SEC = 0.5
 """A side computes at least this long in every round."""
 
+MOST_APART = 2.0
+"""How much the largest of the rounds' ratios may be of the least, for their median to be one."""
+
 _PEAK_SIZE = 2048
 """Of the square matrices whose product shows what the processor can do."""
 
@@ -107,7 +110,9 @@ class Row:
     images_per_sec: float  # median of the rounds
     slowest: float  # images per second in the slowest round
     fastest: float
-    ratio: float | None  # to the first side of the same batch size, median of the rounds' ratios
+    ratio: float | None  # to the first side of the same batch size, median of the rounds' ratios;
+    # None also where these do not agree
+    ratios: tuple[float, float] | None  # the least and the largest of the rounds
     startup_sec: float  # from a new process to an engine that can be called, imports included
     first_call_sec: float
     share_of_peak: float | None  # of a matrix product's rate in the same precision, in turn
@@ -124,6 +129,7 @@ class Row:
             "images_per_sec_range": [self.slowest, self.fastest],
             "latency_sec": self.side.batch_size / self.images_per_sec,
             "ratio": self.ratio,
+            "ratio_range": self.ratios and list(self.ratios),
             "startup_sec": self.startup_sec,
             "first_call_sec": self.first_call_sec,
             "share_of_peak": self.share_of_peak,
@@ -142,14 +148,14 @@ def sides(
 
     Args:
         networks: a file runs in its own precision; the first one's architecture is the baseline's.
-        engines: None for all that are installed, of a file its own; a file is also compared with
-            torch on random weights, if that is named.
+        engines: None for all that are installed, of a file its own.
         precisions: of what is no file.
         batch_sizes: images per call.
         against_transformers: whether its eager network is the baseline.
 
     Raises:
-        UsageError: an engine or precision that does not exist, or an engine that is not installed.
+        UsageError: an engine or precision that does not exist, or an engine that is not installed
+            or does not run a file.
     """
     for name in (*(engines or ()), *(("transformers",) if against_transformers else ())):
         if name not in ("torch", "onnxruntime", "openvino", "transformers"):
@@ -192,9 +198,6 @@ def _sides_of_file(
     for engine in network.engines[:1] if engines is None else engines:
         if engine in network.engines:
             found.append(Side(engine, record.precision, batch_size, network))
-        elif engine == "torch":
-            plain = replace(network, file=None, record=None)
-            found.append(Side("torch", "fp32", batch_size, plain))
         else:
             runs = " and ".join(f"`{name}`" for name in network.engines)
             raise UsageError(f"`{network.file}` runs on {runs}, not on `{engine}`")
@@ -256,6 +259,7 @@ def measure(
         side = worker.side
         against = baselines.setdefault(side.batch_size, own) if ratios else None
         rate = statistics.median(own)
+        paired = against and [a / b for a, b in zip(own, against, strict=True)]
         peak = peaks.get((side.network.device, side.precision))
         rows.append(
             Row(
@@ -263,7 +267,8 @@ def measure(
                 rate,
                 min(own),
                 max(own),
-                against and statistics.median(a / b for a, b in zip(own, against, strict=True)),
+                statistics.median(paired) if paired and agree(paired) else None,
+                (min(paired), max(paired)) if paired else None,
                 worker.startup_sec,
                 worker.first_call_sec,
                 peak and 2 * side.network.macs * rate / statistics.median(peak),
@@ -273,10 +278,27 @@ def measure(
     return rows
 
 
+def agree(ratios: Sequence[float]) -> bool:
+    """Whether the rounds' ratios are of one thing; beside other processes they may not be."""
+    return max(ratios) <= MOST_APART * min(ratios)
+
+
+def ratio_text(row: Row) -> str:
+    """A ratio in as many digits as the rounds agree on; what they say where they do not."""
+    if row.ratios is None:
+        return ""
+    low, high = row.ratios
+    if row.ratio is None:
+        return f"{low:.1f} to {high:.1f}"
+    return f"{row.ratio:.2f}" if high <= 1.1 * low else f"{row.ratio:.1f}"
+
+
 def _random_graph(network: Network, path: Path) -> Path:
     from cvt_cli import graphs
 
-    graphs.write_onnx(random_network(network.config), path, network.height, network.width, {})
+    graphs.write_onnx(
+        random_network(network.config), path, network.height, network.width, {}, made_under={}
+    )
     return path
 
 
@@ -381,21 +403,21 @@ def random_network(config: CvTConfig) -> "CvT":
 
 
 def _runner(side: Side, model: "CvT | None", graph: Path | None) -> Runner:
-    record = side.network.record
+    record, macs = side.network.record, side.network.macs * side.batch_size
     if side.engine == "onnxruntime" or side.engine == "openvino":
         assert graph is not None
-        return runtimes.open_graph(side.engine, graph, side.precision, record)
+        return runtimes.open_graph(side.engine, graph, side.precision, record, macs=macs)
     import torch
 
     from cvt_cli.torch_engine import ExportedEngine, TorchEngine
 
     if record is not None:
         assert graph is not None
-        return ExportedEngine(graph, record)
+        return ExportedEngine(graph, record, macs)
     assert model is not None
     place = torch.device(side.network.device)
     if side.engine == "torch":
-        return TorchEngine(model, place, side.precision)
+        return TorchEngine(model, place, side.precision, macs)
     return _transformers(model, place)
 
 

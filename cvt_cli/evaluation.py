@@ -5,7 +5,6 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 from time import perf_counter
 from typing import Any, NamedTuple
@@ -16,7 +15,7 @@ from numpy.typing import NDArray
 from cvt_cli.datasets import LabelledImages
 from cvt_cli.engine import Engine, logits_of, prepared
 from cvt_cli.errors import DataError, ImageError, UsageError
-from cvt_cli.inference import Prediction, ahead, top_predictions
+from cvt_cli.inference import Prediction, ahead, batches, top_predictions, waiting_bytes
 from cvt_cli.labels import Labels
 from cvt_cli.metrics import Evaluation
 from cvt_cli.preprocessing import Preprocessing
@@ -144,14 +143,18 @@ def evaluate(
     started, done = perf_counter(), 0
     before = [one.result.seconds for one in subjects]
     with progress("evaluating", len(wanted)) as advance:
-        ready = ahead(prepare, wanted, workers, 2 * batch_size)
-        while chunk := list(islice(ready, batch_size)):
+        ready = ahead(prepare, wanted, workers, 2 * batch_size, _waiting_bytes)
+        for chunk in batches(ready, batch_size, _waiting_bytes):
             for place, one in enumerate(subjects):
                 _count(one, place, chunk, data)
                 one.result.seconds = before[place] + perf_counter() - started
             done += len(chunk)
             after_batch(done)
             advance(len(chunk), f"top-1 {subjects[0].result.top1:.4f}")
+
+
+def _waiting_bytes(ready: "_Prepared") -> int:
+    return 0 if isinstance(ready.arrays, str) else sum(map(waiting_bytes, ready.arrays))
 
 
 def _count(

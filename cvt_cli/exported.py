@@ -8,17 +8,19 @@ a plain program can use them too.
 import io
 import json
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import BinaryIO, Literal, get_args
 from xml.etree import ElementTree
 
-from cvt_cli import __version__, layouts
-from cvt_cli.config import CvTConfig
+from cvt_cli import __version__, layouts, text
+from cvt_cli.config import CvTConfig, shown
 from cvt_cli.errors import CheckpointError, CvtError, UsageError
 from cvt_cli.labels import Labels
 from cvt_cli.layouts import CheckpointConfig
+from cvt_cli.limits import LARGEST_DESCRIPTION_BYTES
 from cvt_cli.preprocessing import Preprocessing
 
 GraphFormat = Literal["onnx", "openvino", "pt2"]
@@ -41,6 +43,9 @@ OPENVINO_SECTION = "cvt"
 PT2_FILE = "cvt.json"
 """Name of the extra file in a ``.pt2``."""
 
+BIN_HASH = "bin_sha256"
+"""Of the ``.bin`` that belongs to an ``.xml``, in that section."""
+
 _VERSION = "cvt_cli_version"
 _METADATA_PROPS = 14
 """Number of ModelProto's field with the metadata, in ONNX's own definition (onnx.proto)."""
@@ -62,6 +67,7 @@ class Record:
     precision: Precision = "fp32"
     dynamic_size: bool = False  # the file takes images of any height and width
     version: str = __version__  # of this project
+    bin_sha256: str | None = field(default=None, compare=False)  # of an .xml: its .bin's
 
     def to_strings(self) -> dict[str, str]:
         """The texts by name that every format keeps; what is not known is empty."""
@@ -92,15 +98,19 @@ class Record:
         Raises:
             KeyError, ValueError, TypeError, ConfigError: it is something else.
         """
-        names = tuple(json.loads(texts["classes"]))
-        wnids = tuple(json.loads(texts["wnids"])) if texts["wnids"] else None
+        names = tuple(text.parsed_json(texts["classes"]))
+        wnids = tuple(text.parsed_json(texts["wnids"])) if texts["wnids"] else None
+        if not all(isinstance(name, str) for name in (*names, *(wnids or ()))):
+            raise ValueError("a class is called by what is no text")
         labels = Labels(names, wnids)
-        described = json.loads(texts["config"])
+        described = text.parsed_json(texts["config"])
         described["id2label"] = dict(enumerate(names))
         config, _ = layouts.config_from_transformers(described)
-        preprocessing = json.loads(texts["preprocessing"])
+        preprocessing = text.parsed_json(texts["preprocessing"])
         for name in ("mean", "std"):
             preprocessing[name] = tuple(preprocessing[name])
+        if texts["precision"] not in get_args(Precision):
+            raise ValueError(f"there is no precision `{shown(texts['precision'])}`")
         return cls(
             texts["model"],
             texts["source"],
@@ -110,10 +120,11 @@ class Record:
             config,
             labels,
             Preprocessing(**preprocessing),
-            json.loads(texts["preprocessing_inside"]),
+            _truth(texts["preprocessing_inside"]),
             texts["precision"],  # type: ignore[arg-type]
-            json.loads(texts["dynamic_size"]),
+            _truth(texts["dynamic_size"]),
             texts[_VERSION],
+            texts.get(BIN_HASH) or None,
         )
 
     @property
@@ -137,6 +148,10 @@ class Record:
                 "--dynamic-size",
             )
         return replace(self, preprocessing=self.preprocessing.with_size(*size))
+
+
+def _truth(value: str) -> bool:
+    return {"true": True, "false": False}[value]
 
 
 def resolve(form: Format | None, output: Path) -> Format:
@@ -169,6 +184,13 @@ def format_of(path: Path) -> GraphFormat | None:
     return known if known != "safetensors" and path.is_file() else None
 
 
+UNREADABLE: tuple[type[Exception], ...] = (
+    *(OSError, EOFError, LookupError, OverflowError, NotImplementedError, RuntimeError),
+    *(ValueError, zipfile.BadZipFile, zlib.error, ElementTree.ParseError),
+)
+"""What reading damaged files raises, encrypted archives and unknown ways of packing too."""
+
+
 def read(path: Path) -> Record:
     """What a graph file says of itself.
 
@@ -180,7 +202,7 @@ def read(path: Path) -> Record:
     assert form is not None
     try:
         texts = readers[form](path)
-    except (OSError, ValueError, zipfile.BadZipFile, ElementTree.ParseError) as error:
+    except UNREADABLE as error:
         raise CheckpointError(f"`{path}` is damaged, or no {form} file: {error}") from None
     if _VERSION not in texts:
         raise CheckpointError(
@@ -220,17 +242,28 @@ def _record(texts: Mapping[str, str], path: Path) -> Record:
 
 
 def _read_openvino(path: Path) -> dict[str, str]:
+    if (size := path.stat().st_size) > LARGEST_DESCRIPTION_BYTES:
+        raise ValueError(f"it has {size:,} bytes, where the largest CvT's has some million")
     section = ElementTree.parse(path).getroot().find(f"rt_info/{OPENVINO_SECTION}")
     return {} if section is None else {entry.tag: entry.get("value", "") for entry in section}
 
 
 def _read_pt2(path: Path) -> dict[str, str]:
     with zipfile.ZipFile(path) as archive:
-        for name in archive.namelist():
-            if name.endswith(f"/extra/{PT2_FILE}"):
-                content: dict[str, Any] = json.loads(archive.read(name))
+        for info in archive.infolist():
+            if info.filename.endswith(f"/extra/{PT2_FILE}"):
+                content = text.parsed_json(unpacked(archive, info))
+                if not isinstance(content, dict):
+                    raise ValueError(f"its `{PT2_FILE}` holds no texts by name")
                 return {key: str(value) for key, value in content.items()}
     return {}
+
+
+def unpacked(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
+    """A part of a ``.pt2`` that describes it; raises ValueError if that is too large to be one."""
+    if info.file_size > LARGEST_DESCRIPTION_BYTES:
+        raise ValueError(f"`{info.filename}` in it has {info.file_size:,} bytes")
+    return archive.read(info)
 
 
 def _read_onnx(path: Path) -> dict[str, str]:
@@ -239,9 +272,15 @@ def _read_onnx(path: Path) -> dict[str, str]:
     Protocol Buffers are fields one after another: a number, a kind, and a value or its length
     (protobuf.dev/programming-guides/encoding). A runtime would read all weights for these texts.
     """
+    found, left = {}, LARGEST_DESCRIPTION_BYTES
     with path.open("rb") as file:
-        pairs = [dict(_fields(io.BytesIO(pair), {1, 2})) for pair in _metadata(file)]
-    return {pair[1].decode(): pair[2].decode() for pair in pairs}
+        for pair in _metadata(file):
+            left -= len(pair)
+            if left < 0:
+                raise ValueError(f"its metadata have more than {LARGEST_DESCRIPTION_BYTES:,} bytes")
+            texts = dict(_fields(io.BytesIO(pair), {1, 2}))
+            found[texts.get(1, b"").decode()] = texts.get(2, b"").decode()
+    return found
 
 
 def _metadata(file: BinaryIO) -> Iterator[bytes]:
@@ -257,14 +296,16 @@ def _fields(file: BinaryIO, wanted: set[int]) -> Iterator[tuple[int, bytes]]:
         number, kind = key >> 3, key & 7
         if kind == 0:
             _varint(file)
-        elif kind == 2 and number in wanted:
-            yield number, file.read(_varint(file))
-        elif kind in (1, 2, 5):
-            file.seek({1: 8, 5: 4}[kind] if kind != 2 else _varint(file), io.SEEK_CUR)
-        else:
+            continue
+        if kind not in (1, 2, 5):
             raise ValueError(f"a field of kind {kind}")
-    if file.tell() > end:
-        raise ValueError("it is cut short")
+        length = {1: 8, 5: 4}[kind] if kind != 2 else _varint(file)
+        if length > end - file.tell():
+            raise ValueError("it is cut short")
+        if kind == 2 and number in wanted:
+            yield number, file.read(length)
+        else:
+            file.seek(length, io.SEEK_CUR)
 
 
 def _varint(file: BinaryIO) -> int:

@@ -80,6 +80,7 @@ class Exported:
                 "torch_latency_sec": 1 / self.speed[0].images_per_sec,
                 "latency_sec": 1 / self.speed[1].images_per_sec,
                 "ratio": self.speed[1].ratio,
+                "ratio_range": self.speed[1].ratios and list(self.speed[1].ratios),
             },
             "versions": machine.versions(_VERSIONS),
         }
@@ -233,7 +234,7 @@ def json_beside(path: Path) -> Path:
 def _rename(made: Path, path: Path) -> None:
     try:
         for source, target in zip(files_of(made), files_of(path), strict=True):
-            os.replace(source, target)
+            files.rename(source, target)
     except OSError as error:
         raise files.unwritable(path, error) from error
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from cvt_cli import files, quantisation, runtimes, stamps
 from cvt_cli.config import SMALLEST_SIZE
 from cvt_cli.errors import CvtError, UsageError
-from cvt_cli.exported import OPENVINO_SECTION, PIXELS, PT2_FILE, GraphFormat, Record
+from cvt_cli.exported import BIN_HASH, OPENVINO_SECTION, PIXELS, PT2_FILE, GraphFormat, Record
 from cvt_cli.graph_preprocessing import InsidePreprocessing
 from cvt_cli.inference_form import InferenceCvT, inference_form
 from cvt_cli.model import CvT
@@ -183,6 +183,10 @@ def _finish_onnx(record: Record, network: Path, before: Path, path: Path, calibr
     onnx.save(model, path)
 
 
+_TO_COME = f"{'the hash of the .bin':-^64}"
+"""As long as a SHA-256; OpenVINO writes both files at once."""
+
+
 def _finish_openvino(
     record: Record, network: Path, before: Path, path: Path, calibration: Any
 ) -> None:
@@ -201,12 +205,14 @@ def _finish_openvino(
         model.remove_parameter(images)
         model.add_parameters(first.get_parameters())
         model.validate_nodes_and_infer_types()
-    for name, text in record.to_strings().items():
+    for name, text in {**record.to_strings(), BIN_HASH: _TO_COME}.items():
         model.set_rt_info(text, [OPENVINO_SECTION, name])
     try:
         openvino.save_model(model, path, compress_to_fp16=record.precision == "fp16")
     except RuntimeError as error:  # a full disk, say
         raise CvtError(f"OpenVINO cannot write `{path}`: {error}") from error
+    sha256 = files.content_hash(path.with_suffix(".bin"))
+    path.write_bytes(path.read_bytes().replace(_TO_COME.encode(), sha256.encode()))
 
 
 def _write_pt2(model: CvT, record: Record, path: Path) -> None:

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -79,6 +79,9 @@ Colour = tuple[int, int, int]
 
 _LARGE = 64 * 1024**2
 """Bytes from which on a decoded picture waits for room; what is smaller is no danger."""
+
+_SMALL = 256 * 1024
+"""Bytes of a file from an archive up to which it is not counted."""
 
 _HEIF_BRANDS = frozenset(
     b"ftyp" + brand for brand in b"heic heix heim heis hevc hevx mif1 msf1".split()
@@ -218,11 +221,16 @@ class Content(io.BytesIO):
         self.close()
 
 
-def read(size: int, source: Callable[[], bytes]) -> Content:
-    """What ``source`` gives, ``size`` bytes at most, read when there is room for it."""
+_Argument = TypeVar("_Argument")
+
+
+def read(size: int, source: Callable[[_Argument], bytes], argument: _Argument) -> BinaryIO:
+    """What ``source`` makes of its argument, ``size`` bytes at most, when there is room for it."""
+    if size <= _SMALL:
+        return io.BytesIO(source(argument))
     share = limits.contents.take(size)
     try:
-        content = source()
+        content = source(argument)
     except BaseException:
         share.release()
         raise

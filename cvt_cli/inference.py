@@ -173,38 +173,48 @@ def ahead(
         items: taken one by one, no more than ``most`` ahead.
         workers: threads.
         most: results that wait at the same time.
-        size: of a result, in bytes; no item is taken while more than `limits.LARGEST_WAITING` wait.
+        size: of a result, in bytes; work is begun on no other item but the next to be given while
+            results of more than `limits.LARGEST_WAITING` wait.
     """
-    total = 0  # bytes of results that were not given yet
-    lock = threading.Lock()
-    pool = ThreadPoolExecutor(workers)
-    waiting: deque[tuple[Item, Future[Result]]] = deque()
+    room = threading.Condition()
+    made = 0  # bytes of results that were not given yet
+    given = 0  # results; the next one is made in any case, since it is waited for
+    ended = False
 
-    def measured(item: Item) -> Result:
+    def in_turn(number: int, item: Item) -> Result:
+        nonlocal made
+        if made > limits.LARGEST_WAITING:
+            with room:
+                room.wait_for(lambda: made <= limits.LARGEST_WAITING or number == given or ended)
         result = work(item)
-        count(size(result))
+        if bytes_made := size(result):
+            with room:
+                made += bytes_made
         return result
 
-    def count(change: int) -> None:
-        nonlocal total
-        if change:
-            with lock:
-                total += change
-
     def next_one() -> tuple[Item, Result]:
+        nonlocal made, given
         item, future = waiting.popleft()
         result = future.result()
-        count(-size(result))
+        with room:
+            made -= size(result)
+            given += 1
+            room.notify_all()
         return item, result
 
+    pool = ThreadPoolExecutor(workers)
+    waiting: deque[tuple[Item, Future[Result]]] = deque()
     try:
-        for item in items:
-            waiting.append((item, pool.submit(measured, item)))
-            while len(waiting) > most or (waiting and total > limits.LARGEST_WAITING):
+        for number, item in enumerate(items):
+            waiting.append((item, pool.submit(in_turn, number, item)))
+            if len(waiting) > most:
                 yield next_one()
         while waiting:
             yield next_one()
     finally:
+        with room:
+            ended = True
+            room.notify_all()
         pool.shutdown(wait=False, cancel_futures=True)
 
 

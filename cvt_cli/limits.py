@@ -126,3 +126,6 @@ contents = Budget(max(512, 32 * _PROCESSORS) * _MIB)
 
 pictures = Budget(max(1024, 128 * _PROCESSORS) * _MIB, own=True)
 """Decoded pictures, those alone that are large, until they are prepared for the model."""
+
+LARGEST_DESCRIPTION_BYTES = 256 * 1024**2
+"""Of what an exported file says of itself and of its graph, weights apart; CvT-W24's has 5 MB."""

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from cvt_cli import machine, stamps
 from cvt_cli.conditions import Conditions
 from cvt_cli.errors import CheckpointError, CvtError, UsageError
-from cvt_cli.exported import PIXELS, Record
+from cvt_cli.exported import PIXELS, SUFFIXES, Record
 from cvt_cli.progress import Say
 
 Runtime = Literal["onnxruntime", "openvino"]
@@ -119,7 +119,7 @@ def open_graph(
 class OnnxRuntimeEngine:
     """A graph on ONNX Runtime's CPU provider (see `engine.Engine`)."""
 
-    name = "onnxruntime"
+    name: Runtime = "onnxruntime"
     device = "cpu"
     transfer_sec = 0.0
 
@@ -139,7 +139,7 @@ class OnnxRuntimeEngine:
                 path, options, providers=["CPUExecutionProvider"]
             )
         except Exception as error:  # its own kinds, which share no parent
-            raise _unreadable(path, error) from error
+            raise _unreadable(path, error, record, self.name) from error
         self.hardware = machine.named_threads(threads)
 
     def __call__(self, batch: NDArray[Any]) -> NDArray[np.float32]:
@@ -158,7 +158,7 @@ class OpenVinoEngine:
     features, and what it finds there it trusts.
     """
 
-    name = "openvino"
+    name: Runtime = "openvino"
     device = "cpu"
     transfer_sec = 0.0
 
@@ -176,6 +176,8 @@ class OpenVinoEngine:
             "INFERENCE_PRECISION_HINT": "bf16" if in_bf16 else "f32",
             "PERFORMANCE_HINT": "LATENCY",
         }
+        if record is not None and record.bin_sha256 is not None:
+            _check_weights(path, record.bin_sha256)
         try:
             graph = stamps.read(path) if record is None else None
             if graph is None:
@@ -185,7 +187,7 @@ class OpenVinoEngine:
                     core, path, graph["sha256"], settings, say
                 )
         except RuntimeError as error:
-            raise _unreadable(path, error) from error
+            raise _unreadable(path, error, record, self.name) from error
         self.hardware = machine.named_threads(threads)
         running = self._compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
         self.precision: str = {"f32": "fp32"}.get(running, running)
@@ -247,8 +249,51 @@ def _imported(core: Any, kept: Path, settings: dict[str, Any]) -> tuple[Any, Any
         return core.import_model(memory.tobytes(), "CPU", settings), None
 
 
-def _unreadable(path: Path, error: Exception) -> CheckpointError:
+def _check_weights(path: Path, sha256: str) -> None:
+    """Raises CheckpointError if beside an ``.xml`` there is not the ``.bin`` that it was made with.
+
+    OpenVINO takes any that is large enough.
+    """
+    weights = path.with_suffix(".bin")
+    try:
+        found = stamps.hash_of(weights)
+    except OSError as error:
+        raise CheckpointError(
+            f"`{weights}`, which holds the weights of `{path}`, cannot be read: "
+            f"{error.strerror or error}",
+            hint="the two files belong together",
+        ) from None
+    if found != sha256:
+        raise CheckpointError(
+            f"`{weights}` is damaged, or of another export than `{path}`: its SHA-256 is {found}, "
+            f"not {sha256}",
+            hint="the two files belong together: copy both, or export them again",
+        )
+
+
+def _unreadable(
+    path: Path, error: Exception, record: Record | None, runtime: Runtime
+) -> CheckpointError:
+    reason = _reason(error)
+    if record is None:
+        return CheckpointError(
+            f"`{path}` is damaged, or no graph that can be run: {reason}",
+            hint="delete it; a graph of the cache is made again, another by `cvt export`",
+        )
+    hint = "export it again, if it is damaged"
+    if runtime == "openvino" and path.suffix.lower() == SUFFIXES["onnx"]:
+        hint = (
+            "onnxruntime runs it (`--engine onnxruntime`), if it is sound; for OpenVINO export an "
+            ".xml"
+        )
     return CheckpointError(
-        f"`{path}` is damaged, or no graph that can be run: {str(error).splitlines()[0]}",
-        hint="delete it; a graph of the cache is made again, another by `cvt export`",
+        f"`{runtime}` cannot run `{path}`, in `{record.precision}`: {reason}", hint
     )
+
+
+def _reason(error: Exception) -> str:
+    """What a runtime says of an error, without the lines that name places in its own source."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    said = [line for line in lines if line and not line.startswith("Exception from ")]
+    reason = (said or lines or [type(error).__name__])[0]
+    return reason if len(reason) <= 200 else f"{reason[:199]}…"

@@ -300,11 +300,10 @@ class _Search:
         except (OSError, *ARCHIVE_ERRORS) as error:
             yield _unreadable(str(path), f"damaged archive: {error}")
             return
-        archive = trees.Archive(index)
         for name, member in index.members.items():
             written = member.filename if isinstance(member, zipfile.ZipInfo) else name
             if images.is_image_member(name, self.passed):
-                yield Source(f"{path}/{written}", partial(archive.open, name))
+                yield Source(f"{path}/{written}", partial(index.open, name))
         self.passed.folders |= index.passed.folders
 
     def _from_tar(self, path: Path) -> Iterator[Source]:
@@ -370,7 +369,7 @@ def _of_tar(name: str, archive: tarfile.TarFile, member: tarfile.TarInfo) -> Sou
     """A member where the archive stands, read at once, since it goes on after it."""
     file = archive.extractfile(member)
     assert file is not None  # of a regular file
-    content = images.read(member.size, file.read)
+    content = images.read(member.size, lambda whole: whole.read(), file)
     return Source(name, lambda: content)
 
 
@@ -398,7 +397,7 @@ def _open_remote(system: "fsspec.AbstractFileSystem", name: str) -> BinaryIO:
             size = getattr(file, "size", None)
             known = isinstance(size, int) and 0 <= size <= limits.LARGEST_FILE
             most: int = size if known else limits.LARGEST_FILE  # type: ignore[assignment]
-            return images.read(most, partial(_all_of, file))
+            return images.read(most, _all_of, file)
     except ImageError:
         raise
     except Exception as error:

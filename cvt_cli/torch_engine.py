@@ -1,6 +1,5 @@
 """The engines on torch: a network, and one that `cvt export` wrote as a ``.pt2``."""
 
-import json
 import os
 import re
 import zipfile
@@ -14,7 +13,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cvt_cli import devices, machine
+from cvt_cli import devices, exported, machine, text
+from cvt_cli.config import shown
 from cvt_cli.devices import Precision
 from cvt_cli.errors import CheckpointError
 from cvt_cli.exported import Record
@@ -151,6 +151,20 @@ _HARMLESS = re.compile(
 )
 
 
+# What `graphs` writes into the description of a network: operators, and sizes as sums and products.
+# torch looks up the ones from `torch` on, and gives the others to Python's `eval`.
+_OPERATOR = re.compile(
+    r"torch\.ops\.aten\.(?!from_file)\w+\.\w+|torch\.sym_\w+|_operator\.(?!call)\w+|math\.\w+"
+)
+_SIZE = re.compile(r"(?:\w{1,40}|'\w+'|[-+*/%(),=<>&|~ ])*")
+_CALLED = re.compile(r"(\w+|\)) *\(")
+_SIZE_FUNCTIONS = frozenset(
+    "Symbol Integer Float Rational Add Mul Max Min Mod PythonMod FloorDiv CeilDiv CleanDiv Abs "
+    "IntTrueDiv FloatTrueDiv TruncToInt RoundToInt FloorToInt CeilToInt ToFloat Eq Ne Lt Le Gt Ge "
+    "Equality Unequality LessThan GreaterThan StrictLessThan StrictGreaterThan And Or Not".split()
+)
+
+
 def _refuse_pickles(path: Path) -> None:
     """Raises CheckpointError if loading a ``.pt2`` could execute something."""
     try:
@@ -161,17 +175,44 @@ def _refuse_pickles(path: Path) -> None:
                 if not _HARMLESS.fullmatch(info.filename)
                 and not (info.filename.endswith("/sample_inputs/model.pt") and not info.file_size)
             ]
-            configs = [
-                json.loads(archive.read(name))
-                for name in archive.namelist()
-                if name.endswith("s_config.json")
-            ]
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
+            described = {
+                info.filename: text.parsed_json(exported.unpacked(archive, info))
+                for info in archive.infolist()
+                if info.filename.endswith(("s_config.json", "/models/model.json"))
+            }
+        for name, content in described.items():
+            odd += _harmful(content, is_network=name.endswith("/models/model.json"))
+    except exported.UNREADABLE as error:
         raise CheckpointError(f"`{path}` is damaged: {error}") from None
-    if any(entry.get("use_pickle") for config in configs for entry in config["config"].values()):
-        odd.append("a pickled tensor")
     if odd:
         raise CheckpointError(
             f"`{path}` holds more than `cvt export` writes, and was not loaded: {odd[0]}",
             hint="torch would execute what is in it; export the checkpoint again",
         )
+
+
+def _harmful(content: Any, is_network: bool) -> Iterator[str]:
+    """What in a description torch would execute, wherever it stands."""
+    waiting = [content]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, list):
+            waiting += value
+        if not isinstance(value, dict):
+            continue
+        waiting += value.values()
+        if value.get("use_pickle"):
+            yield "a pickled tensor"
+        size, target = value.get("expr_str", ""), value.get("target")
+        if not isinstance(size, str) or not _is_harmless_size(size):
+            yield f"a size that is no sum or product, {shown(size)}"
+        # Of what is computed; the weights are called so too, in other records.
+        if is_network and "inputs" in value and target is not None:
+            if not isinstance(target, str) or not _OPERATOR.fullmatch(target):
+                yield f"an operator {shown(target)}"
+
+
+def _is_harmless_size(size: str) -> bool:
+    if "__" in size or "**" in size or not _SIZE.fullmatch(size):  # a power may have no end
+        return False
+    return _SIZE_FUNCTIONS.issuperset(_CALLED.findall(size))

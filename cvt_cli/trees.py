@@ -293,6 +293,54 @@ class Index:
             self.files.setdefault("/".join(parts[:-1]), set()).add(parts[-1])
             self.members["/".join(parts)] = member
 
+    def open(self, name: str) -> BinaryIO:
+        """An image; raises as `Tree.open`."""
+        member = self._member(name)
+        return images.read(min(_bytes_of(member), limits.LARGEST_FILE), self._image, member)
+
+    def _image(self, member: zipfile.ZipInfo | _Span) -> bytes:
+        content = self._bytes(member, limits.LARGEST_FILE)
+        if not content:
+            raise ImageError("empty file (0 bytes)")
+        return content
+
+    def read(self, name: str, limit: int) -> bytes:
+        """A member's bytes. Raises ImageError, or OSError where the archive has gone."""
+        return self._bytes(self._member(name), limit)
+
+    def _member(self, name: str) -> zipfile.ZipInfo | _Span:
+        if name not in self.members:
+            raise ImageError("not in the archive")
+        member = self.members[name]
+        if member is None:
+            raise ImageError("a link or device in an archive, which is not followed")
+        return member
+
+    def _bytes(self, member: zipfile.ZipInfo | _Span, limit: int) -> bytes:
+        if _bytes_of(member) <= limit:
+            if isinstance(member, _Span):
+                return self._from_tar(member)
+            content = self._from_zip(member, limit)
+            if len(content) <= limit:
+                return content
+        raise ImageError(f"too large: more than {limit:,} bytes")
+
+    def _from_tar(self, span: _Span) -> bytes:
+        # A file of its own for every read: threads and forked processes would move each other's.
+        with self.path.open("rb") as file:
+            file.seek(span.offset)
+            content = file.read(span.size)
+        if len(content) < span.size:
+            raise ImageError("the archive ends within it")
+        return content
+
+    def _from_zip(self, info: zipfile.ZipInfo, limit: int) -> bytes:
+        try:
+            with _opened_zip(str(self.path), os.getpid()).open(info) as file:
+                return file.read(limit + 1)
+        except ARCHIVE_ERRORS as error:
+            raise ImageError(f"damaged in the archive: {error}") from None
+
 
 @dataclass(frozen=True)
 class Archive(Tree):
@@ -332,13 +380,7 @@ class Archive(Tree):
         return Folder(self.index.path.absolute().parent)
 
     def open(self, file: str) -> BinaryIO:
-        def read() -> bytes:
-            content = self._content(file, limits.LARGEST_FILE)
-            if not content:
-                raise ImageError("empty file (0 bytes)")
-            return content
-
-        return images.read(min(self.size(file) or 0, limits.LARGEST_FILE), read)
+        return self.index.open(self._full(file))
 
     def size(self, file: str) -> int | None:
         member = self.index.members.get(self._full(file))
@@ -346,48 +388,12 @@ class Archive(Tree):
 
     def read(self, file: str) -> bytes:
         try:
-            return self._content(file, limits.LARGEST_TABLE)
+            return self.index.read(self._full(file), limits.LARGEST_TABLE)
         except (ImageError, OSError) as error:
             raise DataError(f"cannot read `{self.root / file}`: {error}") from None
 
     def _full(self, name: str) -> str:
         return posixpath.normpath(posixpath.join("/", self.folder, name)).strip("/")
-
-    def _content(self, file: str, limit: int) -> bytes:
-        """A member's bytes. Raises ImageError, or OSError where the archive has gone."""
-        name = self._full(file)
-        if name not in self.index.members:
-            raise ImageError("not in the archive")
-        member = self.index.members[name]
-        if member is None:
-            raise ImageError("a link or device in an archive, which is not followed")
-        size = _bytes_of(member)
-        if size <= limit:
-            content = (
-                self._from_tar(member, limit)
-                if isinstance(member, _Span)
-                else self._from_zip(member, limit)
-            )
-            size = max(size, len(content))
-        if size > limit:
-            raise ImageError(f"too large: more than {limit:,} bytes")
-        return content
-
-    def _from_tar(self, span: _Span, limit: int) -> bytes:
-        # A file of its own for every read: threads and forked processes would move each other's.
-        with self.index.path.open("rb") as file:
-            file.seek(span.offset)
-            content = file.read(span.size)
-        if len(content) < span.size:
-            raise ImageError("the archive ends within it")
-        return content
-
-    def _from_zip(self, info: zipfile.ZipInfo, limit: int) -> bytes:
-        try:
-            with _opened_zip(self.index.path, os.getpid()).open(info) as file:
-                return file.read(limit + 1)
-        except ARCHIVE_ERRORS as error:
-            raise ImageError(f"damaged in the archive: {error}") from None
 
 
 def _bytes_of(member: zipfile.ZipInfo | _Span) -> int:
@@ -396,7 +402,7 @@ def _bytes_of(member: zipfile.ZipInfo | _Span) -> int:
 
 
 @lru_cache(maxsize=4)
-def _opened_zip(path: Path, process: int) -> zipfile.ZipFile:
+def _opened_zip(path: str, process: int) -> zipfile.ZipFile:
     """A few open files per process: threads may share one, forked processes may not."""
     return zipfile.ZipFile(path)
 

@@ -87,7 +87,10 @@ def test_every_file_is_verified_in_its_own_runtime_and_says_how(files: Path, nam
     assert measured["data"] == "10 images of the package"
     assert 0 <= measured["largest_difference"] < 1e-4
     assert measured["top1_agreement"] == 1.0
-    assert document["speed"]["ratio"] > 0 and document["speed"]["latency_sec"] > 0
+    speed = document["speed"]
+    low, high = speed["ratio_range"]
+    assert 0 < low <= high and speed["latency_sec"] > 0
+    assert (speed["ratio"] is None) == (high > 2 * low)  # turns that do not agree say nothing
     assert document["bytes"] > 1_000_000
     expected = set(FILES) | {f"{file}.json" for file in FILES} | {"nano.bin"}
     assert {path.name for path in files.iterdir() if path.is_file()} == expected
@@ -246,6 +249,13 @@ def test_info_flops_and_benchmark_take_it(files: Path, cvt) -> None:
         str(files / "nano.xml"),
     ]
     assert measured["rows"][0]["ratio"] == 1.0 and measured["weights"] == "exported"
+    for arguments, message in (
+        (["--engine", "torch"], "runs on `onnxruntime` and `openvino`, not on `torch`"),
+        (["--precision", "fp32"], "--precision: a file has its own"),
+        (["--device", "cuda"], "runs on the CPU here, not on `cuda`"),
+    ):
+        refused = cvt("benchmark", "--model", files / "nano.onnx", *arguments)
+        assert refused.exit_code == 2 and message in refused.stderr
 
 
 @pytest.mark.parametrize(
@@ -384,6 +394,12 @@ def test_int8_is_calibrated_on_images_and_counts_nearly_the_same(
     arguments = ["evaluate", "--data", five_hundred, "--json", "--model"]
     ours = run(files, *arguments, tmp_path / name).json
     theirs = run(files, *arguments, files / f"nano{Path(name).suffix}").json
+    if name == "q.onnx":  # sound, though OpenVINO does not run it
+        other = run(files, "predict", CHELSEA, "--engine", "openvino", "--model", tmp_path / name)
+        if other.exit_code:
+            assert f"`openvino` cannot run `{tmp_path / name}`, in `int8`" in other.stderr
+            assert "onnxruntime runs it (`--engine onnxruntime`), if it is sound" in other.stderr
+            assert "delete" not in other.stderr
     assert ours["precision"] == "int8"
     assert abs(ours["top1_correct"] - theirs["top1_correct"]) <= 10  # of 500
 
@@ -564,6 +580,92 @@ def test_a_damaged_file_is_explained(files: Path, tmp_path: Path, cvt, name: str
         assert "Traceback" not in result.stderr
 
 
+def test_an_xml_does_not_take_the_weights_of_another_export(
+    files: Path, tmp_path: Path, cvt
+) -> None:
+    for name in ("nano.xml", "nano.bin"):
+        shutil.copy(files / name, tmp_path)
+    content = bytearray((tmp_path / "nano.bin").read_bytes())
+    content[len(content) // 2] ^= 0x40  # as of another training: it fits
+    (tmp_path / "nano.bin").write_bytes(content)
+
+    changed = cvt("predict", CHELSEA, "--model", tmp_path / "nano.xml")
+    (tmp_path / "nano.bin").unlink()
+    missing = cvt("predict", CHELSEA, "--model", tmp_path / "nano.xml")
+
+    assert changed.exit_code == missing.exit_code == 1
+    assert f"`{tmp_path / 'nano.bin'}` is damaged, or of another export" in changed.stderr
+    assert f"`{tmp_path / 'nano.bin'}`, which holds the weights of" in missing.stderr
+    assert exported.read(files / "nano.xml").bin_sha256 is not None
+
+
+def protobuf(number: int, content: bytes) -> bytes:
+    """A field that holds bytes, shorter than 128."""
+    return bytes([number << 3 | 2, len(content)]) + content
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (bytes([14 << 3 | 2]) + b"\xff" * 8 + b"\x7f", "it is cut short"),  # 2^63 bytes
+        (bytes([7 << 3 | 2]) + b"\xff" * 8 + b"\x7f", "it is cut short"),
+        (protobuf(14, bytes([1 << 3 | 2, 0x7F])), "it is cut short"),
+        (protobuf(14, b""), "was not written by `cvt export`"),
+        (protobuf(14, protobuf(1, b"\xff\xfe")), "is damaged, or no onnx file"),
+        (b"\x0b", "a field of kind 3"),
+    ],
+)
+def test_a_damaged_length_in_an_onnx_file_is_explained(
+    cvt, tmp_path: Path, content: bytes, message: str
+) -> None:
+    (tmp_path / "a.onnx").write_bytes(content)
+
+    result = cvt("info", tmp_path / "a.onnx")
+
+    assert result.exit_code == 1
+    assert f"`{tmp_path / 'a.onnx'}`" in result.stderr and message in result.stderr
+
+
+RECORD = exported.Record(
+    "m", "s", None, None, None, TINY, Labels(tuple(f"class {i}" for i in range(10))),
+    Preprocessing.published(64, 64),
+).to_strings()  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("description", "message"),
+    [
+        ([], "its `cvt.json` holds no texts by name"),
+        ("[" * 100_000, "nested too deeply"),
+        ({**RECORD, "classes": "[" * 100_000}, "nested too deeply"),
+        ({**RECORD, "classes": json.dumps([[]] * 10)}, "a class is called by what is no text"),
+        ({**RECORD, "classes": "5"}, "the metadata of"),
+        ({**RECORD, "config": "[]"}, "the metadata of"),
+        ({**RECORD, "preprocessing": '{"mean": 1, "std": 2}'}, "the metadata of"),
+        (
+            {**RECORD, "preprocessing": json.dumps({**Preprocessing.published(64, 64).to_json(),
+                                                    "height": 10**9})},
+            "`height` is 1000000000",
+        ),
+        ({**RECORD, "precision": "fp64"}, "there is no precision"),
+        ({**RECORD, "dynamic_size": '"no"'}, "the metadata of"),
+    ],
+)  # fmt: skip
+def test_what_a_stranger_wrote_into_a_pt2_is_refused_with_a_sentence(
+    cvt, tmp_path: Path, description: object, message: str
+) -> None:
+    path = tmp_path / "a.pt2"
+    text = description if isinstance(description, str) else json.dumps(description)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a/extra/cvt.json", text)
+
+    for command in (["info", path], ["predict", CHELSEA, "--model", path]):
+        result = cvt(*command)
+
+        assert result.exit_code == 1
+        assert f"`{path}`" in result.stderr and message in result.stderr
+
+
 def test_nothing_in_a_pt2_is_executed(files: Path, tmp_path: Path, cvt) -> None:
     class Harmful:
         def __reduce__(self):
@@ -582,6 +684,44 @@ def test_nothing_in_a_pt2_is_executed(files: Path, tmp_path: Path, cvt) -> None:
     assert result.exit_code == 1
     assert "holds more than `cvt export` writes, and was not loaded" in result.stderr
     assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "message"),
+    [
+        # torch gives sizes to `eval`, and looks operators up from `torch` on.
+        (
+            "models/model.json",
+            lambda text: re.sub(r"Symbol\('s\d+'[^\"]*", "open('executed', 'w')", text),
+            "a size that is no sum or product, \"open('executed', 'w')\"",
+        ),
+        (
+            "models/model.json",
+            lambda text: text.replace("torch.ops.aten.conv2d.default", "torch.os.system"),
+            "an operator 'torch.os.system'",
+        ),
+        ("models/model.json", lambda text: "[" * 100_000, "nested too deeply"),
+        ("weights/model_weights_config.json", lambda text: "[]", "is damaged"),
+    ],
+)
+def test_what_a_pt2_computes_is_looked_at_before_it_is_loaded(
+    files: Path, tmp_path: Path, cvt, monkeypatch, part: str, change, message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with zipfile.ZipFile(files / "nano.pt2") as old, zipfile.ZipFile("a.pt2", "w") as new:
+        for info in old.infolist():
+            content = old.read(info)
+            if info.filename.endswith(part):
+                changed = change(content.decode()).encode()
+                assert changed != content
+                content = changed
+            new.writestr(info.filename, content)
+
+    result = cvt("predict", CHELSEA, "--model", "a.pt2")
+
+    assert result.exit_code == 1
+    assert message in result.stderr
+    assert not Path("executed").exists()
 
 
 def test_a_file_that_differs_too_much_keeps_the_name_failed(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from cvt_cli import files
 from tests_shared import TESTS, Machine, Result, torchrun_environment
 
 NANO = ["--model", "cvt-nano-cifar10"]
@@ -245,6 +246,19 @@ def test_two_predicts_on_one_file_answer_every_image_once(machine: Machine, tmp_
     assert (first.returncode, result.exit_code) == (0, 0)
     assert "45 images are answered" in result.stderr
     assert [line["path"] for line in lines_of(path)] == [str(path) for path in images]
+
+
+def test_an_evaluation_waits_for_who_writes_its_predictions(machine: Machine, folder: Path) -> None:
+    with files.growing(Path("judged.jsonl"), "writing", lambda text: None) as file:
+        file.write(b"of the other process\n")
+        process = machine.start(*EVALUATE)
+        said = waiting_for(process, "another process is")
+        meanwhile = Path("judged.jsonl").read_bytes()
+    result = machine.wait(process)
+
+    assert "another process is writing predictions to `judged.jsonl`; waiting for it" in said
+    assert meanwhile == b"of the other process\n"
+    assert result.exit_code == 0 and len(lines_of("judged.jsonl")) == 30
 
 
 def test_two_processes_go_on_by_name_after_an_image_was_added(

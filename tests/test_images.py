@@ -6,6 +6,7 @@ import os
 import shutil
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import pytest
 from PIL import Image, ImageOps
 from PIL.PngImagePlugin import PngInfo
 
-from cvt_cli import images, sources
+from cvt_cli import images, inference, limits, sources
 from cvt_cli.errors import ImageError
 from tests_shared import CHELSEA, make_special, test_data, too_deep
 
@@ -329,6 +330,53 @@ def test_a_name_that_the_system_refuses_is_an_unreadable_image(cvt, tmp_path: Pa
 
     assert result.exit_code == 1
     assert result.json_lines[0]["error"] == "file name too long"
+
+
+def test_large_results_are_not_made_far_ahead_and_stay_in_order() -> None:
+    made: list[int] = []
+    furthest = 0
+
+    def work(number: int) -> int:
+        made.append(number)
+        return number
+
+    def size(result: int) -> int:
+        return limits.LARGEST_WAITING // 2
+
+    ready = inference.ahead(work, range(50), 2, 40, size)
+    given = []
+    for batch in inference.batches(ready, 16, size):
+        furthest = max(furthest, len(made) - len(given))
+        given += [number for number, _ in batch]
+        assert len(batch) <= 3
+
+    assert given == list(range(50))
+    assert furthest <= 10  # of small ones there would be 56
+
+
+def test_a_budget_gives_room_when_there_is_some_and_to_what_is_larger_when_nobody_waits() -> None:
+    budget, order = limits.Budget(100), []
+    first, second = budget.take(60), budget.take(40)
+
+    def third() -> None:
+        share = budget.take(500)
+        order.append("taken")
+        share.release()
+
+    thread = threading.Thread(target=third)
+    thread.start()
+    first.release()
+    first.release()
+    thread.join(0.3)
+    assert thread.is_alive()  # 40 are held still
+    order.append("given back")
+    second.release()
+    thread.join(10)
+
+    assert order == ["given back", "taken"]
+    own = limits.Budget(100, own=True)
+    shares = [own.take(80) for _ in range(3)]  # a thread does not wait for itself
+    assert len(shares) == 3
 
 
 def test_a_folder_of_special_files_ends_with_an_error_for_each(tmp_path: Path, cvt) -> None:

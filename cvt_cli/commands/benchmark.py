@@ -16,6 +16,7 @@ VERSIONS = ("cvt-cli", "torch", "onnxruntime", "openvino", "transformers")
 
 
 def benchmark(
+    ctx: typer.Context,
     variant: options.Variant = None,
     model: Annotated[
         list[str] | None,
@@ -104,6 +105,10 @@ def benchmark(
             variant or (None if name else "13"), name, res, None, output.access()
         )
         networks.append(measuring.Network.of(costs.variant, config, costs.height, costs.width))
+    if against is None and all(network.file for network in networks):
+        options.refuse(ctx, ["--precision"], "a file has its own")
+        if device not in ("auto", "cpu"):
+            raise UsageError(f"`{networks[0].name}` runs on the CPU here, not on `{device}`")
     import tempfile
 
     from cvt_cli import devices, plots
@@ -177,7 +182,7 @@ def benchmark(
                 str(row.side.batch_size),
                 f"{row.images_per_sec:.1f}",
                 f"{row.slowest:.1f} to {row.fastest:.1f}",
-                "" if row.ratio is None else f"{row.ratio:.2f}",
+                measuring.ratio_text(row),
                 "" if row.share_of_peak is None else f"{100 * row.share_of_peak:.0f} %",
                 f"{row.startup_sec:.2f} s",
                 f"{row.first_call_sec:.2f} s",
@@ -190,7 +195,8 @@ def benchmark(
     shown = ", ".join(f"{name} {version}" for name, version in versions.items())
     baseline = "transformers, eager, fp32" if against else "the first row"
     output.emit(
-        f"ratio: to {baseline}, at the same batch size; of peak: of the rate of a\n"
+        f"ratio: to {baseline}, at the same batch size, the median of\n"
+        "the rounds' ratios, or their range where they do not agree; of peak: of the rate of a\n"
         "matrix product in the same precision, measured in turn on torch; start: from a new\n"
         f"process to an engine that can be called\n{shown}"
     )

@@ -68,8 +68,8 @@ def path(names: Names = None, json_output: options.Json = False) -> None:
     if json_output:
         output.print_json(folders)
         return
-    for name, folder in folders.items():
-        output.emit(folder if names else f"{name}  {folder}")
+    for name, place in folders.items():
+        output.emit(place if names else f"{name}  {place}")
 
 
 @app.command()

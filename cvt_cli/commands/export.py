@@ -18,6 +18,7 @@ PRECISION = "Precision"
 
 
 def export(
+    ctx: typer.Context,
     model: Annotated[
         str,
         typer.Argument(
@@ -122,9 +123,7 @@ def export(
     """
     torchrun.refuse("an export")
     form = exported.resolve(form, target)
-    _check_options(
-        form, precision, int8, calibration, with_preprocessing, dynamic_size, verify_data
-    )
+    _check_options(ctx, form, precision, int8, calibration)
     _refuse_existing(target, overwrite)
     access = output.access(revision, offline)
     with files.workplace(target) as folder:
@@ -201,28 +200,19 @@ def export(
 
 
 def _check_options(
-    form: Format,
-    precision: str,
-    int8: bool,
-    calibration: Path | None,
-    with_preprocessing: bool,
-    dynamic_size: bool,
-    verify_data: Path | None,
+    ctx: typer.Context, form: Format, precision: str, int8: bool, calibration: Path | None
 ) -> None:
-    """Raises UsageError for options that do not go together."""
+    """Raises UsageError for options that do not go together, or have no effect."""
     if form == "safetensors":
-        named = {
-            "--precision": precision != "fp32",
-            "--int8": int8,
-            "--with-preprocessing": with_preprocessing,
-            "--dynamic-size": dynamic_size,
-            "--verify-data": verify_data,
-        }
-        if given := [name for name, there in named.items() if there]:
-            raise UsageError(
-                f"{' and '.join(given)}: safetensors holds a checkpoint's tensors as they are; "
-                "these are for onnx, openvino and pt2"
-            )
+        options.refuse(
+            ctx,
+            ["--with-preprocessing", "--dynamic-size", "--precision", "--int8", "--calibration",
+             "--verify-data"],
+            "safetensors holds a checkpoint's tensors as they are; these are for onnx, openvino "
+            "and pt2",
+        )  # fmt: skip
+    else:
+        options.refuse(ctx, ["--layout"], "the names of tensors are safetensors' alone")
     if int8 and precision != "fp32":
         raise UsageError(f"give --int8 or --precision {precision}, not both")
     if int8 and calibration is None:
@@ -289,8 +279,14 @@ def _summary(result: "Exported") -> list[str]:
             f"ours, {100 * parity.share_differing:.3f} % of values differ ({parity.n} images)"
         )
     torch, file = (1000 / row.images_per_sec for row in result.speed)
-    lines.append(
-        f"one image at a time: {file:.1f} ms, torch {torch:.1f} ms; {result.speed[1].ratio:.2f} "
-        "times as fast (median of 5 turns each)"
-    )
+    speed = f"one image at a time: {file:.1f} ms, torch {torch:.1f} ms"
+    ratio, ratios = result.speed[1].ratio, result.speed[1].ratios
+    if ratio is not None:
+        speed += f"; {ratio:.1f} times as fast (median of 5 turns each)"
+    elif ratios is not None:
+        speed += (
+            f"; the 5 turns do not agree ({ratios[0]:.1f} to {ratios[1]:.1f} times as fast): "
+            "other processes are busy"
+        )
+    lines.append(speed)
     return lines
