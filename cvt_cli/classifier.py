@@ -85,6 +85,13 @@ class Classifier:
         exif: bool = True,
         background: str | None = None,
     ) -> None:
+        for name, number in (("top_k", top_k), ("batch_size", batch_size)):
+            if number < 1:
+                raise UsageError(f"{name} is {number}; it must be at least 1")
+        if background is not None:
+            from cvt_cli.images import colour
+
+            colour(background)  # else each image would tell of it
         self._made_with: dict[str, Any] = {
             "text": None if model is None else str(model),
             "res": None if res is None else str(res),
@@ -158,6 +165,7 @@ class Classifier:
 
         Raises:
             ImageError: an image cannot be read.
+            UsageError: it is a table.
         """
         import numpy as np
 
@@ -171,20 +179,21 @@ class Classifier:
         """An answer for each image as soon as it is known, with an ``error`` if it is unreadable.
 
         Memory does not grow with the number of images.
+
+        Raises:
+            UsageError: it is a table.
         """
-        given: Any = images if _several(images) else [images]
-        return self._classify(given, self._wishes())
+        return self._classify(_listed(images), self._wishes())
 
     def _wishes(self, features: bool = False) -> "Wishes":
         from cvt_cli.images import colour
         from cvt_cli.inference import Wishes
 
-        background = colour(self._background) if self._background else None
+        background = None if self._background is None else colour(self._background)
         return Wishes(self._top_k, exif=self._exif, features=features, background=background)
 
     def _readable(self, images: Any, features: bool = False) -> "Iterator[Answer]":
-        given = images if _several(images) else [images]
-        for answer in self._classify(given, self._wishes(features)):
+        for answer in self._classify(_listed(images), self._wishes(features)):
             if answer.error is not None:
                 raise ImageError(f"`{answer.path}`: {answer.error}")
             yield answer
@@ -230,11 +239,18 @@ class Classifier:
         )
 
 
+def _listed(images: Any) -> Any:
+    """Images, of which there may be one; of a table its columns would pass for them."""
+    if isinstance(images, Mapping) or _is_frame(images):
+        raise UsageError("this is a table; give the column of it that holds the images")
+    return images if _several(images) else [images]
+
+
 def _several(images: Any) -> bool:
     if hasattr(images, "ndim") and hasattr(images, "dtype"):  # which a memoryview has not
         return bool(images.ndim == 4) or _holds_objects(images)
     return not (
-        isinstance(images, str | bytes | bytearray | memoryview | os.PathLike)
+        isinstance(images, str | bytes | bytearray | memoryview | os.PathLike | Mapping)
         or hasattr(images, "getexif")
         or hasattr(images, "read")
         or not hasattr(images, "__iter__")
@@ -288,6 +304,8 @@ def _source(image: Any, number: int) -> Any:
         if hasattr(image, "read") and not hasattr(image, "getexif"):
             name = str(getattr(image, "name", name))
             image = image.read()
+            if isinstance(image, str):
+                return _Unreadable(name, "opened as text; open it with mode 'rb'")
         if isinstance(image, bytes | bytearray | memoryview):
             return sources.Source(name, partial(io.BytesIO, image))
     except (CvtError, OSError, ValueError) as error:  # ValueError: the file is closed

@@ -32,7 +32,7 @@ def choose_device(requested: str = "auto") -> torch.device:
         requested = f"cuda:{torchrun.local_rank() % torch.cuda.device_count()}"
     name, _, index = requested.partition(":")
     accepted = ", ".join(f"`{device}`" for device in ("auto", *available))
-    if name not in available or (index and not index.isdecimal()):
+    if name not in available or (index and not (index.isdecimal() and name == "cuda")):
         raise UsageError(f"device `{requested}` is not available here; accepted are {accepted}")
     if name == "cuda" and index and int(index) >= torch.cuda.device_count():
         raise UsageError(
@@ -49,13 +49,15 @@ def choose_precision(requested: str, device: torch.device) -> Precision:
         UsageError: the device does not compute in it.
     """
     has_bf16 = device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
+    if requested not in ("auto", *_DTYPES):
+        raise UsageError(f"precision `{requested}`; accepted are `auto`, `fp32`, `bf16`, `fp16`")
     if requested == "auto":
         return "bf16" if device.type == "cuda" and has_bf16 else "fp32"
     if requested == "bf16" and not has_bf16:
         raise UsageError(f"device `{device}` has no bfloat16; accepted are `fp32` and `fp16`")
     if requested == "fp16" and device.type == "cpu":
         raise UsageError("a CPU does not train or predict in `fp16`; accepted are `fp32`, `bf16`")
-    return requested  # type: ignore[return-value]  # the option's type has checked the rest
+    return requested  # type: ignore[return-value]
 
 
 def dtype(precision: Precision) -> torch.dtype:

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import BinaryIO, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -386,6 +386,12 @@ def _explained() -> Iterator[None]:
         raise ImageError(f"damaged: {error}") from None
 
 
+_ACCEPTED_IN_MEMORY = (
+    "accepted are arrays (H, W, 3) or (H, W) and tensors (3, H, W) of integers 0 to 255 or floats "
+    "0 to 1"
+)
+
+
 def from_memory(image: object, exif: bool, background: Colour | None = None) -> Image.Image:
     """An image that Python holds, to RGB.
 
@@ -403,8 +409,14 @@ def from_memory(image: object, exif: bool, background: Colour | None = None) -> 
             image.load()
             return to_rgb(upright(image) if exif else image, background)
     if hasattr(image, "detach"):  # a torch tensor, without importing torch
-        array = np.asarray(image.detach().cpu().numpy())
+        tensor: Any = image.detach().cpu()
+        try:
+            array = np.asarray(tensor.numpy())
+        except TypeError:  # NumPy has no bfloat16
+            array = np.asarray(tensor.float().numpy())
         array = array.transpose(1, 2, 0) if array.ndim == 3 else array
+    elif isinstance(image, list | tuple):  # of numbers: a row of an image would pass for one
+        raise ImageError(f"{type(image).__name__} is no image; {_ACCEPTED_IN_MEMORY}")
     else:
         array = np.asarray(image)
     if array.ndim == 3 and array.shape[2] == 1:
@@ -412,8 +424,8 @@ def from_memory(image: object, exif: bool, background: Colour | None = None) -> 
     fits = array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4))
     if not fits or array.dtype.kind not in "uif" or array.size == 0:
         raise ImageError(
-            f"{type(image).__name__} of {array.dtype} with shape {array.shape}; accepted are "
-            "arrays (H, W, 3) or (H, W) and tensors (3, H, W) of integers 0 to 255 or floats 0 to 1"
+            f"{type(image).__name__} of {array.dtype} with shape {array.shape}; "
+            + _ACCEPTED_IN_MEMORY
         )
     return to_rgb(Image.fromarray(_as_8_bits(array)), background)
 
@@ -487,7 +499,12 @@ def to_rgb(image: Image.Image, background: Colour | None = None) -> Image.Image:
 
     Alpha is dropped, so that transparent pixels have the colours that the file holds for them, or
     with a background the picture is laid upon it.
+
+    Raises:
+        ImageError: it has no pixels.
     """
+    if not (image.width and image.height):
+        raise ImageError(f"no pixels: {image.width} of width and {image.height} of height")
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         image = Image.fromarray(_grey_to_8_bits(np.asarray(image), image.mode))
     elif background is not None and image.has_transparency_data:

@@ -401,7 +401,7 @@ def load_classifier(
     """
     size = parse_size(res) if res else None
     try:
-        found = text or DEFAULT_MODEL
+        found = DEFAULT_MODEL if text is None else text
         location = found if isinstance(found, Location) else locate(found, access)
     except UnreachableError as error:
         if text is not None or not or_embedded:
@@ -574,6 +574,9 @@ def _choose_engine(
     """
     from cvt_cli import runtimes
 
+    if asked not in get_args(EngineName):  # from Python
+        accepted = ", ".join(f"`{name}`" for name in get_args(EngineName))
+        raise UsageError(f"engine `{asked}`; accepted are {accepted}")
     if asked == "onnxruntime" or asked == "openvino":
         if device not in ("auto", "cpu"):
             raise UsageError(f"engine `{asked}` runs on the CPU, not on `{device}`")

@@ -21,10 +21,22 @@ from cvt_cli.exported import Record
 from cvt_cli.inference_form import inference_form
 from cvt_cli.model import CvT
 
-# In a process that was forked after torch had computed (`multiprocessing` does that), OpenMP waits
-# for threads that are gone: without this the first call there never ends.
+_most_threads: int | None = None  # of this process, where it may not have as many as it wants
+
+
+def _after_fork() -> None:
+    """Compute in one thread from here on.
+
+    In a process that was forked after torch had computed (`multiprocessing` does that), OpenMP
+    waits for threads that are gone: with more than one the first call there never ends.
+    """
+    global _most_threads
+    _most_threads = 1
+    torch.set_num_threads(1)
+
+
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 class TorchEngine:
@@ -131,7 +143,7 @@ def threads_for(macs: int | None) -> int:
 @contextmanager
 def computing_in(count: int) -> Iterator[None]:
     """Compute in so many threads; the process is the user's, whose number comes back."""
-    before = torch.get_num_threads()
+    before, count = torch.get_num_threads(), min(count, _most_threads or count)
     if before == count:
         yield
         return

@@ -62,7 +62,7 @@ def test_what_is_no_image_is_named_with_what_is_accepted(classify, pixels) -> No
         (pixels.transpose(2, 0, 1), r"ndarray of uint8 with shape \(3, "),
         (None, "NoneType of object"),
         (b"", "not an image"),
-        (io.StringIO("text"), "str"),
+        (io.StringIO("text"), "text"),
     ):
         with pytest.raises(ImageError, match=said):
             classify(image)
@@ -179,3 +179,45 @@ def test_it_answers_in_a_process_that_was_forked_after_it_was_used(engine: str) 
     )  # fmt: skip
 
     assert done.stdout == "cat cat\n", done.stderr
+
+
+def test_one_odd_image_ends_no_table(classify) -> None:
+    images = [torch.zeros(3, 8, 8).bfloat16(), Image.new("RGB", (0, 5)), [[1, 2, 3]], b"", None]
+
+    errors = classify({"image": images})["error"]
+
+    assert errors[0] is None  # NumPy has no bfloat16
+    assert "no pixels: 0 of width and 5 of height" in errors[1]
+    assert "list is no image; accepted are arrays" in errors[2]
+    assert all(errors[1:])
+    with pytest.raises(ImageError, match="opened as text"):
+        classify(io.StringIO("x"))
+
+
+def test_an_image_written_as_lists_is_not_answered_row_by_row(classify, pixels) -> None:
+    with pytest.raises(ImageError, match="list is no image"):
+        classify(pixels[:4, :4].tolist())
+
+
+def test_a_table_is_no_list_of_its_columns(classify) -> None:
+    table = {"image": [CHELSEA]}
+    with pytest.raises(UsageError, match="this is a table"):
+        classify.features(table)
+    with pytest.raises(UsageError, match="this is a table"):
+        list(classify.answers(pd.DataFrame(table)))
+
+
+def test_what_no_classifier_can_be_made_with_is_refused_when_it_is_made() -> None:
+    for wrong, said in (
+        ({"top_k": 0}, "top_k is 0; it must be at least 1"),
+        ({"batch_size": -1}, "batch_size is -1"),
+        ({"precision": "int4"}, "precision `int4`; accepted are `auto`, `fp32`"),
+        ({"engine": "tpu"}, "engine `tpu`; accepted are `auto`, `torch`"),
+        ({"background": ""}, "`` is no colour"),
+        ({"device": "cpu:3"}, "device `cpu:3` is not available"),
+    ):
+        with pytest.raises(UsageError) as raised:
+            Classifier("cvt-nano-cifar10", **{"engine": "torch", **wrong})
+        assert said in str(raised.value)
+    with pytest.raises(UsageError, match="an empty text is no path"):
+        Classifier("")
