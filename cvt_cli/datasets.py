@@ -416,6 +416,7 @@ _VAL_TABLE = "val.txt"
 _DEVKIT_TABLE = "ILSVRC2012_validation_ground_truth.txt"
 _DEVKIT_FOLDERS = ("", "ILSVRC2012_devkit_t12/data/", "devkit/data/")
 _DEVKIT_ARCHIVE = "ILSVRC2012_devkit_t12.tar.gz"
+_LARGEST_DEVKIT_FILE = 16 * 1024**2  # unpacked; the devkit's have less than a megabyte
 _IMAGENET_TAR = "ILSVRC2012_img_val.tar"
 _TINY_TABLE = "val_annotations.txt"
 
@@ -458,7 +459,13 @@ def _from_devkit(places: tuple[Tree, ...], name: str) -> tuple[bytes, str] | Non
                         if member.isreg() and PurePosixPath(member.name).name == name:
                             file = archive.extractfile(member)
                             assert file is not None  # of a regular file
-                            return file.read(), str(path / member.name)
+                            found = file.read(_LARGEST_DEVKIT_FILE + 1)
+                            if len(found) > _LARGEST_DEVKIT_FILE:
+                                raise DataError(
+                                    f"`{path / member.name}` has more than "
+                                    f"{_LARGEST_DEVKIT_FILE:,} bytes"
+                                )
+                            return found, str(path / member.name)
             except (OSError, *ARCHIVE_ERRORS) as error:
                 raise DataError(f"`{path}` is damaged: {error}") from None
     return None
@@ -751,11 +758,18 @@ def _cifar(
     pixels = []
     try:
         classes = tuple(_load_arrays(tree, meta)[f"{name_key}_names"])
+        if not all(isinstance(name, str) for name in classes):
+            raise ValueError("the names of its classes are no texts")
         for file in files:
             batch = _load_arrays(tree, file)
-            names += [f"{file}:{position}" for position in range(len(batch[key]))]
-            labels += batch[key]
-            pixels.append(np.asarray(batch["data"]).reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
+            own, rows = list(batch[key]), np.asarray(batch["data"])
+            if len(own) != len(rows) or rows.dtype != np.uint8:
+                raise ValueError(f"{len(own)} labels of {len(rows)} images of {rows.dtype}")
+            if not all(type(label) is int and 0 <= label < len(classes) for label in own):
+                raise ValueError(f"labels that are not from 0 to {len(classes) - 1}")
+            names += [f"{file}:{position}" for position in range(len(own))]
+            labels += own
+            pixels.append(rows.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
         found = _made(tree, classes, names, labels, "CIFAR's own files")
         return replace(found, pixels=np.concatenate(pixels))
     except (KeyError, ValueError, TypeError) as error:
@@ -785,8 +799,14 @@ def _load_arrays(tree: Tree, file: str) -> dict[str, Any]:
     path = tree.root / file
     try:
         content = _ArrayUnpickler(io.BytesIO(tree.read(file)), encoding="latin1").load()
-    except (pickle.UnpicklingError, EOFError, AttributeError, ImportError, IndexError) as error:
-        raise DataError(f"`{path}` is not one of CIFAR's files, nothing was run: {error}") from None
+    except (
+        *(pickle.UnpicklingError, EOFError, AttributeError, ImportError, IndexError),
+        *(MemoryError, OverflowError, RecursionError),  # of what a pickle asks for
+    ) as error:
+        reason = str(error) or type(error).__name__
+        raise DataError(
+            f"`{path}` is not one of CIFAR's files, nothing was run: {reason}"
+        ) from None
     if not isinstance(content, dict):
         raise DataError(f"`{path}` is not one of CIFAR's files: it holds no dictionary")
     return content
@@ -850,7 +870,7 @@ def _positions(keys: Sequence[str | None]) -> dict[str, int | None]:
 
 def _by_map(classes: tuple[str, ...], labels: Labels, path: Path) -> NDArray[np.int64]:
     try:
-        table = text.read_json(path)
+        table = text.read_json(path, unique=True)
     except OSError as error:
         raise DataError(f"cannot read the label map `{path}`: {error.strerror}") from None
     except ValueError as error:

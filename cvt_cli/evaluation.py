@@ -299,13 +299,17 @@ def read_groups(lines: Iterator[Mapping[str, str]], where: str) -> dict[str, str
     """The group of each path, from a table with the columns ``path`` and ``group``.
 
     Raises:
-        DataError: a column is missing.
+        DataError: a column is missing, or a path has no group or two.
     """
     table: dict[str, str] = {}
     for row in lines:
         if row.get("path") is None or row.get("group") is None:
             raise DataError(f"`{where}` needs the columns `path` and `group`")
-        table[row["path"]] = row["group"]
+        path, group = row["path"], row["group"]
+        if not group.strip():
+            raise DataError(f"`{where}` names no group for `{path}`")
+        if table.setdefault(path, group) != group:
+            raise DataError(f"`{where}` has two groups for `{path}`: `{table[path]}` and `{group}`")
     return table
 
 

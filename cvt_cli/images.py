@@ -100,12 +100,19 @@ class Passed:
 
     folders: set[str] = field(default_factory=set)  # with their paths
     files: Counter[str] = field(default_factory=Counter)  # by suffix
+    links: set[str] = field(default_factory=set)  # to folders, likewise
+    replaced: set[str] = field(default_factory=set)  # members of archives, by a later one
 
     def add_file(self, name: str) -> None:
         """Count a file that was passed over, if it is a picture by its suffix."""
         suffix = os.path.splitext(name)[1].lower()
         if suffix in OTHER_SUFFIXES and not name.startswith("."):
             self.files[suffix] += 1
+
+    def add(self, archive: "Passed") -> None:
+        """Learn what an archive's index passed over; again is harmless."""
+        self.folders |= archive.folders
+        self.replaced |= archive.replaced
 
     def __str__(self) -> str:
         """A sentence; empty if there is nothing to say."""
@@ -117,6 +124,12 @@ class Passed:
             names = Counter(os.path.basename(folder) for folder in self.folders)
             kinds = ", ".join(f"{count} `{name}`" for name, count in names.most_common())
             parts.append(f"folders that hold no pictures ({kinds})")
+        for found, what in (
+            (self.links, "links to folders"),
+            (self.replaced, "members of archives that have one name with a later one"),
+        ):
+            if found:
+                parts.append(f"{what} ({len(found)}, such as `{min(found)}`)")
         text = f"passed over: {' and '.join(parts)}" if parts else ""
         if self.files.keys() & HEIF_SUFFIXES:
             text += f"; {_HEIF_NEEDS}"
@@ -146,6 +159,8 @@ def walk(folder: Path, passed: Passed) -> Iterator[Path | OSError]:
         unreadable.clear()
         passed.folders.update(os.path.join(directory, n) for n in folders if is_no_pictures(n))
         folders[:] = sorted((n for n in folders if not is_passed_over(n)), key=natural_key)
+        inner = (os.path.join(directory, name) for name in folders)
+        passed.links.update(path for path in inner if os.path.islink(path))
         for name in sorted(files, key=natural_key):
             if is_image_name(name):
                 yield Path(directory, name)

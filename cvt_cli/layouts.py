@@ -14,7 +14,15 @@ from typing import Any
 
 from cvt_cli import labels, text
 from cvt_cli.checkpoints import Checkpoint
-from cvt_cli.config import VARIANTS, Activation, CvTConfig, StageConfig, shown, variant_of
+from cvt_cli.config import (
+    DEFAULT_SIZES,
+    VARIANTS,
+    Activation,
+    CvTConfig,
+    StageConfig,
+    shown,
+    variant_of,
+)
 from cvt_cli.errors import CheckpointError, ConfigError, UsageError
 from cvt_cli.labels import Labels
 from cvt_cli.limits import LARGEST_CONFIG_BYTES, LARGEST_HEADER_BYTES, MOST_STAGES
@@ -381,8 +389,9 @@ def read_folder(
         if not known:
             notes.append(_assumed_gelu(f"`{folder / CONFIG_FILE}` does not say the activation"))
     if preprocessing is None:
-        default = (known.size, known.size) if known else (224, 224)
-        preprocessing = Preprocessing.published(*(size or default))
+        variant = variant_of(config) or ""
+        default = known.size if known else DEFAULT_SIZES.get(variant, 224)
+        preprocessing = Preprocessing.of_variant(variant, *(size or (default, default)))
         notes.append(
             f"`{folder}` has no `{PREPROCESSING_FILE}`: "
             f"taken as {preprocessing.describe()}; --res overrules the size"

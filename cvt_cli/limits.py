@@ -46,6 +46,9 @@ LARGEST_HEADER_BYTES = 100_000_000
 LARGEST_FILE = 128 * 1024**2
 """Bytes that are read at most of an image in an archive, of an address or on stdin."""
 
+MOST_FOLDERS = 256
+"""One in another, around a member of an archive; file systems allow no more than some thousands."""
+
 LARGEST_TABLE = 512 * 1024**2
 """Bytes that are read at most of a file that is no image; CIFAR-100's largest has over 153 MB."""
 

@@ -304,7 +304,7 @@ class _Search:
             written = member.filename if isinstance(member, zipfile.ZipInfo) else name
             if images.is_image_member(name, self.passed):
                 yield Source(f"{path}/{written}", partial(index.open, name))
-        self.passed.folders |= index.passed.folders
+        self.passed.add(index.passed)
 
     def _from_tar(self, path: Path) -> Iterator[Source]:
         """Member after member, since a compressed archive can be read in one direction only."""

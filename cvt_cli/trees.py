@@ -286,12 +286,20 @@ class Index:
         if not parts:
             return
         depth = len(parts) if is_folder else len(parts) - 1
+        if depth > limits.MOST_FOLDERS:
+            raise ValueError(
+                f"a member lies in {depth:,} folders, one in another; {limits.MOST_FOLDERS} are "
+                "the most"
+            )
         for level in range(depth):
             self.folders.setdefault("/".join(parts[:level]), set()).add(parts[level])
         self.folders.setdefault("/".join(parts[:depth]), set())
         if not is_folder:
             self.files.setdefault("/".join(parts[:-1]), set()).add(parts[-1])
-            self.members["/".join(parts)] = member
+            full = "/".join(parts)
+            if full in self.members and images.is_image_name(parts[-1]):
+                self.passed.replaced.add(f"{self.path}/{full}")
+            self.members[full] = member
 
     def open(self, name: str) -> BinaryIO:
         """An image; raises as `Tree.open`."""
@@ -362,7 +370,7 @@ class Archive(Tree):
     ) -> tuple[list[str], list[str]]:
         place = self._full(folder)
         if passed is not None:  # those of the whole archive, which are told once
-            passed.folders |= self.index.passed.folders
+            passed.add(self.index.passed)
         return list(self.index.folders.get(place, ())), list(self.index.files.get(place, ()))
 
     def has(self, file: str) -> bool:

@@ -295,3 +295,14 @@ def test_a_diverged_model_is_not_sent_to_the_precision_that_it_has(cvt, mine: Pa
     assert "values that are not finite, in fp32" in exact.stderr
     assert "--precision" not in exact.stderr
     assert "try --precision fp32" in coarse.stderr
+
+
+def test_a_folder_that_does_not_say_its_preprocessing_has_its_variants(cvt, tmp_path) -> None:
+    whole, part = tmp_path / "whole", tmp_path / "part"
+    for folder in (whole, part):
+        shutil.copytree(CHECKPOINTS["cvt-nano-cifar10"].embedded, folder)
+    (part / "preprocessor_config.json").unlink()
+
+    said = [cvt("info", folder, "--json").json["preprocessing"] for folder in (whole, part)]
+
+    assert said[0] == said[1]

@@ -659,3 +659,74 @@ def test_a_label_map_that_does_not_fit_is_refused(tmp_path: Path, text, message:
 
     with pytest.raises(DataError, match=message):
         match_classes(("a", "b"), Labels(("x", "y", "twin", "twin")), path)
+
+
+MODEL = ("--model", "cvt-nano-cifar10", "--engine", "torch")
+
+
+@pytest.fixture
+def cats(tmp_path: Path) -> Path:
+    """A folder of one class, one of whose images lies behind a link to a folder."""
+    for name in ("set/cat/1.png", "elsewhere/2.png"):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True)
+        path.write_bytes(picture(1))
+    (tmp_path / "set" / "cat" / "more").symlink_to(tmp_path / "elsewhere")
+    return tmp_path / "set"
+
+
+def test_a_link_to_a_folder_that_is_not_followed_is_said(cvt, cats: Path) -> None:
+    said = f"passed over: links to folders (1, such as `{cats}/cat/more`)"
+
+    assert said in cvt("evaluate", "--data", cats, *MODEL).stderr
+    assert said in cvt("predict", cats, *MODEL).stderr
+
+
+def test_what_a_table_says_twice_and_differently_is_refused(cvt, cats: Path) -> None:
+    table = cats.parent / "table"
+    for option, content, said in (
+        ("--label-map", '{"cat": 3, "cat": 5}', "it has 'cat' twice"),
+        ("--groups", "path,group\ncat/1.png,a\ncat/1.png,b\n", "two groups for `cat/1.png`"),
+        ("--groups", "path,group\ncat/1.png,\n", "names no group for `cat/1.png`"),
+    ):
+        table.write_text(content)
+
+        result = cvt("evaluate", "--data", cats, option, table, *MODEL)
+
+        assert result.exit_code == 1 and said in result.stderr, result
+
+
+def test_cifar_files_whose_labels_do_not_fit_are_refused(cvt, tmp_path: Path) -> None:
+    folder = tmp_path / "cifar-10-batches-py"
+    folder.mkdir()
+    names = [f"c{number}" for number in range(10)]
+    bomb = b"\x80\x04cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(\x8a\x08"
+    bomb += (10**15).to_bytes(8, "little") + b"tC\x01btR."
+    for labels, classes, said in (
+        ([1, 2], names, "2 labels of 3 images"),
+        ([1, 2, 3, 4], names, "4 labels of 3 images"),
+        ([1, 2, -1], names, "labels that are not from 0 to 9"),
+        ([1, 2, 10], names, "labels that are not from 0 to 9"),
+        ([1, 2, 3], [1] * 10, "no texts"),
+        (None, names, "Unable to allocate"),
+    ):
+        pixels = np.zeros((3, 3072), np.uint8)
+        content = pickle.dumps({"labels": labels, "data": pixels}) if labels else bomb
+        (folder / "test_batch").write_bytes(content)
+        (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": classes}))
+
+        result = cvt("evaluate", "--data", tmp_path, *MODEL)
+
+        assert result.exit_code == 1 and said in result.stderr, (labels, result)
+
+
+def test_a_devkit_that_unpacks_without_end_is_not_unpacked(cvt, tmp_path: Path) -> None:
+    (tmp_path / "ILSVRC2012_val_00000001.JPEG").write_bytes(picture(1))
+    with tarfile.open(tmp_path / "ILSVRC2012_devkit_t12.tar.gz", "w:gz") as archive:
+        member = tarfile.TarInfo("data/ILSVRC2012_validation_ground_truth.txt")
+        member.size = 17 * 1024**2
+        archive.addfile(member, io.BytesIO(b"\n" * member.size))
+
+    result = cvt("evaluate", "--data", tmp_path, *MODEL)
+
+    assert result.exit_code == 1 and "has more than 16,777,216 bytes" in result.stderr

@@ -12,6 +12,7 @@ from typer.main import get_command
 
 from cvt_cli import options
 from cvt_cli.cli import app
+from tests_shared import CHELSEA
 
 PREDICT = (
     "--model --revision --offline --res --activation --top-k --threshold --exif --fast-decode "
@@ -257,3 +258,24 @@ def test_given_is_what_was_written_also_with_the_default_value() -> None:
         typer.testing.CliRunner().invoke(app, line)
 
     assert seen == [[], ["IMAGE"], ["--lr", "--exif"]]
+
+
+def test_an_output_is_neither_an_input_nor_another_output(cvt, tmp_path: Path) -> None:
+    photo = tmp_path / "photo.png"
+    photo.write_bytes(CHELSEA.read_bytes())
+    classes = tmp_path / "data"
+    (classes / "cat").mkdir(parents=True)
+    (classes / "cat" / "1.png").write_bytes(CHELSEA.read_bytes())
+    same = tmp_path / "same"
+    data = ("evaluate", "--data", classes)
+
+    for arguments, said in (
+        (("predict", photo, "--html", photo), "is read, and would be replaced"),
+        (("predict", f"@{photo}", "--resume", photo), "is read, and would be replaced"),
+        (("predict", photo, "--html", same, "--parquet", same), "is named for two outputs"),
+        ((*data, "--predictions", f"{same}.csv", "--report", f"{same}.csv"), "for two outputs"),
+    ):
+        result = cvt(*arguments, "--model", "cvt-nano-cifar10")
+        assert result.exit_code == 2 and said in result.stderr, result
+    assert photo.read_bytes() == CHELSEA.read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "photo.png"]

@@ -587,3 +587,27 @@ def test_fast_decode_reads_large_photographs_at_a_part_of_their_size_and_says_so
     own, other = (r.json["results"][0]["predictions"][0] for r in (exact, fast))
     assert own["label"] == other["label"]
     assert own["score"] == pytest.approx(other["score"], abs=0.05)
+
+
+def test_members_of_a_zip_in_thousands_of_folders_and_of_one_name(cvt, tmp_path: Path) -> None:
+    content = CHELSEA.read_bytes()
+    with zipfile.ZipFile(tmp_path / "deep.zip", "w") as archive:
+        archive.writestr("a/" * 30_000 + "1.png", content)
+    with zipfile.ZipFile(tmp_path / "same.zip", "w") as archive:
+        for name in ("1.png", "../1.png", "2.png"):
+            archive.writestr(name, content)
+    model = ("--model", "cvt-nano-cifar10", "--engine", "torch")
+
+    for command in (("predict",), ("evaluate", "--data")):
+        result = cvt(*command, tmp_path / "deep.zip", *model)
+        assert result.exit_code == 1 and "a member lies in 30,000 folders" in result.stderr
+    result = cvt("predict", tmp_path / "same.zip", "--jsonl", *model)
+    assert len(result.stdout.splitlines()) == 2
+    said = "members of archives that have one name with a later one (1, such as"
+    assert said in result.stderr
+
+
+def test_a_list_on_stdin_that_names_nothing_is_no_success() -> None:
+    result = Machine(Path(), dict(os.environ)).run("predict", "-", "--model", "cvt-nano-cifar10")
+
+    assert result.exit_code == 1 and "error: no images in `-`" in result.stderr

@@ -162,6 +162,10 @@ def evaluate(
 
     names = model or [loader.DEFAULT_MODEL]
     _check_options(ctx, names, data, expect, predictions, resume)
+    options.refuse_overwriting(
+        [path for path in (predictions, report) if path is not None],
+        [str(path) for path in (label_map, real, groups) if path is not None],
+    )
     if report is not None:
         reports.check(report)
     if predictions is not None and predictions.suffix.lower() == ".parquet":

@@ -134,6 +134,8 @@ def predict(
                if asked]  # fmt: skip
     files = [path for path in (parquet, html, features) if path is not None]
     _check_options(ctx, printed, files, resume, features)
+    written = [*files, *([resume] if resume is not None else [])]
+    options.refuse_overwriting(written, [image.removeprefix("@") for image in images])
     from cvt_cli import images as pictures
     from cvt_cli import inference, sources, writers
 
@@ -256,13 +258,16 @@ def predict(
             elif answer.error is None and not to_files:
                 _print_table(answer)
             advance(1, "")
+    if total is None and not answered + done and not several:
+        output.error(f"no images in {', '.join(f'`{text}`' for text in images)}")
+        failed = 1
     if json_output:
         output.print_json({**conditions, "results": results})
     for path in files:
         output.note(f"written: `{torchrun.own_path(path)}`")
     if str(passed) and rank == 0:
         output.note(str(passed))
-    if failed:
+    if failed and answered + done:
         output.note(f"{failed} of {done + answered} images could not be read")
     if sum(torchrun.gather(failed)):
         raise typer.Exit(1)
