@@ -8,6 +8,7 @@ already (`hub_cache`) needs none of this.
 import io
 import os
 import re
+import shlex
 import shutil
 import threading
 from collections.abc import Iterator
@@ -137,7 +138,7 @@ def _ask(repository: str, revision: str | None, offline: bool) -> "ModelInfo":
     not_here += f", and the hub {endpoint()}"
     if offline or never_asks():
         why = "--offline" if offline else "HF_HUB_OFFLINE is set"
-        raise _unreachable(repository, f"{not_here} is not asked: {why}")
+        raise _unreachable(repository, f"{not_here} is not asked: {why}", revision)
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     try:
@@ -148,7 +149,7 @@ def _ask(repository: str, revision: str | None, offline: bool) -> "ModelInfo":
         message = f"`{repository}` is no name on a hub: {first_line(error)}"
         raise CheckpointError(message) from None
     except ConnectionError as error:
-        raise _unreachable(repository, f"{not_here} {error}") from None
+        raise _unreachable(repository, f"{not_here} {error}", revision) from None
 
 
 def client() -> "HfApi":
@@ -209,10 +210,11 @@ def model_info(
     return found  # type: ignore[no-any-return]
 
 
-def _unreachable(repository: str, message: str) -> UnreachableError:
+def _unreachable(repository: str, message: str, revision: str | None = None) -> UnreachableError:
+    wanted = repository if revision is None else f"{repository} --revision {shlex.quote(revision)}"
     return UnreachableError(
         message,
-        hint=f"where there is a network, `cvt download {repository}` fetches it into "
+        hint=f"where there is a network, `cvt download {wanted}` fetches it into "
         f"`{hub_cache.storage_of(repository)}`, a folder that can be copied here; "
         "or name a checkpoint on this machine in its place: a path, or cvt-nano-cifar10",
     )

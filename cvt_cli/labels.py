@@ -16,6 +16,7 @@ from cvt_cli.config import shown
 from cvt_cli.errors import ConfigError
 from cvt_cli.limits import MOST_CLASSES
 
+_HALF = re.compile("[\ud800-\udfff]")
 _IMAGENET = Path(__file__).parent / "data" / "imagenet1k.tsv"
 
 
@@ -87,7 +88,8 @@ def from_id2label(id2label: Mapping[Any, Any]) -> Labels:
             raise ConfigError(
                 f"`id2label` names class {index} twice, under {keys[index]!r} and {key!r}"
             )
-        if not isinstance(name, str):
+        # JSON can write halves of a character, which no file or graph takes.
+        if not isinstance(name, str) or _HALF.search(name):
             raise ConfigError(
                 f"`id2label` has {shown(name)} as the name of class {index}, not a text"
             )

@@ -297,6 +297,16 @@ def test_a_diverged_model_is_not_sent_to_the_precision_that_it_has(cvt, mine: Pa
     assert "try --precision fp32" in coarse.stderr
 
 
+def test_a_class_whose_name_is_half_a_character_is_refused(cvt, tmp_path) -> None:
+    shutil.copytree(CHECKPOINTS["cvt-nano-cifar10"].embedded, tmp_path / "m")
+    change_config(tmp_path / "m", id2label={str(index): f"\ud800{index}" for index in range(10)})
+
+    result = cvt("predict", CHELSEA, "--model", tmp_path / "m", "--parquet", tmp_path / "a.parquet")
+
+    assert result.exit_code == 1
+    assert "as the name of class 0, not a text" in result.stderr
+
+
 def test_a_folder_that_does_not_say_its_preprocessing_has_its_variants(cvt, tmp_path) -> None:
     whole, part = tmp_path / "whole", tmp_path / "part"
     for folder in (whole, part):

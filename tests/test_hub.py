@@ -948,3 +948,10 @@ def test_what_cannot_be_meant_is_a_usage_error(cvt, arguments, message: str) -> 
 
     assert result.exit_code == 2
     assert message in result.stderr
+
+
+def test_the_hint_of_a_revision_that_is_not_here_fetches_that_revision(machine: Machine) -> None:
+    result = machine.run("info", "some/one", "--revision", "refs/pr/3", "--offline")
+
+    assert result.exit_code == 1
+    assert "`cvt download some/one --revision refs/pr/3` fetches it into" in result.stderr
