@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cvt_cli import text
+from cvt_cli import datacheck, machine, text
 from cvt_cli.datasets import LabelledImages
 from cvt_cli.errors import CvtError, DataError
 
@@ -21,23 +21,39 @@ class Origin:
     validation: frozenset[str]  # names of the images that the best epoch was chosen by
     set_aside: bool  # they were taken from the training images
     unreadable: tuple[str, ...]  # left out: "name: reason"
+    n: int  # images that were trained on, and those set aside from them
+    fingerprint: str  # of all of these, and of those that could not be read
 
     def trained_on(
         self, images: LabelledImages, opened: Callable[[], LabelledImages]
     ) -> list[str] | None:
-        """Names of those images that were trained on; None where they lie somewhere else.
+        """Names of those images that were trained on; None where they are of other data.
+
+        Where the data were moved, renamed or packed since, it is by their contents that they are
+        known.
 
         Args:
             images: to be judged.
             opened: opens the training part of the same data.
         """
-        if not _same(images.root, self.root):
+        if _same(images.root, self.root):
+            known = set(opened().names)
+        elif self._moved_to(images):
+            known = set(images.names)
+        else:
             return None
         left_out = {entry[: i + 1] for entry in self.unreadable for i in _before_colons(entry)}
         if self.set_aside:
             left_out |= self.validation
-        known = set(opened().names) - left_out
+        known -= left_out
         return [name for name in images.names if name in known]
+
+    def _moved_to(self, images: LabelledImages) -> bool:
+        """Whether these are the images that training began with; other numbers need no reading."""
+        return (
+            0 <= len(images) - self.n <= len(self.unreadable)
+            and datacheck.fingerprint(images, machine.threads()) == self.fingerprint
+        )
 
     def held_out(self, images: LabelledImages) -> LabelledImages:
         """Those images that the run chose its best epoch by.
@@ -76,8 +92,10 @@ def origin_of(model: str) -> Origin | None:
                     frozenset(split["validation"]),
                     data["val_set_aside"],
                     tuple(data["unreadable"]),
+                    data["train_n"] + (data["val_n"] if data["val_set_aside"] else 0),
+                    data["fingerprint"].split()[0],
                 )
-            except (OSError, ValueError, KeyError, TypeError):
+            except (OSError, ValueError, LookupError, TypeError, AttributeError):
                 return None
     return None
 

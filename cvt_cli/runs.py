@@ -807,6 +807,7 @@ class Run:
                     raise OSError(str(error)) from error
         if self.trainer:
             self._saved = f" and saved at step {step} of {self.trainer.schedule.steps}"
+        self._stop.obey()
 
     def _restore(self, folder: Path) -> _Position:
         path = folder / STATE_FILE
@@ -1141,6 +1142,11 @@ class _Stop:
             yield
         finally:
             self._deferred -= 1
+
+    def obey(self) -> None:
+        """Raise the KeyboardInterrupt that `later` put off, unless it still does."""
+        if self.asked and not self._deferred:
+            raise KeyboardInterrupt
 
     def _hear(self, number: int, frame: FrameType | None) -> None:
         now = perf_counter()

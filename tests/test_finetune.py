@@ -7,6 +7,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -283,6 +284,16 @@ def test_without_val_a_part_of_every_class_is_set_aside(cvt, digits: Path, tmp_p
     assert held.json["top5"] == result.json["val_top5"]
     other = cvt("evaluate", "--data", digits / "val", "--model", best, "--json")
     assert other.json["n_trained_on"] is None
+    shutil.copytree(digits / "train", tmp_path / "moved")
+    with tarfile.open(tmp_path / "packed.tar", "w") as archive:
+        archive.add(digits / "train", "packed")
+    for place in ("moved", "packed.tar"):
+        whole = cvt("evaluate", "--data", tmp_path / place, "--model", best)
+        assert "trained 144 of these 180 images were trained on; --split val" in whole.stdout
+    one = next((tmp_path / "moved").glob("*/*"))
+    one.write_bytes(one.read_bytes() + b"-")  # other data, with the same names
+    changed = cvt("evaluate", "--data", tmp_path / "moved", "--model", best, "--json")
+    assert changed.json["n_trained_on"] is None
 
 
 def test_a_dry_run_checks_times_and_writes_nothing(cvt, digits: Path, tmp_path: Path) -> None:

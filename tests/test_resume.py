@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 from safetensors import safe_open
 
-from cvt_cli import files, weights
+from cvt_cli import files, runs, weights
 from tests_shared import TESTS
 
 OFTEN = "from cvt_cli import runs; runs.SAVE_EVERY_SEC = 0.05; from cvt_cli.cli import app; app()"
@@ -199,6 +199,28 @@ def test_whatever_ends_it_is_saved_and_says_how_to_go_on(tmp_path: Path, end: st
     assert shlex.split(said[3]) == ["finetune", "--resume", str(run)]
     with safe_open(state, "pt") as file:
         assert json.loads(file.metadata()["run"])["trainer"]["step"] == int(said[1])
+
+
+@pytest.mark.parametrize("recipe", ["linear-probe", "quick"])
+def test_who_is_told_to_stop_while_it_saves_stops_then(
+    cvt, tmp_path: Path, monkeypatch, recipe: str
+) -> None:
+    save, run = runs.save_file, tmp_path / "run"
+
+    def told(*arguments: object, **named: object) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        save(*arguments, **named)
+
+    monkeypatch.setattr(runs, "save_file", told)
+    probe = ["finetune", "--data", TESTS / "kept" / "images", "--model", "cvt-nano-cifar10",
+             "--recipe", recipe, "--output", run]  # fmt: skip
+    result = cvt(*probe)
+    monkeypatch.undo()
+
+    assert result.exit_code == 130
+    assert f"go on with: cvt finetune --resume {run}" in result.stderr
+    assert not (run / "best").exists()
+    assert cvt("finetune", "--resume", run).exit_code == 0
 
 
 def test_epochs_are_epochs_however_often_the_time_was_over(cvt, tmp_path: Path) -> None:
