@@ -346,8 +346,11 @@ class _Search:
         except Exception as error:  # every file system has its own kinds
             yield _unreadable(address, _reason(error))
             return
+        # Of the local one a path without its first slash would be another.
+        lead = "/" if "file" in system.protocol else ""
         for name in sorted(found, key=images.natural_key):
-            yield Source(f"{protocol}://{name.lstrip('/')}", partial(_open_remote, system, name))
+            written = f"{protocol}://{lead}{name.lstrip('/')}"
+            yield Source(written, partial(_open_remote, system, name))
 
 
 def _lines(file: BinaryIO) -> Iterator[str]:

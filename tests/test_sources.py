@@ -611,3 +611,17 @@ def test_a_list_on_stdin_that_names_nothing_is_no_success() -> None:
     result = Machine(Path(), dict(os.environ)).run("predict", "-", "--model", "cvt-nano-cifar10")
 
     assert result.exit_code == 1 and "error: no images in `-`" in result.stderr
+
+
+def test_a_local_address_without_its_third_slash_is_named_so_that_it_can_be_given_again(
+    cvt, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copy(CHELSEA, tmp_path / "1.png")
+    monkeypatch.chdir(tmp_path)
+
+    address = "file://1.png"
+    for _ in range(2):  # the second time as it was named the first
+        result = cvt("predict", address, "--model", "cvt-nano-cifar10", "--jsonl")
+        (answer,) = result.json_lines
+        address = answer["path"]
+        assert address == f"file://{tmp_path}/1.png" and result.exit_code == 0
