@@ -39,7 +39,7 @@ from cvt_cli.errors import DataError
 from cvt_cli.images import Colour, Passed
 from cvt_cli.labels import Labels, imagenet, imagenet_wnids
 from cvt_cli.progress import Say
-from cvt_cli.trees import ARCHIVE_ERRORS, Folder, Tree, open_tree
+from cvt_cli.trees import ARCHIVE_ERRORS, Folder, Header, Tree, open_tree
 
 Split = Literal["train", "test"]
 
@@ -454,7 +454,7 @@ def _from_devkit(places: tuple[Tree, ...], name: str) -> tuple[bytes, str] | Non
             path = place.root / _DEVKIT_ARCHIVE
             try:
                 content = io.BytesIO(place.read(_DEVKIT_ARCHIVE))
-                with tarfile.open(fileobj=content, mode="r:gz") as archive:
+                with tarfile.open(fileobj=content, mode="r:gz", tarinfo=Header) as archive:
                     for member in archive:
                         if member.isreg() and PurePosixPath(member.name).name == name:
                             file = archive.extractfile(member)

@@ -309,7 +309,7 @@ class _Search:
     def _from_tar(self, path: Path) -> Iterator[Source]:
         """Member after member, since a compressed archive can be read in one direction only."""
         try:
-            with tarfile.open(path, mode="r|*") as archive:
+            with trees.read_through(path) as archive:
                 for member in archive:
                     if member.isdir() or not images.is_image_member(member.name, self.passed):
                         continue

@@ -5,6 +5,7 @@ unpacked to disk and no member is trusted to be as small as it says. `Tree.open`
 several threads, and from processes that were forked or to which a tree was sent.
 """
 
+import bz2
 import lzma
 import os
 import posixpath
@@ -14,10 +15,11 @@ import zipfile
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Self
 
 from cvt_cli import images, limits
 from cvt_cli.errors import DataError, ImageError
@@ -345,6 +347,8 @@ class Index:
     def _from_zip(self, info: zipfile.ZipInfo, limit: int) -> bytes:
         try:
             with _opened_zip(str(self.path), os.getpid()).open(info) as file:
+                if info.compress_type == zipfile.ZIP_BZIP2:
+                    return _unpacked_bzip2(self.path, info, limit)
                 return file.read(limit + 1)
         except ARCHIVE_ERRORS as error:
             raise ImageError(f"damaged in the archive: {error}") from None
@@ -404,6 +408,27 @@ class Archive(Tree):
         return posixpath.normpath(posixpath.join("/", self.folder, name)).strip("/")
 
 
+_ZIP_LENGTHS = 26
+"""Where in a member's header the lengths of its name and its extra field are, two bytes each."""
+
+
+def _unpacked_bzip2(path: Path, info: zipfile.ZipInfo, limit: int) -> bytes:
+    """A member that zipfile has found sound in its headers, up to one byte more than a limit.
+
+    Unlike what deflate packs, zipfile unpacks all that 4096 bytes of bzip2 hold at once, which may
+    be gigabytes.
+    """
+    with path.open("rb") as file:
+        file.seek(info.header_offset + _ZIP_LENGTHS)
+        lengths = file.read(4)  # of the name and what else stands before the content
+        file.seek(sum(int.from_bytes(lengths[i : i + 2], "little") for i in (0, 2)), os.SEEK_CUR)
+        packed = file.read(min(info.compress_size, 2 * limit))
+    content = bz2.BZ2Decompressor().decompress(packed, min(info.file_size, limit) + 1)
+    if len(content) != info.file_size or zlib.crc32(content) != info.CRC:
+        raise zipfile.BadZipFile(f"Bad CRC-32 for file {info.filename!r}")
+    return content
+
+
 def _bytes_of(member: zipfile.ZipInfo | _Span) -> int:
     """As the archive's table says, unpacked."""
     return member.size if isinstance(member, _Span) else member.file_size
@@ -435,9 +460,52 @@ def _zip_index(path: Path, changed: int, size: int) -> Index:
     return index
 
 
+class Header(tarfile.TarInfo):
+    """A member's header; tarfile reads a long name, or what else is said of it, whole."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        header = super().frombuf(buf, encoding, errors)
+        if header.type in _ABOUT_ANOTHER and header.size > limits.LARGEST_TAR_HEADER:
+            raise tarfile.ReadError(
+                f"a header says {header.size:,} bytes of a member; "
+                f"accepted are {limits.LARGEST_TAR_HEADER:,}"
+            )
+        return header
+
+
+_ABOUT_ANOTHER = (
+    *(tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK),
+    *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE),
+)
+"""Types of headers whose content is about the member that follows."""
+
+
+@contextmanager
+def read_through(path: Path) -> Iterator[tarfile.TarFile]:
+    """A .tar, compressed or not, whose members are read one after another.
+
+    Raises:
+        OSError: it cannot be read.
+        tarfile.TarError: it is damaged, or another of `ARCHIVE_ERRORS`.
+    """
+    with path.open("rb") as file:
+        if file.read(3) == b"BZh":
+            file.seek(0)
+            # tarfile itself unpacks all that 10 kB of bzip2 hold at once, which may be gigabytes.
+            with (
+                bz2.open(file) as unpacked,
+                tarfile.open(fileobj=unpacked, mode="r|", tarinfo=Header) as archive,
+            ):
+                yield archive
+            return
+    with tarfile.open(path, mode="r|*", tarinfo=Header) as archive:
+        yield archive
+
+
 def _tar_index(path: Path) -> Index:
     index = Index(path, "tar archive")
-    with tarfile.open(path, "r:") as archive:
+    with tarfile.open(path, "r:", tarinfo=Header) as archive:
         for member in archive:
             regular = member.isreg() and not member.issparse()
             span = _Span(member.offset_data, member.size) if regular else None

@@ -118,6 +118,7 @@ class JsonLines:
                         document: Any = json.loads(line) if line.endswith(b"\n") else None
                         path, failed = document["path"], "error" in document
                         found = bytes.fromhex(document.get("sha256") or "")
+                        os.fsencode(path)  # TypeError for what is no name
                         known = self._hashes.get(path, b"")
                     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
                         if file.read(1):

@@ -1,6 +1,8 @@
 """What can stand on `cvt predict`'s command line, each with the real thing on the other end."""
 
+import bz2
 import contextlib
+import gzip
 import io
 import os
 import resource
@@ -423,6 +425,45 @@ def zeros(path: Path, members: int) -> Path:
     return path
 
 
+def with_peak(machine: Machine, *command):
+    """What a command says, and the most bytes of memory that it was seen to hold."""
+    process = machine.start(*command)
+    peak = 0
+    while process.poll() is None:
+        with contextlib.suppress(OSError), open(f"/proc/{process.pid}/statm") as file:
+            peak = max(peak, int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE"))
+        time.sleep(0.01)
+    return machine.wait(process), peak
+
+
+def test_what_kilobytes_unpack_to_is_not_held_whole(machine: Machine, tmp_path: Path) -> None:
+    zeroes = bytes(512 * 1024**2)
+    text = tarfile.TarInfo("zeroes.txt")
+    text.size = len(zeroes)
+    tar = text.tobuf() + zeroes + bytes(2 * tarfile.BLOCKSIZE)
+    (tmp_path / "a.tar.bz2").write_bytes(bz2.compress(tar, 1))
+    with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_BZIP2, compresslevel=1) as archive:
+        archive.writestr("zeroes.png", tar)
+        archive.write(BOATS, "boats.jpg")
+    says_1000 = (
+        (tmp_path / "a.zip").read_bytes().replace(len(tar).to_bytes(4, "little"), b"\xe8\3\0\0")
+    )
+    (tmp_path / "a.zip").write_bytes(says_1000)
+    name = tarfile.TarInfo("././@LongLink")
+    name.type, name.size = tarfile.GNUTYPE_LONGNAME, len(zeroes)
+    (tmp_path / "a.tar.gz").write_bytes(gzip.compress(name.tobuf() + zeroes, 1))
+    archives = [tmp_path / "a.zip", tmp_path / "a.tar.bz2", tmp_path / "a.tar.gz"]
+
+    result, peak = with_peak(machine, "predict", *archives, BOATS, *NANO)
+
+    in_zip, beside, in_bz2, in_gz, boats = result.json_lines
+    assert "damaged in the archive" in in_zip["error"]
+    assert beside["predictions"][0]["label"] == boats["predictions"][0]["label"]
+    assert in_bz2["error"] == "no images there"
+    assert "a header says 536,870,912 bytes" in in_gz["error"]
+    assert peak < 1_000_000_000
+
+
 def test_large_members_of_archives_are_not_in_memory_together(
     machine: Machine, tmp_path: Path
 ) -> None:
@@ -432,13 +473,7 @@ def test_large_members_of_archives_are_not_in_memory_together(
         archive.writestr("0.png", bytes(limits.LARGEST_FILE))
     given = [tar, *[tmp_path / "a.zip"] * members, BOATS]
 
-    process = machine.start("predict", *given, *NANO, "--workers", members)
-    peak = 0
-    while process.poll() is None:
-        with contextlib.suppress(OSError), open(f"/proc/{process.pid}/statm") as file:
-            peak = max(peak, int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE"))
-        time.sleep(0.01)
-    result = machine.wait(process)
+    result, peak = with_peak(machine, "predict", *given, *NANO, "--workers", members)
 
     *zeroes, boats = result.json_lines
     assert boats["predictions"]
