@@ -297,7 +297,7 @@ def test_a_model_compared_with_itself_does_not_differ(files: tuple[Path, Path]) 
 
 
 def test_json_has_everything(files: tuple[Path, Path]) -> None:
-    document = run(*files, "--json", "--changed", 0).json
+    document = run(*files, "--json").json
 
     assert (document["a"], document["b"]) == (str(files[0]), str(files[1]))
     assert (document["n"], document["only_in_a"], document["only_in_b"]) == (5, 1, 0)
