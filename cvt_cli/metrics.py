@@ -213,11 +213,17 @@ class Evaluation:
         Args:
             state: its `state`.
             at_once: it ran at the same time, so that wall times are not added.
+
+        Raises:
+            ValueError, KeyError, TypeError: it is none of an evaluation of so many classes.
         """
         # Version 0.1 summed other losses, and no slopes, for the temperature.
         self.has_curve = self.has_curve and all(name in state for name in _CURVE)
         for name in (*_SCALARS, *_ARRAYS, *(_CURVE if self.has_curve else ())):
-            setattr(self, name, getattr(self, name) + np.asarray(state[name])[()])
+            own, other = getattr(self, name), np.asarray(state[name])
+            if np.shape(own) != other.shape:
+                raise ValueError(f"`{name}` has the shape {other.shape}, not {np.shape(own)}")
+            setattr(self, name, own + other[()])
         for name in _SCALARS:
             setattr(self, name, getattr(self, name).item())
         self.failures += [(name, reason) for name, reason in state["failures"]]

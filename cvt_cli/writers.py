@@ -3,6 +3,7 @@
 A file appears whole or not at all, but for JSON lines, which are appended to and gone on with.
 """
 
+import hashlib
 import json
 import os
 import time
@@ -285,7 +286,11 @@ class Checkpointed:
         """Note what is done, and cut off the lines that were not counted any more."""
         try:
             state = text.read_json(self._state_path)
+            noted = state.pop("sha256", None)
             self.made, self.counted = dict(state["conditions"]), state["counted"]
+            # Version 0.1 noted no hash, and no version among the conditions.
+            if noted != _hash_of(state) and (noted or "version" in self.made):
+                raise ValueError("it is damaged")
             self.truth = state.get("truth")
             end = 0
             with self.path.open("rb") as file:
@@ -301,13 +306,17 @@ class Checkpointed:
                 hint="give another file, or move this one away; without --resume it is replaced",
             ) from None
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UsageError(
-                f"`{self._state_path}` does not fit `{self.path}`: {error}",
-                hint="without --resume the evaluation begins anew",
-            ) from None
+            raise self.unfit(error) from None
         for known in self.lines:
             _refuse_other_shares(self.path, known.path)
         os.truncate(self.path, end)
+
+    def unfit(self, error: Exception) -> UsageError:
+        """What to tell the user of a state that cannot be gone on from."""
+        return UsageError(
+            f"`{self._state_path}` does not fit `{self.path}`: {error}",
+            hint="without --resume the evaluation begins anew",
+        )
 
     def begin(self, wanted: Conditions) -> None:
         """Go on under these conditions, which the next `save` notes.
@@ -346,7 +355,7 @@ class Checkpointed:
             "counted": counted(),
             "truth": truth,
         }
-        files.write_text(self._state_path, json.dumps(state))
+        files.write_text(self._state_path, json.dumps({**state, "sha256": _hash_of(state)}))
         self._saved = time.monotonic()
 
     def __enter__(self) -> "Checkpointed":
@@ -359,6 +368,12 @@ class Checkpointed:
 
 def _line(document: dict[str, Any]) -> bytes:
     return json.dumps(document, allow_nan=False).encode() + b"\n"
+
+
+def _hash_of(state: Mapping[str, Any]) -> str:
+    """A SHA-256 of what a state file holds besides it."""
+    content = json.dumps(state, sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()
 
 
 def _with_version(wanted: Conditions) -> Conditions:

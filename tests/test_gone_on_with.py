@@ -321,3 +321,30 @@ def test_what_a_killed_predict_left_is_swept_by_the_next_one(
     umask = os.umask(0)
     os.umask(umask)
     assert stat.S_IMODE(Path("out/f.safetensors").stat().st_mode) == 0o666 & ~umask
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        pytest.param({"bytes": 0, "done": 0, "lines": 0}, "it is damaged", id="nothing done"),
+        pytest.param({"conditions": {}, "sha256": None, "counted": []}, "indices", id="a list"),
+        pytest.param({"conditions": {}, "sha256": None}, "shape", id="of other classes"),
+    ],
+)
+def test_a_damaged_state_is_not_gone_on_from_and_nothing_is_cut_off(
+    change: dict[str, object], reason: str, folder: Path, cvt: Callable[..., Result]
+) -> None:
+    cvt(*EVALUATE)
+    before = Path("judged.jsonl").read_bytes()
+    path = Path("judged.jsonl.state.json")
+    state = json.loads(path.read_text())
+    if reason == "shape":
+        state["counted"]["class_n"] = [30]
+    path.write_text(json.dumps(state | change))
+
+    result = cvt(*EVALUATE, "--resume")
+
+    assert result.exit_code == 2
+    assert "`judged.jsonl.state.json` does not fit `judged.jsonl`" in result.stderr
+    assert reason in result.stderr
+    assert Path("judged.jsonl").read_bytes() == before

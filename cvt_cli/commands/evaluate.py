@@ -252,7 +252,10 @@ def evaluate(
                     workers=threads,
                     progress=output.progress if rank == 0 else progress.silent,
                 )
-                one.result.add_state(lines.counted)
+                try:
+                    one.result.add_state(lines.counted)
+                except (ValueError, KeyError, TypeError, AttributeError) as error:
+                    raise lines.unfit(error) from None
                 done = len(lines.lines)
                 output.note(f"{done} of {len(mine)} images are in `{lines.path}` already")
             one.judged = lines.write
