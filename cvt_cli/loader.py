@@ -407,12 +407,18 @@ def load_classifier(
         if text is not None or not or_embedded:
             raise
         access.say(str(error))
+        left_out = " and ".join(
+            option
+            for option, value in (("--res", size), ("--activation", activation))
+            if value is not None
+        )
         size = activation = None
         location = embedded(CHECKPOINTS[WITHOUT_NETWORK])
         classes = layouts.read_folder(location.path).labels.names
         access.say(
             f"answering with {WITHOUT_NETWORK} in its place, which sees 32x32 pixels and knows "
             f"these classes only: {', '.join(classes)}"
+            + (f"; {left_out}, meant for the other model, has no effect" if left_out else "")
         )
     if exported.format_of(location.path):
         return _load_exported(

@@ -133,6 +133,7 @@ def test_bfloat16_trains_too(cvt, digits: Path, tmp_path: Path) -> None:
     ("arguments", "code", "message"),
     [
         (["--variant", "nano", "--model", "x"], 2, "give either --model, a checkpoint to start"),
+        (["--variant", "nano", "--clip", "inf"], 2, "--clip is inf; it must be a finite number"),
         (["--variant", "nano", "--warmup-epochs", 300], 2, "a warm-up of 300 epochs does not fit"),
         (["--variant", "huge"], 2, "there is no variant `huge`"),
         (["--variant", "nano", "--freeze", "head"], 2, "there is no part `head` to freeze"),

@@ -400,7 +400,7 @@ def test_a_hub_that_does_not_answer_is_given_up_within_three_seconds(machine: Ma
     ("arguments", "environment", "why"),
     [
         ((), {}, "cannot be reached"),
-        (("--offline",), {}, "is not asked: --offline"),
+        (("--offline", "--res", "224"), {}, "is not asked: --offline"),
         (("--revision", "v2", "--offline"), {}, "is not asked: --offline"),
         ((), {"HF_HUB_OFFLINE": "1"}, "is not asked: HF_HUB_OFFLINE is set"),
     ],
@@ -419,6 +419,8 @@ def test_only_the_default_model_falls_back_to_the_embedded_one(
     assert why in result.stderr
     assert "answering with cvt-nano-cifar10 in its place" in result.stderr
     assert "airplane, automobile, bird, cat, deer, dog, frog, horse, ship, truck" in result.stderr
+    left_out = "--res, meant for the other model, has no effect"
+    assert (left_out in result.stderr) == ("--res" in arguments)
 
 
 def test_evaluation_does_not_fall_back(hub: Hub, machine: Machine, tmp_path: Path) -> None:

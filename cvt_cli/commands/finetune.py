@@ -1,5 +1,6 @@
 """``cvt finetune``: train on labelled images, from a checkpoint or from scratch."""
 
+import math
 import os
 import re
 import shlex
@@ -310,6 +311,12 @@ def finetune(
         raise UsageError(
             "give either --model, a checkpoint to start from, or --variant, to start from scratch"
         )
+    for option, value in (
+        ("--lr", lr), ("--clip", clip), ("--warmup-epochs", warmup_epochs),
+        ("--weight-decay", weight_decay),
+    ):  # fmt: skip
+        if value is not None and not math.isfinite(value):
+            raise UsageError(f"{option} is {value}; it must be a finite number")
     name: recipes.RecipeName = recipe or ("imagenet" if variant else "default")
     if show_recipe:
         options.refuse_all_but(ctx, OF_A_RECIPE, "it is no part of a recipe (--show-recipe)")
@@ -426,6 +433,8 @@ def finetune(
     if alone:
         _print(result, json_output)
         words = ["cvt", "evaluate", "--data", data or settings.data, "--model", result["best"]]
+        if data_dir is not None:
+            words += ["--data-dir", str(data_dir)]
         if images.set_aside and held_out.is_trained_on_by_default(
             images.training,
             lambda: datasets.open_dataset(
