@@ -275,13 +275,32 @@ class Batches:
         """
         self._places.epoch, self._places.first_step = epoch, first_step
         parts: list[tuple[Tensor, Tensor]] = []
-        for part in self._loader:
+        with _sigterm_held_back():
+            decoded = iter(self._loader)
+        for part in decoded:
             if isinstance(part, _Problem):
                 raise DataError(part.message, hint=part.hint)
             parts.append(tuple(map(torch.as_tensor, part)))  # type: ignore[arg-type]
             if len(parts) == self.parts:
                 yield parts
                 parts = []
+
+
+@contextmanager
+def _sigterm_held_back() -> Iterator[None]:
+    """Start workers that hold SIGTERM back from the first.
+
+    Where the number of threads was set before, PyTorch makes its pool anew in the fork, by threads
+    with the mask of who forked; one that did not hold it back would end the worker. See `_worker`.
+    """
+    if not hasattr(signal, "sigwaitinfo"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _worker(number: int) -> None:

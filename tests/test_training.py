@@ -614,7 +614,9 @@ def test_a_lost_worker_ends_the_run_with_a_sentence(signdigits: Path) -> None:
     assert caught.value.hint == "go on"
 
 
-def test_a_worker_ends_when_its_parent_says_so_and_nobody_else(signdigits: Path) -> None:
+def test_a_worker_ends_when_its_parent_says_so_and_nobody_else(
+    signdigits: Path, two_threads: None
+) -> None:
     data = datasets.open_dataset(str(signdigits), "train", Path())
     epoch, worker = one_worker(batches(data, 0, 1, 1, workers=1))
 
