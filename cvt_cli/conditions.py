@@ -37,7 +37,7 @@ class Conditions:
     @property
     def key(self) -> str:
         """A SHA-256 of all of them, for the name of what is kept."""
-        return hashlib.sha256(json.dumps(self.values, sort_keys=True).encode()).hexdigest()
+        return json_hash(self.values)
 
     def differences(self, found: Mapping[str, Any]) -> list[str]:
         """What differs from the conditions that something was made under, a phrase each."""
@@ -91,7 +91,12 @@ def read(path: Path) -> dict[str, Any]:
 
 def names_hash(names: Iterable[str]) -> str:
     """A SHA-256 of names in their order, such as a model's classes."""
-    return hashlib.sha256(json.dumps(list(names)).encode()).hexdigest()
+    return json_hash(list(names))
+
+
+def json_hash(value: Any) -> str:
+    """A SHA-256 of a value as JSON has it, whatever the order of its names."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def _shown(values: Mapping[str, Any], name: str) -> str:

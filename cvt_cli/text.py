@@ -1,8 +1,6 @@
 """Text for people (sizes, times, counts, names that cannot break a line), and from files."""
 
 import codecs
-import csv
-import io
 import json
 from collections.abc import Iterable
 from pathlib import Path
@@ -16,6 +14,9 @@ def printable(text: str) -> str:
 
 def csv_row(values: Iterable[Any]) -> str:
     """A row of a CSV table, without the line's end; what could end one in a text is quoted."""
+    import csv
+    import io
+
     line = io.StringIO()
     csv.writer(line, lineterminator="\r\n").writerow(values)  # it quotes what is in this alone
     return line.getvalue().removesuffix("\r\n")

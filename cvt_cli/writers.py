@@ -3,7 +3,6 @@
 A file appears whole or not at all, but for JSON lines, which are appended to and gone on with.
 """
 
-import hashlib
 import json
 import os
 import time
@@ -289,7 +288,7 @@ class Checkpointed:
             noted = state.pop("sha256", None)
             self.made, self.counted = dict(state["conditions"]), state["counted"]
             # Version 0.1 noted no hash, and no version among the conditions.
-            if noted != _hash_of(state) and (noted or "version" in self.made):
+            if noted != conditions.json_hash(state) and (noted or "version" in self.made):
                 raise ValueError("it is damaged")
             self.truth = state.get("truth")
             end = 0
@@ -355,7 +354,9 @@ class Checkpointed:
             "counted": counted(),
             "truth": truth,
         }
-        files.write_text(self._state_path, json.dumps({**state, "sha256": _hash_of(state)}))
+        files.write_text(
+            self._state_path, json.dumps({**state, "sha256": conditions.json_hash(state)})
+        )
         self._saved = time.monotonic()
 
     def __enter__(self) -> "Checkpointed":
@@ -368,12 +369,6 @@ class Checkpointed:
 
 def _line(document: dict[str, Any]) -> bytes:
     return json.dumps(document, allow_nan=False).encode() + b"\n"
-
-
-def _hash_of(state: Mapping[str, Any]) -> str:
-    """A SHA-256 of what a state file holds besides it."""
-    content = json.dumps(state, sort_keys=True)
-    return hashlib.sha256(content.encode()).hexdigest()
 
 
 def _with_version(wanted: Conditions) -> Conditions:
