@@ -215,13 +215,10 @@ def open_validation(
     Raises:
         DataError: it has images of a class that the training images do not have.
     """
-    if data in _KNOWN:
+    tree = _validation(data)
+    if tree is None:
         return None
-    tree = _entered(open_tree(Path(places.expanded(data))))
-    parts = _parts(tree)
-    if not ("train" in parts and "val" in parts):
-        return None
-    found = _labelled(tree.below(parts["val"]), _once(say))
+    found = _labelled(tree, _once(say))
     try:
         index, _ = match_classes(found.classes, Labels(training.classes))
     except DataError as error:
@@ -231,6 +228,20 @@ def open_validation(
             f"of `{found.root}`",
         ) from None
     return replace(found, classes=training.classes, labels=index[found.labels])
+
+
+def pass_over_validation(data: str, say: Say) -> None:
+    """Say that ``val/`` beside ``train/`` is not used, if there is one."""
+    if (tree := _validation(data)) is not None:
+        say(f"not used: `{tree.root}`; images to choose by are set aside from those to train on")
+
+
+def _validation(data: str) -> Tree | None:
+    if data in _KNOWN:
+        return None
+    tree = _entered(open_tree(Path(places.expanded(data))))
+    parts = _parts(tree)
+    return tree.below(parts["val"]) if {"train", "val"} <= parts.keys() else None
 
 
 def _nobody(message: str) -> None:

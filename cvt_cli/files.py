@@ -75,13 +75,11 @@ def replacing(path: Path) -> Iterator[Path]:
         CvtError: the folder cannot be written to, or the disk is full.
     """
     try:
-        place = Path(os.path.realpath(path))
+        place = _place_of(path)
         if place.exists() and not place.is_file() and not place.is_dir():
             with _poured_into(place) as temporary:
                 yield temporary
             return
-        place.parent.mkdir(parents=True, exist_ok=True)
-        swept(place.parent, once=True)
         temporary, descriptor = _claimed_file(place)
         try:
             yield temporary
@@ -104,10 +102,7 @@ def workplace(path: Path) -> Iterator[Path]:
         CvtError: the folder of ``path`` cannot be written to.
     """
     try:
-        place = Path(os.path.realpath(path))
-        place.parent.mkdir(parents=True, exist_ok=True)
-        swept(place.parent, once=True)
-        folder, descriptor = _claimed_folder(place)
+        folder, descriptor = _claimed_folder(_place_of(path))
     except OSError as error:
         raise unwritable(path, error) from error
     try:
@@ -140,6 +135,14 @@ def rename(temporary: Path, path: Path) -> None:
     _synced(temporary)
     os.replace(temporary, os.path.realpath(path))
     _synced(Path(os.path.realpath(path)).parent)
+
+
+def _place_of(path: Path) -> Path:
+    """Where a path leads; its folder is made, and what killed processes left there is removed."""
+    place = Path(os.path.realpath(path))
+    place.parent.mkdir(parents=True, exist_ok=True)
+    swept(place.parent, once=True)
+    return place
 
 
 @contextmanager

@@ -6,7 +6,7 @@ RUN/metrics.csv    a line per epoch, and of the part of one that --max-time ende
 RUN/best/          the epoch with the best top-1 on those images, as a checkpoint folder
 RUN/last/          the last epoch done
 RUN/state/         what --resume goes on from, in the middle of an epoch too
-RUN/results.json   what came of it, once it is finished
+RUN/results.json   what came of it, once it has ended; gone when it is gone on with
 RUN/log.txt        what was said; curves.png and TensorBoard's events with their extras
 """
 
@@ -438,10 +438,15 @@ class Run:
         def start() -> _Position:
             # What an epoch that --max-time ended early took the place of; it goes on now.
             whole = folder / WHOLE_BEST
-            if torchrun.rank() == 0 and whole.is_dir():
-                shutil.rmtree(folder / "best", ignore_errors=True)
-                whole.rename(folder / "best")
-            return self._restore(folder)
+            position = self._restore(folder)
+            if torchrun.rank() == 0:
+                if whole.is_dir():
+                    shutil.rmtree(folder / "best", ignore_errors=True)
+                    whole.rename(folder / "best")
+                if self.trainer is not None and not position.finished:
+                    # What --max-time came to is soon true no more.
+                    (folder / "results.json").unlink(missing_ok=True)
+            return position
 
         return self._run(folder, start)
 
@@ -469,6 +474,8 @@ class Run:
                 self._say(
                     f"interrupted{self._saved}; go on with: cvt finetune --resume "
                     f"{shlex.quote(str(folder))}"
+                    if (folder / STATE_FILE).exists()
+                    else "interrupted before anything was trained"
                 )
                 raise
 
@@ -965,7 +972,8 @@ def read_plan(folder: Path) -> dict[str, Any]:
     """What `Run.begin` wrote of a run.
 
     Raises:
-        CheckpointError: there is no run in the folder, or its plan is damaged.
+        CheckpointError: there is no run in the folder, or none with a state, or its plan is
+            damaged.
     """
     path = folder / PLAN_FILE
     try:
@@ -976,7 +984,12 @@ def read_plan(folder: Path) -> dict[str, Any]:
             for place, key in _ASKED_OF_A_PLAN:
                 plan[place][key]
             plan["processes"], plan["step_images"]
-            return plan  # type: ignore[no-any-return]
+            if (folder / STATE_FILE).exists():
+                return plan  # type: ignore[no-any-return]
+            raise CheckpointError(
+                f"`{folder}` holds no run to go on with: it ended before `{STATE_FILE}` was there",
+                hint=f"begin it again: {plan['settings']['command']}",
+            )
     except FileNotFoundError:
         raise CheckpointError(
             f"`{folder}` holds no run to go on with: there is no `{PLAN_FILE}` in it",
@@ -1081,10 +1094,10 @@ def _deaf(number: int, frame: FrameType | None) -> None:
 def check_free(folder: Path) -> None:
     """Raises CvtError if a run cannot begin in a folder.
 
-    It can where there is none, or an empty one, or one with a lock alone, as a process leaves it
-    that was killed before it began.
+    It can where there is none, or an empty one, or one with what a process leaves that ended before
+    its first state was saved: a lock, a plan that nothing was done of.
     """
-    ours = {folder / "state", folder / "state" / "lock"}
+    ours = {folder / name for name in ("state", "state/lock", "split.json", PLAN_FILE)}
     try:
         if not folder.exists():
             return

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from cvt_cli import files, places, text
+from cvt_cli.conditions import Conditions
 from cvt_cli.errors import CvtError
 
 SUFFIX = ".stamp.json"
@@ -79,7 +80,9 @@ def is_right(path: Path, conditions: Mapping[str, Any] | None = None) -> bool:
         conditions: that it must have been made under; None for any.
     """
     stamp = read(path)
-    if stamp is None or (conditions is not None and stamp["conditions"] != _as_json(conditions)):
+    if stamp is None:
+        return False
+    if conditions is not None and Conditions(conditions).differences(stamp["conditions"]):
         return False
     try:
         stat = path.stat()
@@ -119,7 +122,7 @@ def read(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     known = isinstance(stamp, dict) and stamp.keys() >= {"sha256", "size", "mtime_ns", "conditions"}
-    return stamp if known else None
+    return stamp if known and isinstance(stamp["conditions"], dict) else None
 
 
 def stamped_below(folder: Path) -> Iterator[Path]:
@@ -169,11 +172,6 @@ def hash_of(path: Path) -> str:
         with suppress(CvtError):
             files.write_text(memory, json.dumps({**known, "sha256": sha256}))
     return sha256
-
-
-def _as_json(conditions: Mapping[str, Any]) -> dict[str, Any]:
-    """As they come back from a file: tuples are lists there."""
-    return json.loads(json.dumps(dict(conditions)))  # type: ignore[no-any-return]
 
 
 def _write(path: Path, stat: os.stat_result, sha256: str, conditions: Mapping[str, Any]) -> None:

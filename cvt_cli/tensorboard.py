@@ -1,11 +1,12 @@
 """A run's figures as TensorBoard events (extra ``tensorboard``)."""
 
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 
 from cvt_cli import files
+from cvt_cli.errors import CvtError
 
 
 def available() -> bool:
@@ -30,10 +31,8 @@ class Events:
         from torch.utils.tensorboard import SummaryWriter
 
         self._folder = folder
-        try:
+        with self._failures_said():
             self._writer = SummaryWriter(str(folder), purge_step=first_step or None)
-        except OSError as error:
-            raise files.unwritable(folder, error) from error
 
     def add(self, step: int, values: Mapping[str, float]) -> None:
         """Write values by name ("loss/training"); they are in the file when this returns.
@@ -41,14 +40,27 @@ class Events:
         Raises:
             CvtError: they cannot be written.
         """
-        try:
+        with self._failures_said():
             for name, value in values.items():
                 self._writer.add_scalar(name, value, step)
             self._writer.flush()
-        except OSError as error:
-            raise files.unwritable(self._folder, error) from error
 
     def close(self) -> None:
         """Close the file; never fails, since `add` has told of what could not be written."""
-        with suppress(OSError):
+        with suppress(CvtError), self._failures_said():
             self._writer.close()
+
+    @contextmanager
+    def _failures_said(self) -> Iterator[None]:
+        """Raises CvtError in place of what TensorBoard's file system raises.
+
+        Where TensorFlow is installed TensorBoard writes through it, and it has errors of its own.
+        """
+        from tensorboard.compat import tf
+
+        try:
+            yield
+        except OSError as error:
+            raise files.unwritable(self._folder, error) from error
+        except tf.errors.OpError as error:
+            raise files.unwritable(self._folder, OSError(error.message)) from error

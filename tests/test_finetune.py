@@ -569,6 +569,35 @@ def test_other_contents_of_equal_size_are_not_what_a_run_began_with(cvt, tmp_pat
     assert f"error: `{data}` is not what the run began with" in result.stderr
 
 
+def test_a_run_goes_on_with_data_that_were_moved_and_names_them(cvt, tmp_path: Path) -> None:
+    data, run, moved = tmp_path / "data", tmp_path / "run", tmp_path / "moved"
+    shutil.copytree(KEPT / "images", data)
+    options = ["--epochs", 2, "--warmup-epochs", 0.1, "--max-time", "0s", "--workers", 0]
+    cvt("finetune", "--data", data, "--model", KEPT / "model", *options, "-o", run)
+    data.rename(moved)
+    (moved / "red" / "0.png").rename(moved / "red" / "zero.png")
+
+    other = cvt("finetune", "--resume", run, "--data", moved)
+    (moved / "red" / "zero.png").rename(moved / "red" / "0.png")
+    right = cvt("finetune", "--resume", run, "--data", moved, "--max-time", "1h")
+
+    assert f"error: `{moved}` is not what the run began with" in other.stderr
+    assert right.exit_code == 0, right.stderr
+    assert f"next: cvt evaluate --data {moved} " in right.stderr
+    assert f"on `{moved}` with" in (run / "best" / "README.md").read_text()
+
+
+def test_val_that_is_not_chosen_by_is_said(cvt, tmp_path: Path) -> None:
+    for part in ("train", "val"):
+        shutil.copytree(KEPT / "images", tmp_path / part)
+    options = ["--data", tmp_path, "--model", KEPT / "model", "--dry-run", "--workers", 0]
+
+    own, aside = cvt("finetune", *options), cvt("finetune", *options, "--val-fraction", 0.3)
+
+    assert "not used" not in own.stderr
+    assert f"not used: `{tmp_path / 'val'}`; images to choose by are set aside" in aside.stderr
+
+
 def test_features_of_other_weights_are_not_taken_for_these(cvt, tmp_path: Path) -> None:
     options = ["--data", KEPT / "images", "--recipe", "linear-probe", "--val-fraction", 0.3]
     one, other = tmp_path / "one", tmp_path / "other"

@@ -1,5 +1,6 @@
 """A training run that is killed, interrupted or out of room goes on, bit by bit."""
 
+import errno
 import json
 import os
 import random
@@ -223,6 +224,30 @@ def test_who_is_told_to_stop_while_it_saves_stops_then(
     assert cvt("finetune", "--resume", run).exit_code == 0
 
 
+@pytest.mark.parametrize("end", ["a full disk", "Ctrl-C"])
+def test_what_ended_before_its_first_state_can_be_begun_again(
+    cvt, tmp_path: Path, monkeypatch, end: str
+) -> None:
+    run = tmp_path / "run"
+    options = [*TINY, "--epochs", 1, "--batch-size", 16, "--output", run]
+
+    def fails(*_: object, **named: object) -> None:
+        raise KeyboardInterrupt if end == "Ctrl-C" else OSError(errno.ENOSPC, "the disk is full")
+
+    monkeypatch.setattr(runs, "save_file", fails)
+    begun = cvt(*options)
+    monkeypatch.undo()
+    resumed = cvt("finetune", "--resume", run)
+    again = cvt(*options)
+
+    assert begun.exit_code == (130 if end == "Ctrl-C" else 1)
+    assert "--resume" not in begun.stderr
+    assert resumed.exit_code == 1
+    assert f"`{run}` holds no run to go on with: it ended before" in resumed.stderr
+    assert "hint: begin it again: cvt " in resumed.stderr
+    assert again.exit_code == 0, again.stderr
+
+
 def test_epochs_are_epochs_however_often_the_time_was_over(cvt, tmp_path: Path) -> None:
     # The learning rate is such that no epoch is better than the first.
     whole, run = tmp_path / "whole", tmp_path / "run"
@@ -269,6 +294,26 @@ def test_a_part_of_an_epoch_that_was_the_best_gives_its_place_back(cvt, tmp_path
     cvt("finetune", "--resume", run, "--workers", 0)
 
     assert what_came_of_it(run) == what_came_of_it(whole)
+
+
+def test_results_of_an_earlier_state_do_not_stay_while_a_run_goes_on(
+    cvt, tmp_path: Path, monkeypatch
+) -> None:
+    run = tmp_path / "run"
+    options = [*TINY, "--epochs", 3, "--batch-size", 5, "--workers", 0, "--output", run]
+    assert cvt(*options, "--max-time", "0s").exit_code == 0
+    assert (run / "results.json").exists()
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runs.Run, "_train_epoch", interrupted)
+        assert cvt("finetune", "--resume", run).exit_code == 130
+
+    assert not (run / "results.json").exists()
+    result = cvt("finetune", "--resume", run, "--max-time", "1h", "--json")
+    assert json.loads((run / "results.json").read_text()) == result.json
 
 
 def test_who_goes_on_waits_for_who_trains_and_begins_where_that_one_ended(

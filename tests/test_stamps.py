@@ -49,11 +49,13 @@ def test_what_a_stat_does_not_tell_reading_all_of_it_does(made: Path) -> None:
     assert not stamps.is_right(made)
 
 
-@pytest.mark.parametrize("content", ["", "[1]", "{}", "null", "[" * 100_000])
+@pytest.mark.parametrize("content", ["", "[1]", "{}", "null", "[" * 100_000, "no conditions"])
 def test_a_file_without_a_readable_stamp_is_not_right(made: Path, content: str) -> None:
+    if content == "no conditions":
+        content = json.dumps({**json.loads(stamps.beside(made).read_text()), "conditions": None})
     stamps.beside(made).write_text(content)
 
-    assert not stamps.is_right(made)
+    assert not stamps.is_right(made) and not stamps.is_right(made, WITH)
     assert stamps.verify(made) is None
 
 

@@ -366,6 +366,8 @@ def finetune(
             data, "train", data_dir or places.data_dir(), offline=offline, say=say
         )
         published = datasets.open_validation(data, found, say) if own else None
+        if not own and alone:
+            datasets.pass_over_validation(data, say)
         return runs.check_images(found, published, fraction, seed, progress=progress)
 
     with torchrun.joined(place.type):
@@ -376,8 +378,10 @@ def finetune(
                 _refuse_steps(ctx)
             if max_time_sec is not None:
                 settings = replace(settings, max_time_sec=max_time_sec)
+            if data is not None:  # they have moved
+                settings = replace(settings, data=data)
             images = check(
-                data or settings.data,
+                settings.data,
                 not plan["data"]["val_set_aside"],
                 plan["data"]["val_fraction"],
                 settings.seed,
@@ -432,14 +436,12 @@ def finetune(
             result = prepared.begin(run or Path("runs", default_name), plan)
     if alone:
         _print(result, json_output)
-        words = ["cvt", "evaluate", "--data", data or settings.data, "--model", result["best"]]
+        words = ["cvt", "evaluate", "--data", settings.data, "--model", result["best"]]
         if data_dir is not None:
             words += ["--data-dir", str(data_dir)]
         if images.set_aside and held_out.is_trained_on_by_default(
             images.training,
-            lambda: datasets.open_dataset(
-                data or settings.data, "test", data_dir or places.data_dir()
-            ),
+            lambda: datasets.open_dataset(settings.data, "test", data_dir or places.data_dir()),
         ):
             words += ["--split", "val"]
         if settings.precision != devices.choose_precision("auto", place):
