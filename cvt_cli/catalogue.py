@@ -153,6 +153,7 @@ def describe(
     if record is not None:
         if exported.format_of(path):
             record = record.at(size, path)
+            record.refuse_other(activation, path)
         said = record.described
         if size is not None:
             said = replace(said, preprocessing=said.preprocessing.with_size(*size))

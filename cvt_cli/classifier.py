@@ -211,6 +211,8 @@ class Classifier:
                 f"this has {', '.join(f'`{name}`' for name in table)}"
             )
         images = table[columns[0]]
+        if _is_frame(images):
+            raise UsageError(f"this table has several columns called `{columns[0]}`; give one")
         is_row = isinstance(table, Mapping) and not _is_column(images)
         top_k = min(self._top_k, len(self.classes))
         rows = [

@@ -21,7 +21,6 @@ import json
 import os
 import pickle
 import shlex
-import tarfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import redirect_stdout
@@ -39,7 +38,7 @@ from cvt_cli.errors import DataError
 from cvt_cli.images import Colour, Passed
 from cvt_cli.labels import Labels, imagenet, imagenet_wnids
 from cvt_cli.progress import Say
-from cvt_cli.trees import ARCHIVE_ERRORS, Folder, Header, Tree, open_tree
+from cvt_cli.trees import ARCHIVE_ERRORS, Folder, Tar, Tree, open_tree
 
 Split = Literal["train", "test"]
 
@@ -336,21 +335,22 @@ _HARMLESS = ("readme", "license", "licence", "desktop", "thumbs")
 
 def _entered(tree: Tree) -> Tree:
     """The lone folder in which everything lies, unless it is a part or a lone class."""
-    folders, files = tree.listing()
-    stems = (name.partition(".")[0].casefold() for name in files)
-    if len(folders) != 1 or any(stem not in _HARMLESS for stem in stems):
-        return tree
-    (name,) = folders
-    if name.casefold() in _PART_OF:
-        return tree
-    inner = tree.below(name)
-    inner_folders, inner_files = inner.listing()
-    if any(map(images.is_image_name, inner_files)):
-        return inner if _has_table(inner) else tree
-    # In Tiny ImageNet a class holds a folder `images`.
-    if inner_folders == ["images"] and not inner_files:
-        return tree
-    return _entered(inner)
+    while True:
+        folders, files = tree.listing()
+        stems = (name.partition(".")[0].casefold() for name in files)
+        if len(folders) != 1 or any(stem not in _HARMLESS for stem in stems):
+            return tree
+        (name,) = folders
+        if name.casefold() in _PART_OF:
+            return tree
+        inner = tree.below(name)
+        inner_folders, inner_files = inner.listing()
+        if any(map(images.is_image_name, inner_files)):
+            return inner if _has_table(inner) else tree
+        # In Tiny ImageNet a class holds a folder `images`.
+        if inner_folders == ["images"] and not inner_files:
+            return tree
+        tree = inner
 
 
 def _has_table(tree: Tree) -> bool:
@@ -465,7 +465,7 @@ def _from_devkit(places: tuple[Tree, ...], name: str) -> tuple[bytes, str] | Non
             path = place.root / _DEVKIT_ARCHIVE
             try:
                 content = io.BytesIO(place.read(_DEVKIT_ARCHIVE))
-                with tarfile.open(fileobj=content, mode="r:gz", tarinfo=Header) as archive:
+                with Tar.open(fileobj=content, mode="r:gz") as archive:
                     for member in archive:
                         if member.isreg() and PurePosixPath(member.name).name == name:
                             file = archive.extractfile(member)

@@ -16,7 +16,7 @@ from typing import BinaryIO, Literal, get_args
 from xml.etree import ElementTree
 
 from cvt_cli import __version__, layouts, text
-from cvt_cli.config import CvTConfig, shown
+from cvt_cli.config import Activation, CvTConfig, shown
 from cvt_cli.errors import CheckpointError, CvtError, UsageError
 from cvt_cli.labels import Labels
 from cvt_cli.layouts import CheckpointConfig
@@ -148,6 +148,15 @@ class Record:
                 "--dynamic-size",
             )
         return replace(self, preprocessing=self.preprocessing.with_size(*size))
+
+    def refuse_other(self, activation: Activation | None, path: Path) -> None:
+        """Raises UsageError for an activation that is not the one that the file computes."""
+        own = self.config.activation
+        if activation not in (None, own):
+            raise UsageError(
+                f"`{path}` computes `{own}`, not `{activation}`",
+                hint=f"export the checkpoint again with --activation {activation}",
+            )
 
 
 def _truth(value: str) -> bool:

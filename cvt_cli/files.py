@@ -34,6 +34,9 @@ NOWHERE = Path(os.devnull, "no-home-folder")
 """Stands for the cache where there is no home folder: it holds nothing, and nothing can be made
 there."""
 
+chosen_by: dict[Path, str] = {}
+"""Folders that nobody names on a command line, and the environment variable for each."""
+
 _swept: set[Path] = set()
 
 
@@ -55,9 +58,13 @@ def unwritable(path: Path, error: OSError) -> CvtError:
             "folder of this user",
             hint="set CVT_CACHE to a folder, and HF_HOME for what is fetched from the hub",
         )
+    other = "choose another folder"
+    for folder, variable in chosen_by.items():
+        if path.is_relative_to(folder):
+            other = f"set {variable} to another folder"
     return CvtError(
         f"cannot write `{path}`: {error.strerror or error}",
-        hint="choose another folder, or make room on this disk",
+        hint=f"{other}, or make room on this disk",
     )
 
 

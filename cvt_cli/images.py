@@ -153,20 +153,40 @@ def images_in(folder: Path, passed: Passed | None = None) -> Iterator[Path]:
 
 def walk(folder: Path, passed: Passed) -> Iterator[Path | OSError]:
     """As `images_in`; for a folder that cannot be read, the error with its name in it."""
-    unreadable: list[OSError] = []
-    for directory, folders, files in os.walk(folder, onerror=unreadable.append):
-        yield from unreadable
-        unreadable.clear()
-        passed.folders.update(os.path.join(directory, n) for n in folders if is_no_pictures(n))
-        folders[:] = sorted((n for n in folders if not is_passed_over(n)), key=natural_key)
-        inner = (os.path.join(directory, name) for name in folders)
-        passed.links.update(path for path in inner if os.path.islink(path))
+    left = [os.fspath(folder)]  # not by os.walk, which some Pythons let call itself
+    while left:
+        directory, files, inner = left.pop(), [], []
+        try:
+            with os.scandir(directory) as entries:
+                for entry in entries:
+                    if not is_folder(entry):
+                        files.append(entry.name)
+                    elif is_no_pictures(entry.name):
+                        passed.folders.add(entry.path)
+                    elif is_passed_over(entry.name):
+                        continue
+                    elif entry.is_symlink():
+                        passed.links.add(entry.path)
+                    else:
+                        inner.append(entry.name)
+        except OSError as error:
+            yield OSError(error.errno, error.strerror, directory)
+            continue
         for name in sorted(files, key=natural_key):
             if is_image_name(name):
                 yield Path(directory, name)
             else:
                 passed.add_file(name)
-    yield from unreadable
+        inner.sort(key=natural_key, reverse=True)
+        left += (os.path.join(directory, name) for name in inner)
+
+
+def is_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether an entry of a folder is a folder, or a link to one."""
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to what cannot be reached, or to itself
+        return False
 
 
 def is_image_name(name: str) -> bool:

@@ -50,7 +50,7 @@ MOST_FOLDERS = 256
 """One in another, around a member of an archive; file systems allow no more than some thousands."""
 
 LARGEST_TAR_HEADER = 1024**2
-"""Bytes of a long name, or of what else a header of a tar archive says of the next member."""
+"""Bytes of a long name, and of what else headers of a tar archive say of the next member."""
 
 LARGEST_TABLE = 512 * 1024**2
 """Bytes that are read at most of a file that is no image; CIFAR-100's largest has over 153 MB."""

@@ -514,8 +514,7 @@ def _load_exported(
     """
     path, form = location.path, exported.format_of(location.path)
     record = exported.read(path).at(size, path)
-    if activation not in (None, record.config.activation):
-        raise UsageError(f"`{path}` computes `{record.config.activation}`, not `{activation}`")
+    record.refuse_other(activation, path)
     if device not in ("auto", "cpu"):
         raise UsageError(f"`{path}` runs on the CPU here, not on `{device}`")
     height, width = record.preprocessing.height, record.preprocessing.width

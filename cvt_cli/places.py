@@ -34,14 +34,19 @@ def cache_dir() -> Path:
     whatever needs no cache goes on.
     """
     if chosen := os.environ.get("CVT_CACHE"):
-        return Path(expanded(chosen))
+        return _chosen_by("CVT_CACHE", Path(expanded(chosen)))
     import platformdirs
 
     try:
         folder = platformdirs.user_cache_dir("cvt")
     except RuntimeError:  # no home folder
         folder = "~"
-    return files.NOWHERE if folder.startswith("~") else Path(folder)
+    return files.NOWHERE if folder.startswith("~") else _chosen_by("CVT_CACHE", Path(folder))
+
+
+def _chosen_by(variable: str, folder: Path) -> Path:
+    files.chosen_by[folder] = variable
+    return folder
 
 
 def data_dir() -> Path:
@@ -77,4 +82,7 @@ def hub_dir() -> Path:
     from huggingface_hub import constants
 
     folder = constants.HF_HUB_CACHE
-    return files.NOWHERE / "hub" if folder.startswith("~") else Path(folder)
+    if folder.startswith("~"):
+        return files.NOWHERE / "hub"
+    variable = "HF_HUB_CACHE" if os.environ.get("HF_HUB_CACHE") else "HF_HOME"
+    return _chosen_by(variable, Path(folder))

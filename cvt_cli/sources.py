@@ -217,11 +217,16 @@ class _Search:
     # --- patterns
 
     def _from_pattern(self, pattern: str) -> Iterator[Source]:
-        found = sorted(glob.glob(pattern, recursive=True), key=images.natural_key)
+        try:
+            found = sorted(glob.glob(pattern, recursive=True), key=images.natural_key)
+            closed = list(self._closed_to(pattern))
+        except RecursionError:  # `**` goes down by calling itself
+            yield _unreadable(pattern, "there are too many folders there, one in another")
+            return
         for name in found:
             if not os.path.isdir(name) and self._is_meant(name, pattern):
                 yield _file(Path(name))
-        yield from map(_closed, self._closed_to(pattern))
+        yield from map(_closed, closed)
 
     def _is_meant(self, name: str, pattern: str) -> bool:
         """Whether what a pattern matches is hidden nowhere but where the pattern says so."""

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import BinaryIO, Self
+from typing import Any, BinaryIO, cast
 
 from cvt_cli import images, limits
 from cvt_cli.errors import DataError, ImageError
@@ -191,7 +191,7 @@ class Folder(Tree):
         try:
             with os.scandir(self.path / folder) as entries:
                 for entry in entries:
-                    if not _is_folder(entry):
+                    if not images.is_folder(entry):
                         if not entry.name.startswith("."):
                             files.append(entry.name)
                     elif not images.is_passed_over(entry.name):
@@ -245,14 +245,6 @@ def _closed_folder(error: OSError) -> DataError:
         f"cannot read `{error.filename}`: {error.strerror}",
         hint="nothing is done with a part of the images; make the folder readable, or move it away",
     )
-
-
-def _is_folder(entry: "os.DirEntry[str]") -> bool:
-    """Also through a link; one that leads to itself is none."""
-    try:
-        return entry.is_dir()
-    except OSError:
-        return False
 
 
 def _not_too_large(path: Path, content: bytes) -> bytes:
@@ -460,25 +452,53 @@ def _zip_index(path: Path, changed: int, size: int) -> Index:
     return index
 
 
-class Header(tarfile.TarInfo):
-    """A member's header; tarfile reads a long name, or what else is said of it, whole."""
+class _Metered:
+    """What a tar archive reads; of headers, which lie between two members, up to a limit."""
 
-    @classmethod
-    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
-        header = super().frombuf(buf, encoding, errors)
-        if header.type in _ABOUT_ANOTHER and header.size > limits.LARGEST_TAR_HEADER:
-            raise tarfile.ReadError(
-                f"a header says {header.size:,} bytes of a member; "
-                f"accepted are {limits.LARGEST_TAR_HEADER:,}"
-            )
-        return header
+    def __init__(self, file: Any) -> None:
+        self._file = file
+        self.left: int | None = None  # bytes; None while no header is read
+        self.last = b""
+
+    def read(self, size: int) -> bytes:
+        if self.left is None:
+            return self._file.read(size)  # type: ignore[no-any-return]
+        self.left -= size
+        if self.left < 0:
+            most = limits.LARGEST_TAR_HEADER
+            raise tarfile.ReadError(f"headers say more than {most:,} bytes of a member")
+        self.last = self._file.read(size)
+        return self.last
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
 
 
-_ABOUT_ANOTHER = (
-    *(tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK),
-    *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE),
-)
-"""Types of headers whose content is about the member that follows."""
+class Tar(tarfile.TarFile):
+    """A tar archive to be gone through, member after member, none of which is remembered.
+
+    What headers say (a long name, other texts, the table of a file with holes) is read up to a
+    limit, and raises tarfile.ReadError beyond. So does a damaged header, at which tarfile itself
+    ends in silence.
+    """
+
+    members: list[tarfile.TarInfo]  # which tarfile collects
+
+    def __init__(self, name: Any, mode: Any, fileobj: BinaryIO, **options: Any) -> None:
+        super().__init__(name, mode, cast(BinaryIO, _Metered(fileobj)), **options)
+
+    def next(self) -> tarfile.TarInfo | None:
+        """The member that follows, None at the end."""
+        metered = cast(_Metered, self.fileobj)
+        self.members.clear()
+        metered.left = limits.LARGEST_TAR_HEADER
+        try:
+            member = super().next()
+        finally:
+            metered.left = None
+        if member is None and metered.last.strip(b"\0"):  # zeros belong there, or the file's end
+            raise tarfile.ReadError(f"no header of a member at byte {self.offset:,}")
+        return member
 
 
 @contextmanager
@@ -495,25 +515,19 @@ def read_through(path: Path) -> Iterator[tarfile.TarFile]:
             # tarfile itself unpacks all that 10 kB of bzip2 hold at once, which may be gigabytes.
             with (
                 bz2.open(file) as unpacked,
-                tarfile.open(fileobj=unpacked, mode="r|", tarinfo=Header) as archive,
+                Tar.open(fileobj=unpacked, mode="r|") as archive,
             ):
                 yield archive
             return
-    with tarfile.open(path, mode="r|*", tarinfo=Header) as archive:
+    with Tar.open(path, mode="r|*") as archive:
         yield archive
 
 
 def _tar_index(path: Path) -> Index:
     index = Index(path, "tar archive")
-    with tarfile.open(path, "r:", tarinfo=Header) as archive:
+    with path.open("rb") as file, Tar.open(fileobj=file, mode="r:") as archive:
         for member in archive:
             regular = member.isreg() and not member.issparse()
             span = _Span(member.offset_data, member.size) if regular else None
             index.add(member.name, span, member.isdir())
-        end = archive.offset
-    # At a damaged header tarfile ends the listing in silence, where zeros or the file's end belong.
-    with path.open("rb") as file:
-        file.seek(end)
-        if file.read(tarfile.BLOCKSIZE).strip(b"\0"):
-            raise tarfile.ReadError(f"no header of a member at byte {end:,}")
     return index

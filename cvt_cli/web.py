@@ -3,6 +3,7 @@
 import contextlib
 import http.client
 import socket
+import ssl
 import threading
 import time
 import urllib.error
@@ -96,15 +97,25 @@ class _Deadline:
 
 
 class _Connection(http.client.HTTPConnection):
-    deadline: _Deadline
+    """Watched from its first byte on, which may go to a proxy that is asked to lead on."""
 
-    def connect(self) -> None:
-        super().connect()
-        self.deadline.watch(self.sock)
+    deadline: _Deadline
+    _socket: socket.socket | None = None
+
+    @property
+    def sock(self) -> Any:
+        """The connection; `http.client` sets it before it asks a proxy, and once more for TLS."""
+        return self._socket
+
+    @sock.setter
+    def sock(self, connection: socket.socket | None) -> None:
+        self._socket = connection
+        if connection is not None and not isinstance(connection, ssl.SSLSocket):
+            self.deadline.watch(connection)
 
 
 class _SecureConnection(http.client.HTTPSConnection, _Connection):
-    """Watched from before the handshake: HTTPSConnection connects by `_Connection`."""
+    """Watched from before the handshake."""
 
 
 class _Handler(urllib.request.HTTPHandler, urllib.request.HTTPSHandler):

@@ -253,6 +253,7 @@ def _state_dict(content: Any, path: Path) -> Mapping[Any, Tensor]:
     """The tensors of a bare state dict, or of one under ``state_dict`` or ``model``."""
     for key in ("state_dict", "model"):
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            _refuse_several(content, key, path)
             content = content[key]
     if not isinstance(content, Mapping) or not content:
         raise CheckpointError(f"`{path}` holds a {type(content).__name__}, not a state dict")
@@ -262,6 +263,27 @@ def _state_dict(content: Any, path: Path) -> Mapping[Any, Tensor]:
             f"not a tensor ({len(odd)} of {len(content)} entries)"
         )
     return content
+
+
+def _refuse_several(content: Mapping[Any, Any], key: str, path: Path) -> None:
+    """Raises CheckpointError where a training state has another network beside, as an average.
+
+    Other tables of tensors, a scheduler's or a metric's, have few entries.
+    """
+    found = [
+        f"`{name}`"
+        for name, value in content.items()
+        if isinstance(value, Mapping)
+        and 2 * len(value) > len(content[key])
+        and all(isinstance(entry, Tensor) for entry in value.values())
+    ]
+    if len(found) > 1:
+        raise CheckpointError(
+            f"`{path}` holds {len(found)} networks: {', '.join(found)}; accepted is a file with one"
+            " alone",
+            hint="save the one that is meant in Python: "
+            f"torch.save(torch.load({str(path)!r})[{key!r}], 'one.pth')",
+        )
 
 
 def save(

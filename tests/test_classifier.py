@@ -142,6 +142,8 @@ def test_rows_and_frames_are_given_back_with_columns(classify, pixels) -> None:
 
     assert list(out.index) == [4, 5] and out["label_1"][4] == "cat" and out["label_1"].isna()[5]
     assert classify(frame["path"][:1])[0][0].label == "cat"
+    with pytest.raises(UsageError, match="this table has several columns called `path`"):
+        classify(pd.concat([frame, frame], axis="columns"))
     with pytest.raises(UsageError, match="has a column `image` or `bytes`.*this has `name`"):
         classify({"name": "x"})
 

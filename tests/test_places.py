@@ -32,3 +32,16 @@ def test_without_a_home_folder_what_needs_one_says_which_variable_names_it(comma
     assert "home folder" in result.stderr and "Traceback" not in result.stderr
     assert "hint: set " in result.stderr and "CVT_CACHE" in result.stderr
     assert "HF_HOME" in result.stderr
+
+
+def test_where_the_cache_cannot_be_written_the_hint_names_its_variable(
+    cvt, tmp_path, monkeypatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("CVT_CACHE", str(tmp_path / "file" / "cache"))
+
+    result = cvt("predict", CHELSEA, "--model", "cvt-nano-cifar10", "--engine", "onnxruntime")
+
+    assert result.exit_code == 1
+    assert f"error: cannot write `{tmp_path}/file/cache/" in result.stderr
+    assert "hint: set CVT_CACHE to another folder, or make room" in result.stderr

@@ -7,6 +7,7 @@ import io
 import os
 import resource
 import shutil
+import socket
 import tarfile
 import threading
 import time
@@ -383,6 +384,31 @@ def test_a_hostile_server_costs_one_line(
     assert good["predictions"]
 
 
+def test_a_proxy_that_drips_is_waited_for_no_longer_than_a_server(cvt, monkeypatch) -> None:
+    monkeypatch.setattr(web, "TIMEOUT_SEC", 1.0)
+    monkeypatch.setattr(web, "DEADLINE_SEC", 2.0)
+    with socket.create_server(("127.0.0.1", 0)) as proxy:
+        monkeypatch.setenv("https_proxy", f"http://127.0.0.1:{proxy.getsockname()[1]}")
+
+        def drip() -> None:
+            client, _ = proxy.accept()
+            with client, contextlib.suppress(OSError):
+                client.sendall(b"HTTP/1.1 200 OK\r\nX-Slow: ")
+                for _ in range(30):
+                    client.sendall(b"y")
+                    time.sleep(0.2)
+
+        thread = threading.Thread(target=drip)
+        thread.start()
+        started = time.monotonic()
+        result = cvt("predict", "https://example.org/a.jpg", *NANO)
+        took = time.monotonic() - started
+        thread.join()
+
+    assert result.json_lines[0]["error"] == "not here after 2 s"
+    assert took < 5
+
+
 def test_a_server_that_is_not_there_is_named(cvt) -> None:
     result = cvt("predict", "http://127.0.0.1:9/a.jpg", *NANO)
 
@@ -425,6 +451,18 @@ def zeros(path: Path, members: int) -> Path:
     return path
 
 
+def table_of_holes(pieces: int) -> bytes:
+    """The headers of a file with holes in a tar archive, as GNU tar writes them."""
+    header = tarfile.TarInfo("holes.png")
+    header.type = tarfile.GNUTYPE_SPARSE
+    start = bytearray(header.tobuf(tarfile.GNU_FORMAT))
+    start[482] = 1  # more of the table follows
+    start[148:156] = b" " * 8
+    start[148:156] = b"%06o\0 " % sum(start)
+    block = (b"00000000001\0" * 42 + b"\1").ljust(tarfile.BLOCKSIZE, b"\0")
+    return bytes(start) + block * (pieces // 21) + bytes(3 * tarfile.BLOCKSIZE)
+
+
 def with_peak(machine: Machine, *command):
     """What a command says, and the most bytes of memory that it was seen to hold."""
     process = machine.start(*command)
@@ -452,15 +490,17 @@ def test_what_kilobytes_unpack_to_is_not_held_whole(machine: Machine, tmp_path: 
     name = tarfile.TarInfo("././@LongLink")
     name.type, name.size = tarfile.GNUTYPE_LONGNAME, len(zeroes)
     (tmp_path / "a.tar.gz").write_bytes(gzip.compress(name.tobuf() + zeroes, 1))
-    archives = [tmp_path / "a.zip", tmp_path / "a.tar.bz2", tmp_path / "a.tar.gz"]
+    (tmp_path / "b.tar.gz").write_bytes(gzip.compress(table_of_holes(4_000_000), 1))
+    archives = [tmp_path / "a.zip", *tmp_path.glob("a.tar.*2"), *sorted(tmp_path.glob("*.gz"))]
 
     result, peak = with_peak(machine, "predict", *archives, BOATS, *NANO)
 
-    in_zip, beside, in_bz2, in_gz, boats = result.json_lines
+    in_zip, beside, in_bz2, *in_gz, boats = result.json_lines
     assert "damaged in the archive" in in_zip["error"]
     assert beside["predictions"][0]["label"] == boats["predictions"][0]["label"]
     assert in_bz2["error"] == "no images there"
-    assert "a header says 536,870,912 bytes" in in_gz["error"]
+    assert len(in_gz) == 2
+    assert all("headers say more than 1,048,576 bytes" in line["error"] for line in in_gz)
     assert peak < 1_000_000_000
 
 
@@ -552,6 +592,51 @@ def test_a_damaged_archive_is_named_and_what_came_before_is_answered(
     assert all("predictions" in line for line in before)
     assert str(whole) in bad["path"] and "error" in bad
     assert good["path"] == str(CHELSEA) and good["predictions"]
+
+
+@pytest.mark.parametrize("name", ["a.tar", "a.tgz"])
+def test_a_damaged_header_in_a_tar_is_no_end(cvt, tmp_path: Path, name: str) -> None:
+    member = tarfile.TarInfo("1.jpg")
+    member.size = BOATS.stat().st_size
+    content = member.tobuf() + BOATS.read_bytes() + bytes(-member.size % tarfile.BLOCKSIZE)
+    whole = bytearray(3 * content + bytes(2 * tarfile.BLOCKSIZE))
+    whole[len(content)] ^= 0xFF  # the second member's name, which its checksum covers
+    path = tmp_path / name
+    path.write_bytes(gzip.compress(whole) if name == "a.tgz" else whole)
+
+    result = cvt("predict", path, *NANO)
+
+    assert result.exit_code == 1
+    good, bad = result.json_lines
+    assert good["predictions"]
+    assert f"not read further: no header of a member at byte {len(content):,}" in bad["error"]
+
+
+def test_folders_may_lie_a_thousand_deep(cvt, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    place = os.open(".", os.O_RDONLY)
+    for _ in range(1200):
+        os.mkdir("d", dir_fd=place)
+        above, place = place, os.open("d", os.O_RDONLY, dir_fd=place)
+        os.close(above)
+    with open(os.open("1.jpg", os.O_CREAT | os.O_WRONLY, dir_fd=place), "wb") as file:
+        file.write(BOATS.read_bytes())
+    os.close(place)
+
+    found = cvt("predict", "d", *NANO)
+    pattern = cvt("predict", "d/**/*.jpg", *NANO)
+    measured = cvt("evaluate", "--data", "d", "--model", "cvt-nano-cifar10")
+
+    deepest = "/".join(["d"] * 1200)
+    assert [line["path"] for line in found.json_lines] == [f"{deepest}/1.jpg"]
+    assert found.json_lines[0]["predictions"]
+    (line,) = pattern.json_lines
+    assert line.get("predictions") or "too many folders there" in line["error"]
+    assert "are not among the model's 10: d" in measured.stderr
+    while deepest:  # which shutil would go down by calling itself
+        for one in Path(deepest).iterdir():
+            one.unlink() if one.is_file() else one.rmdir()
+        deepest = deepest.rpartition("/")[0]
 
 
 def test_an_encrypted_member_is_an_unreadable_image(cvt, tmp_path: Path) -> None:

@@ -241,6 +241,8 @@ def damaged(kind: str, path: Path) -> None:
         path.write_bytes(pickle.dumps({"evil": _Evil()}))
     elif kind == "number":
         torch.save({**state, "epoch": 3}, path)
+    elif kind == "average":
+        torch.save({"model": state, "epoch": 3, "model_ema": dict(state)}, path)
     elif kind == "list":
         torch.save([1, 2], path)
 
@@ -256,6 +258,7 @@ def damaged(kind: str, path: Path) -> None:
         ("evil", "holds more than tensors, and was not run"),
         ("evil legacy", "holds more than tensors, and was not run"),
         ("number", "`epoch` is a int, not a tensor"),
+        ("average", "holds 2 networks: `model`, `model_ema`; accepted is a file with one"),
         ("list", "holds a list, not a state dict"),
     ],
 )
