@@ -60,9 +60,20 @@ class Schedule:
 
 
 def schedule_of(recipe: Recipe, steps_per_epoch: int) -> Schedule:
-    """The schedule of a recipe on data of so many steps."""
+    """The schedule of a recipe on data of so many steps.
+
+    Raises:
+        UsageError: it ends before the learning rate has reached its peak.
+    """
     steps = recipe.steps if recipe.steps is not None else recipe.epochs * steps_per_epoch
-    return Schedule(recipe.learning_rate, steps, recipe.warmup_epochs * steps_per_epoch)
+    warmup = recipe.warmup_epochs * steps_per_epoch
+    if warmup >= steps:
+        raise UsageError(
+            f"a warm-up of {recipe.warmup_epochs:g} epochs, which are {warmup:g} steps, does not "
+            f"fit into {steps} steps",
+            hint="give a shorter one with --warmup-epochs, or more --epochs",
+        )
+    return Schedule(recipe.learning_rate, steps, warmup)
 
 
 def parameter_groups(

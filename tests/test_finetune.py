@@ -22,7 +22,7 @@ from cvt_cli import machine, weights
 from cvt_cli.checkpoints import CHECKPOINTS
 from cvt_cli.cli import app
 from cvt_cli.model import Attention
-from tests_shared import TESTS, Machine
+from tests_shared import TESTS, Machine, torchrun_environment
 
 KEPT = TESTS / "kept"
 
@@ -140,6 +140,13 @@ def test_bfloat16_trains_too(cvt, digits: Path, tmp_path: Path) -> None:
         (["--variant", "nano", "--max-time", "soon"], 2, "`soon` is no time; accepted are such"),
         (["--variant", "nano", "--sync-bn"], 2, "BatchNorm cannot be synchronised on `cpu`"),
         (["--variant", "nano", "--gpus", 64], 2, "--gpus 64: this machine has"),
+        (["--variant", "nano", "--gpus", 1, "--device", "cpu"], 2, "--gpus 1 trains on CUDA"),
+        (["--data-dir", "x", "--variant", "nano"], 2, "--data-dir: it is where known sets are"),
+        (
+            ["--variant", "nano", "--recipe", "paper", "--res", 32, "--warmup-epochs", 1000],
+            2,
+            "a warm-up of 1000 epochs, which are 1000 steps, does not",
+        ),
         (["--offline"], 1, "`microsoft/cvt-21-384-22k` is not in the cache"),
         (["--model", "cvt-nano-cifar10", "--revision", "main"], 2, "`cvt-nano-cifar10` is on this"),
         (["--variant", "nano", "--device", "cuda:63"], 2, "device `cuda:63` is not available here"),
@@ -151,6 +158,47 @@ def test_a_wrong_option_is_explained(cvt, digits: Path, arguments, code: int, me
 
     assert result.exit_code == code
     assert f"error: {message}" in result.stderr
+
+
+@pytest.mark.parametrize("arguments", [["--seed", 2**64], ["--workers", 10**6]], ids=str)
+def test_a_number_beyond_what_can_be_is_refused(cvt, arguments) -> None:
+    result = cvt("finetune", "--data", KEPT / "images", "--variant", "nano", *arguments)
+
+    assert result.exit_code == 2
+    assert f"Invalid value for '{arguments[0]}'" in result.stderr
+
+
+def test_a_linear_probe_is_refused_to_several_processes_before_anything_is_made(
+    cvt, tmp_path: Path, monkeypatch
+) -> None:
+    for name, value in torchrun_environment(rank=0, count=2).items():
+        monkeypatch.setenv(name, value)
+    probe = ["--data", KEPT / "images", "--recipe", "linear-probe", "-o", tmp_path / "run"]
+
+    result = cvt("finetune", *probe)
+
+    assert result.exit_code == 2
+    assert "error: a linear probe is done by one process, not by the 2" in result.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_place_of_known_sets_is_refused_where_a_run_goes_on_with_a_folder(
+    cvt, tmp_path: Path, monkeypatch
+) -> None:
+    shutil.copytree(KEPT, tmp_path / "kept")
+    monkeypatch.chdir(tmp_path / "kept")
+
+    result = cvt("finetune", "--resume", "probe", "--data-dir", "elsewhere")
+
+    assert result.exit_code == 2
+    assert "error: --data-dir: it is where known sets are, and `images` is none" in result.stderr
+
+
+def test_a_recipe_is_not_shown_with_what_it_does_not_use(cvt) -> None:
+    result = cvt("finetune", "--show-recipe", "--recipe", "linear-probe", "--lr", 1)
+
+    assert result.exit_code == 2
+    assert "error: --lr: a linear probe takes no training steps" in result.stderr
 
 
 def test_a_run_folder_is_never_overwritten(cvt, digits: Path, tmp_path: Path) -> None:

@@ -220,7 +220,10 @@ def finetune(
         ),
     ] = None,
     seed: Annotated[
-        int, typer.Option(min=0, help="Of every random choice.", rich_help_panel=TRAINING)
+        int,
+        typer.Option(
+            min=0, max=2**63 - 1, help="Of every random choice.", rich_help_panel=TRAINING
+        ),
     ] = 0,
     device: options.Device = "auto",
     gpus: Annotated[
@@ -254,6 +257,7 @@ def finetune(
         int | None,
         typer.Option(
             min=0,
+            max=256,
             help="Processes that decode, for each that trains; 0 decodes in the same.",
             rich_help_panel=options.RUN,
             show_default=False,
@@ -320,6 +324,8 @@ def finetune(
     name: recipes.RecipeName = recipe or ("imagenet" if variant else "default")
     if show_recipe:
         options.refuse_all_but(ctx, OF_A_RECIPE, "it is no part of a recipe (--show-recipe)")
+        if recipes.RECIPES[name].optimizer == "newton":
+            _refuse_steps(ctx)
         shown = recipes.named_recipe(name).override(**changes, batch_size=batch_size)
         output.print_json(shown.to_json())
         return
@@ -341,17 +347,15 @@ def finetune(
         _refuse_steps(ctx)
     if variant:
         options.refuse(ctx, ["--revision"], "it is of a checkpoint's, and --variant has none")
-    if gpus is not None and gpus > 1 and device not in ("auto", "cuda"):
-        raise UsageError(f"--gpus {gpus} trains on CUDA devices, not on `{device}`")
-    if gpus is not None and torchrun.count() > 1 and gpus != torchrun.count():
-        raise UsageError(f"--gpus {gpus}: torchrun has started {torchrun.count()} processes")
-    if gpus is not None and gpus > 1 and torchrun.count() == 1:
+    if gpus is not None:
+        if device not in ("auto", "cuda"):
+            raise UsageError(f"--gpus {gpus} trains on CUDA devices, not on `{device}`")
+        if torchrun.count() > 1 and gpus != torchrun.count():
+            raise UsageError(f"--gpus {gpus}: torchrun has started {torchrun.count()} processes")
         _start_on(gpus)
 
     from cvt_cli import datasets, devices, held_out, runs
 
-    if data is not None and data not in datasets.KNOWN_SETS:
-        options.refuse(ctx, ["--data-dir"], f"it is where known sets are, and `{data}` is none")
     place = devices.choose_device(device)
     alone = torchrun.rank() == 0  # of several processes, one speaks
     say, progress = (output.note, output.progress) if alone else (unheard, silent)
@@ -362,6 +366,8 @@ def finetune(
         runs.check_free(run)
 
     def check(data: str, own: bool, fraction: float, seed: int) -> "Images":
+        if data not in datasets.KNOWN_SETS:
+            options.refuse(ctx, ["--data-dir"], f"it is where known sets are, and `{data}` is none")
         found = datasets.open_dataset(
             data, "train", data_dir or places.data_dir(), offline=offline, say=say
         )
@@ -454,6 +460,7 @@ def finetune(
 
 def _refuse_steps(ctx: typer.Context) -> None:
     options.refuse(ctx, OF_STEPS, "a linear probe takes no training steps, and runs alone")
+    torchrun.refuse("a linear probe")
 
 
 def parse_duration(text: str) -> float:
@@ -470,17 +477,20 @@ def parse_duration(text: str) -> float:
 
 
 def _start_on(gpus: int) -> None:
-    """Start this command again under torchrun, a process for each CUDA device; does not return."""
+    """Start this command again under torchrun, a process for each CUDA device, and do not return;
+    for one device, or in a process that torchrun has started, only see whether they are there."""
     import torch
 
-    if torch.cuda.device_count() < gpus:
+    found = torch.cuda.device_count()
+    if found < (gpus if torchrun.count() == 1 else torchrun.local_count()):
         raise UsageError(
-            f"--gpus {gpus}: this machine has {torch.cuda.device_count()} CUDA devices",
+            f"--gpus {gpus}: this machine has {found} CUDA devices",
             hint="leave it out to train on what is here",
         )
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command = [*torchrun, f"--nproc-per-node={gpus}", "-m", "cvt_cli", *sys.argv[1:]]
-    os.execv(sys.executable, command)
+    if gpus > 1 and torchrun.count() == 1:
+        start = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+        command = [*start, f"--nproc-per-node={gpus}", "-m", "cvt_cli", *sys.argv[1:]]
+        os.execv(sys.executable, command)
 
 
 def _workers(asked: int | None, device: str) -> int:
