@@ -111,6 +111,11 @@ def is_address(text: str) -> bool:
     return bool(separator) and protocol.lower() in ("http", "https")
 
 
+def is_remote(name: str) -> bool:
+    """Whether what a source of this name reads may be elsewhere than on this machine."""
+    return "://" in name and not _is_local_address(name)
+
+
 def _fetched(address: str) -> BinaryIO:
     from cvt_cli import web  # whose http and ssl a start without addresses does not wait for
 
@@ -128,7 +133,10 @@ def source(text: str) -> Source:
     if _is_local_address(text):
         return _file(Path(text[len("file://") :]), text)
     if "://" in text:
-        return Source(text, partial(_open_remote, *_file_system(text)))
+        try:
+            return Source(text, partial(_open_remote, *_file_system(text)))
+        except ImageError as error:
+            return _unreadable(text, str(error))
     return _file(Path(text))
 
 
@@ -334,8 +342,11 @@ class _Search:
     # --- addresses
 
     def _from_address(self, address: str) -> Iterator[Source]:
-        system, path = _file_system(address)
-        protocol = address.partition("://")[0]
+        try:
+            system, path = _file_system(address)
+        except ImageError as error:
+            yield _unreadable(address, str(error))
+            return
         try:
             if glob.has_magic(path):
                 found = [name for name in system.glob(path) if self._is_meant(name, path)]
@@ -351,10 +362,14 @@ class _Search:
         except Exception as error:  # every file system has its own kinds
             yield _unreadable(address, _reason(error))
             return
+        # Of `simplecache::zip://*.png::s3://bucket/a.zip` the found lie in `zip://`.
+        before, _, rest = address.partition("://")
+        _, colons, around = rest.partition("::")
         # Of the local one a path without its first slash would be another.
-        lead = "/" if "file" in system.protocol else ""
+        local = before.rpartition("::")[2].lower() in ("file", "local")
         for name in sorted(found, key=images.natural_key):
-            written = f"{protocol}://{lead}{name.lstrip('/')}"
+            place = ("/" if local else "") + name.lstrip("/")
+            written = f"{before}://{place}{colons}{around}"
             yield Source(written, partial(_open_remote, system, name))
 
 
@@ -382,7 +397,12 @@ def _of_tar(name: str, archive: tarfile.TarFile, member: tarfile.TarInfo) -> Sou
 
 
 def _file_system(address: str) -> tuple["fsspec.AbstractFileSystem", str]:
-    """What opens an address, and the path in it."""
+    """What opens an address, and the path in it.
+
+    Raises:
+        UsageError: there is no such protocol, or its package is not installed.
+        ImageError: it cannot be opened, as where a server does not answer.
+    """
     import fsspec
 
     protocol, colon, path = address.partition("://")
@@ -392,7 +412,9 @@ def _file_system(address: str) -> tuple["fsspec.AbstractFileSystem", str]:
         return fsspec.core.url_to_fs(address)  # type: ignore[no-any-return]
     except ImportError as error:
         raise UsageError(f"`{address}` needs a package that is not installed: {error}") from None
-    except ValueError:
+    except Exception as error:  # every file system has its own kinds
+        if not (isinstance(error, ValueError) and "Protocol not known" in str(error)):
+            raise ImageError(_reason(error)) from None
         accepted = ", ".join(f"`{p}`" for p in ("http", "https", "s3", "gs", "hf", "file"))
         raise UsageError(
             f"`{address}`: no such protocol; accepted are {accepted} and what else fsspec knows"

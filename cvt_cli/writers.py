@@ -19,7 +19,7 @@ from typing import IO, Any, NamedTuple, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from cvt_cli import __version__, conditions, files, gallery, images, text, torchrun
+from cvt_cli import __version__, conditions, files, gallery, images, sources, text, torchrun
 from cvt_cli.conditions import Conditions
 from cvt_cli.errors import CvtError, ImageError, UsageError
 from cvt_cli.inference import Answer, Prediction
@@ -221,7 +221,7 @@ def not_answered(
                     told: list[str] = []
                     hashes.append(told)
                     yield replace(source, open=images.hashed(source.open, told.append))
-                elif known and "://" not in source.name:
+                elif known and not sources.is_remote(source.name):
                     checks.append(pool.submit(check, source, known))
                 while checks and (len(checks) > 2 * workers or checks[0].done()):
                     checks.popleft().result()

@@ -172,14 +172,18 @@ def test_groups_may_gain_a_row_for_an_image_that_was_added(cvt, folder: Path) ->
     assert [group["n"] for group in result.json["groups"]["groups"]] == [30, 1]
 
 
-def test_predict_does_not_go_on_where_an_answered_image_has_changed(cvt, folder: Path) -> None:
-    cvt("predict", "images/red", *TORCH, "--resume", "answers.jsonl")
+@pytest.mark.parametrize("place", ["", "file://{}/"])
+def test_predict_does_not_go_on_where_an_answered_image_has_changed(
+    cvt, folder: Path, place: str
+) -> None:
+    images = place.format(Path().absolute()) + "images"
+    cvt("predict", f"{images}/red", *TORCH, "--resume", "answers.jsonl")
     swap_two_images()
 
-    result = cvt(*PREDICT)
+    result = cvt("predict", images, *TORCH, "--resume", "answers.jsonl")
 
     assert result.exit_code == 2
-    assert "`images/red/0.png` has changed since `answers.jsonl` answered it" in result.stderr
+    assert f"`{images}/red/0.png` has changed since `answers.jsonl` answered it" in result.stderr
 
 
 def test_a_file_of_something_else_is_not_emptied_by_resuming(cvt, folder: Path) -> None:

@@ -745,3 +745,29 @@ def test_a_local_address_without_its_third_slash_is_named_so_that_it_can_be_give
         (answer,) = result.json_lines
         address = answer["path"]
         assert address == f"file://{tmp_path}/1.png" and result.exit_code == 0
+
+
+def test_one_address_in_another_is_named_so_that_it_can_be_given_again(
+    cvt, folder: Path, tmp_path: Path
+) -> None:
+    zipped(folder, tmp_path / "a.zip")
+
+    for given, found in (
+        (f"zip://1*.jpg::{tmp_path}/a.zip", f"zip://10.jpg::{tmp_path}/a.zip"),
+        (f"simplecache::file://{folder}/1*.jpg", f"simplecache::file://{folder}/10.jpg"),
+    ):
+        for address in (given, found):
+            (answer,) = cvt("predict", address, *NANO).json_lines
+            assert answer["path"] == found and answer["predictions"]
+
+
+def test_a_file_system_that_cannot_be_opened_costs_one_line(cvt) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        address = f"ftp://127.0.0.1:{closed.getsockname()[1]}/a.jpg"
+
+    result = cvt("predict", address, "generic://a.jpg", CHELSEA, *NANO)
+
+    refused, strange, good = result.json_lines
+    assert result.exit_code == 1
+    assert refused == {"path": address, "error": "connection refused"}
+    assert strange["error"] and good["predictions"]
