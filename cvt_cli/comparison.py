@@ -29,6 +29,7 @@ class Line:
     correct: bool
     predicted: str | None  # the likeliest class; None if the image could not be read
     wnid: str | None  # of `predicted`, if known; two classes of ImageNet are called crane
+    sha256: str | None = None  # of the image's file; tables do not say it
 
     def answers_as(self, other: "Line") -> bool:
         """Whether both have the same likeliest class."""
@@ -48,6 +49,7 @@ class Comparison:
     changed: tuple[tuple[Line, Line], ...]  # A's and B's line where the likeliest class differs
     only_in_a: int  # images that B's file lacks, and that are left out
     only_in_b: int
+    differ: int = 0  # images that have one path in both and another content, where both say it
 
     @property
     def n(self) -> int:
@@ -141,6 +143,9 @@ def compare(a: Sequence[Line], b: Sequence[Line]) -> Comparison:
         changed=tuple((one, other) for one, other in pairs if not one.answers_as(other)),
         only_in_a=len(a) - len(pairs),
         only_in_b=len(b) - len(pairs),
+        differ=sum(
+            bool(one.sha256 and other.sha256 and one.sha256 != other.sha256) for one, other in pairs
+        ),
     )
 
 
@@ -216,7 +221,7 @@ def _line(row: Mapping[str, Any], where: str) -> Line:
         raise DataError(f"{where} has no path, label and correct", hint=_HINT)
     if (error is None) == (predicted is None) or (error is not None and correct):
         raise DataError(f"{where} has neither a prediction nor an error", hint=_HINT)
-    return Line(path, label, correct, predicted, text("wnid_1"))
+    return Line(path, label, correct, predicted, text("wnid_1"), text("sha256"))
 
 
 def _json_rows(path: Path) -> Iterator[tuple[dict[str, Any], str]]:

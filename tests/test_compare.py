@@ -9,6 +9,7 @@ from pathlib import Path
 import pyarrow
 import pytest
 import typer
+from PIL import Image
 from pyarrow import parquet
 from statsmodels.stats.contingency_tables import mcnemar
 from typer.testing import CliRunner
@@ -294,6 +295,22 @@ def test_a_model_compared_with_itself_does_not_differ(files: tuple[Path, Path]) 
     assert "+0.00 points  (95 % interval +0.00 to +0.00;" in result.stdout
     assert "p-value      1 " in result.stdout
     assert result.stdout.endswith("\nno image's likeliest class changed\n")
+
+
+def test_other_pictures_under_the_same_names_are_said(cvt, tmp_path: Path) -> None:
+    for number, colour in enumerate(("navy", "red", "red")):
+        folder = tmp_path / str(number) / "ship"
+        folder.mkdir(parents=True)
+        Image.new("RGB", (32, 32), colour).save(folder / "1.png")
+        nano = ("--model", "cvt-nano-cifar10")
+        data = folder.parent
+        cvt("evaluate", "--data", data, *nano, "--predictions", tmp_path / f"{number}.jsonl")
+
+    other = run(tmp_path / "0.jsonl", tmp_path / "1.jsonl", "--json")
+    same = run(tmp_path / "1.jsonl", tmp_path / "2.jsonl", "--json")
+
+    assert "1 of 1 images are not the same pictures in both, under one path" in other.stderr
+    assert (other.exit_code, same.exit_code, same.stderr) == (0, 0, "")
 
 
 def test_json_has_everything(files: tuple[Path, Path]) -> None:

@@ -56,6 +56,10 @@ def compare(
         if count:
             images = "1 image" if count == 1 else f"{count} images"
             output.note(f"left out: {images} only in `{path}`")
+    if found.differ:
+        output.note(
+            f"{found.differ} of {found.n} images are not the same pictures in both, under one path"
+        )
     if json_output:
         output.print_json({"a": str(a), "b": str(b), **found.to_json()})
         return
