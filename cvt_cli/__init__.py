@@ -2,12 +2,12 @@
 
 from typing import TYPE_CHECKING
 
+from cvt_cli.base.package import __version__
+
 if TYPE_CHECKING:
     from cvt_cli.classifier import Classifier
 
 __all__ = ["Classifier", "__version__"]
-
-__version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> object:

@@ -8,11 +8,12 @@ from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, overload
 
-from cvt_cli import loader, streams
-from cvt_cli.config import Activation
-from cvt_cli.errors import CvtError, ImageError, UsageError
-from cvt_cli.loader import Access, EngineName, ReadyModel
-from cvt_cli.progress import silent
+from cvt_cli import loading
+from cvt_cli.base import streams
+from cvt_cli.base.errors import CvtError, ImageError, UsageError
+from cvt_cli.base.progress import silent
+from cvt_cli.loading import Access, EngineName, ReadyModel
+from cvt_cli.spec.config import Activation
 
 if TYPE_CHECKING:
     import numpy as np
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
 
-    from cvt_cli.inference import Answer, Prediction, Wishes
+    from cvt_cli.prediction.classify import Answer, Prediction, Wishes
 
     One = (
         str | os.PathLike[str] | bytes | IO[bytes] | PIL.Image.Image | NDArray[np.generic]
@@ -89,7 +90,7 @@ class Classifier:
             if number < 1:
                 raise UsageError(f"{name} is {number}; it must be at least 1")
         if background is not None:
-            from cvt_cli.images import colour
+            from cvt_cli.images.decode import colour
 
             colour(background)  # else each image would tell of it
         self._made_with: dict[str, Any] = {
@@ -108,7 +109,7 @@ class Classifier:
     def _load(self) -> ReadyModel:
         revision, offline = self._access
         access = Access(streams.say, silent, revision, offline)
-        return loader.load_classifier(**self._made_with, access=access, together=self._batch_size)
+        return loading.load_classifier(**self._made_with, access=access, together=self._batch_size)
 
     @property
     def model(self) -> ReadyModel:
@@ -124,7 +125,7 @@ class Classifier:
 
     def __repr__(self) -> str:
         if self._ready is None:
-            name = self._made_with["text"] or loader.DEFAULT_MODEL
+            name = self._made_with["text"] or loading.DEFAULT_MODEL
             return f"<Classifier {name}, to be loaded where it is first used>"
         model, engine = self._ready, self._ready.engine
         size = f"{model.preprocessing.height}x{model.preprocessing.width}"
@@ -186,8 +187,8 @@ class Classifier:
         return self._classify(_listed(images), self._wishes())
 
     def _wishes(self, features: bool = False) -> "Wishes":
-        from cvt_cli.images import colour
-        from cvt_cli.inference import Wishes
+        from cvt_cli.images.decode import colour
+        from cvt_cli.prediction.classify import Wishes
 
         background = None if self._background is None else colour(self._background)
         return Wishes(self._top_k, exif=self._exif, features=features, background=background)
@@ -202,7 +203,7 @@ class Classifier:
         """A dict of arrays or of one row, or a DataFrame, with columns for the answers."""
         import numpy as np
 
-        from cvt_cli.writers import prediction_columns
+        from cvt_cli.prediction.writers import prediction_columns
 
         columns = [name for name in IMAGE_COLUMNS if name in table]
         if not columns:
@@ -228,10 +229,10 @@ class Classifier:
         return table.assign(**found) if _is_frame(table) else {**table, **found}
 
     def _classify(self, images: "Iterable[One]", wishes: "Wishes") -> "Iterator[Answer]":
-        from cvt_cli import inference
+        from cvt_cli.prediction import classify
 
         model = self.model
-        return inference.classify(
+        return classify.classify(
             model.engine,
             (_source(image, number) for number, image in enumerate(images)),
             model.preprocessing,
@@ -289,14 +290,14 @@ class _Given:
         background: tuple[int, int, int] | None = None,
     ) -> "PIL.Image.Image":
         """To RGB, as a file's would be."""
-        from cvt_cli import images
+        from cvt_cli.images import decode
 
-        return images.from_memory(self.image, exif, background)
+        return decode.from_memory(self.image, exif, background)
 
 
 def _source(image: Any, number: int) -> Any:
     """An image that has not been read yet; an open file is read at once."""
-    from cvt_cli import sources
+    from cvt_cli.images import sources
 
     name = f"image {number}"
     try:

@@ -10,7 +10,9 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from cvt_cli import __version__, machine, output, streams
+from cvt_cli.base import machine, streams
+from cvt_cli.base.errors import CvtError
+from cvt_cli.base.package import __version__
 from cvt_cli.commands import (
     benchmark,
     cache,
@@ -23,10 +25,10 @@ from cvt_cli.commands import (
     flops,
     info,
     models,
+    output,
     predict,
     push,
 )
-from cvt_cli.errors import CvtError
 
 _OF_THE_MACHINE = (
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO,

@@ -16,9 +16,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from cvt_cli import cards, datasets, evaluation, weights
-from cvt_cli.checkpoints import CHECKPOINTS
-from cvt_cli.torch_engine import TorchEngine
+from cvt_cli.checkpoints import cards
+from cvt_cli.datasets import labelled
+from cvt_cli.evaluation import evaluate
+from cvt_cli.model import weights
+from cvt_cli.model.engine import TorchEngine
+from cvt_cli.spec.published import CHECKPOINTS
 
 NAME = "cvt-nano-cifar10"
 
@@ -31,10 +34,10 @@ def main(run: Path, cifar10: Path, hardware: str) -> None:
 
     stored = weights.load(target)
     engine = TorchEngine(stored.model, torch.device("cpu"), "fp32")
-    test = datasets.open_dataset(str(cifar10), "test", Path())
-    class_index, _ = datasets.match_classes(test.classes, stored.labels)
-    judged = evaluation.subject(engine, stored.preprocessing, stored.labels, class_index, test)
-    evaluation.evaluate([judged], test, batch_size=64)
+    test = labelled.open_dataset(str(cifar10), "test", Path())
+    class_index, _ = labelled.match_classes(test.classes, stored.labels)
+    judged = evaluate.subject(engine, stored.preprocessing, stored.labels, class_index, test)
+    evaluate.evaluate([judged], test, batch_size=64)
     result = judged.result
     assert not result.failures
 

@@ -20,12 +20,14 @@ import torch
 import torch.nn.functional as F
 from transformers import CvtConfig, CvtForImageClassification
 
-from cvt_cli import datasets, training, training_data
-from cvt_cli.config import VARIANTS
-from cvt_cli.devices import Precision
-from cvt_cli.preprocessing import Preprocessing
-from cvt_cli.recipes import AUGMENTATIONS, RECIPES
-from cvt_cli.training import Schedule, Trainer
+from cvt_cli.datasets import labelled
+from cvt_cli.finetuning import batches as training_data
+from cvt_cli.finetuning import training
+from cvt_cli.finetuning.training import Schedule, Trainer
+from cvt_cli.model.devices import Precision
+from cvt_cli.spec.config import VARIANTS
+from cvt_cli.spec.preprocessing import Preprocessing
+from cvt_cli.spec.recipes import AUGMENTATIONS, RECIPES
 
 BATCH, SIZE = 16, 224
 TURN = 8  # steps
@@ -67,7 +69,7 @@ def theirs(device: torch.device) -> Callable[[], object]:
 
 def photographs(folder: str, device: torch.device, rounds: int) -> None:
     """Rates on photographs that are decoded and varied meanwhile, beside those on ready tensors."""
-    data = datasets.open_dataset(folder, "train", Path())
+    data = labelled.open_dataset(folder, "train", Path())
     data = data.subset(np.resize(np.arange(len(data)), 8 * BATCH * TURN))
     augment = training_data.augmentation(
         AUGMENTATIONS["medium"], Preprocessing.published(SIZE, SIZE)

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from cvt_cli import benchmark, places
+from cvt_cli.base import places
+from cvt_cli.export import benchmark
 
 QUICK = ["--rounds", 2, "--variant", "nano"]
 

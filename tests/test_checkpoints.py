@@ -8,13 +8,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from cvt_cli import weights
-from cvt_cli.checkpoints import CHECKPOINTS, find, nearest
-from cvt_cli.config import VARIANTS
-from cvt_cli.labels import Labels
-from cvt_cli.loader import Access, locate
-from cvt_cli.preprocessing import Preprocessing
-from cvt_cli.progress import silent
+from cvt_cli.base.progress import silent
+from cvt_cli.loading import Access, locate
+from cvt_cli.model import weights
+from cvt_cli.spec.config import VARIANTS
+from cvt_cli.spec.labels import Labels
+from cvt_cli.spec.preprocessing import Preprocessing
+from cvt_cli.spec.published import CHECKPOINTS, find, nearest
 from tests_shared import CHELSEA, TINY, change_config, golden_model, golden_state
 
 NOBODY = Access(say=lambda message: None, progress=silent)

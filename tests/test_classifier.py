@@ -14,7 +14,7 @@ from PIL import Image
 
 import cvt_cli
 from cvt_cli import Classifier
-from cvt_cli.errors import CheckpointError, ImageError, UsageError
+from cvt_cli.base.errors import CheckpointError, ImageError, UsageError
 from tests_shared import CHELSEA, TESTS
 
 BOATS = TESTS / "photos" / "nagasaki-boats.jpg"

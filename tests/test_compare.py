@@ -14,11 +14,12 @@ from pyarrow import parquet
 from statsmodels.stats.contingency_tables import mcnemar
 from typer.testing import CliRunner
 
-from cvt_cli import comparison, writers
+from cvt_cli.base.errors import DataError, UsageError
 from cvt_cli.cli import _App
 from cvt_cli.commands.compare import compare
-from cvt_cli.comparison import Line
-from cvt_cli.errors import DataError, UsageError
+from cvt_cli.evaluation import comparison
+from cvt_cli.evaluation.comparison import Line
+from cvt_cli.prediction import writers
 from tests_shared import Result
 
 

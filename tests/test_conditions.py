@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from cvt_cli import conditions
-from cvt_cli.conditions import Conditions
-from cvt_cli.errors import CvtError, UsageError
+from cvt_cli.base import conditions
+from cvt_cli.base.conditions import Conditions
+from cvt_cli.base.errors import CvtError, UsageError
 
 
 def test_conditions_come_back_from_beside_the_file_as_they_were_written(tmp_path: Path) -> None:

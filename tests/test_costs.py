@@ -7,9 +7,9 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from cvt_cli.config import VARIANTS
-from cvt_cli.costs import costs, tensor_shapes
-from cvt_cli.model import CvT
+from cvt_cli.model.network import CvT
+from cvt_cli.spec.config import VARIANTS
+from cvt_cli.spec.costs import costs, tensor_shapes
 from tests_shared import golden, golden_config, with_all_tokens
 
 MACS = golden("macs")["models"]

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from cvt_cli.config import VARIANTS
+from cvt_cli.spec.config import VARIANTS
 from tests_shared import CHELSEA, as_transformers_saves, golden_state
 
 

@@ -17,10 +17,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cvt_cli import limits
-from cvt_cli.datasets import LabelledImages, match_classes, open_dataset
-from cvt_cli.errors import DataError, ImageError
-from cvt_cli.labels import Labels, imagenet
+from cvt_cli.base import limits
+from cvt_cli.base.errors import DataError, ImageError
+from cvt_cli.datasets.labelled import LabelledImages, match_classes, open_dataset
+from cvt_cli.spec.labels import Labels, imagenet
 from tests_shared import test_data
 
 WNIDS = imagenet().wnids or ()

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cvt_cli import datacheck
-from cvt_cli.datacheck import check
-from cvt_cli.datasets import LabelledImages, open_dataset
-from cvt_cli.errors import ImageError
+from cvt_cli.base.errors import ImageError
+from cvt_cli.datasets import datacheck
+from cvt_cli.datasets.datacheck import check
+from cvt_cli.datasets.labelled import LabelledImages, open_dataset
 
 
 def picture(number: int, kind: str = "PNG", side: int = 64) -> bytes:

@@ -10,10 +10,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cvt_cli import images
-from cvt_cli.datasets import LabelledImages, Split, match_classes, open_dataset, open_validation
-from cvt_cli.errors import DataError
-from cvt_cli.labels import Labels, imagenet
+from cvt_cli.base.errors import DataError
+from cvt_cli.datasets.labelled import (
+    LabelledImages,
+    Split,
+    match_classes,
+    open_dataset,
+    open_validation,
+)
+from cvt_cli.images import decode
+from cvt_cli.spec.labels import Labels, imagenet
 from tests_shared import test_data
 
 
@@ -180,12 +186,12 @@ def test_folders_without_images_are_no_classes_and_named(tmp_path: Path) -> None
     (tmp_path / "phone").mkdir()
     (tmp_path / "phone" / "1.heif").write_bytes(b"")
     (tmp_path / "phone" / "1.psd").write_bytes(b"")
-    images._reads_heif.cache_clear()
+    decode._reads_heif.cache_clear()
 
     data, said = opened(tmp_path)
 
     first, second = said.splitlines()
-    assert data.classes == ("a", "b") + (("phone",) if images._reads_heif() else ())
+    assert data.classes == ("a", "b") + (("phone",) if decode._reads_heif() else ())
     assert first.startswith("passed over: ") and "`empty`" in first
     assert "1 .psd" in second and "1 `#recycle`" in second
 

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from cvt_cli import machine as this_machine
-from cvt_cli.devices import choose_device, choose_precision
-from cvt_cli.errors import UsageError
+from cvt_cli.base import machine as this_machine
+from cvt_cli.base.errors import UsageError
+from cvt_cli.model.devices import choose_device, choose_precision
 
 
 @pytest.fixture

@@ -19,8 +19,8 @@ import torch.nn.functional as F
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from cvt_cli.recipes import Recipe
-from cvt_cli.training import Part, Schedule, Trainer
+from cvt_cli.finetuning.training import Part, Schedule, Trainer
+from cvt_cli.spec.recipes import Recipe
 from tests_shared import golden, golden_config, golden_input, golden_model
 
 STEP = golden("train-tiny")
@@ -125,7 +125,10 @@ def trainer_of_whole() -> Trainer:
 
 # --- the command
 
-OFTEN = "from cvt_cli import runs; runs.SAVE_EVERY_SEC = 0.05; from cvt_cli.cli import app; app()"
+OFTEN = (
+    "from cvt_cli.finetuning import runs; runs.SAVE_EVERY_SEC = 0.05; "
+    "from cvt_cli.cli import app; app()"
+)
 """`cvt`, with a state after almost every step."""
 
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from cvt_cli import weights
-from cvt_cli.checkpoints import CHECKPOINTS
-from cvt_cli.config import VARIANTS
+from cvt_cli.model import weights
+from cvt_cli.spec.config import VARIANTS
+from cvt_cli.spec.published import CHECKPOINTS
 
 FOLDER = CHECKPOINTS["cvt-nano-cifar10"].embedded
 

@@ -19,12 +19,12 @@ from PIL import Image
 from pyarrow import parquet
 from torchvision import transforms
 
-from cvt_cli import weights
 from cvt_cli.commands import evaluate as command
-from cvt_cli.config import VARIANTS
-from cvt_cli.labels import Labels, imagenet
-from cvt_cli.metrics import Evaluation
-from cvt_cli.preprocessing import Preprocessing
+from cvt_cli.evaluation.metrics import Evaluation
+from cvt_cli.model import weights
+from cvt_cli.spec.config import VARIANTS
+from cvt_cli.spec.labels import Labels, imagenet
+from cvt_cli.spec.preprocessing import Preprocessing
 from tests_shared import CHELSEA, TINY, Machine, Result, golden_model, test_data
 
 NANO = ["--model", "cvt-nano-cifar10"]
@@ -107,7 +107,7 @@ def test_killed_and_resumed_it_ends_with_the_same_result(
     arguments += ["--predictions", path, "--resume"]
     whole = [*arguments[:-2], tmp_path / "whole.jsonl"]
     script = (
-        "import sys; from cvt_cli import writers; writers.SAVE_EVERY_SEC = 0.02\n"
+        "import sys; from cvt_cli.prediction import writers; writers.SAVE_EVERY_SEC = 0.02\n"
         "from cvt_cli.cli import app; app(sys.argv[1:], prog_name='cvt')"
     )
     generator = random.Random(0)

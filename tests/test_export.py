@@ -19,10 +19,13 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from cvt_cli import exported, layouts, runtimes, verification, weights
-from cvt_cli.config import VARIANTS
-from cvt_cli.labels import Labels, imagenet
-from cvt_cli.preprocessing import Preprocessing
+from cvt_cli.checkpoints import export_metadata, folders
+from cvt_cli.engines import runtimes
+from cvt_cli.export import verification
+from cvt_cli.model import weights
+from cvt_cli.spec.config import VARIANTS
+from cvt_cli.spec.labels import Labels, imagenet
+from cvt_cli.spec.preprocessing import Preprocessing
 from tests_shared import CHELSEA, TESTS, TINY, Machine, golden_model, golden_state, test_data
 
 NANO = "cvt-nano-cifar10"
@@ -105,20 +108,20 @@ def test_the_onnx_file_is_valid_and_its_metadata_read_back(files: Path) -> None:
     assert metadata["source"] == "cvt-cli" and metadata["revision"] == ""
     assert json.loads(metadata["classes"])[8] == "ship"
     assert json.loads(metadata["preprocessing"])["crop_pct"] == 1.0
-    assert exported.read(files / "nano.onnx").to_strings() == metadata
+    assert export_metadata.read(files / "nano.onnx").to_strings() == metadata
 
 
 @pytest.mark.parametrize("name", FILES)
 def test_every_format_keeps_the_same_metadata(files: Path, name: str) -> None:
-    record = exported.read(files / name)
+    record = export_metadata.read(files / name)
 
-    assert record == exported.read(files / "nano.onnx")
+    assert record == export_metadata.read(files / "nano.onnx")
     assert record.labels.names[0] == "airplane" and len(record.weights_sha256) == 64
     assert record.config == weights.load(exported_source()).model.config
 
 
 def exported_source() -> Path:
-    from cvt_cli.checkpoints import CHECKPOINTS
+    from cvt_cli.spec.published import CHECKPOINTS
 
     return CHECKPOINTS[NANO].embedded
 
@@ -337,7 +340,7 @@ def squashing(folder: Path) -> Path:
     """nano, but for photographs that are squashed, in whichever shape they come."""
     shutil.copytree(exported_source(), folder)
     record = Preprocessing(64, 64, "squash")
-    path = folder / layouts.PREPROCESSING_FILE
+    path = folder / folders.PREPROCESSING_FILE
     path.write_text(json.dumps(record.to_transformers()))
     return folder
 
@@ -537,7 +540,7 @@ def test_what_a_killed_export_left_is_swept_by_the_next(
 
 
 def test_a_model_without_class_names_is_refused(cvt, tmp_path: Path) -> None:
-    from cvt_cli.labels import unnamed
+    from cvt_cli.spec.labels import unnamed
 
     folder = checkpoint(tmp_path / "model", TINY, 64, unnamed(10))
 
@@ -597,7 +600,7 @@ def test_an_xml_does_not_take_the_weights_of_another_export(
     assert changed.exit_code == missing.exit_code == 1
     assert f"`{tmp_path / 'nano.bin'}` is damaged, or of another export" in changed.stderr
     assert f"`{tmp_path / 'nano.bin'}`, which holds the weights of" in missing.stderr
-    assert exported.read(files / "nano.xml").bin_sha256 is not None
+    assert export_metadata.read(files / "nano.xml").bin_sha256 is not None
 
 
 def protobuf(number: int, content: bytes) -> bytes:
@@ -627,7 +630,7 @@ def test_a_damaged_length_in_an_onnx_file_is_explained(
     assert f"`{tmp_path / 'a.onnx'}`" in result.stderr and message in result.stderr
 
 
-RECORD = exported.Record(
+RECORD = export_metadata.Record(
     "m", "s", None, None, None, TINY, Labels(tuple(f"class {i}" for i in range(10))),
     Preprocessing.published(64, 64),
 ).to_strings()  # fmt: skip
@@ -727,7 +730,7 @@ def test_what_a_pt2_computes_is_looked_at_before_it_is_loaded(
 
 def test_a_file_that_differs_too_much_keeps_the_name_failed(tmp_path: Path) -> None:
     script = (
-        "from cvt_cli import verification\nfrom cvt_cli.cli import app\n"
+        "from cvt_cli.export import verification\nfrom cvt_cli.cli import app\n"
         "verification.TOLERANCES['fp32'] = 1e-9\n"
         f"app(['export', {NANO!r}, '-o', {str(tmp_path / 'a.xml')!r}], prog_name='cvt')"
     )
@@ -796,7 +799,7 @@ def test_layouts_are_converted_to_each_other_bit_by_bit(cvt, tmp_path: Path, var
     back = load_file(tmp_path / "2.safetensors")
     assert back.keys() == state.keys()
     assert all(bits(back[name]).equal(bits(state[name])) for name in state)
-    assert layouts.is_transformers(load_file(tmp_path / "3.safetensors"))
+    assert folders.is_transformers(load_file(tmp_path / "3.safetensors"))
     first, third = ((tmp_path / f"{n}.safetensors").read_bytes() for n in (1, 3))
     tensors = [data[8 + int.from_bytes(data[:8], "little") :] for data in (first, third)]
     assert tensors[0] == tensors[1]
@@ -817,11 +820,11 @@ def test_a_half_stored_checkpoint_keeps_its_types_and_its_card(cvt, tmp_path: Pa
     assert (file.exit_code, folder.exit_code, direct.exit_code) == (0, 0, 0), folder.stderr
     assert direct.json["equal_bit_by_bit"] and direct.json["layout"] == "transformers"
     for path in (tmp_path / "folder", tmp_path / "direct"):
-        ours, theirs = (load_file(p / layouts.WEIGHTS_FILE) for p in (path, source))
+        ours, theirs = (load_file(p / folders.WEIGHTS_FILE) for p in (path, source))
         assert {n: t.dtype for n, t in ours.items()} == {n: t.dtype for n, t in theirs.items()}
         assert all(bits(ours[name]).equal(bits(theirs[name])) for name in theirs)
-    card = (tmp_path / "direct" / layouts.CARD_FILE).read_text()
-    assert card == (source / layouts.CARD_FILE).read_text()
+    card = (tmp_path / "direct" / folders.CARD_FILE).read_text()
+    assert card == (source / folders.CARD_FILE).read_text()
     # The bare file says its size, classes and activation itself.
     loaded = weights.load(tmp_path / "a.safetensors")
     assert loaded.described == weights.load(source).described

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from cvt_cli import files
-from cvt_cli.errors import CvtError
+from cvt_cli.base import files
+from cvt_cli.base.errors import CvtError
 
 WRITES_AND_WAITS = """
 import sys, time
 from pathlib import Path
-from cvt_cli import files
+from cvt_cli.base import files
 with files.{what}(Path(sys.argv[1])) as temporary:
     (temporary / "half" if temporary.is_dir() else temporary).write_text("half")
     print("writing", flush=True)
@@ -145,7 +145,7 @@ def test_a_short_write_is_gone_on_with() -> None:
 def test_the_second_process_waits_for_a_file_that_grows_and_says_so(tmp_path: Path) -> None:
     path = tmp_path / "lines"
     script = (
-        "import sys; from pathlib import Path; from cvt_cli import files\n"
+        "import sys; from pathlib import Path; from cvt_cli.base import files\n"
         "with files.growing(Path(sys.argv[1]), 'answering', print) as file:\n"
         "    file.seek(0); sys.stdout.write(file.read().decode()); file.write(b'second')\n"
     )

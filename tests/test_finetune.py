@@ -18,10 +18,11 @@ from safetensors.torch import load_file, save_file
 from transformers import CvtForImageClassification
 from typer.testing import CliRunner
 
-from cvt_cli import machine, weights
-from cvt_cli.checkpoints import CHECKPOINTS
+from cvt_cli.base import machine
 from cvt_cli.cli import app
-from cvt_cli.model import Attention
+from cvt_cli.model import weights
+from cvt_cli.model.network import Attention
+from cvt_cli.spec.published import CHECKPOINTS
 from tests_shared import TESTS, Machine, torchrun_environment
 
 KEPT = TESTS / "kept"

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from cvt_cli import files
+from cvt_cli.base import files
 from tests_shared import TESTS, Machine, Result, torchrun_environment
 
 NANO = ["--model", "cvt-nano-cifar10"]

@@ -23,9 +23,10 @@ import pytest
 import torch
 from safetensors.torch import load
 
-from cvt_cli import stamps, weights
-from cvt_cli.labels import Labels
-from cvt_cli.preprocessing import Preprocessing
+from cvt_cli.base import stamps
+from cvt_cli.model import weights
+from cvt_cli.spec.labels import Labels
+from cvt_cli.spec.preprocessing import Preprocessing
 from fake_hub import Commit, Hub
 from tests_shared import CHELSEA, TINY, Machine, SilentHub, golden_model
 

@@ -15,8 +15,10 @@ import pytest
 from PIL import Image, ImageOps
 from PIL.PngImagePlugin import PngInfo
 
-from cvt_cli import images, inference, limits, sources
-from cvt_cli.errors import ImageError
+from cvt_cli.base import limits
+from cvt_cli.base.errors import ImageError
+from cvt_cli.images import decode, sources
+from cvt_cli.prediction import classify
 from tests_shared import CHELSEA, make_special, test_data, too_deep
 
 BROKEN = {
@@ -43,7 +45,7 @@ def entries() -> list[dict[str, str]]:
 
 
 def mean(path: Path, exif: bool = False) -> list[float]:
-    return np.asarray(images.load(path, exif)).reshape(-1, 3).mean(axis=0).tolist()
+    return np.asarray(decode.load(path, exif)).reshape(-1, 3).mean(axis=0).tolist()
 
 
 def test_all_awkward_files_behave_as_their_table_says(awkward: Path, cvt) -> None:
@@ -98,10 +100,10 @@ def test_exif_that_is_broken_elsewhere_leaves_the_orientation(cvt, name: str) ->
     assert line["predictions"]
     with Image.open(path) as image:
         assert image.getexif()[274] == 6  # the sensor's top is on the right
-        upright = images.from_memory(image, exif=True)
+        upright = decode.from_memory(image, exif=True)
         assert upright.size == image.size[::-1]
-        assert np.array_equal(images.load(path, exif=True), upright)
-        assert np.array_equal(upright, np.rot90(images.load(path, exif=False), -1))
+        assert np.array_equal(decode.load(path, exif=True), upright)
+        assert np.array_equal(upright, np.rot90(decode.load(path, exif=False), -1))
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -113,7 +115,7 @@ def test_all_orientations_are_turned_as_pillow_does(tmp_path: Path, orientation:
 
     with Image.open(tmp_path / "a.png") as image:
         wanted = np.asarray(ImageOps.exif_transpose(image))
-    assert np.array_equal(images.load(tmp_path / "a.png", exif=True), wanted)
+    assert np.array_equal(decode.load(tmp_path / "a.png", exif=True), wanted)
 
 
 def test_exif_that_cannot_be_read_is_none(tmp_path: Path) -> None:
@@ -122,7 +124,7 @@ def test_exif_that_cannot_be_read_is_none(tmp_path: Path) -> None:
         path = tmp_path / f"{number}.png"
         picture.save(path, exif=exif)
 
-        assert images.load(path, exif=True).size == (8, 4)
+        assert decode.load(path, exif=True).size == (8, 4)
 
 
 def test_a_png_is_answered_from_its_pixels_however_large_its_texts_are(tmp_path: Path) -> None:
@@ -137,9 +139,9 @@ def test_a_png_is_answered_from_its_pixels_however_large_its_texts_are(tmp_path:
         path = tmp_path / f"{number}.png"
         picture.save(path, pnginfo=texts, exif=exif, icc_profile=profile)
 
-        assert np.array_equal(images.load(path, exif=False), picture)
-        assert np.array_equal(images.load(path, exif=True), np.rot90(picture, -1))
-        assert images.size(lambda path=path: path.open("rb")) == (16, 16)
+        assert np.array_equal(decode.load(path, exif=False), picture)
+        assert np.array_equal(decode.load(path, exif=True), np.rot90(picture, -1))
+        assert decode.size(lambda path=path: path.open("rb")) == (16, 16)
 
 
 def heic(path: Path) -> Path:
@@ -158,7 +160,7 @@ def test_heic_is_read_where_pillow_heif_is_installed(tmp_path: Path, cvt) -> Non
     (line,) = result.json_lines
     assert (line["path"], line["predictions"][0]["label"]) == (str(path), "cat")
     assert "passed over" not in result.stderr
-    assert images.size(lambda: path.open("rb")) == (300, 451)
+    assert decode.size(lambda: path.open("rb")) == (300, 451)
 
 
 def test_heic_is_counted_and_named_where_it_cannot_be_read(
@@ -167,11 +169,11 @@ def test_heic_is_counted_and_named_where_it_cannot_be_read(
     heic(tmp_path / "chelsea.HEIC")
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
     monkeypatch.setattr(Image, "ID", [name for name in Image.ID if name != "HEIF"])
-    images._reads_heif.cache_clear()
+    decode._reads_heif.cache_clear()
 
     alone = cvt("predict", tmp_path, "--model", "cvt-nano-cifar10")
     named = cvt("predict", tmp_path / "chelsea.HEIC", "--model", "cvt-nano-cifar10", "--jsonl")
-    images._reads_heif.cache_clear()
+    decode._reads_heif.cache_clear()
 
     assert alone.exit_code == named.exit_code == 1
     assert "passed over: files that are not searched for (1 .heic)" in alone.stderr
@@ -196,8 +198,8 @@ def half_transparent(mode: str) -> Image.Image:
 def test_a_background_shows_through_what_is_transparent_and_only_there(mode: str) -> None:
     picture = half_transparent(mode)
 
-    plain = np.asarray(images.from_memory(picture, exif=True))
-    on_orange = np.asarray(images.from_memory(picture, exif=True, background=(255, 128, 0)))
+    plain = np.asarray(decode.from_memory(picture, exif=True))
+    on_orange = np.asarray(decode.from_memory(picture, exif=True, background=(255, 128, 0)))
 
     assert picture.mode == mode
     assert plain[0, 0].max() <= 1 and plain[0, 1].max() <= 1
@@ -228,12 +230,12 @@ def test_background_is_an_option_and_kept_with_the_answers(cvt, tmp_path: Path) 
 
 def test_exif_orientation_makes_all_landscapes_look_the_same(awkward: Path) -> None:
     def thumbnail(name: str) -> np.ndarray:
-        return np.asarray(images.load(awkward / name, exif=True).resize((60, 40)), dtype=int)
+        return np.asarray(decode.load(awkward / name, exif=True).resize((60, 40)), dtype=int)
 
     upright = thumbnail("landscape-exif1.jpg")
     for name in ("landscape-exif3.jpg", "landscape-exif6.jpg"):
         assert abs(thumbnail(name) - upright).mean() < 3
-    assert images.load(awkward / "landscape-exif6.jpg", exif=False).size == (1200, 1800)
+    assert decode.load(awkward / "landscape-exif6.jpg", exif=False).size == (1200, 1800)
 
 
 @pytest.mark.parametrize(
@@ -253,7 +255,7 @@ def test_what_no_archive_carries_is_refused_with_its_reason(
     make_special(tmp_path)
 
     with pytest.raises(ImageError, match=reason):
-        images.load(tmp_path / name, exif=True)
+        decode.load(tmp_path / name, exif=True)
 
 
 def test_a_folder_is_searched_without_following_links(tmp_path: Path, awkward: Path) -> None:
@@ -263,7 +265,7 @@ def test_a_folder_is_searched_without_following_links(tmp_path: Path, awkward: P
     for name in (".hidden.jpg", "noextension", "photo.JPEG"):
         shutil.copy(awkward / name, tmp_path)
 
-    found = [str(p.relative_to(tmp_path)) for p in images.images_in(tmp_path)]
+    found = [str(p.relative_to(tmp_path)) for p in decode.images_in(tmp_path)]
 
     assert "self/photo.JPEG" not in found
     assert [n for n in found if not n.endswith(".jpg")] == ["photo.JPEG", "deeper/UPPER.JPG"]
@@ -343,9 +345,9 @@ def test_large_results_are_not_made_far_ahead_and_stay_in_order() -> None:
     def size(result: int) -> int:
         return limits.LARGEST_WAITING // 2
 
-    ready = inference.ahead(work, range(50), 2, 40, size)
+    ready = classify.ahead(work, range(50), 2, 40, size)
     given = []
-    for batch in inference.batches(ready, 16, size):
+    for batch in classify.batches(ready, 16, size):
         furthest = max(furthest, len(made) - len(given))
         given += [number for number, _ in batch]
         assert len(batch) <= 3

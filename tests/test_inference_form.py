@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from cvt_cli import images, weights
-from cvt_cli.checkpoints import EMBEDDED
-from cvt_cli.inference_form import inference_form
-from cvt_cli.torch_engine import TorchEngine
+from cvt_cli.base.package import DATA
+from cvt_cli.images import decode
+from cvt_cli.model import weights
+from cvt_cli.model.engine import TorchEngine
+from cvt_cli.model.inference import inference_form
 from tests_shared import GOLDEN_CASES, TINY, golden, golden_config, golden_input, golden_model
 
 
@@ -59,7 +60,7 @@ def test_bfloat16_in_parts_computes_what_it_computes_at_once(monkeypatch) -> Non
 
     with torch.inference_mode():
         whole = form(batch)
-        monkeypatch.setattr("cvt_cli.inference_form._SCORES_AT_ONCE", 1000)
+        monkeypatch.setattr("cvt_cli.model.inference._SCORES_AT_ONCE", 1000)
         parts = form(batch)
 
     assert (whole - parts).abs().max() < 0.1
@@ -85,10 +86,10 @@ def test_memory_grows_with_the_pixels_not_with_their_square() -> None:
 
 
 def test_bfloat16_agrees_on_all_but_one_image_in_two_hundred(cifar10: Path) -> None:
-    loaded = weights.load(EMBEDDED / "cvt-nano-cifar10")
+    loaded = weights.load(DATA / "cvt-nano-cifar10")
     paths = sorted((cifar10 / "test").rglob("*.png"))[::10]
     batch = np.stack(
-        [images.preprocess(images.load(p, False), loaded.preprocessing) for p in paths]
+        [decode.preprocess(decode.load(p, False), loaded.preprocessing) for p in paths]
     )
     cpu = torch.device("cpu")
 

@@ -6,8 +6,8 @@ from functools import partial
 import pytest
 import torch
 
-from cvt_cli.config import VARIANTS, CvTConfig
-from cvt_cli.model import Block, CvT, drop_path, init_weights, pointwise
+from cvt_cli.model.network import Block, CvT, drop_path, init_weights, pointwise
+from cvt_cli.spec.config import VARIANTS, CvTConfig
 from tests_shared import (
     GOLDEN_CASES,
     golden,

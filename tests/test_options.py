@@ -10,8 +10,8 @@ import pytest
 import typer
 from typer.main import get_command
 
-from cvt_cli import options
 from cvt_cli.cli import app
+from cvt_cli.commands import options
 from tests_shared import CHELSEA
 
 PREDICT = (

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cvt_cli import plots
-from cvt_cli.errors import CvtError, UsageError
+from cvt_cli.base.errors import CvtError, UsageError
+from cvt_cli.evaluation import plots
 
 
 def rows(top1: list[float | None]) -> list[dict[str, float | None]]:

@@ -10,10 +10,11 @@ import pytest
 import torch
 from PIL import Image
 
-from cvt_cli import images, weights
-from cvt_cli.config import VARIANTS
-from cvt_cli.labels import Labels, imagenet
-from cvt_cli.preprocessing import Preprocessing
+from cvt_cli.images import decode
+from cvt_cli.model import weights
+from cvt_cli.spec.config import VARIANTS
+from cvt_cli.spec.labels import Labels, imagenet
+from cvt_cli.spec.preprocessing import Preprocessing
 from tests_shared import CHELSEA, TINY, golden_model, golden_state
 
 CIFAR10 = "airplane automobile bird cat deer dog frog horse ship truck".split()
@@ -63,7 +64,7 @@ def test_imagenet_models_give_wnids(cvt, imagenet_folder: Path) -> None:
 def test_probabilities_are_those_of_the_model_on_the_preprocessed_image(
     cvt, imagenet_folder: Path
 ) -> None:
-    array = images.preprocess(images.load(CHELSEA, exif=True), Preprocessing(64, 64, "crop"))
+    array = decode.preprocess(decode.load(CHELSEA, exif=True), Preprocessing(64, 64, "crop"))
     with torch.inference_mode():
         logits = golden_model(TINY.with_classes(1000))(torch.from_numpy(array)[None])[0]
     wanted = logits.double().softmax(0).topk(5)

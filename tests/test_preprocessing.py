@@ -5,9 +5,9 @@ import pytest
 from PIL import Image
 from torchvision import transforms
 
-from cvt_cli import images
-from cvt_cli.errors import ConfigError
-from cvt_cli.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
+from cvt_cli.base.errors import ConfigError
+from cvt_cli.images import decode
+from cvt_cli.spec.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from tests_shared import golden, test_data
 
 PUBLISHED = {
@@ -51,7 +51,7 @@ def test_pixels_equal_those_of_torchvision(record: Preprocessing, size: tuple[in
 
     wanted = torchvision_pipeline(record)(image).numpy()
 
-    assert np.array_equal(images.preprocess(image, record), wanted)
+    assert np.array_equal(decode.preprocess(image, record), wanted)
 
 
 @pytest.mark.parametrize("entry", golden("preprocess")["images"], ids=lambda e: e["file"])
@@ -62,16 +62,16 @@ def test_real_pictures_equal_the_official_transforms(entry, request) -> None:
         if folder == "awkward"
         else test_data(entry["file"])
     )
-    image = images.load(path, exif=False)
+    image = decode.load(path, exif=False)
 
     assert list(image.size) == entry["size_wh"]
     # Another libjpeg may differ by a grey level or two.
     mean = np.asarray(image).reshape(-1, 3).mean(axis=0)
     assert mean == pytest.approx(entry["decoded_rgb_mean"], abs=0.05)
     for name, wanted in entry["pipelines"].items():
-        pixels = np.asarray(images.resize(image, PUBLISHED[name]))
+        pixels = np.asarray(decode.resize(image, PUBLISHED[name]))
         assert pixels.reshape(-1, 3).mean(axis=0) == pytest.approx(wanted["uint8_mean"], abs=0.05)
-        array = images.preprocess(image, PUBLISHED[name])
+        array = decode.preprocess(image, PUBLISHED[name])
         assert array.mean(axis=(1, 2)) == pytest.approx(wanted["tensor_mean"], abs=1e-3)
         assert array.std(axis=(1, 2)) == pytest.approx(wanted["tensor_std"], abs=1e-3)
 
@@ -98,9 +98,9 @@ def test_an_extreme_shape_is_resampled_close_to_the_whole(monkeypatch) -> None:
     record = PUBLISHED["crop224"]
     image = noise(5, 5000)
 
-    whole = images.resize(image, record)
-    monkeypatch.setattr(images, "LARGEST_RESIZED", 1000)
-    box = images.resize(image, record)
+    whole = decode.resize(image, record)
+    monkeypatch.setattr(decode, "LARGEST_RESIZED", 1000)
+    box = decode.resize(image, record)
 
     difference = abs(np.asarray(whole, dtype=int) - np.asarray(box, dtype=int))
     assert difference.mean() < 1 and difference.max() < 16

@@ -16,17 +16,18 @@ from PIL import Image
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from cvt_cli import probe, weights
-from cvt_cli.checkpoints import EMBEDDED
-from cvt_cli.datasets import LabelledImages, open_dataset
-from cvt_cli.engine import logits_of
-from cvt_cli.errors import CvtError, DataError
-from cvt_cli.images import preprocess
-from cvt_cli.probe import Solution, cached_features, solve
-from cvt_cli.torch_engine import TorchEngine
+from cvt_cli.base.errors import CvtError, DataError
+from cvt_cli.base.package import DATA
+from cvt_cli.datasets.labelled import LabelledImages, open_dataset
+from cvt_cli.engines.protocol import logits_of
+from cvt_cli.finetuning import probe
+from cvt_cli.finetuning.probe import Solution, cached_features, solve
+from cvt_cli.images.decode import preprocess
+from cvt_cli.model import weights
+from cvt_cli.model.engine import TorchEngine
 
 CPU = torch.device("cpu")
-NANO = EMBEDDED / "cvt-nano-cifar10"
+NANO = DATA / "cvt-nano-cifar10"
 
 
 class Engine(TorchEngine):
@@ -120,8 +121,8 @@ def test_an_interrupted_computation_goes_on_where_it_was(
 KILLED = """
 import signal, sys, time
 from pathlib import Path
-from cvt_cli import probe
-from cvt_cli.datasets import open_dataset
+from cvt_cli.finetuning import probe
+from cvt_cli.datasets.labelled import open_dataset
 from test_probe import Engine, computed
 
 class Slow(Engine):

@@ -17,10 +17,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from cvt_cli import weights
-from cvt_cli.labels import Labels
-from cvt_cli.layouts import to_reference
-from cvt_cli.preprocessing import Preprocessing
+from cvt_cli.checkpoints.folders import to_reference
+from cvt_cli.model import weights
+from cvt_cli.spec.labels import Labels
+from cvt_cli.spec.preprocessing import Preprocessing
 from fake_hub import Hub
 from tests_shared import CHELSEA, TINY, Machine, Result, SilentHub, golden_model
 

@@ -13,10 +13,10 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from cvt_cli import metrics, plots
-from cvt_cli.errors import CvtError, UsageError
-from cvt_cli.labels import Labels
-from cvt_cli.report import Mistake, write_report
+from cvt_cli.base.errors import CvtError, UsageError
+from cvt_cli.evaluation import metrics, plots
+from cvt_cli.evaluation.report import Mistake, write_report
+from cvt_cli.spec.labels import Labels
 
 SECTIONS = [
     "Can its probabilities be believed?",

@@ -19,10 +19,15 @@ from pathlib import Path
 import pytest
 from safetensors import safe_open
 
-from cvt_cli import files, runs, weights
+from cvt_cli.base import files
+from cvt_cli.finetuning import runs
+from cvt_cli.model import weights
 from tests_shared import TESTS
 
-OFTEN = "from cvt_cli import runs; runs.SAVE_EVERY_SEC = 0.05; from cvt_cli.cli import app; app()"
+OFTEN = (
+    "from cvt_cli.finetuning import runs; runs.SAVE_EVERY_SEC = 0.05; "
+    "from cvt_cli.cli import app; app()"
+)
 """`cvt`, with a state after almost every step."""
 
 

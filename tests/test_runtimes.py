@@ -12,7 +12,8 @@ from pathlib import Path
 import onnx
 import pytest
 
-from cvt_cli import machine, runtimes
+from cvt_cli.base import machine
+from cvt_cli.engines import runtimes
 from tests_shared import CHELSEA, TESTS, Machine
 
 RUNTIMES = ["onnxruntime", "openvino"]
@@ -63,7 +64,7 @@ import shutil, sys, tempfile
 from pathlib import Path
 sys.path.insert(0, {str(TESTS)!r})
 import numpy as np
-from cvt_cli import graphs, runtimes
+from cvt_cli.export import graphs; from cvt_cli.engines import runtimes
 from tests_shared import TINY, golden, golden_config, golden_input, golden_model
 folder = tempfile.TemporaryDirectory()
 path = Path(folder.name, "model.onnx")
@@ -221,7 +222,7 @@ assert np.abs(answer(shared, *sides[0])[1] - alone[sides[0]][1]).max() < 1e-5
 def test_a_compiled_graph_is_kept_for_each_precision_version_and_processor() -> None:
     done = in_a_process("""
 import openvino
-from cvt_cli import machine, stamps
+from cvt_cli.base import machine; from cvt_cli.base import stamps
 graphs.write_onnx(golden_model(TINY), path, 64, 64, {}, made_under={})
 runtimes.computes_in = lambda runtime, precision: True
 def kept():
@@ -293,8 +294,8 @@ def test_a_graph_of_another_version_of_torch_is_not_taken(cvt, prepared: Path, m
 def test_every_engine_takes_the_threads_that_pay_or_those_that_are_asked_for() -> None:
     script = """
 import os, torch
-from cvt_cli import machine
-from cvt_cli.torch_engine import TorchEngine
+from cvt_cli.base import machine
+from cvt_cli.model.engine import TorchEngine
 machine.threads = lambda: 2
 model = golden_model(TINY)
 graphs.write_onnx(model, path, 64, 64, {})
@@ -317,9 +318,9 @@ for macs in (18_700_800, 10**10):
 
 
 LONG_WORK = f"""
-from cvt_cli import loader
+from cvt_cli import loading
 from cvt_cli.cli import app
-loader.WORTH_PREPARING_MACS = 1000  # for each thread, of which there may be hundreds
+loading.WORTH_PREPARING_MACS = 1000  # for each thread, of which there may be hundreds
 app(["predict", {str(CHELSEA)!r}, *{NANO!r}, "--json", "-v"], prog_name="cvt")
 """
 

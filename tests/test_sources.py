@@ -20,8 +20,9 @@ import fsspec
 import pytest
 from PIL import Image
 
-from cvt_cli import limits, sources, web
-from cvt_cli.images import Passed
+from cvt_cli.base import limits
+from cvt_cli.images import sources, web
+from cvt_cli.images.decode import Passed
 from tests_shared import CHELSEA, TESTS, Machine
 
 BOATS = TESTS / "photos" / "nagasaki-boats.jpg"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cvt_cli import stamps
+from cvt_cli.base import stamps
 
 WITH = {"precision": "fp32", "versions": {"torch": "2"}, "size": (2, 3)}
 

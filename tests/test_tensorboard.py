@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from cvt_cli import tensorboard
-from cvt_cli.errors import CvtError
-from cvt_cli.tensorboard import Events
+from cvt_cli.base.errors import CvtError
+from cvt_cli.finetuning import tensorboard
+from cvt_cli.finetuning.tensorboard import Events
 
 
 def read(folder: Path) -> dict[str, list[tuple[int, float]]]:
@@ -64,7 +64,7 @@ def test_a_resumed_run_replaces_what_was_written_after_its_state(tmp_path: Path)
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from cvt_cli.tensorboard import Events
+from cvt_cli.finetuning.tensorboard import Events
 
 events = Events(Path(sys.argv[1]), 0)
 for step in range(5):
@@ -106,8 +106,8 @@ def test_a_folder_that_cannot_be_made_is_said(tmp_path: Path) -> None:
 FULL = """
 import resource, sys
 from pathlib import Path
-from cvt_cli.errors import CvtError
-from cvt_cli.tensorboard import Events
+from cvt_cli.base.errors import CvtError
+from cvt_cli.finetuning.tensorboard import Events
 
 events = Events(Path(sys.argv[1]), 0)
 resource.setrlimit(resource.RLIMIT_FSIZE, (200, resource.RLIM_INFINITY))
@@ -153,8 +153,8 @@ else:
 def test_what_tensorflow_cannot_write_is_said(tmp_path: Path, refused: str, reason: str) -> None:
     (tmp_path / "tensorflow.py").write_text(f"REFUSED = {refused!r}\n{TENSORFLOW}")
     script = (
-        "import sys; from pathlib import Path; from cvt_cli.tensorboard import Events\n"
-        "from cvt_cli.errors import CvtError\n"
+        "import sys; from pathlib import Path; from cvt_cli.finetuning.tensorboard import Events\n"
+        "from cvt_cli.base.errors import CvtError\n"
         "try:\n events = Events(Path(sys.argv[1]), 0)\n events.add(1, {'loss': 2.0})\n"
         "except CvtError as error:\n print(error)"
     )
@@ -177,7 +177,7 @@ def test_it_is_known_whether_events_can_be_written(monkeypatch: pytest.MonkeyPat
 
 
 def test_a_module_imports_nothing_of_it_before_it_is_used() -> None:
-    script = "import cvt_cli.tensorboard, sys; print('tensorboard' in sys.modules)"
+    script = "import cvt_cli.finetuning.tensorboard, sys; print('tensorboard' in sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, env=dict(os.environ)
     )

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from cvt_cli import text
+from cvt_cli.base import text
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from cvt_cli import torchrun
-from cvt_cli.errors import UsageError
+from cvt_cli.base import torchrun
+from cvt_cli.base.errors import UsageError
 from tests_shared import CHELSEA, Result, torchrun_environment
 
 WHOLE = torchrun_environment(rank=1, count=2)

@@ -7,10 +7,11 @@ import torch
 import transformers
 from transformers import AutoImageProcessor, CvtConfig, CvtForImageClassification
 
-from cvt_cli import images, weights
-from cvt_cli.config import VARIANTS
-from cvt_cli.labels import Labels
-from cvt_cli.preprocessing import Preprocessing
+from cvt_cli.images import decode
+from cvt_cli.model import weights
+from cvt_cli.spec.config import VARIANTS
+from cvt_cli.spec.labels import Labels
+from cvt_cli.spec.preprocessing import Preprocessing
 from tests_shared import CHELSEA, TINY, golden, golden_input, golden_model
 
 transformers.logging.set_verbosity_error()
@@ -80,13 +81,13 @@ def test_its_image_processor_reads_our_preprocessing(
     tmp_path: Path, preprocessing: Preprocessing
 ) -> None:
     weights.save(tmp_path, golden_model(TINY), NAMES, preprocessing, "")
-    image = images.load(CHELSEA, exif=False)
+    image = decode.load(CHELSEA, exif=False)
 
     theirs = AutoImageProcessor.from_pretrained(tmp_path, backend="pil")(
         image, return_tensors="np"
     )["pixel_values"][0]
 
-    ours = images.preprocess(image, preprocessing)
+    ours = decode.preprocess(image, preprocessing)
     assert theirs.shape == ours.shape
     # A grey level is 1/255 over the standard deviation, some 0.017.
     assert abs(theirs - ours).max() < 0.036

@@ -19,8 +19,8 @@ from typing import Any
 import pytest
 import torch
 
-from cvt_cli.config import CvTConfig, StageConfig
-from cvt_cli.model import CvT
+from cvt_cli.model.network import CvT
+from cvt_cli.spec.config import CvTConfig, StageConfig
 
 TESTS = Path(__file__).parent
 GOLDEN = TESTS / "golden"
@@ -232,8 +232,9 @@ def with_all_tokens(model: CvT, images: torch.Tensor) -> torch.Tensor:
 
 def as_transformers_saves(folder: Path, config: CvTConfig) -> None:
     """A checkpoint folder of ImageNet's classes at 224 pixels, without what only this tool says."""
-    from cvt_cli import labels, weights
-    from cvt_cli.preprocessing import Preprocessing
+    from cvt_cli.model import weights
+    from cvt_cli.spec import labels
+    from cvt_cli.spec.preprocessing import Preprocessing
 
     model, size = golden_model(config), Preprocessing(224, 224, "crop")
     weights.save(folder, model, labels.imagenet(), size, "")

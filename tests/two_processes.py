@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import save_file
 from test_distributed import CASES, trainer_of
 
-from cvt_cli import torchrun
+from cvt_cli.base import torchrun
 
 
 def main(path: str) -> None:

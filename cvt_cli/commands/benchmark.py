@@ -6,10 +6,13 @@ from typing import Annotated, Literal
 
 import typer
 
-from cvt_cli import exported, loader, machine, options, output, torchrun
-from cvt_cli.config import parse_size
-from cvt_cli.errors import UsageError
-from cvt_cli.text import human_bytes
+from cvt_cli import loading
+from cvt_cli.base import machine, torchrun
+from cvt_cli.base.errors import UsageError
+from cvt_cli.base.text import human_bytes
+from cvt_cli.checkpoints import export_metadata
+from cvt_cli.commands import options, output
+from cvt_cli.spec.config import parse_size
 
 VERSIONS = ("cvt-cli", "torch", "onnxruntime", "openvino", "transformers")
 """Of what can be measured."""
@@ -91,17 +94,17 @@ def benchmark(
     torchrun.refuse("a benchmark")
     if variant and model:
         raise UsageError("give --variant or --model, not both")
-    from cvt_cli import benchmark as measuring
+    from cvt_cli.export import benchmark as measuring
 
     size = parse_size(res) if res else None
     networks = []
     names: list[str | None] = [*model] if model else [None]
     for name in names:
         path = Path(name or "")
-        if exported.format_of(path):
+        if export_metadata.format_of(path):
             networks.append(measuring.Network.of_file(path, size))
             continue
-        ((costs, config),) = loader.architectures_of(
+        ((costs, config),) = loading.architectures_of(
             variant or (None if name else "13"), name, res, None, output.access()
         )
         networks.append(measuring.Network.of(costs.variant, config, costs.height, costs.width))
@@ -111,7 +114,8 @@ def benchmark(
             raise UsageError(f"`{networks[0].name}` runs on the CPU here, not on `{device}`")
     import tempfile
 
-    from cvt_cli import devices, plots
+    from cvt_cli.evaluation import plots
+    from cvt_cli.model import devices
 
     if plot is not None:
         plots.check(plot)

@@ -4,9 +4,11 @@ from typing import Annotated
 
 import typer
 
-from cvt_cli import catalogue, files, hub_cache, options, output, places
-from cvt_cli.errors import CvtError, UsageError
-from cvt_cli.text import human_bytes
+from cvt_cli.base import files, places
+from cvt_cli.base.errors import CvtError, UsageError
+from cvt_cli.base.text import human_bytes
+from cvt_cli.checkpoints import store
+from cvt_cli.commands import catalogue, options, output
 
 app = typer.Typer(no_args_is_help=True, help="Show, check and clear what is kept on this machine.")
 
@@ -87,12 +89,12 @@ def verify(names: Names = None, json_output: options.Json = False) -> None:
     checks = [
         (row.name, file, right)
         for row in catalogue.held(names or [])
-        for file, right in hub_cache.verify(row.snapshot)
+        for file, right in store.verify(row.snapshot)
     ]
     seen = {file for _, file, _ in checks}
     if not names:
         checks += [
-            check for check in hub_cache.verify_graphs(places.graphs_dir()) if check[1] not in seen
+            check for check in store.verify_graphs(places.graphs_dir()) if check[1] not in seen
         ]
     if json_output:
         output.print_json(
@@ -143,7 +145,7 @@ def remove(
     freed, failed = {}, 0
     for repository in repositories:
         try:
-            freed[repository] = hub_cache.remove(repository)
+            freed[repository] = store.remove(repository)
         except CvtError as error:
             failed += 1
             output.error(str(error), error.hint)

@@ -5,11 +5,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cvt_cli import options, output
-from cvt_cli.text import printable
+from cvt_cli.base.text import printable
+from cvt_cli.commands import options, output
 
 if TYPE_CHECKING:
-    from cvt_cli.comparison import Comparison, Line
+    from cvt_cli.evaluation.comparison import Comparison, Line
 
 
 def compare(
@@ -47,7 +47,7 @@ def compare(
 
     Example: cvt compare small.jsonl large.jsonl
     """
-    from cvt_cli import comparison
+    from cvt_cli.evaluation import comparison
 
     if json_output:
         options.refuse(ctx, ["--changed"], "--json has all images whose likeliest class changed")
@@ -84,7 +84,7 @@ def compare(
 
 
 def _summary(found: "Comparison", a: str, b: str) -> str:
-    from cvt_cli.comparison import RESAMPLES
+    from cvt_cli.evaluation.comparison import RESAMPLES
 
     low, high = found.interval
     p = "under 1e-300" if found.p_value < 1e-300 else f"{found.p_value:.3g}"

@@ -4,11 +4,12 @@ from typing import Annotated, Literal
 
 import typer
 
-from cvt_cli import catalogue, loader, options, output
-from cvt_cli.catalogue import Held
-from cvt_cli.checkpoints import CHECKPOINTS
-from cvt_cli.errors import UsageError
-from cvt_cli.text import human_bytes
+from cvt_cli import loading
+from cvt_cli.base.errors import UsageError
+from cvt_cli.base.text import human_bytes
+from cvt_cli.commands import catalogue, options, output
+from cvt_cli.commands.catalogue import Held
+from cvt_cli.spec.published import CHECKPOINTS
 
 
 def download(
@@ -54,8 +55,8 @@ def download(
             here.append(result)
             if engine:
                 # By its place: its name may be a folder's here.
-                location = loader.fetched(result.snapshot)
-                loader.load_classifier(location, None, None, "cpu", "auto", access, engine=engine)
+                location = loading.fetched(result.snapshot)
+                loading.load_classifier(location, None, None, "cpu", "auto", access, engine=engine)
         else:
             output.error(str(result), result.hint)
     if left := wanted[done:]:

@@ -8,17 +8,20 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from cvt_cli import checkpoints, loader, machine, options, output, places, progress, text, torchrun
-from cvt_cli.conditions import Conditions, names_hash
-from cvt_cli.errors import DataError, UsageError
-from cvt_cli.progress import Say
-from cvt_cli.text import printable
+from cvt_cli import loading
+from cvt_cli.base import machine, places, progress, text, torchrun
+from cvt_cli.base.conditions import Conditions, names_hash
+from cvt_cli.base.errors import DataError, UsageError
+from cvt_cli.base.progress import Say
+from cvt_cli.base.text import printable
+from cvt_cli.commands import options, output
+from cvt_cli.spec import published
 
 if TYPE_CHECKING:
-    from cvt_cli import datasets
-    from cvt_cli.datasets import LabelledImages
-    from cvt_cli.evaluation import Subject
-    from cvt_cli.held_out import Origin
+    from cvt_cli.datasets import labelled
+    from cvt_cli.datasets.held_out import Origin
+    from cvt_cli.datasets.labelled import LabelledImages
+    from cvt_cli.evaluation.evaluate import Subject
 
 IMAGENET_VALIDATION = 50_000
 """Images of the set that the published numbers are of."""
@@ -36,7 +39,7 @@ def evaluate(
             parser=options.place,
             metavar="NAME|PATH",
             help="A checkpoint, as for predict; given twice, both are evaluated on each image. "
-            f"By default {loader.DEFAULT_MODEL}.",
+            f"By default {loading.DEFAULT_MODEL}.",
             rich_help_panel=options.MODEL,
             show_default=False,
         ),
@@ -157,10 +160,12 @@ def evaluate(
 
     Example: cvt evaluate --data cifar10 --model cvt-nano-cifar10
     """
-    from cvt_cli import datasets, evaluation, held_out, writers
-    from cvt_cli import report as reports
+    from cvt_cli.datasets import held_out, labelled
+    from cvt_cli.evaluation import evaluate as evaluation
+    from cvt_cli.evaluation import report as reports
+    from cvt_cli.prediction import writers
 
-    names = model or [loader.DEFAULT_MODEL]
+    names = model or [loading.DEFAULT_MODEL]
     _check_options(ctx, names, data, expect, predictions, resume)
     options.refuse_overwriting(
         [path for path in (predictions, report) if path is not None],
@@ -174,8 +179,8 @@ def evaluate(
     table = None if groups is None else _read_groups(groups)
     access = output.access(revision, offline, verbose)
 
-    def opened(part: "datasets.Split", say: Say) -> "LabelledImages":
-        return datasets.open_dataset(
+    def opened(part: "labelled.Split", say: Say) -> "LabelledImages":
+        return labelled.open_dataset(
             data, part, data_dir or places.data_dir(), offline=offline, say=say
         )
 
@@ -195,9 +200,9 @@ def evaluate(
             lines = stack.enter_context(
                 writers.Checkpointed(torchrun.own_path(predictions), resume, access.say)
             )
-            engine = loader.engine_to_go_on_with(lines.made, engine)
+            engine = loading.engine_to_go_on_with(lines.made, engine)
         for name in names:
-            ready = loader.load_classifier(
+            ready = loading.load_classifier(
                 name,
                 res,
                 activation,
@@ -208,7 +213,7 @@ def evaluate(
                 images=len(mine),
                 together=min(len(mine), batch_size),
             )
-            class_index, how = datasets.match_classes(images.classes, ready.labels, label_map)
+            class_index, how = labelled.match_classes(images.classes, ready.labels, label_map)
             one = evaluation.subject(
                 ready.engine, ready.preprocessing, ready.labels, class_index, images, top_k
             )
@@ -329,7 +334,7 @@ def _check_options(
     resume: bool,
 ) -> None:
     """Raises UsageError for options that do not go together, or that have no effect here."""
-    from cvt_cli.datasets import KNOWN_SETS
+    from cvt_cli.datasets.labelled import KNOWN_SETS
 
     suffix = predictions.suffix.lower() if predictions else ""
     if predictions is not None and suffix not in (".jsonl", ".csv", ".parquet"):
@@ -347,7 +352,7 @@ def _check_options(
             ["--data-dir"],
             f"it is where sets that are known by name are kept, and `{data}` is none",
         )
-    known = [found.name if (found := checkpoints.find(name)) else name for name in names]
+    known = [found.name if (found := published.find(name)) else name for name in names]
     called = [_name_in_files(name) for name in known]
     if twice := [name for name, call in zip(names, called, strict=True) if called.count(call) > 1]:
         raise UsageError(
@@ -372,7 +377,7 @@ def _path_of(path: Path, model: str, models: int) -> Path:
 def _held_out(
     names: list[str],
     origins: "list[Origin | None]",
-    opened: "Callable[[datasets.Split], LabelledImages]",
+    opened: "Callable[[labelled.Split], LabelledImages]",
 ) -> "LabelledImages":
     """The images that the models' runs chose their best epochs by; see ``--split``."""
     found = []
@@ -403,7 +408,7 @@ def _read_groups(path: Path) -> dict[str, str]:
     import csv
     import io
 
-    from cvt_cli import evaluation
+    from cvt_cli.evaluation import evaluate as evaluation
 
     try:
         lines = io.StringIO(text.read_text(path, names=True), newline="")
@@ -413,7 +418,8 @@ def _read_groups(path: Path) -> dict[str, str]:
 
 
 def _open_table(path: Path, conditions: dict[str, Any], one: "Subject") -> Any:
-    from cvt_cli import evaluation, writers
+    from cvt_cli.evaluation import evaluate as evaluation
+    from cvt_cli.prediction import writers
 
     row = partial(evaluation.judged_row, top_k=one.result.k)
     empty = evaluation.Judged("", "")
@@ -442,7 +448,7 @@ def _kept_under(conditions: dict[str, Any], one: "Subject") -> Conditions:
 
 def _record(document: dict[str, Any]) -> dict[str, Any] | None:
     """What is published of this checkpoint, where this was measured on the same images."""
-    known = checkpoints.CHECKPOINTS.get(document["model"])
+    known = published.CHECKPOINTS.get(document["model"])
     if known is None or known.scores is None or document["n"] != IMAGENET_VALIDATION:
         return None
     size = (document["preprocessing"]["height"], document["preprocessing"]["width"])
@@ -553,8 +559,8 @@ def _write_report(
     exif: bool,
     several: bool,
 ) -> None:
-    from cvt_cli import inference
-    from cvt_cli import report as reports
+    from cvt_cli.evaluation import report as reports
+    from cvt_cli.prediction import classify
 
     if several:
         folder = folder / _name_in_files(document["model"])
@@ -562,7 +568,7 @@ def _write_report(
     mistakes = []
     for score, name, right, answered in one.result.mistakes:
         names = one.labels.names
-        picture = inference.thumbnail(data.load(where[name], exif))
+        picture = classify.thumbnail(data.load(where[name], exif))
         mistakes.append(reports.Mistake(name, names[right], names[answered], score, picture))
     present, matrix = one.result.matrix()
     labels = [one.labels.names[label] for label in present]

@@ -5,13 +5,16 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from cvt_cli import exported, files, loader, options, output, torchrun
-from cvt_cli.errors import CheckpointError, CvtError, UsageError
-from cvt_cli.exported import Format
-from cvt_cli.text import human_bytes, printable
+from cvt_cli import loading
+from cvt_cli.base import files, torchrun
+from cvt_cli.base.errors import CheckpointError, CvtError, UsageError
+from cvt_cli.base.text import human_bytes, printable
+from cvt_cli.checkpoints import export_metadata
+from cvt_cli.checkpoints.export_metadata import Format
+from cvt_cli.commands import options, output
 
 if TYPE_CHECKING:
-    from cvt_cli.exporting import Exported
+    from cvt_cli.export.export import Exported
 
 FILE = "File"
 PRECISION = "Precision"
@@ -122,18 +125,18 @@ def export(
     Example: cvt export cvt-nano-cifar10 --output nano.onnx
     """
     torchrun.refuse("an export")
-    form = exported.resolve(form, target)
+    form = export_metadata.resolve(form, target)
     _check_options(ctx, form, precision, int8, calibration)
     _refuse_existing(target, overwrite)
     access = output.access(revision, offline)
     with files.workplace(target) as folder:
         if form == "safetensors":
-            from cvt_cli import exporting
+            from cvt_cli.export import export as exporting
 
-            location, loaded, stored, card = loader.checkpoint_to_convert(
+            location, loaded, stored, card = loading.checkpoint_to_convert(
                 model, res, activation, access
             )
-            record = loader.record_of(location, loaded.described)
+            record = loading.record_of(location, loaded.described)
             converted = exporting.convert(stored, loaded, card, record, layout, target, folder)
             for message in loaded.notes:
                 output.note(message)
@@ -146,7 +149,7 @@ def export(
                 f"{printable(record.model)}'s"
             )
             return
-        from cvt_cli import verification
+        from cvt_cli.export import verification
 
         # Before torch is waited for.
         images = verification.Pictures.of(verify_data or verification.PACKAGED)
@@ -154,11 +157,11 @@ def export(
         if calibration is not None:
             most = verification.MOST_CALIBRATION_IMAGES
             measured_on = verification.Pictures.of(calibration, most)
-        from cvt_cli import exporting
+        from cvt_cli.export import export as exporting
 
-        in_precision: exported.Precision = "int8" if int8 else precision
+        in_precision: export_metadata.Precision = "int8" if int8 else precision
         exporting.check(form, in_precision, with_preprocessing, dynamic_size)
-        location, loaded = loader.load_checkpoint(model, res, activation, access)
+        location, loaded = loading.load_checkpoint(model, res, activation, access)
         if not loaded.labels.named:
             raise CheckpointError(
                 f"`{model}` does not name its {len(loaded.labels)} classes, so that no file of it "
@@ -167,7 +170,7 @@ def export(
             )
         for message in loaded.notes:
             output.note(message)
-        record = loader.record_of(
+        record = loading.record_of(
             location,
             loaded.described,
             inside=with_preprocessing,
@@ -227,7 +230,7 @@ def _check_options(
 def _refuse_existing(target: Path, overwrite: bool) -> None:
     """Raises CvtError if something is there that would be replaced."""
     beside = [target, target.with_name(target.name + ".json")]
-    if target.suffix == exported.SUFFIXES["openvino"]:
+    if target.suffix == export_metadata.SUFFIXES["openvino"]:
         beside.append(target.with_suffix(".bin"))
     there = [p for p in beside if p.exists() and not (p.is_dir() and not any(p.iterdir()))]
     if there and not overwrite:

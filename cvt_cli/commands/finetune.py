@@ -12,12 +12,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from cvt_cli import loader, options, output, places, recipes, torchrun
-from cvt_cli.errors import UsageError
-from cvt_cli.progress import Say, silent, unheard
+from cvt_cli import loading
+from cvt_cli.base import places, torchrun
+from cvt_cli.base.errors import UsageError
+from cvt_cli.base.progress import Say, silent, unheard
+from cvt_cli.commands import options, output
+from cvt_cli.spec import recipes
 
 if TYPE_CHECKING:
-    from cvt_cli.runs import Images
+    from cvt_cli.finetuning.runs import Images
 
 MEMORY = "Memory"  # a panel of its own, where 80 columns hold the longer name
 TRAINING = "Training"
@@ -75,7 +78,7 @@ def finetune(
         typer.Option(
             parser=options.place,
             metavar="NAME|PATH",
-            help=f"Checkpoint to start from; by default {loader.DEFAULT_MODEL}.",
+            help=f"Checkpoint to start from; by default {loading.DEFAULT_MODEL}.",
             rich_help_panel=options.MODEL,
             show_default=False,
         ),
@@ -354,7 +357,9 @@ def finetune(
             raise UsageError(f"--gpus {gpus}: torchrun has started {torchrun.count()} processes")
         _start_on(gpus)
 
-    from cvt_cli import datasets, devices, held_out, runs
+    from cvt_cli.datasets import held_out, labelled
+    from cvt_cli.finetuning import runs
+    from cvt_cli.model import devices
 
     place = devices.choose_device(device)
     alone = torchrun.rank() == 0  # of several processes, one speaks
@@ -366,14 +371,14 @@ def finetune(
         runs.check_free(run)
 
     def check(data: str, own: bool, fraction: float, seed: int) -> "Images":
-        if data not in datasets.KNOWN_SETS:
+        if data not in labelled.KNOWN_SETS:
             options.refuse(ctx, ["--data-dir"], f"it is where known sets are, and `{data}` is none")
-        found = datasets.open_dataset(
+        found = labelled.open_dataset(
             data, "train", data_dir or places.data_dir(), offline=offline, say=say
         )
-        published = datasets.open_validation(data, found, say) if own else None
+        published = labelled.open_validation(data, found, say) if own else None
         if not own and alone:
-            datasets.pass_over_validation(data, say)
+            labelled.pass_over_validation(data, say)
         return runs.check_images(found, published, fraction, seed, progress=progress)
 
     with torchrun.joined(place.type):
@@ -399,9 +404,9 @@ def finetune(
             fraction = val_fraction or DEFAULT_VAL_FRACTION
             images = check(data, val_fraction is None, fraction, seed)
             n = len(images.training)
-            start = loader.start_of_training(
+            start = loading.start_of_training(
                 images.training.classes,
-                model=None if variant else model or loader.DEFAULT_MODEL,
+                model=None if variant else model or loading.DEFAULT_MODEL,
                 variant=variant,
                 res=res or (str(recipes.RECIPES[name].res) if recipes.RECIPES[name].res else None),
                 activation=activation,
@@ -447,7 +452,7 @@ def finetune(
             words += ["--data-dir", str(data_dir)]
         if images.set_aside and held_out.is_trained_on_by_default(
             images.training,
-            lambda: datasets.open_dataset(settings.data, "test", data_dir or places.data_dir()),
+            lambda: labelled.open_dataset(settings.data, "test", data_dir or places.data_dir()),
         ):
             words += ["--split", "val"]
         if settings.precision != devices.choose_precision("auto", place):

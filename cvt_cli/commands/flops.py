@@ -1,9 +1,9 @@
 """``cvt flops``: multiply-accumulates and FLOPs, by arithmetic."""
 
-from cvt_cli import options, output
-from cvt_cli.costs import Costs
-from cvt_cli.loader import costs_of
-from cvt_cli.text import human_count
+from cvt_cli.base.text import human_count
+from cvt_cli.commands import options, output
+from cvt_cli.loading import costs_of
+from cvt_cli.spec.costs import Costs
 
 
 def flops(

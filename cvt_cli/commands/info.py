@@ -4,8 +4,8 @@ from typing import Annotated
 
 import typer
 
-from cvt_cli import catalogue, options, output
-from cvt_cli.config import parse_size, variant_of
+from cvt_cli.commands import catalogue, options, output
+from cvt_cli.spec.config import parse_size, variant_of
 
 
 def info(

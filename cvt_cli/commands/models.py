@@ -1,7 +1,7 @@
 """``cvt models``: every checkpoint that is known by name."""
 
-from cvt_cli import catalogue, options, output
-from cvt_cli.text import human_bytes
+from cvt_cli.base.text import human_bytes
+from cvt_cli.commands import catalogue, options, output
 
 
 def models(json_output: options.Json = False) -> None:

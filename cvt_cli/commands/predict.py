@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cvt_cli import loader, machine, options, output, progress, torchrun
-from cvt_cli.conditions import Conditions
-from cvt_cli.errors import CvtError, UsageError
+from cvt_cli import loading
+from cvt_cli.base import machine, progress, torchrun
+from cvt_cli.base.conditions import Conditions
+from cvt_cli.base.errors import CvtError, UsageError
+from cvt_cli.commands import options, output
 
 if TYPE_CHECKING:
-    from cvt_cli.inference import Answer
+    from cvt_cli.prediction.classify import Answer
 
 
 def predict(
@@ -136,8 +138,9 @@ def predict(
     _check_options(ctx, printed, files, resume, features)
     written = [*files, *([resume] if resume is not None else [])]
     options.refuse_overwriting(written, [image.removeprefix("@") for image in images])
-    from cvt_cli import images as pictures
-    from cvt_cli import inference, sources, writers
+    from cvt_cli.images import decode as pictures
+    from cvt_cli.images import sources
+    from cvt_cli.prediction import classify, writers
 
     _check_shared(images, sources.readable_once(images))
     writers.check(parquet, features)
@@ -164,8 +167,8 @@ def predict(
         if resume is not None:
             # Its lock is held before anything is loaded, so that a second process waits for it.
             lines = stack.enter_context(writers.JsonLines(torchrun.own_path(resume), output.note))
-            engine = loader.engine_to_go_on_with(lines.made, engine)
-        classifier = loader.load_classifier(
+            engine = loading.engine_to_go_on_with(lines.made, engine)
+        classifier = loading.load_classifier(
             model,
             res,
             activation,
@@ -173,7 +176,7 @@ def predict(
             precision,
             output.access(revision, offline, verbose),
             engine=engine,
-            images=loader.MANY_IMAGES if total is None else total,
+            images=loading.MANY_IMAGES if total is None else total,
             together=batch_size if total is None else min(total, batch_size),
             or_embedded=True,
         )
@@ -184,7 +187,7 @@ def predict(
                     "--fast-decode: large JPEGs are read at a part of their size, not exact"
                 )
         top_k = min(top_k, len(classifier.labels))
-        wishes = inference.Wishes(
+        wishes = classify.Wishes(
             top_k,
             threshold,
             exif,
@@ -211,7 +214,7 @@ def predict(
         if parquet is not None:
             row = partial(writers.flat_row, top_k=top_k, threshold=threshold is not None)
             table = writers.Parquet(
-                torchrun.own_path(parquet), conditions, row, inference.Answer("")
+                torchrun.own_path(parquet), conditions, row, classify.Answer("")
             )
             outputs.append(stack.enter_context(table))
         if html is not None:
@@ -222,7 +225,7 @@ def predict(
         if features is not None:
             vectors = writers.Features(torchrun.own_path(features), conditions)
             outputs.append(stack.enter_context(vectors))
-        answers = inference.classify(
+        answers = classify.classify(
             classifier.engine,
             wanted,
             classifier.preprocessing,

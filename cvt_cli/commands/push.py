@@ -5,7 +5,9 @@ from typing import Annotated
 
 import typer
 
-from cvt_cli import options, output, torchrun, upload
+from cvt_cli.base import torchrun
+from cvt_cli.checkpoints import upload
+from cvt_cli.commands import options, output
 
 
 def push(

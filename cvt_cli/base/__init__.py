@@ -1,0 +1,1 @@
+"""Files, text, streams, processes: nothing of CvT in it, and nothing but the standard library."""

@@ -1,0 +1,354 @@
+"""How files are put in their places: whole, synced, one writer at a time.
+
+A file is written beside its place under a temporary name and then renamed, so that nobody ever
+finds half of one. Who writes it holds a lock on it meanwhile, which the system releases however the
+process ends: so a later process knows which temporary files nobody will finish (`swept`).
+"""
+
+import hashlib
+import os
+import platform
+import shutil
+import stat
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+from cvt_cli.base.errors import CvtError
+from cvt_cli.base.progress import Say
+
+try:
+    import fcntl
+except ImportError:  # not a POSIX system: nothing is swept there
+    fcntl = None  # type: ignore[assignment]
+
+SUFFIX = ".cvt.tmp"
+"""How the name of every temporary file and folder of ours ends."""
+_ELSEWHERE_SEC = 24 * 3600.0
+"""Age at which another machine's temporary files count as left: not every network file system
+passes locks on."""
+
+NOWHERE = Path(os.devnull, "no-home-folder")
+"""Stands for the cache where there is no home folder: it holds nothing, and nothing can be made
+there."""
+
+chosen_by: dict[Path, str] = {}
+"""Folders that nobody names on a command line, and the environment variable for each."""
+
+_swept: set[Path] = set()
+
+
+def content_hash(path: Path) -> str:
+    """The SHA-256 of a file.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def unwritable(path: Path, error: OSError) -> CvtError:
+    """What to tell the user of a file that could not be written."""
+    if path.is_relative_to(NOWHERE):
+        return CvtError(
+            "there is no folder to keep files in: HOME is not set, and the system knows no home "
+            "folder of this user",
+            hint="set CVT_CACHE to a folder, and HF_HOME for what is fetched from the hub",
+        )
+    other = "choose another folder"
+    for folder, variable in chosen_by.items():
+        if path.is_relative_to(folder):
+            other = f"set {variable} to another folder"
+    return CvtError(
+        f"cannot write `{path}`: {error.strerror or error}",
+        hint=f"{other}, or make room on this disk",
+    )
+
+
+# --- whole files
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a temporary path in the folder of ``path``, and rename it to ``path`` at the end.
+
+    A link is followed, so that it stays one. What is no regular file (a device, a pipe) is written
+    to at the end. On an error the temporary file is removed and whatever stood at ``path`` stays.
+
+    Raises:
+        CvtError: the folder cannot be written to, or the disk is full.
+    """
+    try:
+        place = _place_of(path)
+        if place.exists() and not place.is_file() and not place.is_dir():
+            with _poured_into(place) as temporary:
+                yield temporary
+            return
+        temporary, descriptor = _claimed_file(place)
+        try:
+            yield temporary
+            _synced(temporary)
+            os.replace(temporary, place)
+            _synced(place.parent)
+        finally:
+            with suppress(OSError):
+                temporary.unlink()
+            os.close(descriptor)
+    except OSError as error:
+        raise unwritable(path, error) from error
+
+
+@contextmanager
+def workplace(path: Path) -> Iterator[Path]:
+    """Give a folder beside ``path``, for what is to be renamed to it; it is removed at the end.
+
+    Raises:
+        CvtError: the folder of ``path`` cannot be written to.
+    """
+    try:
+        folder, descriptor = _claimed_folder(_place_of(path))
+    except OSError as error:
+        raise unwritable(path, error) from error
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+def refuse_unwritable(path: Path) -> None:
+    """Raises CvtError if no file can be made there; its folder is made if need be."""
+    if not path.exists() or path.is_file():  # a device or a pipe is written in place
+        with workplace(path):
+            pass
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file in UTF-8, whole or not at all."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def rename(temporary: Path, path: Path) -> None:
+    """Put a file of a `workplace` in its place, with its content on the disk before its name.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    _synced(temporary)
+    os.replace(temporary, os.path.realpath(path))
+    _synced(Path(os.path.realpath(path)).parent)
+
+
+def _place_of(path: Path) -> Path:
+    """Where a path leads; its folder is made, and what killed processes left there is removed."""
+    place = Path(os.path.realpath(path))
+    place.parent.mkdir(parents=True, exist_ok=True)
+    swept(place.parent, once=True)
+    return place
+
+
+@contextmanager
+def _poured_into(place: Path) -> Iterator[Path]:
+    """A temporary file whose content is written into what stands there already."""
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        temporary = Path(folder, place.name)
+        yield temporary
+        with temporary.open("rb") as source, place.open("wb") as target:
+            shutil.copyfileobj(source, target)
+
+
+def _temporary_name(place: Path) -> Path:
+    # A name may have 255 bytes; the number tells this process's files from those of others, of
+    # which containers that share a folder may have the same process number.
+    start = os.fsdecode(os.fsencode(place.name)[:150])
+    return place.with_name(f".{start}.{_machine()}.{os.urandom(4).hex()}{SUFFIX}")
+
+
+def _machine() -> str:
+    return hashlib.sha256(platform.node().encode()).hexdigest()[:6]
+
+
+def _claimed_file(place: Path) -> tuple[Path, int]:
+    """A new empty file, with the permissions that the umask leaves, and the lock on it."""
+    while True:
+        temporary = _temporary_name(place)
+        descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666)
+        if _hold(descriptor) and _is_still(temporary, descriptor):
+            return temporary, descriptor
+        os.close(descriptor)  # swept in the moment before it was locked
+
+
+def _claimed_folder(place: Path) -> tuple[Path, int | None]:
+    while True:
+        folder = _temporary_name(place)
+        folder.mkdir(0o777)
+        if fcntl is None:
+            return folder, None
+        descriptor = os.open(folder, os.O_RDONLY)
+        if _hold(descriptor) and _is_still(folder, descriptor):
+            return folder, descriptor
+        os.close(descriptor)
+
+
+def _hold(descriptor: int) -> bool:
+    """Whether the lock could be had; a file system without locks counts as if it could."""
+    if fcntl is None:
+        return True
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def _is_still(path: Path, descriptor: int) -> bool:
+    """Whether a path still leads to what was opened."""
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
+
+
+def _synced(path: Path) -> None:
+    """Have the content of a file, or a folder's names, on the disk."""
+    if path.is_dir() and os.name != "posix":
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError:
+        if not path.is_dir():  # which some file systems do not sync
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def swept(folder: Path, *, deep: bool = False, once: bool = False) -> list[Path]:
+    """Remove the temporary files and folders whose makers were killed, and give their paths.
+
+    What another process is still writing stays: it holds the lock.
+
+    Args:
+        folder: that they lie in; it need not exist.
+        deep: look in the folders below it too.
+        once: do nothing if this process has done it.
+    """
+    if fcntl is None or (once and folder in _swept):
+        return []
+    _swept.add(folder)
+    removed = []
+    for directory, folders, names in os.walk(folder):
+        for name in [*folders, *names]:
+            path = Path(directory, name)
+            if name.startswith(".") and name.endswith(SUFFIX) and _is_left(path):
+                with suppress(OSError):
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+                    removed.append(path)
+        folders[:] = [name for name in folders if deep and not name.endswith(SUFFIX)]
+    return removed
+
+
+def _is_left(path: Path) -> bool:
+    """Whether nobody will finish it."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        age = time.time() - os.fstat(descriptor).st_mtime
+        return f".{_machine()}." in path.name or age > _ELSEWHERE_SEC
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+
+
+# --- files that grow, and locks
+
+
+@contextmanager
+def growing(path: Path, what: str, say: Say) -> Iterator[BinaryIO]:
+    """Open a file that is appended to, and hold its lock before anything of it is read.
+
+    Args:
+        path: of the file, which is made if it is not there; unbuffered, at its end.
+        what: is being done with it, for the message to who has to wait.
+        say: called once with that message.
+
+    Raises:
+        CvtError: it cannot be opened for writing.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        while True:
+            file: BinaryIO = path.open("a+b", buffering=0)
+            try:
+                if fcntl is not None and stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                    if not _hold(file.fileno()):
+                        say(f"another process is {what}; waiting for it")
+                        fcntl.flock(file.fileno(), fcntl.LOCK_EX)
+                if not stat.S_ISREG(os.fstat(file.fileno()).st_mode) or _is_still(
+                    path, file.fileno()
+                ):
+                    break
+            except BaseException:
+                file.close()
+                raise
+            file.close()  # somebody put another file there while this one was waited for
+    except OSError as error:
+        raise unwritable(path, error) from error
+    with file:
+        yield file
+
+
+def write_all(file: BinaryIO, content: bytes) -> None:
+    """Write all of it: an unbuffered file may take a part and say so only in its answer.
+
+    Raises:
+        OSError: the disk is full, or nobody reads the pipe any more.
+    """
+    rest = memoryview(content)
+    while rest:
+        rest = rest[file.write(rest) or 0 :]
+
+
+@contextmanager
+def locked(path: Path, what: str, say: Say) -> Iterator[None]:
+    """Hold a lock file, so that of several processes one does the work and the others wait.
+
+    The system releases it when the process ends, however that comes about.
+
+    Args:
+        path: of the lock file; it stays.
+        what: is being done, for the message to who has to wait.
+        say: called once with that message.
+
+    Raises:
+        CvtError: the folder cannot be written to.
+    """
+    import filelock
+
+    lock = filelock.FileLock(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(timeout=0.3)
+        except filelock.Timeout:
+            say(f"another process is {what}; waiting for it")
+            lock.acquire()
+    except OSError as error:
+        raise unwritable(path, error) from error
+    try:
+        yield
+    finally:
+        lock.release()

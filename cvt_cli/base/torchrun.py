@@ -1,0 +1,168 @@
+"""This process: which of a torchrun's it is, and what they tell each other."""
+
+import json
+import os
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from cvt_cli.base.errors import UsageError
+
+PATIENCE = timedelta(days=7)
+"""How long a process that is done waits for the others; torchrun ends it if one fails."""
+
+
+# What torchrun tells each process; LOCAL_ is of this machine.
+_NUMBERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+_MEETING_POINT = ("MASTER_ADDR", "MASTER_PORT")
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Of this process among all of a torchrun."""
+
+    rank: int = 0
+    count: int = 1
+    local_rank: int = 0
+    local_count: int = 1
+
+
+def _place() -> _Place:
+    """What torchrun says, whole; a single process where it says nothing.
+
+    Raises:
+        UsageError: a part of it is missing or cannot be, as where another tool sets ``RANK`` alone:
+            work would be shared out that nobody else does.
+    """
+    given = {name: value for name in _NUMBERS if (value := os.environ.get(name))}
+    if not given:
+        return _Place()
+    lacking = [name for name in (*_NUMBERS, *_MEETING_POINT) if not os.environ.get(name)]
+    numbers = [int(value) if value.isdecimal() else -1 for value in given.values()]
+    if all(given.get(name, "1") == "1" for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE")) and all(
+        given.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK")
+    ):
+        return _Place()  # one process, whoever says so
+    if not lacking:
+        place = _Place(*numbers)
+        if (
+            0 <= place.local_rank < place.local_count <= place.count
+            and 0 <= place.rank < place.count
+        ):
+            return place
+    said = ", ".join(f"{name}={value}" for name, value in given.items())
+    raise UsageError(
+        f"the environment has {said}"
+        + (f" without {' and '.join(lacking)}" if lacking else ", which do not go together")
+        + "; of several processes each has to know all that torchrun sets",
+        hint=f"start the command with `torchrun -m cvt_cli ...`, or `unset {' '.join(given)}` to "
+        "run it in one process",
+    )
+
+
+def rank() -> int:
+    """The number of this process, from 0; 0 without torchrun. Raises UsageError as `_place`."""
+    return _place().rank
+
+
+def count() -> int:
+    """How many there are on all machines together; 1 without torchrun. Raises likewise."""
+    return _place().count
+
+
+def local_rank() -> int:
+    """The number of this process among those of its machine. Raises likewise."""
+    return _place().local_rank
+
+
+def local_count() -> int:
+    """How many there are on this machine. Raises likewise."""
+    return _place().local_count
+
+
+def refuse(what: str) -> None:
+    """Raises UsageError for work that one process does, if several have been started for it."""
+    if count() > 1:
+        raise UsageError(
+            f"{what} is done by one process, not by the {count()} of a torchrun",
+            hint="start it without torchrun",
+        )
+
+
+def is_mine(name: str) -> bool:
+    """Whether this process does the work on an item of this name.
+
+    It goes by the name alone, so that a run that is gone on with after items were added gives each
+    of the others to the same process as before. Items of one name go to one process.
+    """
+    return zlib.crc32(os.fsencode(name)) % count() == rank()
+
+
+def own_path(path: Path) -> Path:
+    """The file of this process where all were told one name: ``a.jsonl`` is ``a.0-of-2.jsonl``."""
+    if count() == 1:
+        return path
+    return path.with_name(f"{path.stem}.{rank()}-of-{count()}{path.suffix}")
+
+
+def gather(own: Any) -> list[Any]:
+    """What each process has, by rank; waits until all have come this far.
+
+    Args:
+        own: anything that JSON can hold; it travels as such, so that nothing is unpickled.
+    """
+    if count() == 1:
+        return [own]
+    import torch
+    from torch import distributed
+
+    with joined():
+        content = torch.tensor(list(json.dumps(own).encode()), dtype=torch.uint8)
+        sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(count())]
+        distributed.all_gather(sizes, torch.tensor([len(content)]))
+        longest = int(max(sizes))
+        padded = torch.cat([content, torch.zeros(longest - len(content), dtype=torch.uint8)])
+        found = [torch.empty(longest, dtype=torch.uint8) for _ in range(count())]
+        distributed.all_gather(found, padded)
+        return [
+            json.loads(bytes(part[: int(size)].tolist()))
+            for part, size in zip(found, sizes, strict=True)
+        ]
+
+
+def largest(number: int) -> int:
+    """The largest of what the processes have; all of them must ask."""
+    if count() == 1:
+        return number
+    import torch
+    from torch import distributed
+
+    shared = torch.tensor([number])
+    distributed.all_reduce(shared, distributed.ReduceOp.MAX)
+    return int(shared)
+
+
+@contextmanager
+def joined(device: str = "cpu") -> Iterator[None]:
+    """Let the processes talk: over gloo, and between CUDA devices over NCCL.
+
+    Inside another one, or with one process, nothing happens.
+    """
+    if count() == 1:
+        yield
+        return
+    from torch import distributed
+
+    if distributed.is_initialized():
+        yield
+        return
+    backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
+    distributed.init_process_group(backend, timeout=PATIENCE)
+    try:
+        yield
+    finally:
+        distributed.destroy_process_group()

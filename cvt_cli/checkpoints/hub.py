@@ -1,0 +1,427 @@
+"""Checkpoints of the Hugging Face hub, fetched into its client's cache.
+
+A branch is resolved to a commit once and all files are taken from that commit; the cache's ``refs``
+name it only when they are all there and have the hash that the hub announced. What is in the cache
+already (`hub_cache`) needs none of this.
+"""
+
+import io
+import os
+import re
+import shlex
+import shutil
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cvt_cli.base import files, places
+from cvt_cli.base.errors import CheckpointError, CvtError, UnreachableError
+from cvt_cli.base.package import __version__
+from cvt_cli.base.progress import Advance, Progress, Say
+from cvt_cli.base.text import human_bytes
+from cvt_cli.checkpoints import folders, store
+from cvt_cli.checkpoints.store import Snapshot
+from cvt_cli.spec import published
+from cvt_cli.spec.published import Checkpoint
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi, ModelInfo
+
+REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+"""Owner and name, as every repository of the hub has them."""
+
+REACHABLE_SEC = 3.0
+"""How long the hub may take to answer the first question; ``HF_HUB_ETAG_TIMEOUT`` overrules."""
+
+
+def never_asks() -> bool:
+    """Whether ``HF_HUB_OFFLINE`` (or ``TRANSFORMERS_OFFLINE``) forbids the network."""
+    from huggingface_hub import constants
+
+    return bool(constants.HF_HUB_OFFLINE)
+
+
+def endpoint() -> str:
+    """The hub's address, ``HF_ENDPOINT`` or the public one."""
+    from huggingface_hub import constants
+
+    return constants.ENDPOINT
+
+
+def fetch(
+    repository: str,
+    revision: str | None = None,
+    *,
+    known: Checkpoint | None = None,
+    weights: bool = True,
+    offline: bool = False,
+    say: Say,
+    progress: Progress,
+) -> Snapshot:
+    """Ask the hub what a revision is, and fetch what of it is not there, verified.
+
+    Its config is read before the weights are fetched. An interrupted download goes on where it
+    stopped; of several processes one fetches and the others wait.
+
+    Args:
+        repository: owner/name.
+        revision: a branch, a tag, ``refs/pr/N`` or a commit; by default ``main``.
+        known: the published checkpoint that this repository holds, if it does.
+        weights: False for config, preprocessing and card alone.
+        offline: ask nobody, as with ``HF_HUB_OFFLINE``.
+        say: told what is fetched, how large it is and from where.
+        progress: of the weights, in bytes.
+
+    Raises:
+        UnreachableError: the hub is not to be asked, or does not answer in time.
+        CheckpointError: no such repository or revision, no access, no CvT, a wrong hash, or the
+            download broke off.
+        ConfigError: its config holds a value that no published CvT has.
+        CvtError: the cache cannot be written to.
+    """
+    import huggingface_hub
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    if places.hub_dir().is_relative_to(files.NOWHERE):
+        raise UnreachableError(
+            f"`{repository}` is not on this machine, and there is no home folder to fetch it into",
+            hint="set HF_HOME to a folder, and CVT_CACHE for what is made of it",
+        )
+    info = _ask(repository, revision, offline)
+    names = {sibling.rfilename for sibling in info.siblings or ()}
+    if folders.CONFIG_FILE not in names:
+        raise CheckpointError(
+            f"`{repository}` on {endpoint()} is no checkpoint: it has no `{folders.CONFIG_FILE}`; "
+            f"it holds {', '.join(sorted(names)[:8]) or 'nothing'}"
+        )
+    snapshot = Snapshot(repository, str(info.sha))
+    if not weights:
+        say(f"reading the config of {repository} at {snapshot.commit[:7]} from {endpoint()}")
+    with _explained(repository, revision):
+        for name in (folders.CONFIG_FILE, folders.PREPROCESSING_FILE, folders.CARD_FILE):
+            path = snapshot.folder / name
+            damaged = path.exists() and store.is_right(path) is False
+            try:
+                huggingface_hub.hf_hub_download(
+                    repository, name, revision=snapshot.commit, force_download=damaged
+                )
+            except LocalEntryNotFoundError:
+                raise
+            except EntryNotFoundError:  # there is none, which the client takes down
+                pass
+    store.refuse_links_out_of_the_cache(snapshot)
+    folders.read_folder(snapshot.folder, known)
+    if not weights:
+        return snapshot
+    stored = next((name for name in folders.WEIGHTS_FILES if name in names), None)
+    if stored is None:
+        others = sorted(names - {folders.CONFIG_FILE, folders.PREPROCESSING_FILE, ".gitattributes"})
+        raise CheckpointError(
+            f"`{repository}` on {endpoint()} has no weights that are read here, neither "
+            f"{' nor '.join(f'`{name}`' for name in folders.WEIGHTS_FILES)}; "
+            f"beside its config it holds {', '.join(others[:8]) or 'nothing'}"
+        )
+    with _explained(repository, revision):
+        _fetch_weights(snapshot, stored, say, progress)
+    if revision != snapshot.commit:
+        files.write_text(snapshot.storage / "refs" / (revision or "main"), snapshot.commit)
+    return snapshot
+
+
+def _ask(repository: str, revision: str | None, offline: bool) -> "ModelInfo":
+    """The hub's record of a repository: commit, file names; asked once, answered in time."""
+    wanted = f"`{repository}`" + (f" at revision `{revision}`" if revision else "")
+    if (partly := store.find(repository, revision)) is not None:
+        lacking = " and ".join(f"`{name}`" for name in partly.missing)
+        not_here = f"{wanted} is in the cache without {lacking} (`{partly.folder}`)"
+    else:
+        not_here = f"{wanted} is not in the cache (`{places.hub_dir()}`)"
+    not_here += f", and the hub {endpoint()}"
+    if offline or never_asks():
+        why = "--offline" if offline else "HF_HUB_OFFLINE is set"
+        raise _unreachable(repository, f"{not_here} is not asked: {why}", revision)
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    try:
+        return model_info(repository, revision)
+    except HfHubHTTPError as error:
+        raise _http_error(error, repository, revision) from None
+    except HFValidationError as error:
+        message = f"`{repository}` is no name on a hub: {first_line(error)}"
+        raise CheckpointError(message) from None
+    except ConnectionError as error:
+        raise _unreachable(repository, f"{not_here} {error}", revision) from None
+
+
+def client() -> "HfApi":
+    """The hub's client, set up so that what matters is said here."""
+    import huggingface_hub
+
+    _set_up_client()
+    return huggingface_hub.HfApi(library_name="cvt-cli", library_version=__version__)
+
+
+def model_info(
+    repository: str, revision: str | None = None, *, hashes: bool = False
+) -> "ModelInfo":
+    """What a hub says of a repository: commit, file names; asked once, answered in time.
+
+    Args:
+        repository: owner/name.
+        revision: by default ``main``.
+        hashes: of the files too, which takes a hub longer.
+
+    Raises:
+        ConnectionError: no hub answers; the message says in which way, without naming the hub.
+        HfHubHTTPError: it answers something else, by the client's own subclasses.
+        HFValidationError: no hub takes such a name.
+    """
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    timeout = float(os.environ.get("HF_HUB_ETAG_TIMEOUT") or REACHABLE_SEC)
+    api = client()
+    answer: list[Any] = []
+
+    def ask() -> None:
+        try:
+            answer.append(
+                api.model_info(
+                    repository,
+                    revision=revision,
+                    timeout=timeout + 1,  # it is `join` below that gives up
+                    files_metadata=hashes,
+                )
+            )
+        except Exception as error:  # told apart below, in the thread that can raise it
+            answer.append(error)
+
+    # In a thread, since looking up a name takes as long as the system likes.
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(timeout)
+    if not answer:
+        raise ConnectionError(f"did not answer within {timeout:g} s")
+    found = answer[0]
+    if isinstance(found, HfHubHTTPError | HFValidationError):
+        raise found
+    if isinstance(found, Exception):
+        raise ConnectionError(f"cannot be reached: {first_line(found)}")
+    if not store.is_hash(str(found.sha)):
+        raise ConnectionError("does not answer as a hub does")
+    return found  # type: ignore[no-any-return]
+
+
+def _unreachable(repository: str, message: str, revision: str | None = None) -> UnreachableError:
+    wanted = repository if revision is None else f"{repository} --revision {shlex.quote(revision)}"
+    return UnreachableError(
+        message,
+        hint=f"where there is a network, `cvt download {wanted}` fetches it into "
+        f"`{store.storage_of(repository)}`, a folder that can be copied here; "
+        "or name a checkpoint on this machine in its place: a path, or cvt-nano-cifar10",
+    )
+
+
+def _set_up_client() -> None:
+    """The client's own bars, warnings and telemetry are off; what matters is said here."""
+    import warnings
+
+    from huggingface_hub import constants
+    from huggingface_hub.utils.logging import set_verbosity_error
+    from huggingface_hub.utils.tqdm import disable_progress_bars
+
+    if "HF_HUB_VERBOSITY" not in os.environ:
+        set_verbosity_error()  # type: ignore[no-untyped-call]
+    with warnings.catch_warnings():  # where HF_HUB_DISABLE_PROGRESS_BARS asks for them
+        warnings.simplefilter("ignore")
+        disable_progress_bars()
+    # It costs a request of its own before the first that was asked for.
+    constants.HF_HUB_DISABLE_TELEMETRY = True
+    # By default 10 MB: so much would be lost at every break, and so rarely would a bar move.
+    constants.DOWNLOAD_CHUNK_SIZE = 1 << 18
+
+
+def _http_error(error: Any, repository: str, revision: str | None) -> CheckpointError:
+    """A sentence for what the hub answered in place of what was asked for."""
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    status = getattr(error.response, "status_code", None)
+    where = f"{endpoint()}/{repository}"
+    token = "set HF_TOKEN, or run `hf auth login`"
+    if isinstance(error, GatedRepoError):
+        return CheckpointError(
+            f"`{repository}` is gated, and this account has no access to it ({status})",
+            hint=f"ask for access on {where}, then {token}",
+        )
+    if isinstance(error, RevisionNotFoundError):
+        return CheckpointError(
+            f"`{repository}` has no revision `{revision or 'main'}`",
+            hint=f"its branches and tags are listed on {where}",
+        )
+    if isinstance(error, RepositoryNotFoundError):
+        near = " or ".join(f"`{name}`" for name in published.nearest(repository.split("/")[1]))
+        return CheckpointError(
+            f"there is no `{repository}`: neither a file or folder here, nor a model on "
+            f"{endpoint()} that can be seen without a token for it ({status})",
+            hint=(f"did you mean {near}? " if near else "") + f"If it is private, {token}",
+        )
+    if status == 401:
+        return CheckpointError(
+            f"{endpoint()} does not accept the token that was sent for `{repository}` (401)",
+            hint="a new one is made in the hub's settings; unset HF_TOKEN to go without",
+        )
+    if status == 403:
+        return CheckpointError(
+            f"{endpoint()} refuses access to `{repository}` (403)", hint=f"{token}"
+        )
+    if status == 429:
+        wait = error.response.headers.get("Retry-After")
+        return CheckpointError(
+            f"{endpoint()} takes no more requests for now (429), asked for `{repository}`",
+            hint=(f"try again in {wait} s, " if wait else "try again in some minutes, ")
+            + "or with a token: HF_TOKEN",
+        )
+    if status is not None and status >= 500:
+        return _unreachable(
+            repository, f"the hub {endpoint()} fails with status {status}, asked for `{repository}`"
+        )
+    return CheckpointError(f"{endpoint()} answers {status}, asked for `{repository}`")
+
+
+@contextmanager
+def _explained(repository: str, revision: str | None) -> Iterator[None]:
+    """Turn what the client raises while it fetches into what a user can act on."""
+    from huggingface_hub.errors import FileMetadataError, HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        yield
+    except CvtError:
+        raise
+    except LocalEntryNotFoundError as error:  # wraps what really happened
+        if isinstance(error.__cause__, HfHubHTTPError):
+            raise _http_error(error.__cause__, repository, revision) from None
+        raise _broke_off(repository, error.__cause__ or error) from None
+    except HfHubHTTPError as error:
+        raise _http_error(error, repository, revision) from None
+    except FileMetadataError as error:
+        raise _broke_off(repository, error) from None
+    except Exception as error:
+        if is_network_error(error):
+            raise _broke_off(repository, error) from None
+        if not isinstance(error, OSError):
+            raise
+        raise CvtError(
+            f"cannot write to the hub's cache `{places.hub_dir()}`: {error.strerror or error}",
+            hint="make room there, or choose another folder with HF_HUB_CACHE or HF_HOME; "
+            "what was fetched so far is kept",
+        ) from None
+
+
+def is_network_error(error: BaseException) -> bool:
+    """Whether a connection failed, not the disk: the client lets its HTTP library's errors through.
+
+    That is httpx, or requests, whose errors are OSErrors without a number.
+    """
+    if isinstance(error, OSError):
+        return error.errno is None or isinstance(error, ConnectionError | TimeoutError)
+    return type(error).__module__.startswith(("httpx", "httpcore", "requests", "urllib3"))
+
+
+def _broke_off(repository: str, error: BaseException) -> CheckpointError:
+    return CheckpointError(
+        f"the download of `{repository}` from {endpoint()} broke off: {first_line(error)}",
+        hint="run the same command again; it goes on where this one stopped",
+    )
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, without what follows in further lines."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+class _Counted(io.BufferedWriter):
+    """A file that reports how many bytes are written to it."""
+
+    def __init__(self, path: Path, advance: Advance) -> None:
+        super().__init__(io.FileIO(path, "r+"))
+        self._advance = advance
+
+    def write(self, data: Any) -> int:
+        written = super().write(data)
+        self._advance(written, "")
+        return written
+
+
+def _fetch_weights(snapshot: Snapshot, name: str, say: Say, progress: Progress) -> None:
+    """Fetch a large file so that a later call can go on with it, which the client does not do.
+
+    The blob is put under its hash, verified, and then linked by the client.
+    """
+    import huggingface_hub
+    from huggingface_hub.file_download import http_get
+    from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
+
+    headers = build_hf_headers(library_name="cvt-cli", library_version=__version__)
+    url = huggingface_hub.hf_hub_url(snapshot.repository, name, revision=snapshot.commit)
+    announced = huggingface_hub.get_hf_file_metadata(url, headers=headers)
+    etag, size = announced.etag or "", announced.size
+    if announced.commit_hash != snapshot.commit or size is None:
+        raise CheckpointError(f"{endpoint()} does not say what `{name}` is: no commit or no size")
+    if not store.is_hash(etag):
+        raise CheckpointError(
+            f"{endpoint()} announces no hash for `{name}` of `{snapshot.repository}`, so that what "
+            f"it sends cannot be verified (ETag {etag!r})",
+            hint="fetch it by other means and name its folder in place of the repository",
+        )
+    what = f"{name} of {snapshot.repository}"
+    blob = snapshot.storage / "blobs" / etag
+    lock = places.hub_dir() / ".locks" / snapshot.storage.name / f"{etag}.lock"  # the client's own
+    with files.locked(lock, f"fetching {what}", say):
+        if not (blob.is_file() and store.has_hash(blob, etag)):
+            partial = blob.with_name(etag + store.PARTIAL)
+            partial.parent.mkdir(parents=True, exist_ok=True)
+            partial.touch()
+            done = partial.stat().st_size
+            if done > size:
+                os.truncate(partial, done := 0)
+            free = shutil.disk_usage(partial.parent).free
+            if free < size - done:
+                raise CvtError(
+                    f"no room for {what}: {human_bytes(size - done)} are needed, "
+                    f"{human_bytes(free)} free in `{partial.parent}`",
+                    hint="make room there, or choose another folder with HF_HUB_CACHE or HF_HOME",
+                )
+            say(
+                f"fetching {what} at {snapshot.commit[:7]}, {human_bytes(size)}, "
+                f"from {endpoint()} into `{places.hub_dir()}`"
+                + (f"; {human_bytes(done)} are there already" if done else "")
+            )
+            with (
+                progress(name, size, unit="bytes", done=done) as advance,
+                _Counted(partial, advance) as file,
+            ):
+                file.seek(0, io.SEEK_END)
+                try:
+                    http_get(url, file, resume_size=done, headers=headers, expected_size=size)
+                except KeyboardInterrupt:
+                    say(
+                        f"interrupted: {human_bytes(file.tell())} of {what} are kept, and "
+                        "the same command goes on from there"
+                    )
+                    raise
+            if not store.has_hash(partial, etag):
+                found = store.content_hash(partial, git=len(etag) == 40)
+                partial.unlink()
+                raise CheckpointError(
+                    f"what {endpoint()} sent as {what} is not what it announced: its hash is "
+                    f"{found}, not {etag}; it was thrown away",
+                    hint="run the same command again; if it happens again, the hub or something "
+                    "on the way changes the file",
+                )
+            os.replace(partial, blob)
+    huggingface_hub.hf_hub_download(snapshot.repository, name, revision=snapshot.commit)

@@ -1,0 +1,385 @@
+"""A checkpoint folder sent to the Hugging Face hub: checked first, then one commit or none.
+
+The hub's client gets open files. So every version of it sends the weights by HTTP (Git LFS), in
+this thread: one way, which our own bar follows and which Ctrl-C ends at once.
+"""
+
+import io
+import shlex
+import warnings
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cvt_cli.base.errors import CheckpointError, CvtError, UnreachableError, UsageError
+from cvt_cli.base.package import __version__
+from cvt_cli.base.progress import Advance, Progress, Say
+from cvt_cli.base.text import human_bytes
+from cvt_cli.checkpoints import folders, hub, store
+from cvt_cli.spec import costs
+
+FILES = (folders.CONFIG_FILE, folders.PREPROCESSING_FILE, folders.WEIGHTS_FILE, folders.CARD_FILE)
+"""What is sent of a folder; the card may be missing."""
+
+
+@dataclass(frozen=True)
+class Pushed:
+    """What a hub holds after a push."""
+
+    folder: Path
+    repository: str
+    url: str
+    commit: str
+    created: bool  # the repository was made for it
+    changed: bool  # False: the hub had the same files already, and no commit was made
+    files: dict[str, int]  # size in bytes by name
+
+    def to_json(self) -> dict[str, Any]:
+        """The documented keys of ``--json``."""
+        return {
+            "repository": self.repository,
+            "url": self.url,
+            "revision": self.commit,
+            "created": self.created,
+            "changed": self.changed,
+            "path": str(self.folder),
+            "files": [{"name": name, "bytes": size} for name, size in self.files.items()],
+        }
+
+
+def checkpoint_of(run: Path) -> Path:
+    """The checkpoint folder that is meant: a training run's best epoch, or the folder itself.
+
+    Raises:
+        CheckpointError: there is none; the message names what there is.
+    """
+    folder = folders.folder_of(run)
+    if folder is None:
+        raise CheckpointError(
+            f"`{run}` is no folder" if run.exists() else f"`{run}` does not exist",
+            hint="name the run folder of a `cvt finetune`, or a checkpoint folder, and then the "
+            "repository: `cvt push RUN user/name`",
+        )
+    if (folder / folders.CONFIG_FILE).is_file():
+        return folder
+    if best := folders.best_of(folder):
+        return best
+    present = sorted(path.name for path in folder.iterdir())[:8]
+    last = folder / folders.LAST
+    raise CheckpointError(
+        f"`{folder}` is neither a checkpoint folder nor a run with a finished epoch: it has no "
+        f"`{folders.CONFIG_FILE}` and no `{folders.BEST}/{folders.CONFIG_FILE}`; it holds "
+        f"{', '.join(present) or 'nothing'}",
+        hint=f"`{last}` is a checkpoint and can be pushed by its name"
+        if (last / folders.CONFIG_FILE).is_file()
+        else None,
+    )
+
+
+def check_folder(folder: Path, say: Say) -> dict[str, int]:
+    """Make sure that a folder is a checkpoint which others can use; reads no tensor.
+
+    Args:
+        folder: in the hub's form.
+        say: told what whoever loads it will have to guess.
+
+    Returns:
+        Sizes in bytes of the files to send, by name.
+
+    Raises:
+        CheckpointError: a file is missing, unreadable or cut short, or the weights are not those
+            that its config describes.
+        ConfigError: a value that no published CvT has.
+    """
+    described = folders.read_folder(folder)
+    weights = folder / folders.WEIGHTS_FILE
+    if not weights.is_file():
+        pickled = (folder / folders.PICKLED_WEIGHTS_FILE).is_file()
+        raise CheckpointError(
+            f"`{folder}` has no `{folders.WEIGHTS_FILE}`"
+            + (f", but a `{folders.PICKLED_WEIGHTS_FILE}`, and no pickle is pushed" * pickled),
+            hint=None if pickled else "the weights are written last: the folder was not finished",
+        )
+    if not (folder / folders.PREPROCESSING_FILE).is_file():
+        raise CheckpointError(
+            f"`{folder}` has no `{folders.PREPROCESSING_FILE}`, without which nobody else knows "
+            "how to feed it",
+            hint="copy the one of the checkpoint that it was trained from",
+        )
+    card = folder / folders.CARD_FILE
+    try:
+        header = folders.safetensors_header(weights)
+        for name in (folders.CONFIG_FILE, folders.PREPROCESSING_FILE):
+            if not (folder / name).read_bytes().lstrip().startswith(b"{"):
+                raise CheckpointError(
+                    f"`{folder / name}` begins with a byte order mark, which transformers does "
+                    "not read",
+                    hint="save it as UTF-8 without one",
+                )
+        if card.is_file():
+            card.read_text(encoding="utf-8")
+        else:
+            say(f"`{folder}` has no model card (`{card.name}`): its page will say nothing")
+    except UnicodeDecodeError:
+        raise CheckpointError(f"`{card}` is not in UTF-8, as a hub needs it") from None
+    except OSError as error:
+        raise _unreadable(error) from None
+    found = {
+        name: (shape, header.dtypes[name][:1] in "FB") for name, shape in header.shapes.items()
+    }
+    wanted = {
+        folders.to_transformers(name): shape
+        for name, shape in costs.tensor_shapes(described.config).items()
+    }
+    if problems := folders.tensor_problems(found, wanted):
+        is_reference = "head.weight" in found
+        raise CheckpointError(
+            f"`{weights}` is not what `{folders.CONFIG_FILE}` beside it describes to transformers: "
+            + folders.differences(problems),
+            hint="its tensors have the reference's names; those of transformers writes "
+            f"`cvt export {shlex.quote(str(folder))} --format safetensors --output FOLDER`"
+            if is_reference
+            else None,
+        )
+    for note in described.notes:
+        say(note.partition("; --")[0])  # whoever loads it has the options, not this command
+    return {name: (folder / name).stat().st_size for name in FILES if (folder / name).is_file()}
+
+
+def check_name(repository: str) -> None:
+    """Raises UsageError if no hub takes this as the name of a repository."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+
+    try:
+        validate_repo_id(repository)
+        why = "" if hub.REPOSITORY.fullmatch(repository) else "it is not owner/name"
+    except HFValidationError as error:
+        why = hub.first_line(error)
+    if why:
+        raise UsageError(
+            f"`{repository}` cannot be the name of a repository: {why}",
+            hint="give the account and the model's name, as in `user/my-cvt`",
+        )
+
+
+def push(
+    run: Path, repository: str, *, private: bool = False, say: Say, progress: Progress
+) -> Pushed:
+    """Send a checkpoint to a hub in one commit; the repository is made if there is none.
+
+    Of a repository that exists, files of other names stay, and earlier commits can still be
+    fetched. Interrupted or failed, its branch is what it was.
+
+    Args:
+        run: a training run, or a checkpoint folder in the hub's form.
+        repository: owner/name.
+        private: make it a repository that its owner alone sees.
+        say: told what is sent, how large it is, to where, and what is there already.
+        progress: of the weights, in bytes.
+
+    Raises:
+        UsageError: no hub takes that name.
+        UnreachableError: the hub is not to be asked, or does not answer in time.
+        CheckpointError: see `checkpoint_of` and `check_folder`; or no token, no right to write, a
+            repository that is public but should be private, or the upload broke off.
+        ConfigError: see `check_folder`.
+    """
+    check_name(repository)
+    folder = checkpoint_of(run)
+    files = check_folder(folder, say)
+    before = _ask(repository)
+    url = f"{hub.endpoint()}/{repository}"
+    if private and before is not None and not before.private:
+        raise CheckpointError(
+            f"`{repository}` exists and is public; --private is for a repository that is made",
+            hint=f"make it private on {url}/settings, or push without --private",
+        )
+    there = _hashes(before)
+    changed = [
+        name
+        for name in files
+        if not (there.get(name) and store.has_hash(folder / name, there[name]))
+    ]
+    if before is not None and not changed:
+        return Pushed(folder, repository, url, str(before.sha), False, False, files)
+    size = human_bytes(sum(files[name] for name in changed))
+    where = _describe(before, private, changed)
+    say(f"pushing {', '.join(changed)} ({size}) of `{folder}` to {url}, {where}")
+    commit = _commit(
+        [folder / name for name in changed], repository, before, private, say, progress
+    )
+    return Pushed(folder, repository, url, commit, before is None, True, files)
+
+
+def _ask(repository: str) -> Any:
+    """What the hub has under that name, as its client's record; None if it knows none.
+
+    Raises:
+        UnreachableError, CheckpointError: see `push`.
+    """
+    import huggingface_hub
+    from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
+
+    hint = "nothing was sent; run the same command where the hub can be reached"
+    if hub.never_asks():
+        raise UnreachableError(
+            f"`{repository}` is not pushed to {hub.endpoint()}: HF_HUB_OFFLINE is set", hint
+        )
+    if huggingface_hub.get_token() is None:
+        raise CheckpointError(
+            f"no token for {hub.endpoint()}, without which nobody may write there",
+            hint=f"{_new_token()}, then run `hf auth login` or set HF_TOKEN",
+        )
+    try:
+        return hub.model_info(repository, hashes=True)
+    except RepositoryNotFoundError:
+        return None
+    except HfHubHTTPError as error:
+        raise _refusal(error, repository) from None
+    except ConnectionError as error:
+        raise UnreachableError(f"the hub {hub.endpoint()} {error}", hint) from None
+
+
+def _hashes(before: Any) -> dict[str, str]:
+    """SHA-256 of each large file of a hub's record, git's hash of each other, by name."""
+    siblings = [] if before is None else before.siblings or []
+    return {s.rfilename: (s.lfs.sha256 if s.lfs else s.blob_id) or "" for s in siblings}
+
+
+def _describe(before: Any, private: bool, changed: list[str]) -> str:
+    """What the push will do to a repository, as the end of a sentence."""
+    if before is None:
+        return "a new repository, " + (
+            "private" if private else "public unless its owner's default is private"
+        )
+    there = set(_hashes(before)) - {".gitattributes"}
+    parts = [f"a {'private' if before.private else 'public'} repository"]
+    parts.append(f"as a commit after {before.sha[:7]}")
+    for verb, names in (("replacing", there & set(changed)), ("keeping", there - set(changed))):
+        if names:
+            more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+            parts.append(f"{verb} {', '.join(sorted(names)[:5])}{more}")
+    return ", ".join(parts)
+
+
+class _Sent(io.BufferedReader):
+    """A file that reports how far it was read, once it is to be sent.
+
+    The client reads it to know its hash, and again from the start when a connection breaks.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(io.FileIO(path))
+        self.advance: Advance | None = None
+        self._furthest = 0
+
+    def read(self, size: int | None = -1) -> bytes:
+        data = super().read(size)
+        if self.advance is not None and (new := self.tell() - self._furthest) > 0:
+            self._furthest += new
+            self.advance(new, "")
+        return data
+
+
+def _commit(
+    paths: list[Path], repository: str, before: Any, private: bool, say: Say, progress: Progress
+) -> str:
+    """Make the repository if need be, send the files, and give the commit that holds them."""
+    from huggingface_hub import CommitOperationAdd
+
+    api = hub.client()
+    with ExitStack() as opened, warnings.catch_warnings(record=True) as caught:
+        try:
+            files = [opened.enter_context(_Sent(path)) for path in paths]
+            size = sum(path.stat().st_size for path in paths)
+        except OSError as error:
+            raise _unreadable(error) from None
+        try:
+            operations = [
+                CommitOperationAdd(path.name, file) for path, file in zip(paths, files, strict=True)
+            ]
+            if before is None:
+                api.create_repo(repository, private=private or None, exist_ok=True)
+            with progress(repository, size, unit="bytes") as advance:
+                for file in files:
+                    file.advance = advance
+                made = api.create_commit(
+                    repository,
+                    operations,
+                    commit_message=f"A CvT, pushed by cvt-cli {__version__}",
+                    # Whoever pushes at the same time is not overwritten.
+                    parent_commit=before.sha if before else None,
+                )
+        except KeyboardInterrupt:
+            say(
+                f"interrupted before the hub confirmed a commit: `{repository}` "
+                + ("is as it was" if before else "may have been made, and holds no checkpoint")
+                + "; the same command starts again"
+            )
+            raise
+        except Exception as error:
+            if (explained := _explain(error, repository)) is None:
+                raise
+            raise explained from None
+    for warning in caught:
+        if warning.category is UserWarning:  # of the client, what the hub thinks of the card
+            say(" ".join(str(warning.message).split()))
+    return str(made.oid)
+
+
+def _explain(error: BaseException, repository: str) -> CvtError | None:
+    """What a user can do about an error of the client; None if it is a bug."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    if isinstance(error, RuntimeError) and error.__cause__ is not None:
+        error = error.__cause__  # the client wraps what befell one file
+    if isinstance(error, HfHubHTTPError):
+        return _refusal(error, repository)
+    if hub.is_network_error(error):
+        return CheckpointError(
+            f"the upload to `{repository}` on {hub.endpoint()} broke off: {hub.first_line(error)}",
+            hint="no commit was confirmed; run the same command again",
+        )
+    text = " ".join(str(error).split())
+    if isinstance(error, ValueError) and text.startswith(("Invalid metadata", "LFS batch")):
+        return CheckpointError(f"{hub.endpoint()} does not take the files: {text}")
+    return None
+
+
+def _refusal(error: Any, repository: str) -> CvtError:
+    """A sentence for a hub's refusal, with its own words for it."""
+    status = getattr(error.response, "status_code", None)
+    said = f"{status}: {error.server_message}" if error.server_message else str(status)
+    said = " ".join(said.split())
+    where = hub.endpoint()
+    if status == 401:
+        return CheckpointError(
+            f"{where} does not accept the token ({said})",
+            hint=f"{_new_token()}, then run `hf auth login` or set HF_TOKEN",
+        )
+    if status in (403, 404):
+        return CheckpointError(
+            f"this token may not write to `{repository}` on {where} ({said})",
+            hint=f"`{repository.split('/')[0]}` must be the token's account or an organisation "
+            f"that it may write for; otherwise {_new_token()}",
+        )
+    if status in (409, 412):
+        return CheckpointError(
+            f"somebody else changed `{repository}` in the meantime ({said}); nothing was committed",
+            hint="look at what is there now, then run the same command again",
+        )
+    later = status is None or status == 429 or status >= 500
+    return CheckpointError(
+        f"{where} refuses the upload to `{repository}` ({said})",
+        hint="no commit was confirmed; run the same command again later" if later else None,
+    )
+
+
+def _new_token() -> str:
+    return f"make one with the right to write on {hub.endpoint()}/settings/tokens"
+
+
+def _unreadable(error: OSError) -> CheckpointError:
+    return CheckpointError(f"`{error.filename}` cannot be read: {error.strerror or error}")

@@ -1,0 +1,312 @@
+"""What checkpoints there are, which of them are on this machine, and what one of them is."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from cvt_cli import loading
+from cvt_cli.base import places
+from cvt_cli.base.errors import CheckpointError, CvtError, UnreachableError, UsageError
+from cvt_cli.checkpoints import export_metadata, folders, hub, store
+from cvt_cli.checkpoints.store import Snapshot
+from cvt_cli.loading import Access
+from cvt_cli.spec import labels, published
+from cvt_cli.spec.config import VARIANTS, Activation, CvTConfig, variant_of
+from cvt_cli.spec.costs import costs
+from cvt_cli.spec.labels import Labels
+from cvt_cli.spec.preprocessing import Preprocessing
+from cvt_cli.spec.published import CHECKPOINTS, Checkpoint
+
+
+@dataclass(frozen=True)
+class Known:
+    """A known checkpoint, what it costs, and what the cache holds of it."""
+
+    checkpoint: Checkpoint
+    params: int
+    macs: int  # of one image at its own size
+    cached: Snapshot | None
+    bytes: int  # on this machine, what was made of it included; 0 if it is not here
+
+    def to_json(self) -> dict[str, Any]:
+        """The documented keys; shares are fractions."""
+        known, scores = self.checkpoint, self.checkpoint.scores
+        shares = ("paper_top1", "top1", "top5", "real", "v2")
+        return {
+            "name": known.name,
+            "repository": known.repository,
+            "original": known.original,
+            "variant": known.variant,
+            "height": known.size,
+            "width": known.size,
+            "num_classes": known.num_classes,
+            "params": self.params,
+            "macs": self.macs,
+            **{key: scores and round(getattr(scores, key) / 100, 4) for key in shares},
+            "licence": known.licence,
+            "cached": bool(known.embedded or self.cached),
+            "bytes": self.bytes,
+            "revision": self.cached and self.cached.commit,
+        }
+
+
+def known_checkpoints() -> list[Known]:
+    """Every checkpoint that is known by name."""
+    return [_known(checkpoint) for checkpoint in CHECKPOINTS.values()]
+
+
+def _known(checkpoint: Checkpoint) -> Known:
+    config = VARIANTS[checkpoint.variant].with_classes(checkpoint.num_classes)
+    cost = costs(checkpoint.variant, config, checkpoint.size, checkpoint.size)
+    cached = store.find(checkpoint.repository) if checkpoint.repository else None
+    if cached and cached.weights is None:
+        cached = None
+    size = sum(store.sizes(cached)) if cached else 0
+    if checkpoint.embedded:
+        size = store.size_of(checkpoint.embedded)
+    return Known(checkpoint, cost.params, cost.macs, cached, size)
+
+
+@dataclass(frozen=True)
+class Description:
+    """What one checkpoint is."""
+
+    name: str
+    known: Checkpoint | None
+    config: CvTConfig
+    labels: Labels
+    preprocessing: Preprocessing
+    folder: Path | None  # None: a published checkpoint that is not on this machine
+    weights: Path | None
+    weights_sha256: str | None
+    repository: str | None
+    revision: str | None
+    notes: tuple[str, ...]
+    licence: str | None
+
+    @property
+    def card(self) -> Path | None:
+        """The model card, if there is one."""
+        path = self.folder / folders.CARD_FILE if self.folder else None
+        return path if path and path.is_file() else None
+
+    def to_json(self) -> dict[str, Any]:
+        """The documented keys."""
+        height, width = self.preprocessing.height, self.preprocessing.width
+        cost = costs(self.name, self.config, height, width)
+        return {
+            "name": self.name,
+            "variant": variant_of(self.config),
+            "height": height,
+            "width": width,
+            "num_classes": len(self.labels),
+            "classes": list(self.labels.names),
+            "params": cost.params,
+            "macs": cost.macs,
+            "preprocessing": self.preprocessing.to_json(),
+            "activation": self.config.activation,
+            "repository": self.repository,
+            "revision": self.revision,
+            "weights": self.weights and str(self.weights),
+            "weights_sha256": self.weights_sha256,
+            "licence": self.licence,
+            "card": folders.card_in(self.folder) if self.folder else None,
+            "notes": list(self.notes),
+        }
+
+
+def describe(
+    text: str,
+    access: Access,
+    size: tuple[int, int] | None = None,
+    activation: Activation | None = None,
+) -> Description:
+    """What follows ``--model``, without running it.
+
+    A published checkpoint that is not here is described as this project knows it; of another hub
+    repository the config, preprocessing and card are fetched, not the weights.
+
+    Args:
+        text: what follows it.
+        access: how to fetch what is not here.
+        size: input height and width in pixels; by default the checkpoint's own.
+        activation: of the MLPs; by default what the checkpoint says.
+
+    Raises:
+        CheckpointError, ConfigError, UsageError: as `loader.find` and `layouts.read_folder`.
+    """
+    found = loading.find(text, access)
+    if isinstance(found, loading.Repository):
+        known = found.known
+        if known and not store.find(found.name, access.revision):
+            config = VARIANTS[known.variant].with_classes(known.num_classes)
+            note = f"not on this machine; `cvt download {known.name}` fetches it"
+            return Description(
+                known.name, known, config.with_activation(activation), labels.imagenet(),
+                Preprocessing.published(*(size or (known.size, known.size))), None, None, None,
+                found.name, access.revision, (note,), known.licence,
+            )  # fmt: skip
+        found = loading.held(found, access, need="config")
+    location, path = found, found.path
+    record = export_metadata.read(path) if export_metadata.format_of(path) else None
+    if record is None and path.suffix == ".safetensors" and not folders.folder_of(path):
+        record = export_metadata.of_safetensors(path)
+    if record is not None:
+        if export_metadata.format_of(path):
+            record = record.at(size, path)
+            record.refuse_other(activation, path)
+        said = record.described
+        if size is not None:
+            said = replace(said, preprocessing=said.preprocessing.with_size(*size))
+        repository = record.source if hub.REPOSITORY.fullmatch(record.source) else None
+        note = f"exported from {record.model} in {record.precision} by version {record.version}"
+        return Description(
+            location.name, None, said.config.with_activation(activation), said.labels,
+            said.preprocessing, None, path, _sha256(path), repository, record.revision, (note,),
+            record.licence,
+        )  # fmt: skip
+    folder = folders.folder_of(path)
+    stored: Path | None = path
+    if folder is not None:
+        said = folders.read_folder(folder, location.known, size, activation)
+        stored = folders.find_weights(folder)
+    elif path.suffix == ".safetensors":
+        shapes = folders.safetensors_shapes(path)
+        said = folders.describe_tensors(path, shapes, location.known, size, activation)
+    else:
+        from cvt_cli.model import weights
+
+        said = weights.load(path, location.known, size, activation).described
+    announced, repository = None, None
+    if location.snapshot is not None:
+        repository = location.snapshot.repository
+        announced = store.announced_hash(stored) if stored else None
+    if stored and (announced is None or len(announced) != 64):
+        announced = _sha256(stored)
+    known = location.known
+    if folder is not None and location.snapshot is None and not (known and known.embedded):
+        known = None  # the name of a folder says too little
+    licence = known.licence if known else folders.licence_in(folder) if folder else None
+    return Description(
+        location.name, known, said.config, said.labels, said.preprocessing, folder, stored,
+        announced, repository, location.revision, said.notes, licence,
+    )  # fmt: skip
+
+
+def _sha256(path: Path) -> str:
+    try:
+        return store.content_hash(path)
+    except OSError as error:
+        raise folders.unreadable(path, error) from None
+
+
+@dataclass(frozen=True)
+class Held:
+    """What the cache holds of one commit of a repository."""
+
+    name: str  # the known checkpoint's, else the repository's
+    snapshot: Snapshot
+    bytes: int  # in the hub client's cache
+    made_bytes: int  # in ours
+    last_use: float | None  # seconds since 1970
+
+    def to_json(self) -> dict[str, Any]:
+        """The documented keys."""
+        used = self.last_use
+        return {
+            "name": self.name,
+            "repository": self.snapshot.repository,
+            "revision": self.snapshot.commit,
+            "refs": self.snapshot.refs,
+            "bytes": self.bytes,
+            "made_bytes": self.made_bytes,
+            "last_use": None
+            if used is None
+            else datetime.fromtimestamp(used).astimezone().isoformat(timespec="seconds"),
+            "missing": self.snapshot.missing,
+            "path": str(self.snapshot.folder),
+        }
+
+
+def held(names: list[str]) -> list[Held]:
+    """What the cache holds of these checkpoints; without names, of all.
+
+    Raises:
+        CheckpointError: it holds nothing of one of them.
+    """
+    found = store.snapshots()
+    wanted = {repository_of(name): name for name in names}
+    if absent := set(wanted) - {snapshot.repository for snapshot in found}:
+        raise CheckpointError(
+            f"the cache (`{places.hub_dir()}`) holds no CvT "
+            + ", ".join(f"`{wanted[repository]}`" for repository in sorted(absent)),
+            hint="`cvt cache list` shows what it holds",
+        )
+    return [_held(s) for s in found if not names or s.repository in wanted]
+
+
+def _held(snapshot: Snapshot) -> Held:
+    known = published.find(snapshot.repository)
+    name = known.name if known else snapshot.repository
+    return Held(name, snapshot, *store.sizes(snapshot), store.last_use(snapshot))
+
+
+def repository_of(text: str) -> str:
+    """The hub repository that a name means.
+
+    Raises:
+        UsageError: it is part of the package, or no name of a repository.
+    """
+    known = published.find(text)
+    repository = known.repository if known else text
+    if repository is None:
+        raise UsageError(f"`{text}` is part of the package, not of the cache")
+    if not hub.REPOSITORY.fullmatch(repository):
+        raise UsageError(
+            f"`{text}` is neither a known checkpoint nor a hub repository (owner/name)",
+            hint=published.suggestion(text),
+        )
+    return repository
+
+
+def download(names: list[str], access: Access) -> Iterator[Held | CvtError]:
+    """Bring checkpoints to the newest state of their revision, verified and ready to run.
+
+    Yields:
+        For each name what is now held of it, or why it could not be had. Where the hub
+        cannot be reached a copy in the cache is kept, and the rest is not tried.
+    """
+    for name in names:
+        repository = repository_of(name)
+        known = published.find(name)
+        try:
+            try:
+                snapshot = hub.fetch(
+                    repository,
+                    access.revision,
+                    known=known,
+                    offline=access.offline,
+                    say=access.say,
+                    progress=access.progress,
+                )
+            except UnreachableError as error:
+                found = store.find(repository, access.revision)
+                if found is None or found.missing:
+                    raise
+                access.say(f"{error}; the copy in the cache stays, unchecked for news")
+                snapshot = found
+            for path, right in store.verify(snapshot):
+                if right is False:  # the hub's files were verified above: it is a conversion
+                    access.say(f"`{path}` was damaged and is made again")
+            if store.ready_weights(snapshot) is None:
+                from cvt_cli.model import weights
+
+                weights.as_safetensors(snapshot, access.say)
+            yield _held(snapshot)
+        except UnreachableError as error:
+            yield error
+            return
+        except CvtError as error:
+            yield error

@@ -1,0 +1,274 @@
+"""Options that several commands share, declared once so that they mean the same everywhere."""
+
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from cvt_cli import loading
+from cvt_cli.base import places
+from cvt_cli.base.errors import UsageError
+from cvt_cli.spec.config import Activation as ActivationName
+
+MODEL = "Model"
+DATA = "Data"
+RUN = "How it runs"
+OUTPUT = "Output"
+
+# --- what stands on the command line
+
+
+def given(ctx: typer.Context) -> list[str]:
+    """The options and arguments that the user wrote, in the order of the help.
+
+    An option is called by its first long name, "--lr", an argument as the help calls it, "IMAGE".
+    One that was written with its default value counts.
+    """
+    return [
+        name
+        for parameter, name in names_of(ctx.command).items()
+        if (source := ctx.get_parameter_source(parameter)) and source.name == "COMMANDLINE"
+    ]
+
+
+def refuse(ctx: typer.Context, names: Iterable[str], why: str, hint: str | None = None) -> None:
+    """Refuse options that have no effect here, where the user wrote one.
+
+    Args:
+        ctx: of the command.
+        names: of the options, as `given` calls them.
+        why: a sentence about them, which follows their names and a colon.
+        hint: what to do instead.
+
+    Raises:
+        UsageError: one was given.
+    """
+    without_effect = set(names)
+    assert without_effect <= set(names_of(ctx.command).values()), without_effect
+    if found := [name for name in given(ctx) if name in without_effect]:
+        raise UsageError(f"{' and '.join(found)}: {why}", hint)
+
+
+def refuse_all_but(
+    ctx: typer.Context, names: Iterable[str], why: str, hint: str | None = None
+) -> None:
+    """Refuse every option but those which have an effect here; as `refuse`."""
+    effective = set(names)
+    assert effective <= set(names_of(ctx.command).values()), effective
+    refuse(ctx, set(names_of(ctx.command).values()) - effective, why, hint)
+
+
+def refuse_overwriting(written: Sequence[Path], read: Iterable[str]) -> None:
+    """Refuse to write a file that is read, or two things to one place; devices may be shared.
+
+    Raises:
+        UsageError: one of ``written`` is another of them, or one of ``read``.
+    """
+    places = [path.resolve() for path in written if path.is_file() or not path.exists()]
+    if twice := next((path for path in places if places.count(path) > 1), None):
+        raise UsageError(f"`{twice}` is named for two outputs, of which the later would be left")
+    for name in read:
+        if os.path.isfile(name) and Path(name).resolve() in places:
+            raise UsageError(f"`{name}` is read, and would be replaced by what is written")
+
+
+def names_of(command: Any) -> dict[str, str]:
+    """The parameters of a command, and what they are called on the command line."""
+    found = {}
+    for parameter in command.params:
+        long = [name for name in parameter.opts if name.startswith("--")]
+        argument = str(getattr(parameter, "metavar", None) or parameter.name).strip("[].")
+        found[str(parameter.name)] = long[0] if long else argument
+    return found
+
+
+def text(value: str) -> str:
+    """The value of an option that takes any text; an empty one would pass for a missing one."""
+    if not value:
+        raise typer.BadParameter("it is empty; leave it out, or say something")
+    return value
+
+
+def place(value: str) -> str:
+    """A path, or a name or an address in its place; ``~`` is written out."""
+    try:
+        return places.expanded(value)
+    except UsageError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
+def path(value: str) -> Path:
+    """A path; ``~`` is written out."""
+    return Path(place(value))
+
+
+def source(value: str) -> str:
+    """A path, pattern or address of images, ``-``, or ``@`` before the path of a list."""
+    if value.startswith("@") and not Path(value).exists():
+        return f"@{place(value[1:])}"
+    return place(value)
+
+
+# --- options
+
+
+Variant = Annotated[
+    str | None,
+    typer.Option(
+        parser=text,
+        help="Architecture: 13, 21, w24 or nano.",
+        rich_help_panel=MODEL,
+        show_default=False,
+    ),
+]
+Model = Annotated[
+    str | None,
+    typer.Option(
+        parser=place,
+        metavar="NAME|PATH",
+        help="A checkpoint: a known name, a hub repository (owner/name), a folder, a .safetensors, "
+        "an original .pth or a file of cvt export; by default "
+        f"{loading.DEFAULT_MODEL}.",
+        rich_help_panel=MODEL,
+        show_default=False,
+    ),
+]
+Revision = Annotated[
+    str | None,
+    typer.Option(
+        parser=text,
+        metavar="NAME",
+        help="Branch, tag, refs/pr/N or commit of a hub repository; by default main.",
+        rich_help_panel=MODEL,
+        show_default=False,
+    ),
+]
+Offline = Annotated[
+    bool,
+    typer.Option("--offline", help="Ask no hub; what is not here fails.", rich_help_panel=MODEL),
+]
+Architecture = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        parser=place,
+        metavar="NAME|PATH",
+        help="A checkpoint's or an exported file's architecture in place of --variant.",
+        rich_help_panel=MODEL,
+        show_default=False,
+    ),
+]
+NumClasses = Annotated[
+    int | None,
+    typer.Option(min=1, help="Classes of the head.", rich_help_panel=MODEL, show_default=False),
+]
+Res = Annotated[
+    str | None,
+    typer.Option(
+        parser=text,
+        metavar="PIXELS",
+        help="Input size, 384 or 384x512 (height x width); by default the model's own.",
+        rich_help_panel=MODEL,
+        show_default=False,
+    ),
+]
+Activation = Annotated[
+    ActivationName | None,
+    typer.Option(
+        help="Activation of the MLPs, against what the checkpoint says.",
+        rich_help_panel=MODEL,
+        show_default=False,
+    ),
+]
+Data = Annotated[
+    str,
+    typer.Option(
+        "--data",
+        "--dataset",
+        parser=place,
+        metavar="NAME|PATH",
+        help="A folder, .zip or .tar in one of the usual layouts, or cifar10, cifar100, "
+        "oxford-iiit-pet, flowers102, imagenette.",
+        rich_help_panel=DATA,
+        show_default=False,
+    ),
+]
+DataDir = Annotated[
+    Path | None,
+    typer.Option(
+        parser=path,
+        metavar="FOLDER",
+        help="Where known sets are kept, and fetched to; by default `data` in the cache folder.",
+        rich_help_panel=DATA,
+        show_default=False,
+    ),
+]
+Device = Annotated[
+    str,
+    typer.Option(
+        parser=text,
+        metavar="auto|cuda|cuda:1|mps|cpu",
+        help="Where to compute.",
+        rich_help_panel=RUN,
+    ),
+]
+Engine = Annotated[
+    loading.EngineName,
+    typer.Option(
+        help="Runtime; auto is torch on a GPU, else the fastest that is installed and whose graph "
+        "is prepared already or pays for being prepared.",
+        rich_help_panel=RUN,
+    ),
+]
+Precision = Annotated[
+    Literal["auto", "fp32", "bf16", "fp16"],
+    typer.Option(help="auto is bf16 on CUDA cards that have it, else fp32.", rich_help_panel=RUN),
+]
+BatchSize = Annotated[
+    int,
+    typer.Option(
+        min=1,
+        help="Images that are computed together; moves scores by rounding alone, by some 1e-6 in "
+        "fp32, by hundredths in bf16.",
+        rich_help_panel=RUN,
+    ),
+]
+Workers = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Threads that decode images; by default one for each processor.",
+        rich_help_panel=RUN,
+        show_default=False,
+    ),
+]
+Exif = Annotated[
+    bool,
+    typer.Option(
+        "--exif/--no-exif",
+        help="Turn pictures upright as their EXIF orientation says.",
+        rich_help_panel=DATA,
+    ),
+]
+Background = Annotated[
+    str | None,
+    typer.Option(
+        parser=text,
+        metavar="COLOR",
+        help="What shows through transparent pixels, such as white or #ff8000; by default they "
+        "have the colours that the file holds for them.",
+        rich_help_panel=DATA,
+        show_default=False,
+    ),
+]
+Verbose = Annotated[
+    bool,
+    typer.Option(
+        "--verbose", "-v", help="Say which engine was chosen and why.", rich_help_panel=OUTPUT
+    ),
+]
+Json = Annotated[
+    bool, typer.Option("--json", help="Print one JSON document.", rich_help_panel=OUTPUT)
+]

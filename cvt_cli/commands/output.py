@@ -1,0 +1,241 @@
+"""What the user sees: results on stdout, everything else on stderr."""
+
+import json
+import re
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+from cvt_cli.base import streams
+from cvt_cli.base.errors import CvtError
+from cvt_cli.base.package import __version__
+from cvt_cli.base.progress import Advance, Unit
+from cvt_cli.base.text import csv_row, duration, human_bytes, printable
+from cvt_cli.loading import Access, ReadyModel
+from cvt_cli.spec.costs import Costs
+
+PLAIN_INTERVAL_SEC = 30.0
+"""Between two progress lines where stderr is no terminal."""
+
+WIDTH_ELSEWHERE = 160
+"""Columns that a table may take where stdout is no terminal."""
+
+LEAST_TEXT = 12
+"""Columns that text in a table keeps, however narrow the terminal is."""
+
+
+DECIDE = (
+    *("model", "revision", "weights_sha256", "classes_sha256", "activation", "preprocessing"),
+    *("engine", "precision"),
+)
+"""Those of the conditions of a result that must be the same for it to be gone on with."""
+
+
+def note(message: str) -> None:
+    """Say something on stderr that is no result."""
+    streams.say(message)
+
+
+def error(message: str, hint: str | None = None) -> None:
+    """Report a failure on stderr, with the next step after a blank line."""
+    note(f"error: {message}")
+    if hint:
+        streams.say("")
+        streams.say(f"hint: {hint}")
+
+
+def conditions(classifier: ReadyModel) -> dict[str, Any]:
+    """What a result depends on, as the documented JSON keys."""
+    return {
+        "model": classifier.model,
+        "revision": classifier.revision,
+        "weights_sha256": classifier.weights_sha256,
+        "classes_sha256": classifier.classes_sha256,
+        "activation": classifier.activation,
+        "preprocessing": classifier.preprocessing.to_json(),
+        "device": classifier.engine.device,
+        "hardware": classifier.engine.hardware,
+        "precision": classifier.engine.precision,
+        "engine": classifier.engine.name,
+        "version": __version__,
+    }
+
+
+def note_conditions(classifier: ReadyModel) -> None:
+    """The same in a line for a person, after whatever was assumed in loading."""
+    for message in classifier.notes:
+        note(message)
+    note(describe_conditions(classifier))
+
+
+def describe_conditions(classifier: ReadyModel) -> str:
+    """The conditions in a line for a person."""
+    names = classifier.labels.names
+    classes = f"{len(names)} classes" + (f": {', '.join(names)}" if len(names) <= 20 else "")
+    engine = classifier.engine
+    at = f" at {classifier.revision[:7]}" if classifier.revision else ""
+    return (
+        f"{classifier.model}{at} ({classes}; {classifier.activation}); "
+        f"{classifier.preprocessing.describe()}; "
+        f"{engine.device}, {engine.hardware}, {engine.name}, {engine.precision}"
+    )
+
+
+def emit(text: str) -> None:
+    """Write a line, or several, of results for a person to stdout, at once.
+
+    Raises:
+        CvtError: as `_write`.
+    """
+    _write("\n".join(printable(line) for line in text.split("\n")))
+
+
+def _write(text: str) -> None:
+    """Write to stdout, at once and as it is.
+
+    Raises:
+        CvtError: nobody reads it any more, or the disk is full.
+    """
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        raise CvtError("stopped: nobody reads the output any more") from None
+
+
+def print_json(document: Any) -> None:
+    """One JSON document on stdout, indented."""
+    _write(_as_json(document, indent=2))
+
+
+def print_json_line(document: Any) -> None:
+    """One JSON document on a line of its own on stdout, at once."""
+    _write(_as_json(document, indent=None))
+
+
+def _as_json(document: Any, indent: int | None) -> str:
+    """JSON that stdout's encoding cannot spoil, and in which nothing ends a line or is hidden."""
+    ascii_only = not streams.is_unicode(sys.stdout)
+    text = json.dumps(document, indent=indent, ensure_ascii=ascii_only, allow_nan=False)
+    return re.sub(r"[^\n -~]", _escaped_unless_printable, text)
+
+
+def _escaped_unless_printable(found: re.Match[str]) -> str:
+    return found[0] if found[0].isprintable() else json.dumps(found[0])[1:-1]
+
+
+def print_csv_row(values: Iterable[Any]) -> None:
+    """One row of a CSV table (RFC 4180) on stdout, at once.
+
+    On a terminal, control characters in a name are escaped; elsewhere they stay as they are.
+    """
+    if sys.stdout.isatty():
+        values = [printable(value) if isinstance(value, str) else value for value in values]
+    _write(csv_row(values))
+
+
+def print_table(
+    title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], text_columns: int = 1
+) -> None:
+    """A title and a table on stdout; the first columns hold text, the others numbers."""
+    from rich import box
+    from rich.cells import cell_len
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    emit(printable(title))
+    table = Table(box=box.SIMPLE_HEAD)
+    for position, column in enumerate(columns):
+        table.add_column(
+            column,
+            justify="left" if position < text_columns else "right",
+            no_wrap=position >= text_columns,
+            overflow="fold",
+        )
+    for row in rows:
+        table.add_row(*(Text(printable(cell)) for cell in row))
+    # In a file or a pipe a table is as wide as it needs to be.
+    on_a_terminal = sys.stdout.isatty()
+    width = Console().width if on_a_terminal else WIDTH_ELSEWHERE
+    cells = zip(columns, *rows, strict=True)
+    widths = [max(cell_len(printable(cell)) for cell in column) for column in cells]
+    # Narrower, rich would leave columns out.
+    least = sum(min(w, LEAST_TEXT) if i < text_columns else w for i, w in enumerate(widths))
+    console = Console(width=max(width, least + 3 * len(columns)))
+    with console.capture() as capture:
+        console.print(table)
+    lines = capture.get().splitlines()
+    _write("\n".join(lines if on_a_terminal else [line.rstrip() for line in lines]))
+
+
+def access(revision: str | None = None, offline: bool = False, verbose: bool = False) -> Access:
+    """Fetch models where they are asked for, and say and show that on stderr."""
+    access = Access(note, progress, revision, offline)
+    return replace(access, detail=note) if verbose else access
+
+
+@contextmanager
+def progress(
+    what: str, total: int | None, *, unit: Unit = "images", done: int = 0
+) -> Iterator[Advance]:
+    """A bar with rate and time left on a terminal, plain lines otherwise (`progress.Progress`)."""
+    if sys.stderr.isatty():
+        from tqdm import tqdm
+
+        with tqdm(
+            total=total,
+            initial=done,
+            desc=what,
+            unit={"bytes": "B", "images": "img", "turns": "turn"}[unit],
+            unit_scale=unit == "bytes",
+            leave=False,
+            file=sys.stderr,
+        ) as bar:
+
+            def advance_bar(items: int, text: str) -> None:
+                if text:
+                    bar.set_postfix_str(text, refresh=False)
+                bar.update(items)
+
+            yield advance_bar
+        return
+
+    def amount(number: float) -> str:
+        return human_bytes(number) if unit == "bytes" else f"{number:.0f} {unit}"
+
+    started = last = time.perf_counter()
+    new = 0
+
+    def advance_lines(items: int, text: str) -> None:
+        nonlocal new, last
+        new += items
+        now = time.perf_counter()
+        if now - last >= PLAIN_INTERVAL_SEC:
+            last = now
+            rate = new / (now - started)
+            of, left = "", ""
+            if total is not None:
+                of = f" of {amount(total)}"
+                left = f", {duration((total - done - new) / rate)} left"
+            note(f"{what}: {amount(done + new)}{of}, {amount(rate)}/s{left} {text}".rstrip())
+
+    yield advance_lines
+
+
+def difference(ours: int, theirs: int | None) -> str:
+    """How far ours is from theirs, "+0.80 %"; empty where theirs is not known."""
+    return "" if theirs is None else f"{100 * (ours - theirs) / theirs:+.2f} %"
+
+
+def stage_name(stage: int | None) -> str:
+    """The name of a row's stage; what follows the last stage has none."""
+    return "" if stage is None else f"stage {stage}"
+
+
+def print_costs_json(found: Sequence[Costs]) -> None:
+    """One object for one model, a list for several."""
+    documents = [costs.to_json() for costs in found]
+    print_json(documents[0] if len(documents) == 1 else documents)

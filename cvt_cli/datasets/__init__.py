@@ -1,0 +1,1 @@
+"""Images with labels: class folders, archives, known data sets, and what is wrong with them."""

@@ -1,0 +1,125 @@
+"""What the run that a checkpoint came of trained on, and what it set aside to choose by."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from cvt_cli.base import machine, text
+from cvt_cli.base.errors import CvtError, DataError
+from cvt_cli.datasets import datacheck
+from cvt_cli.datasets.labelled import LabelledImages
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The run in whose folder a checkpoint lies."""
+
+    run: Path
+    data: str  # as it was named
+    root: Path  # of the images that were trained on
+    validation: frozenset[str]  # names of the images that the best epoch was chosen by
+    set_aside: bool  # they were taken from the training images
+    unreadable: tuple[str, ...]  # left out: "name: reason"
+    n: int  # images that were trained on, and those set aside from them
+    fingerprint: str  # of all of these, and of those that could not be read
+
+    def trained_on(
+        self, images: LabelledImages, opened: Callable[[], LabelledImages]
+    ) -> list[str] | None:
+        """Names of those images that were trained on; None where they are of other data.
+
+        Where the data were moved, renamed or packed since, it is by their contents that they are
+        known.
+
+        Args:
+            images: to be judged.
+            opened: opens the training part of the same data.
+        """
+        if _same(images.root, self.root):
+            known = set(opened().names)
+        elif self._moved_to(images):
+            known = set(images.names)
+        else:
+            return None
+        left_out = {entry[: i + 1] for entry in self.unreadable for i in _before_colons(entry)}
+        if self.set_aside:
+            left_out |= self.validation
+        known -= left_out
+        return [name for name in images.names if name in known]
+
+    def _moved_to(self, images: LabelledImages) -> bool:
+        """Whether these are the images that training began with; other numbers need no reading."""
+        return (
+            0 <= len(images) - self.n <= len(self.unreadable)
+            and datacheck.fingerprint(images, machine.threads()) == self.fingerprint
+        )
+
+    def held_out(self, images: LabelledImages) -> LabelledImages:
+        """Those images that the run chose its best epoch by.
+
+        Raises:
+            DataError: they are not all among these.
+        """
+        found = [i for i, name in enumerate(images.names) if name in self.validation]
+        if len(found) < len(self.validation):
+            raise DataError(
+                f"{len(self.validation) - len(found)} of the {len(self.validation)} images that "
+                f"`{self.run}` set aside are not in `{images.root}`",
+                hint=f"name the data that it was trained on, as then: --data {self.data}",
+            )
+        return images.subset(np.array(found, np.int64))
+
+
+def origin_of(model: str) -> Origin | None:
+    """The run that a checkpoint is of: ``RUN``, ``RUN/best``, ``RUN/last`` or a file in these.
+
+    None where it lies in no run's folder, or one whose plan cannot be read.
+    """
+    path = Path(model)
+    if not path.exists():
+        return None
+    path = path.resolve()
+    for run in (path, path.parent, path.parent.parent):
+        if (run / "split.json").is_file() and (run / "plan.json").is_file():
+            try:
+                split, plan = (text.read_json(run / f"{name}.json") for name in ("split", "plan"))
+                data = plan["data"]
+                return Origin(
+                    run,
+                    data["name"],
+                    Path(data["root"]),
+                    frozenset(split["validation"]),
+                    data["val_set_aside"],
+                    tuple(data["unreadable"]),
+                    data["train_n"] + (data["val_n"] if data["val_set_aside"] else 0),
+                    data["fingerprint"].split()[0],
+                )
+            except (OSError, ValueError, LookupError, TypeError, AttributeError):
+                return None
+    return None
+
+
+def is_trained_on_by_default(
+    training: LabelledImages, opened: Callable[[], LabelledImages]
+) -> bool:
+    """Whether what `cvt evaluate` takes of the data, if nothing else is said, was trained on.
+
+    Args:
+        training: all images to train on, those set aside included.
+        opened: opens what it takes; raises CvtError where it finds nothing, as in a lone ``train``.
+    """
+    try:
+        images = opened()
+    except CvtError:
+        return True
+    return _same(images.root, training.root) and not set(training.names).isdisjoint(images.names)
+
+
+def _same(one: Path, other: Path) -> bool:
+    return one.resolve() == other.resolve()
+
+
+def _before_colons(entry: str) -> list[int]:
+    return [i - 1 for i, c in enumerate(entry) if c == ":"]

@@ -1,0 +1,1 @@
+"""What computes logits: the protocol, and the runtimes that are not torch."""

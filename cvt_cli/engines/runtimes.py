@@ -1,0 +1,299 @@
+"""Engines that run a graph without torch: ONNX Runtime and OpenVINO.
+
+A graph is a file that `graphs` wrote: float32 images (B, 3, H, W), normalised, to logits
+(B, classes), with any B; with preprocessing inside, uint8 RGB (B, H, W, 3) of any size. Each engine
+is an extra of the package.
+"""
+
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cvt_cli.base import machine, stamps
+from cvt_cli.base.conditions import Conditions
+from cvt_cli.base.errors import CheckpointError, CvtError, UsageError
+from cvt_cli.base.progress import Say
+from cvt_cli.checkpoints.export_metadata import PIXELS, SUFFIXES, Record
+
+Runtime = Literal["onnxruntime", "openvino"]
+
+_MUCH = 10**15
+"""MACs that pay for every thread."""
+
+_BRIEF_SPIN_US = "20"
+"""As long as a thread of ONNX Runtime waits awake for others, which may not be running."""
+
+
+def installed(runtime: str) -> bool:
+    """Whether a runtime's package is there."""
+    return find_spec(runtime) is not None
+
+
+def require(runtime: str) -> None:
+    """Raises UsageError, with the command that installs it, if a runtime is not there."""
+    if not installed(runtime):
+        raise UsageError(
+            f"engine `{runtime}` is not installed", hint=f"pip install 'cvt-cli[{runtime}]'"
+        )
+
+
+def can_prepare() -> bool:
+    """Whether the packages with which torch writes a graph are there."""
+    return installed("onnx") and installed("onnxscript")
+
+
+def computes_in(runtime: Runtime, precision: str) -> bool:
+    """Whether a runtime, which must be installed, computes in a precision on this processor."""
+    if precision == "fp32":
+        return True
+    if runtime == "onnxruntime" or precision != "bf16":
+        return False
+    import openvino
+
+    return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
+def open_preprocessing(
+    runtime: Runtime, path: Path
+) -> Callable[[NDArray[np.uint8]], NDArray[np.float32]]:
+    """The preprocessing of an exported file on its own: pixels to images, in float32."""
+    if runtime == "onnxruntime":
+        import onnxruntime
+
+        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        return lambda pixels: session.run(None, {PIXELS: pixels})[0]
+    import openvino
+
+    settings = {"INFERENCE_PRECISION_HINT": "f32"}
+    compiled = openvino.Core().compile_model(path, "CPU", settings)
+    return lambda pixels: np.array(compiled(pixels)[0])
+
+
+def open_graph(
+    runtime: Runtime,
+    path: Path,
+    precision: str,
+    record: Record | None = None,
+    *,
+    macs: int | None = None,
+    say: Say = lambda _: None,
+) -> "OnnxRuntimeEngine | OpenVinoEngine":
+    """An engine for a graph on this machine's CPU.
+
+    Args:
+        runtime: its package must be installed.
+        path: of the graph.
+        precision: "auto", which is the file's, the file's, or with OpenVINO "bf16" for a file in
+            fp32.
+        record: what an exported file says of itself; None for a prepared graph, in fp32.
+        macs: of a call, for the number of threads; by default many.
+        say: told of what was kept, is damaged, and is made again.
+
+    Raises:
+        UsageError: the runtime is not installed, or does not compute in that precision here.
+        CheckpointError: the file is no graph that the runtime reads.
+    """
+    require(runtime)
+    own = record.precision if record else "fp32"
+    wanted = own if precision == "auto" else precision
+    if wanted != own and own != "fp32":
+        raise UsageError(f"`{path}` is in `{own}` and computes in nothing else, not in `{wanted}`")
+    if wanted != own and not computes_in(runtime, wanted):
+        raise UsageError(
+            f"engine `{runtime}` does not compute in `{wanted}` on this processor",
+            hint="`--precision fp32` it does"
+            + (", and `--engine torch` may compute in others" if record is None else ""),
+        )
+    threads = machine.threads_for(_MUCH if macs is None else macs)
+    if runtime == "onnxruntime":
+        return OnnxRuntimeEngine(path, threads, record)
+    return OpenVinoEngine(path, wanted, threads, record, say)
+
+
+class OnnxRuntimeEngine:
+    """A graph on ONNX Runtime's CPU provider (see `engine.Engine`)."""
+
+    name: Runtime = "onnxruntime"
+    device = "cpu"
+    transfer_sec = 0.0
+
+    def __init__(self, path: Path, threads: int, record: Record | None = None) -> None:
+        import onnxruntime
+
+        self.takes_pixels = record is not None and record.preprocessing_inside
+        self.precision: str = record.precision if record else "fp32"
+        self._input = PIXELS if self.takes_pixels else "images"
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.add_session_config_entry("session.intra_op.spin_duration_us", _BRIEF_SPIN_US)
+        options.log_severity_level = 3  # errors, which are raised as well
+        try:
+            self._session = onnxruntime.InferenceSession(
+                path, options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:  # its own kinds, which share no parent
+            raise _unreadable(path, error, record, self.name) from error
+        self.hardware = machine.named_threads(threads)
+
+    def __call__(self, batch: NDArray[Any]) -> NDArray[np.float32]:
+        """Images (B, 3, H, W), normalised, or pixels, to logits (B, classes)."""
+        return self._session.run(["logits"], {self._input: batch})[0]  # type: ignore[no-any-return]
+
+    def features(self, batch: NDArray[Any]) -> NDArray[np.float32]:
+        """Likewise to what the head reads (B, C)."""
+        return self._session.run(["features"], {self._input: batch})[0]  # type: ignore[no-any-return]
+
+
+class OpenVinoEngine:
+    """A graph on OpenVINO's CPU plugin; a prepared one is compiled once and kept beside it.
+
+    Not by OpenVINO's own ``CACHE_DIR``: its key holds neither the precision nor the processor's
+    features, and what it finds there it trusts.
+    """
+
+    name: Runtime = "openvino"
+    device = "cpu"
+    transfer_sec = 0.0
+
+    def __init__(
+        self, path: Path, precision: str, threads: int, record: Record | None, say: Say
+    ) -> None:
+        import openvino
+
+        core = openvino.Core()
+        self.takes_pixels = record is not None and record.preprocessing_inside
+        in_bf16 = precision == "bf16" and computes_in("openvino", "bf16")
+        settings: dict[str, Any] = {
+            "INFERENCE_NUM_THREADS": threads,
+            # Its own default is bf16 where the processor has it, without a word.
+            "INFERENCE_PRECISION_HINT": "bf16" if in_bf16 else "f32",
+            "PERFORMANCE_HINT": "LATENCY",
+        }
+        if record is not None and record.bin_sha256 is not None:
+            _check_weights(path, record.bin_sha256)
+        try:
+            graph = stamps.read(path) if record is None else None
+            if graph is None:
+                self._compiled, self._memory = core.compile_model(path, "CPU", settings), None
+            else:
+                self._compiled, self._memory = _compiled_once(
+                    core, path, graph["sha256"], settings, say
+                )
+        except RuntimeError as error:
+            raise _unreadable(path, error, record, self.name) from error
+        self.hardware = machine.named_threads(threads)
+        running = self._compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
+        self.precision: str = {"f32": "fp32"}.get(running, running)
+        if record is not None and record.precision == "int8":
+            self.precision = "int8"
+
+    def __call__(self, batch: NDArray[Any]) -> NDArray[np.float32]:
+        """Images (B, 3, H, W), normalised, or pixels, to logits (B, classes)."""
+        return np.array(self._compiled(batch)["logits"])
+
+    def features(self, batch: NDArray[Any]) -> NDArray[np.float32]:
+        """Likewise to what the head reads (B, C)."""
+        return np.array(self._compiled(batch)["features"])
+
+
+def _compiled_once(
+    core: Any, path: Path, sha256: str, settings: dict[str, Any], say: Say
+) -> tuple[Any, Any]:
+    """A prepared graph, compiled for these conditions: what was kept of it, or made and kept now.
+
+    With it comes the memory that its weights lie in, which must last as long as it.
+
+    Raises:
+        RuntimeError: OpenVINO cannot read the graph.
+    """
+    import openvino
+
+    made_under = {
+        "graph": sha256,
+        "openvino": openvino.get_version(),
+        "precision": settings["INFERENCE_PRECISION_HINT"],
+        "processor": machine.processor(),
+        "capabilities": sorted(core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")),
+    }
+    kept = path.parent / "openvino" / f"{Conditions(made_under).key}.blob"
+    if stamps.is_right(kept, made_under):
+        with suppress(RuntimeError, OSError):
+            return _imported(core, kept, settings)
+    if kept.exists():
+        say(f"`{kept}` is damaged, and is made again")
+    compiled = core.compile_model(path, "CPU", settings)
+    if os.access(path.parent, os.W_OK):
+        try:
+            with stamps.making(kept, made_under) as temporary:
+                temporary.write_bytes(compiled.export_model().getbuffer())
+        except CvtError as error:
+            say(f"{error}; OpenVINO compiles the graph again each time")
+    return compiled, None
+
+
+def _imported(core: Any, kept: Path, settings: dict[str, Any]) -> tuple[Any, Any]:
+    import openvino
+
+    memory = np.memmap(kept, np.uint8, mode="c")  # "r" is not taken; nothing is written to it
+    try:
+        content = openvino.Tensor(memory, shared_memory=True)
+        return core.import_model(content, "CPU", settings), (content, memory)
+    except TypeError:  # an older version, which takes bytes alone
+        return core.import_model(memory.tobytes(), "CPU", settings), None
+
+
+def _check_weights(path: Path, sha256: str) -> None:
+    """Raises CheckpointError if beside an ``.xml`` there is not the ``.bin`` that it was made with.
+
+    OpenVINO takes any that is large enough.
+    """
+    weights = path.with_suffix(".bin")
+    try:
+        found = stamps.hash_of(weights)
+    except OSError as error:
+        raise CheckpointError(
+            f"`{weights}`, which holds the weights of `{path}`, cannot be read: "
+            f"{error.strerror or error}",
+            hint="the two files belong together",
+        ) from None
+    if found != sha256:
+        raise CheckpointError(
+            f"`{weights}` is damaged, or of another export than `{path}`: its SHA-256 is {found}, "
+            f"not {sha256}",
+            hint="the two files belong together: copy both, or export them again",
+        )
+
+
+def _unreadable(
+    path: Path, error: Exception, record: Record | None, runtime: Runtime
+) -> CheckpointError:
+    reason = _reason(error)
+    if record is None:
+        return CheckpointError(
+            f"`{path}` is damaged, or no graph that can be run: {reason}",
+            hint="delete it; a graph of the cache is made again, another by `cvt export`",
+        )
+    hint = "export it again, if it is damaged"
+    if runtime == "openvino" and path.suffix.lower() == SUFFIXES["onnx"]:
+        hint = (
+            "onnxruntime runs it (`--engine onnxruntime`), if it is sound; for OpenVINO export an "
+            ".xml"
+        )
+    return CheckpointError(
+        f"`{runtime}` cannot run `{path}`, in `{record.precision}`: {reason}", hint
+    )
+
+
+def _reason(error: Exception) -> str:
+    """What a runtime says of an error, without the lines that name places in its own source."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    said = [line for line in lines if line and not line.startswith("Exception from ")]
+    reason = (said or lines or [type(error).__name__])[0]
+    return reason if len(reason) <= 200 else f"{reason[:199]}…"

@@ -1,0 +1,270 @@
+"""Two models on the same images: which is better, and whether that can be chance."""
+
+import csv
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cvt_cli.base.errors import DataError, UsageError
+from cvt_cli.prediction.writers import as_text, require_parquet
+
+SUFFIXES = (".jsonl", ".csv", ".parquet")
+
+RESAMPLES = 10_000
+"""Of the images, for the interval of the difference."""
+
+_HINT = "`cvt evaluate --predictions FILE` writes what is compared here"
+
+
+@dataclass(frozen=True)
+class Line:
+    """What one file says of one image."""
+
+    path: str
+    label: str  # the true class
+    correct: bool
+    predicted: str | None  # the likeliest class; None if the image could not be read
+    wnid: str | None  # of `predicted`, if known; two classes of ImageNet are called crane
+    sha256: str | None = None  # of the image's file; tables do not say it
+
+    def answers_as(self, other: "Line") -> bool:
+        """Whether both have the same likeliest class."""
+        if self.wnid and other.wnid:
+            return self.wnid == other.wnid
+        return self.predicted == other.predicted
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Counts over the images that both files have."""
+
+    both_right: int
+    only_a: int  # right in A only
+    only_b: int
+    both_wrong: int
+    changed: tuple[tuple[Line, Line], ...]  # A's and B's line where the likeliest class differs
+    only_in_a: int  # images that B's file lacks, and that are left out
+    only_in_b: int
+    differ: int = 0  # images that have one path in both and another content, where both say it
+
+    @property
+    def n(self) -> int:
+        """Images compared."""
+        return self.both_right + self.only_a + self.only_b + self.both_wrong
+
+    @property
+    def correct_a(self) -> int:
+        """Images that A has right."""
+        return self.both_right + self.only_a
+
+    @property
+    def correct_b(self) -> int:
+        """Images that B has right."""
+        return self.both_right + self.only_b
+
+    @property
+    def difference(self) -> float:
+        """B's accuracy minus A's, in percentage points."""
+        return 100 * (self.only_b - self.only_a) / self.n
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95 % interval of `difference`, in percentage points."""
+        return bootstrap_interval(self.only_a, self.only_b, self.n)
+
+    @property
+    def p_value(self) -> float:
+        """Of McNemar's exact test, two-sided."""
+        return mcnemar(self.only_a, self.only_b)
+
+    def to_json(self) -> dict[str, Any]:
+        """The documented keys of ``--json``; accuracies are fractions."""
+        return {
+            "n": self.n,
+            "only_in_a": self.only_in_a,
+            "only_in_b": self.only_in_b,
+            "accuracy_a": self.correct_a / self.n,
+            "accuracy_b": self.correct_b / self.n,
+            "difference_points": self.difference,
+            "difference_points_interval": list(self.interval),
+            "p_value": self.p_value,
+            "both_right": self.both_right,
+            "only_a_right": self.only_a,
+            "only_b_right": self.only_b,
+            "both_wrong": self.both_wrong,
+            "changed": [
+                {"path": a.path, "label": a.label, "a": _class(a), "b": _class(b)}
+                for a, b in self.changed
+            ],
+        }
+
+
+def _class(line: Line) -> dict[str, Any] | None:
+    if line.predicted is None:
+        return None
+    return {"label": line.predicted, "wnid": line.wnid, "correct": line.correct}
+
+
+def compare(a: Sequence[Line], b: Sequence[Line]) -> Comparison:
+    """Pair the lines by path, the first of a path with the first, and count.
+
+    Raises:
+        DataError: no image is in both, or the two differ on the true class of one.
+    """
+    others: dict[str, list[Line]] = {}
+    for line in reversed(b):
+        others.setdefault(line.path, []).append(line)
+    pairs = [(line, others[line.path].pop()) for line in a if others.get(line.path)]
+    if not pairs:
+        raise DataError(
+            "the two files have no image in common"
+            + (f"; one begins with `{a[0].path}`, the other with `{b[0].path}`" if a and b else ""),
+            hint="images are paired by path, so evaluate both models with the same `--data`",
+        )
+    for one, other in pairs:
+        if one.label != other.label:
+            raise DataError(
+                f"the two files differ on the true class of `{one.path}`: "
+                f"`{one.label}` and `{other.label}`",
+                hint="compare two models on the same data",
+            )
+    counts = {(x, y): 0 for x in (True, False) for y in (True, False)}
+    for one, other in pairs:
+        counts[one.correct, other.correct] += 1
+    return Comparison(
+        both_right=counts[True, True],
+        only_a=counts[True, False],
+        only_b=counts[False, True],
+        both_wrong=counts[False, False],
+        changed=tuple((one, other) for one, other in pairs if not one.answers_as(other)),
+        only_in_a=len(a) - len(pairs),
+        only_in_b=len(b) - len(pairs),
+        differ=sum(
+            bool(one.sha256 and other.sha256 and one.sha256 != other.sha256) for one, other in pairs
+        ),
+    )
+
+
+def mcnemar(only_a: int, only_b: int) -> float:
+    """Two-sided p-value of McNemar's exact test.
+
+    If neither model is better, each image that only one has right is a fair coin's toss. The sum of
+    the binomial's tail is of integers, so that nothing is rounded before the last division.
+    """
+    n, fewer = only_a + only_b, min(only_a, only_b)
+    term = tail = 1
+    for k in range(fewer):
+        term = term * (n - k) // (k + 1)
+        tail += term
+    return min(1.0, 2 * tail / (1 << n))
+
+
+def bootstrap_interval(only_a: int, only_b: int, n: int) -> tuple[float, float]:
+    """95 % percentile interval of B's accuracy minus A's, in percentage points.
+
+    The paired difference of an image is -1, 0 or 1, so that drawing n of n images with replacement
+    is exactly a multinomial draw of three counts. Seed 0: the same counts give the same interval.
+    """
+    shares = np.array([only_a, only_b, n - only_a - only_b]) / n
+    drawn = np.random.default_rng(0).multinomial(n, shares, size=RESAMPLES)
+    low, high = np.percentile(100 * (drawn[:, 1] - drawn[:, 0]) / n, (2.5, 97.5))
+    return float(low), float(high)
+
+
+# --- predictions files
+
+
+def read(path: Path) -> list[Line]:
+    """Read what ``cvt evaluate --predictions`` wrote.
+
+    Raises:
+        UsageError: its suffix names no kind of file, or pyarrow is missing for Parquet.
+        DataError: it cannot be read, or a line of it is no prediction.
+    """
+    readers = {".jsonl": _json_rows, ".csv": _csv_rows, ".parquet": _parquet_rows}
+    suffix = path.suffix.lower()
+    if suffix not in readers:
+        accepted = ", ".join(f"`{suffix}`" for suffix in SUFFIXES)
+        raise UsageError(f"`{path}` names no kind of predictions; accepted are {accepted}")
+    try:
+        lines = [_line(row, where) for row, where in readers[suffix](path)]
+    except OSError as error:
+        raise DataError(f"cannot read `{path}`: {error.strerror or error}", hint=_HINT) from None
+    except UnicodeDecodeError:
+        raise DataError(f"`{path}` is not text in UTF-8", hint=_HINT) from None
+    if not lines:
+        raise DataError(f"`{path}` holds no predictions", hint=_HINT)
+    return lines
+
+
+def _line(row: Mapping[str, Any], where: str) -> Line:
+    """Check one row with the columns of a table.
+
+    Raises:
+        DataError: it is no prediction.
+    """
+
+    def text(key: str) -> str | None:
+        value = row.get(key)
+        if value is not None and not isinstance(value, str):
+            raise DataError(f"{where}: `{key}` is {value!r}, not text", hint=_HINT)
+        # Tables hold odd file names escaped, JSON may hold them as they are.
+        return as_text(value) if value else None
+
+    path, label, correct = text("path"), text("label"), row.get("correct")
+    error, predicted = text("error"), text("label_1")
+    if path is None or label is None or not isinstance(correct, bool):
+        raise DataError(f"{where} has no path, label and correct", hint=_HINT)
+    if (error is None) == (predicted is None) or (error is not None and correct):
+        raise DataError(f"{where} has neither a prediction nor an error", hint=_HINT)
+    return Line(path, label, correct, predicted, text("wnid_1"), text("sha256"))
+
+
+def _json_rows(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
+    with path.open(encoding="utf-8-sig") as file:
+        for number, line in enumerate(file, 1):
+            where = f"`{path}`, line {number}"
+            try:
+                row: dict[str, Any] = dict(json.loads(line))
+                if "error" not in row:
+                    best = row["predictions"][0]
+                    row |= {"label_1": best["label"], "wnid_1": best["wnid"]}
+            except (ValueError, TypeError, KeyError, IndexError, RecursionError):
+                raise DataError(f"{where} is no prediction", hint=_HINT) from None
+            yield row, where
+
+
+def _csv_rows(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.DictReader(file, strict=True)
+        try:
+            for row in reader:
+                where = f"`{path}`, line {reader.line_num}"
+                if None in row or None in row.values():
+                    raise DataError(f"{where} has not as many values as columns", hint=_HINT)
+                correct = {"True": True, "False": False}.get(row.get("correct", ""))
+                yield {**row, "correct": correct}, where
+        except csv.Error as error:
+            raise DataError(
+                f"`{path}`, line {reader.reader.line_num}: {error}", hint=_HINT
+            ) from None
+
+
+def _parquet_rows(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
+    require_parquet()
+    import pyarrow
+    from pyarrow import parquet
+
+    wanted = ("path", "label", "correct", "error", "label_1", "wnid_1")
+    try:
+        with parquet.ParquetFile(path) as file:
+            columns = [name for name in wanted if name in file.schema_arrow.names]
+            rows = file.read(columns=columns).to_pylist()
+    except pyarrow.ArrowException as error:
+        raise DataError(f"`{path}` is no Parquet file: {error}", hint=_HINT) from None
+    for number, row in enumerate(rows, 1):
+        yield row, f"`{path}`, row {number}"

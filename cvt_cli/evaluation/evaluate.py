@@ -1,0 +1,328 @@
+"""Labelled images through one model or several, each image read once."""
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from time import perf_counter
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cvt_cli.base.errors import DataError, ImageError, UsageError
+from cvt_cli.base.progress import Progress, silent
+from cvt_cli.datasets.labelled import LabelledImages
+from cvt_cli.engines.protocol import Engine, logits_of, prepared
+from cvt_cli.evaluation.metrics import Evaluation
+from cvt_cli.prediction.classify import Prediction, ahead, batches, top_predictions, waiting_bytes
+from cvt_cli.prediction.writers import Line, as_text, prediction_columns
+from cvt_cli.spec.labels import Labels
+from cvt_cli.spec.preprocessing import Preprocessing
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What a model said of one labelled image."""
+
+    path: str
+    label: str  # the right class, by the model's name
+    correct: bool = False
+    predictions: tuple[Prediction, ...] = ()
+    error: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """The documented keys: ``predictions``, or ``error`` in its place."""
+        start = {"path": self.path, "label": self.label, "correct": self.correct}
+        if self.error is not None:
+            return {**start, "error": self.error}
+        return {**start, "predictions": [vars(p) for p in self.predictions]}
+
+
+def judged_row(item: Judged, top_k: int) -> dict[str, Any]:
+    """The same as a row of a table: ``path``, ``label``, ``correct``, ``error``, ``label_1``, …."""
+    start = {"path": as_text(item.path), "label": item.label, "correct": item.correct}
+    return {**start, "error": item.error, **prediction_columns(item.predictions, top_k)}
+
+
+@dataclass
+class Subject:
+    """A model under evaluation, what it is judged by, and what was counted."""
+
+    engine: Engine
+    preprocessing: Preprocessing
+    labels: Labels
+    class_index: NDArray[np.int64]  # the model's class of each of the data's
+    result: Evaluation
+    groups: Mapping[str, str] = field(default_factory=dict)  # by image name
+    real: Mapping[str, Sequence[int]] = field(default_factory=dict)  # ReaL's labels, likewise
+    judged: Callable[[Judged, str | None], None] | None = None  # told of every image, in order,
+    #                                                               and of its file's SHA-256
+    truth: "Truth" = field(default_factory=lambda: Truth())
+
+
+class Truth:
+    """Hashes of what images were judged by, over these in the order in which they were."""
+
+    def __init__(self) -> None:
+        self._hashes = {kind: hashlib.sha256() for kind in ("classes", "groups", "ReaL labels")}
+
+    def add(self, one: Subject, name: str, right: int) -> None:
+        """Note an image, with the index of its right class."""
+        for kind, value in (
+            ("classes", right),
+            ("groups", one.groups.get(name)),
+            ("ReaL labels", one.real.get(name)),
+        ):
+            self._hashes[kind].update(json.dumps([name, value]).encode())
+
+    def hashes(self) -> dict[str, str]:
+        """A SHA-256 of each kind."""
+        return {kind: found.hexdigest() for kind, found in self._hashes.items()}
+
+
+def subject(
+    engine: Engine,
+    preprocessing: Preprocessing,
+    labels: Labels,
+    class_index: NDArray[np.int64],
+    data: LabelledImages,
+    k: int = 5,
+) -> Subject:
+    """A model with nothing counted yet; if the data has not all its classes, those that it has."""
+    present = np.unique(class_index[data.labels])
+    subset = present if len(present) < len(labels) else None
+    return Subject(engine, preprocessing, labels, class_index, Evaluation(len(labels), subset, k))
+
+
+def evaluate(
+    subjects: Sequence[Subject],
+    data: LabelledImages,
+    *,
+    indices: Sequence[int] | None = None,
+    hashes: bool = False,
+    batch_size: int,
+    exif: bool = False,
+    workers: int = 1,
+    after_batch: Callable[[int], None] = lambda done: None,
+    progress: Progress = silent,
+) -> None:
+    """Run every image through every model and count; in order, in constant memory.
+
+    Args:
+        subjects: the models, whose results grow.
+        data: the images with their classes.
+        indices: of the images to take, by default all.
+        hashes: tell the subjects each file's hash, which costs the reading of all of it.
+        batch_size: images per call of an engine.
+        exif: turn pictures upright first; the published numbers were measured without.
+        workers: threads that read and decode.
+        after_batch: told how many images are done, when all that was counted is whole.
+        progress: told of every batch.
+    """
+    wanted = range(len(data)) if indices is None else indices
+
+    def prepare(index: int) -> _Prepared:
+        started = perf_counter()
+        told: list[str] = []
+        try:
+            image = data.load(index, exif, tell_hash=told.append if hashes else None)
+            made: dict[tuple[Preprocessing, bool], NDArray[Any]] = {}
+            arrays = []
+            for one in subjects:
+                how = (one.preprocessing, one.engine.takes_pixels)
+                if how not in made:
+                    made[how] = prepared(one.engine, image, one.preprocessing)
+                arrays.append(made[how])
+        except ImageError as error:
+            return _Prepared(str(error), perf_counter() - started, told[0] if told else None)
+        return _Prepared(arrays, perf_counter() - started, told[0] if told else None)
+
+    started, done = perf_counter(), 0
+    before = [one.result.seconds for one in subjects]
+    with progress("evaluating", len(wanted)) as advance:
+        ready = ahead(prepare, wanted, workers, 2 * batch_size, _waiting_bytes)
+        for chunk in batches(ready, batch_size, _waiting_bytes):
+            for place, one in enumerate(subjects):
+                _count(one, place, chunk, data)
+                one.result.seconds = before[place] + perf_counter() - started
+            done += len(chunk)
+            after_batch(done)
+            advance(len(chunk), f"top-1 {subjects[0].result.top1:.4f}")
+
+
+def _waiting_bytes(ready: "_Prepared") -> int:
+    return 0 if isinstance(ready.arrays, str) else sum(map(waiting_bytes, ready.arrays))
+
+
+def _count(
+    one: Subject,
+    place: int,
+    chunk: Sequence[tuple[int, "_Prepared"]],
+    data: LabelledImages,
+) -> None:
+    """Run one model on the images of a batch that could be read, and count all of them."""
+    result = one.result
+    readable = [(i, p.arrays) for i, p in chunk if not isinstance(p.arrays, str)]
+    names = [data.names[i] for i, _ in readable]
+    logits: NDArray[np.float32] = np.empty((0, len(one.labels)), np.float32)
+    if readable:
+        transferred, started = one.engine.transfer_sec, perf_counter()
+        logits = logits_of(one.engine, [arrays[place] for _, arrays in readable])
+        result.model_sec += perf_counter() - started
+        result.transfer_sec += one.engine.transfer_sec - transferred
+        labels = one.class_index[data.labels[[i for i, _ in readable]]]
+        groups = [one.groups.get(name, "") for name in names] if one.groups else []
+        real = [one.real[name] for name in names] if one.real else []
+        result.add(logits, labels, names, groups, real)
+    rows: Iterator[NDArray[np.float32]] = iter(logits)
+    for index, (ready, seconds, sha256) in chunk:
+        result.decode_sec += seconds
+        name, right = data.names[index], int(one.class_index[data.labels[index]])
+        if isinstance(ready, str):
+            group = one.groups.get(name, "") if one.groups else None
+            result.add_failure(name, ready, right, group, one.real.get(name, ()))
+        if one.judged is not None:
+            label = one.labels.names[right]
+            one.truth.add(one, name, right)
+            if isinstance(ready, str):
+                one.judged(Judged(name, label, error=ready), sha256)
+            else:
+                found = top_predictions(next(rows), one.labels, result.k)
+                one.judged(Judged(name, label, found[0].index == right, found), sha256)
+
+
+class _Prepared(NamedTuple):
+    """An image, ready for every model."""
+
+    arrays: list[NDArray[Any]] | str  # or why it cannot be read
+    seconds: float  # that it took
+    sha256: str | None  # of its file
+
+
+def check_lines(
+    path: Path,
+    lines: Sequence[Line],
+    truth: Mapping[str, str] | None,
+    one: Subject,
+    data: LabelledImages,
+    *,
+    workers: int,
+    progress: Progress,
+) -> None:
+    """See that the images that a file says something of are the data's still, and the same.
+
+    All that was judged is read again for its hash, which takes a small part of what judging takes.
+
+    Args:
+        path: of the file.
+        lines: of it.
+        truth: the hashes of what they were judged by; None if unknown.
+        one: the model; its `truth` is then of these images.
+        data: the images.
+        workers: threads that read.
+        progress: told of every image.
+
+    Raises:
+        UsageError: an image has gone, has another class, group or ReaL label, or another content.
+    """
+    hint = "without --resume, or with another file, the evaluation begins anew"
+    place = {name: index for index, name in enumerate(data.names)}
+    if gone := [line.path for line in lines if line.path not in place]:
+        raise UsageError(
+            f"`{path}` has {len(gone)} of its {len(lines)} images from elsewhere: the data has no "
+            f"`{gone[0]}`",
+            hint,
+        )
+    for line in lines:
+        right = int(one.class_index[data.labels[place[line.path]]])
+        if line.label != one.labels.names[right]:
+            raise UsageError(
+                f"`{line.path}` is of class `{line.label}` in `{path}`, and of "
+                f"`{one.labels.names[right]}` now",
+                hint,
+            )
+        one.truth.add(one, line.path, right)
+    for kind, found in one.truth.hashes().items():
+        if truth is not None and truth.get(kind) != found:
+            raise UsageError(
+                f"`{path}` was made with other {kind} for the images that it has", hint
+            )
+
+    def has_changed(line: Line) -> bool:
+        if line.sha256 == "":
+            return False
+        try:
+            return data.content_hash(place[line.path]) != line.sha256
+        except ImageError:
+            return line.sha256 is not None
+
+    with progress("checking what is done", len(lines)) as advance:
+        for line, changed in ahead(has_changed, lines, workers, 4 * workers):
+            advance(1, "")
+            if changed:
+                raise UsageError(f"`{line.path}` has changed since `{path}` was made", hint)
+
+
+_VALIDATION_NAME = re.compile(r"ILSVRC2012_val_(\d{8})")
+
+
+def real_labels(names: Sequence[str], content: Any, where: str) -> dict[str, list[int]]:
+    """ReaL's labels of each image, by file name (Beyer et al. 2020, arXiv 2006.07159).
+
+    Args:
+        names: of the images.
+        content: of ``real.json``: for image i of ImageNet's validation set, a list of classes.
+        where: it was read, for messages.
+
+    Raises:
+        DataError: it is no such list, or an image has lost the name that says which it is.
+    """
+    if not isinstance(content, list) or not all(isinstance(labels, list) for labels in content):
+        raise DataError(f"`{where}` is not ReaL's file: expected is a list of lists of classes")
+    found = {}
+    for name in names:
+        match = _VALIDATION_NAME.search(name.rpartition("/")[2])
+        number = int(match[1]) if match else 0
+        if not 1 <= number <= len(content):
+            raise DataError(
+                f"image `{name}` does not say which of ImageNet's validation images it is",
+                hint="ReaL's labels go by the original file names, ILSVRC2012_val_00000001.JPEG …",
+            )
+        found[name] = content[number - 1]
+    return found
+
+
+def read_groups(lines: Iterator[Mapping[str, str]], where: str) -> dict[str, str]:
+    """The group of each path, from a table with the columns ``path`` and ``group``.
+
+    Raises:
+        DataError: a column is missing, or a path has no group or two.
+    """
+    table: dict[str, str] = {}
+    for row in lines:
+        if row.get("path") is None or row.get("group") is None:
+            raise DataError(f"`{where}` needs the columns `path` and `group`")
+        path, group = row["path"], row["group"]
+        if not group.strip():
+            raise DataError(f"`{where}` names no group for `{path}`")
+        if table.setdefault(path, group) != group:
+            raise DataError(f"`{where}` has two groups for `{path}`: `{table[path]}` and `{group}`")
+    return table
+
+
+def groups_of(table: Mapping[str, str], names: Sequence[str], where: str) -> dict[str, str]:
+    """The group of each image, from such a table.
+
+    Raises:
+        DataError: an image is not in it.
+    """
+    if missing := [name for name in names if name not in table]:
+        raise DataError(
+            f"{len(missing)} of {len(names)} images have no group in `{where}`, such as "
+            f"`{missing[0]}`",
+            hint="paths are those below the data's folder, as --predictions writes them",
+        )
+    return {name: table[name] for name in names}

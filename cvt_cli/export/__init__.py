@@ -1,0 +1,1 @@
+"""Checkpoints as verified files for other runtimes, and how fast they are; torch."""

@@ -1,0 +1,348 @@
+"""A checkpoint to a file that runs elsewhere, verified before it has its name."""
+
+import json
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from cvt_cli.base import files, machine
+from cvt_cli.base.errors import CheckpointError, UsageError
+from cvt_cli.base.progress import Progress, Say
+from cvt_cli.checkpoints import folders
+from cvt_cli.checkpoints.export_metadata import SUFFIXES, GraphFormat, Precision, Record
+from cvt_cli.engines import runtimes
+from cvt_cli.engines.protocol import Engine
+from cvt_cli.export import benchmark, graphs, verification
+from cvt_cli.export.benchmark import Row
+from cvt_cli.export.preprocessing import InsidePreprocessing, require
+from cvt_cli.export.verification import Parity, Pictures, Verification
+from cvt_cli.model import weights
+from cvt_cli.model.engine import ExportedEngine, TorchEngine
+from cvt_cli.model.weights import LoadedCheckpoint
+
+Layout = Literal["transformers", "reference"]
+
+FAILED = ".failed"
+"""Suffix of a file that differs too much from the checkpoint."""
+
+SPEED_ROUNDS = 5
+
+_VERSIONS = ("cvt-cli", "torch", "onnx", "onnxruntime", "openvino", "nncf", "pillow")
+
+_IMPOSSIBLE: dict[tuple[GraphFormat, Precision], str] = {
+    ("onnx", "bf16"): "ONNX Runtime has no bfloat16 convolution on a CPU, and loads no such file",
+    ("pt2", "int8"): "PyTorch's own quantisation is in a package, torchao, that this tool does not "
+    "use",
+}
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A file, and what was measured of it."""
+
+    path: Path  # ends in FAILED if it was not good enough
+    form: GraphFormat
+    engine: str
+    record: Record
+    verification: Verification
+    speed: tuple[Row, Row]  # torch's in float32 on the CPU, and the file's; of one image at a time
+    verified_on: str  # which images
+    calibrated_on: int | None  # images
+
+    @property
+    def bytes(self) -> int:
+        """Of the file, of an ``.xml`` with its ``.bin``."""
+        return sum(path.stat().st_size for path in files_of(self.path))
+
+    def to_json(self) -> dict[str, Any]:
+        """The documented keys."""
+        record = self.record
+        return {
+            "file": str(self.path),
+            "format": self.form,
+            "engine": self.engine,
+            "bytes": self.bytes,
+            "model": record.model,
+            "source": record.source,
+            "revision": record.revision,
+            "weights_sha256": record.weights_sha256,
+            "licence": record.licence,
+            "activation": record.config.activation,
+            "num_classes": len(record.labels),
+            "preprocessing": record.preprocessing.to_json(),
+            "preprocessing_inside": record.preprocessing_inside,
+            "precision": record.precision,
+            "dynamic_size": record.dynamic_size,
+            "calibration_images": self.calibrated_on,
+            "verification": {"data": self.verified_on, **self.verification.to_json()},
+            "speed": {
+                "batch_size": 1,
+                "rounds": SPEED_ROUNDS,
+                "torch_latency_sec": 1 / self.speed[0].images_per_sec,
+                "latency_sec": 1 / self.speed[1].images_per_sec,
+                "ratio": self.speed[1].ratio,
+                "ratio_range": self.speed[1].ratios and list(self.speed[1].ratios),
+            },
+            "versions": machine.versions(_VERSIONS),
+        }
+
+
+def check(form: GraphFormat, precision: Precision, inside: bool, dynamic_size: bool) -> None:
+    """Whether files can be made so here; asked before a checkpoint is fetched.
+
+    Raises:
+        UsageError: no runtime takes it, or what makes or runs it is not installed.
+    """
+    if reason := _IMPOSSIBLE.get((form, precision)):
+        raise UsageError(
+            f"`{form}` is not exported in `{precision}`: {reason}",
+            hint="`--precision fp32` every format takes, `--int8` onnx and openvino",
+        )
+    if inside and dynamic_size:
+        raise UsageError(
+            "--with-preprocessing takes images of any size already, and resizes them to one; "
+            "give it without --dynamic-size"
+        )
+    extra = {"onnx": "onnxruntime", "openvino": "openvino"}.get(form)
+    packages = {"onnx": ["onnxruntime"], "openvino": ["openvino"], "pt2": []}[form]
+    if extra:
+        packages += ["onnx", "onnxscript"]
+    if precision == "int8" and form == "openvino":
+        extra, packages = "nncf", [*packages, "nncf"]
+    if missing := [package for package in packages if not runtimes.installed(package)]:
+        raise UsageError(
+            f"exporting to `{form}` needs {' and '.join(f'`{name}`' for name in missing)}",
+            hint=f"pip install 'cvt-cli[{extra}]'",
+        )
+
+
+def export(
+    loaded: LoadedCheckpoint,
+    record: Record,
+    form: GraphFormat,
+    target: Path,
+    workplace: Path,
+    *,
+    calibration: Pictures | None,
+    verify_on: Pictures,
+    say: Say,
+    progress: Progress,
+) -> Exported:
+    """Write a file, verify it, and give it its name; or, if it is not good enough, FAILED.
+
+    Beside it a ``.json`` has what was measured.
+
+    Args:
+        loaded: the checkpoint.
+        record: what the file shall be.
+        form: of the file.
+        target: its path.
+        workplace: a folder on the same file system, for what is made on the way.
+        calibration: images for "int8".
+        verify_on: images to compare on.
+        say: takes what is being done.
+        progress: of the comparison.
+
+    Raises:
+        UsageError: its preprocessing cannot be part of a file.
+        CvtError: it cannot be written, an image cannot be read, or it does not run.
+    """
+    if record.preprocessing_inside:
+        require(record.preprocessing)
+    made = workplace / target.name
+    say(
+        f"writing `{target}`"
+        + (f", calibrated on {len(calibration)} images" if calibration else "")
+    )
+    arrays = calibration and verification.Arrays(calibration, record.preprocessing)
+    graphs.write(loaded.model, record, form, made, arrays)
+    say(f"verifying it in its own runtime on {len(verify_on)} images and on noise")
+    file = open_file(form, made, record)
+    reference = TorchEngine(loaded.model, torch.device("cpu"), "fp32")
+    parity = _parity(form, record, workplace, verify_on) if record.preprocessing_inside else None
+    sizes = 2 if record.dynamic_size else 1
+    total = len(verify_on) + sizes * max(verification.BATCHES)
+    with progress("verifying", total) as advance:
+        found = verification.verify(reference, file, record, verify_on, parity, advance)
+    engine = file.name
+    del file, reference  # their threads would disturb what is measured next
+    network = benchmark.Network.of_file(made)
+    sides = [
+        benchmark.Side("torch", "fp32", 1, replace(network, file=None, record=None)),
+        benchmark.Side(engine, record.precision, 1, network),  # type: ignore[arg-type]
+    ]
+    speed = benchmark.measure(
+        sides,
+        rounds=SPEED_ROUNDS,
+        ratios=True,
+        against_peak=False,
+        folder=workplace,
+        progress=progress,
+    )
+    path = target if found.passed else target.with_name(target.name + FAILED)
+    _rename(made, path)
+    packaged = verify_on.paths[0].parent == verification.PACKAGED
+    result = Exported(
+        path, form, engine, record, found, (speed[0], speed[1]),
+        f"{len(verify_on)} images " + ("of the package" if packaged else "given"),
+        len(calibration) if calibration else None,
+    )  # fmt: skip
+    files.write_text(json_beside(path), json.dumps(result.to_json(), indent=2) + "\n")
+    return result
+
+
+def open_file(form: GraphFormat, path: Path, record: Record) -> Engine:
+    """An exported file in its own runtime.
+
+    Raises:
+        UsageError: that is not installed.
+        CheckpointError: the file is damaged.
+    """
+    if form == "pt2":
+        return ExportedEngine(path, record)
+    return runtimes.open_graph(
+        "onnxruntime" if form == "onnx" else "openvino", path, "auto", record
+    )
+
+
+def _parity(form: GraphFormat, record: Record, workplace: Path, pictures: Pictures) -> Parity:
+    """Run the preprocessing alone, in the runtime of the file."""
+    if form == "pt2":
+        module = InsidePreprocessing(record.preprocessing)
+        return verification.pixel_parity(
+            record.preprocessing, lambda pixels: module(torch.tensor(pixels)).numpy(), pictures
+        )
+    run = runtimes.open_preprocessing(
+        "onnxruntime" if form == "onnx" else "openvino", workplace / graphs.PREPROCESSING_FILE
+    )
+    return verification.pixel_parity(record.preprocessing, run, pictures)
+
+
+def files_of(path: Path) -> list[Path]:
+    """An exported file and what belongs to it: of an ``.xml`` the ``.bin``."""
+    name = path.name.removesuffix(FAILED)
+    if not name.endswith(SUFFIXES["openvino"]):
+        return [path]
+    binary = name.removesuffix(SUFFIXES["openvino"]) + ".bin" + path.name[len(name) :]
+    return [path.with_name(binary), path]
+
+
+def json_beside(path: Path) -> Path:
+    """The file with what was measured of another."""
+    return path.with_name(path.name + ".json")
+
+
+def _rename(made: Path, path: Path) -> None:
+    try:
+        for source, target in zip(files_of(made), files_of(path), strict=True):
+            files.rename(source, target)
+    except OSError as error:
+        raise files.unwritable(path, error) from error
+
+
+# --- safetensors: the same tensors under other names
+
+
+@dataclass(frozen=True)
+class Converted:
+    """A checkpoint in another layout, read again and compared bit by bit."""
+
+    path: Path  # a file, or a folder in the hub's form
+    layout: Layout
+    tensors: int
+    bytes: int
+    record: Record
+
+    def to_json(self) -> dict[str, Any]:
+        """The documented keys."""
+        return {
+            "file": str(self.path),
+            "format": "safetensors",
+            "layout": self.layout,
+            "bytes": self.bytes,
+            "tensors": self.tensors,
+            "equal_bit_by_bit": True,
+            "model": self.record.model,
+            "source": self.record.source,
+            "revision": self.record.revision,
+            "weights_sha256": self.record.weights_sha256,
+            "licence": self.record.licence,
+        }
+
+
+def convert(
+    stored: Path,
+    loaded: LoadedCheckpoint,
+    card: str | None,
+    record: Record,
+    layout: Layout,
+    target: Path,
+    workplace: Path,
+) -> Converted:
+    """Write the tensors of a checkpoint as they are stored, under the names of a layout.
+
+    Args:
+        stored: the file with the tensors.
+        loaded: the same as a model, which shows that they are a whole checkpoint.
+        card: the model card for a folder, if there is one.
+        record: kept in the header of a file.
+        layout: of the names.
+        target: a ``.safetensors`` file, else a folder in the hub's form.
+        workplace: a folder on the same file system.
+
+    Raises:
+        UsageError: a folder in another layout than transformers'.
+        CvtError: it cannot be written.
+        CheckpointError: what was written is not what was read.
+    """
+    as_folder = target.suffix != SUFFIXES["safetensors"]
+    if as_folder and layout != "transformers":
+        raise UsageError(
+            f"a folder is in the hub's form, with the names of transformers, not `{layout}`",
+            hint="give a file: --output model.safetensors",
+        )
+    tensors = weights.read_tensors(stored)
+    renamed = tensors
+    if layout == "transformers":
+        renamed = {folders.to_transformers(name): tensor for name, tensor in tensors.items()}
+    made = workplace / folders.WEIGHTS_FILE
+    try:
+        weights.write_safetensors(made, renamed, {} if as_folder else record.to_strings())
+        made.chmod(0o666 & ~_umask())  # safetensors lets nobody but the owner read
+    except OSError as error:
+        raise files.unwritable(target, error) from error
+    again = weights.read_tensors(made)
+    if not _equal(tensors, again):
+        raise CheckpointError(f"what was written to `{target}` is not what was read of `{stored}`")
+    if as_folder:
+        weights.write_description(target, loaded.described, card)
+        _rename(made, target / folders.WEIGHTS_FILE)
+    else:
+        _rename(made, target)
+    written = target / folders.WEIGHTS_FILE if as_folder else target
+    return Converted(target, layout, len(tensors), written.stat().st_size, record)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _equal(some: dict[str, torch.Tensor], others: dict[str, torch.Tensor]) -> bool:
+    """Whether two sets of tensors are the same, bit by bit, not a number included."""
+    if some.keys() != others.keys():
+        return False
+    return all(
+        tensor.dtype == others[name].dtype
+        and tensor.shape == others[name].shape
+        and _bits(tensor).equal(_bits(others[name]))
+        for name, tensor in some.items()
+    )
+
+
+def _bits(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.contiguous().reshape(-1).view(torch.uint8)

@@ -1,0 +1,75 @@
+"""Preprocessing as a graph: `pixels`, uint8 RGB (B, H, W, 3) of any size, to a network's `images`.
+
+What `images.preprocess` does with Pillow, in operations that every runtime has and computes alike:
+a resize along one axis is a product with a matrix of Pillow's weights, rounded to 8 bits. Pillow
+resizes along the width and then the height, but the other way round where the height shrinks by
+more than twice the pixels of the width (src/libImaging/Resample.c of Pillow 13); here both are
+computed and one is taken. Grey levels differ by one here and there, since Pillow computes with
+integers.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from cvt_cli.base.errors import UsageError
+from cvt_cli.spec.preprocessing import Preprocessing
+
+
+def require(preprocessing: Preprocessing) -> None:
+    """Raises UsageError if this preprocessing cannot be part of a graph."""
+    if preprocessing.interpolation != "bicubic":
+        raise UsageError(
+            f"this checkpoint's images are resized by `{preprocessing.interpolation}`; "
+            "as part of a file only `bicubic` is known",
+            hint="export without --with-preprocessing",
+        )
+
+
+class InsidePreprocessing(nn.Module):
+    """Pixels to images as a module that exporters can trace: sizes are unknown, nothing branches.
+
+    All images of a batch have one size.
+    """
+
+    def __init__(self, preprocessing: Preprocessing) -> None:
+        super().__init__()
+        require(preprocessing)
+        self.record = preprocessing
+        self.register_buffer("mean", torch.tensor(preprocessing.mean)[:, None, None])
+        self.register_buffer("std", torch.tensor(preprocessing.std)[:, None, None])
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Pixels, uint8 (B, H, W, 3), to images, float32 (B, 3, height, width), normalised."""
+        height, width = self.record.height, self.record.width
+        h, w = pixels.shape[1:3]
+        if self.record.resize == "squash":
+            new_h, new_w = height, width
+        else:
+            shorter, least = self.record.shorter_side, torch.sym_min(h, w)
+            new_h, new_w = h * shorter // least, w * shorter // least
+        rows = _weights(h, new_h, height)
+        columns = _weights(w, new_w, width).T
+        x = pixels.permute(0, 3, 1, 2).float()
+        width_first = _in_8_bits(rows @ _in_8_bits(x @ columns))
+        height_first = _in_8_bits(_in_8_bits(rows @ x) @ columns)
+        shrinks = (h - new_h) * torch.ones(())
+        x = torch.where((shrinks > 0) & (shrinks > 2 * (w - new_w)), height_first, width_first)
+        return (x / 255 - self.mean) / self.std
+
+
+def _weights(length: int, new: int, size: int) -> Tensor:
+    """The weights (size, length) that resize an axis to ``new``, for its ``size`` in the middle."""
+    half, odd = (new - size) // 2, (new - size) % 2
+    start = half + odd * (half % 2)  # as Python rounds halves
+    places = torch.arange(size) + start + 0.5
+    centres = places * length / new
+    scale = torch.clamp(torch.ones(()) * length / new, min=1.0)
+    distance = ((torch.arange(length) + 0.5)[None] - centres[:, None]).abs() / scale
+    near = (1.5 * distance - 2.5) * distance * distance + 1  # Keys' cubic with a = -0.5
+    far = ((-0.5 * distance + 2.5) * distance - 4) * distance + 2
+    weights = torch.where(distance < 1, near, torch.where(distance < 2, far, 0.0))
+    return weights / weights.sum(1, keepdim=True)
+
+
+def _in_8_bits(x: Tensor) -> Tensor:
+    return (x + 0.5).floor().clamp(0, 255)

@@ -1,0 +1,1 @@
+"""Training runs: batches, steps, the run on disk; torch."""

@@ -1,0 +1,324 @@
+"""Training images: which belong to which step, how they are varied, and who decodes them.
+
+Nothing depends on what was drawn before: the order of an epoch comes from the seed and the epoch,
+what happens to an image from the seed, the epoch and the image. So a run can go on in the middle of
+an epoch, on any number of processes and workers, with the same images.
+"""
+
+import math
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
+from torchvision.transforms import v2
+
+from cvt_cli.base.errors import CvtError, DataError, ImageError
+from cvt_cli.base.text import human_bytes
+from cvt_cli.datasets.labelled import LabelledImages
+from cvt_cli.images import decode
+from cvt_cli.spec.preprocessing import Preprocessing
+from cvt_cli.spec.recipes import RANDOM_CROPS_BELOW, Augmentation
+
+_BICUBIC = v2.InterpolationMode.BICUBIC
+
+
+def draw(seed: int, *counters: int) -> int:
+    """A seed of 63 bits for one of the things that a run draws, independent of all others."""
+    words = np.random.SeedSequence([seed, *counters]).generate_state(1, np.uint64)
+    return int(words[0] >> np.uint64(1))
+
+
+def augmentation(what: Augmentation, preprocessing: Preprocessing) -> Callable[[Any], Tensor]:
+    """A transform of an RGB image to the network's input (3, H, W), with chance in it.
+
+    It can be pickled, as worker processes need where they are not forked.
+    """
+    height, width = preprocessing.height, preprocessing.width
+    size = [height, width]
+    steps: list[Any]
+    if what.geometry == "none":
+        steps = [v2.Lambda(partial(decode.resize, preprocessing=preprocessing))]
+    elif what.geometry == "resized-crop" and what.smallest_area < 0.1:
+        steps = [v2.RandomResizedCrop(size, (what.smallest_area, 1.0), interpolation=_BICUBIC)]
+    elif min(size) < RANDOM_CROPS_BELOW:
+        # For small images, where the 32 pixels below would be most of the picture.
+        steps = [
+            v2.Lambda(partial(decode.resize, preprocessing=preprocessing)),
+            v2.RandomCrop(size, padding=max(size) // 8),
+        ]
+    elif what.geometry == "resized-crop":
+        steps = [v2.RandomResizedCrop(size, (what.smallest_area, 1.0), interpolation=_BICUBIC)]
+    else:
+        # The official code's fine-tuning without the training augmentation.
+        steps = [
+            v2.Resize([height + 32, width + 32], interpolation=_BICUBIC),
+            v2.RandomCrop(size),
+        ]
+    if what.geometry != "none":
+        steps.append(v2.RandomHorizontalFlip())
+    if what.randaugment is not None:
+        steps.append(v2.RandAugment(*what.randaugment))
+    if what.colour_jitter:
+        steps.append(v2.ColorJitter(*[what.colour_jitter] * 3))
+    steps.append(v2.Lambda(partial(_to_tensor, preprocessing=preprocessing)))
+    if what.erasing:
+        steps.append(v2.RandomErasing(p=what.erasing, value="random"))
+    return v2.Compose(steps)
+
+
+def _to_tensor(image: Any, preprocessing: Preprocessing) -> Tensor:
+    return torch.from_numpy(decode.normalise(image, preprocessing))
+
+
+def mixing(what: Augmentation, num_classes: int) -> Callable[..., Any] | None:
+    """What makes of a batch and its labels mixed images and their shares; None if nothing does."""
+    ways = [
+        way(alpha=alpha, num_classes=num_classes)
+        for way, alpha in ((v2.MixUp, what.mixup), (v2.CutMix, what.cutmix))
+        if alpha
+    ]
+    if not ways or not what.mixed or num_classes < 2:
+        return None
+    return v2.RandomApply([v2.RandomChoice(ways)], p=what.mixed)
+
+
+class _Varied(Dataset["tuple[Tensor, int] | _Problem"]):
+    def __init__(self, data: LabelledImages, transform: Callable[[Any], Tensor], seed: int) -> None:
+        self.data = data
+        self.transform = transform
+        self.seed = seed
+
+    def __getitem__(self, place: tuple[int, int]) -> "tuple[Tensor, int] | _Problem":
+        """An image of an epoch: (epoch, index); what is wrong with it if it cannot be read."""
+        epoch, index = place
+        try:
+            image = self.data.load(index, exif=False)
+        except ImageError as error:
+            return _Problem(
+                f"cannot train on `{self.data.root / self.data.names[index]}`: {error}",
+                "put a good file in its place, and go on with --resume",
+            )
+        # A worker's generator is its own; this process's belongs to the model.
+        apart: AbstractContextManager[None] = (
+            torch.random.fork_rng(devices=[]) if get_worker_info() is None else nullcontext()
+        )
+        with apart:
+            torch.default_generator.manual_seed(draw(self.seed, 1, epoch, index))
+            return self.transform(image), int(self.data.labels[index])
+
+
+class _Problem(NamedTuple):
+    """What is wrong, from a worker; an exception would lose its hint on the way."""
+
+    message: str
+    hint: str
+
+
+def _collate(
+    items: "list[tuple[Tensor, int] | _Problem]", shared: bool
+) -> "tuple[Any, Any] | _Problem":
+    """A batch; or what is wrong with it.
+
+    Args:
+        items: of the batch.
+        shared: a worker puts it into memory that it shares with the training process; else it is
+            NumPy's, whose content goes through a pipe.
+    """
+    readable = [item for item in items if not isinstance(item, _Problem)]
+    if len(readable) < len(items):
+        return next(item for item in items if isinstance(item, _Problem))
+    images, labels = zip(*readable, strict=True)
+    batch, classes = torch.stack(images), torch.tensor(labels)
+    if get_worker_info() is None:
+        return batch, classes
+    if not shared:
+        return batch.numpy(), classes.numpy()
+    try:
+        # Here and not in the queue's thread, which would lose a batch that finds no room.
+        return batch.share_memory_(), classes.share_memory_()
+    except RuntimeError as error:
+        return _Problem(
+            f"a worker cannot hand over a batch of {human_bytes(batch.nbytes)}: {error}",
+            "make room in /dev/shm (docker run --shm-size), or go on with --resume and --workers 0",
+        )
+
+
+def shared_memory_free() -> int | None:
+    """Bytes of memory that processes can share for batches; None where nobody says."""
+    try:
+        found = os.statvfs("/dev/shm")
+    except (OSError, AttributeError):  # not Linux
+        return None
+    return found.f_bavail * found.f_frsize
+
+
+@contextmanager
+def workers_watched(hint: str) -> Iterator[None]:
+    """Raises CvtError in place of torch's error, which may come anywhere, if a worker is gone."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker"):
+            raise
+        raise CvtError(
+            "a process that decodes images has ended, or was killed, as the system does when "
+            f"memory runs out: {str(error).strip()}",
+            hint=hint,
+        ) from None
+
+
+class _Places(Sampler[list[tuple[int, int]]]):
+    """The images of one process, a list for each part of a step, from a step of an epoch on.
+
+    It does not know its `Batches`: in a cycle the loader would be freed by the garbage collector,
+    which closes the queues first, so that every worker is waited for in vain.
+    """
+
+    def __init__(
+        self, count: int, shape: tuple[int, int, int], rank: int, seed: int, every_image: bool
+    ) -> None:
+        self.count, self.rank, self.seed = count, rank, seed
+        self.processes, self.parts, part_images = shape
+        self.step_images = math.prod(shape)  # at most
+        self.steps = count // self.step_images  # of an epoch
+        self.taken = self.steps * self.step_images  # images of it
+        if every_image and count >= self.processes * self.parts:
+            self.steps, self.taken = -(-count // self.step_images), count
+            # One image alone has no statistics for BatchNorm to learn from.
+            smallest = count // (self.steps * self.processes * self.parts)
+            if smallest < min(2, part_images):
+                self.steps = max(1, count // self.step_images)
+        self.epoch = self.first_step = 0
+
+    def images(self, steps: int) -> int:
+        """How many images the first steps of an epoch have, of all processes."""
+        return self.taken * steps // max(self.steps, 1)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        order = np.random.default_rng([self.seed, 0, self.epoch]).permutation(self.count)
+        shares = self.processes * self.parts
+        for step in range(self.first_step, self.steps):
+            first = step * shares + self.rank * self.parts
+            for share in range(first, first + self.parts):
+                begin, end = (self.taken * s // (self.steps * shares) for s in (share, share + 1))
+                yield [(self.epoch, index) for index in order[begin:end].tolist()]
+
+
+class Batches:
+    """The training images of this process, epoch after epoch.
+
+    A step takes up to ``step_images`` images, in ``parts`` parts one after the other in each
+    process. The images of an epoch are shared out over its steps, processes and parts, so that
+    these differ by one image at most.
+
+    Args:
+        data: all training images, at least one for every part of a step.
+        transform: see `augmentation`.
+        part_images: computed together by one process, at most.
+        parts: accumulated in one step.
+        rank: number of this process.
+        processes: how many there are.
+        seed: of the order and the augmentation.
+        workers: processes that decode; 0 decodes in this one.
+        pin: hold batches where a CUDA device fetches them faster.
+        shared: workers hand batches over in shared memory, else through pipes.
+        every_image: as above; else a step has exactly ``step_images`` and an epoch leaves out what
+            is left at its end.
+    """
+
+    def __init__(
+        self,
+        data: LabelledImages,
+        transform: Callable[[Any], Tensor],
+        *,
+        part_images: int,
+        parts: int,
+        rank: int,
+        processes: int,
+        seed: int,
+        workers: int,
+        pin: bool,
+        shared: bool = True,
+        every_image: bool = True,
+    ) -> None:
+        self.parts = parts
+        self._places = _Places(len(data), (processes, parts, part_images), rank, seed, every_image)
+        self.step_images, self.steps = self._places.step_images, self._places.steps
+        self._loader = DataLoader(
+            _Varied(data, transform, seed),
+            batch_sampler=self._places,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            pin_memory=pin,
+            worker_init_fn=_worker,
+            collate_fn=partial(_collate, shared=shared),
+        )
+
+    def images(self, steps: int) -> int:
+        """How many images the first steps of an epoch have, of all processes together."""
+        return self._places.images(steps)
+
+    def of_epoch(self, epoch: int, first_step: int = 0) -> Iterator[list[tuple[Tensor, Tensor]]]:
+        """The steps of an epoch (from 0), each a list of parts: images (B, 3, H, W), labels (B,).
+
+        Raises:
+            DataError: an image cannot be read.
+        """
+        self._places.epoch, self._places.first_step = epoch, first_step
+        parts: list[tuple[Tensor, Tensor]] = []
+        with _sigterm_held_back():
+            decoded = iter(self._loader)
+        for part in decoded:
+            if isinstance(part, _Problem):
+                raise DataError(part.message, hint=part.hint)
+            parts.append(tuple(map(torch.as_tensor, part)))  # type: ignore[arg-type]
+            if len(parts) == self.parts:
+                yield parts
+                parts = []
+
+
+@contextmanager
+def _sigterm_held_back() -> Iterator[None]:
+    """Start workers that hold SIGTERM back from the first.
+
+    Where the number of threads was set before, PyTorch makes its pool anew in the fork, by threads
+    with the mask of who forked; one that did not hold it back would end the worker. See `_worker`.
+    """
+    if not hasattr(signal, "sigwaitinfo"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _worker(number: int) -> None:
+    """Leave it to the training process when to stop, though its whole group may be told."""
+    torch.set_num_threads(1)
+    for name in ("SIGINT", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    if parent is not None and hasattr(signal, "sigwaitinfo"):
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_wait_for_the_end, args=(parent.pid,), daemon=True).start()
+    elif hasattr(os, "setpgrp"):
+        os.setpgrp()
+
+
+def _wait_for_the_end(parent: int) -> None:
+    """End this worker when the training process says so, and nobody else."""
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        pass
+    os._exit(0)

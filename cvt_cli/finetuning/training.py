@@ -1,0 +1,485 @@
+"""One training step after the other: parameter groups, schedule, moving average, precision.
+
+A step's randomness comes from the seed and the step's number, so that the number is all there is to
+keep of it.
+"""
+
+import ctypes
+import math
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from copy import deepcopy
+from dataclasses import dataclass
+from functools import partial
+from time import perf_counter
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, distributed, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
+
+from cvt_cli.base import torchrun
+from cvt_cli.base.errors import CvtError, UsageError
+from cvt_cli.finetuning.batches import draw, mixing
+from cvt_cli.model import devices
+from cvt_cli.model.devices import Precision
+from cvt_cli.model.network import Block, CvT, Stage, init_weights
+from cvt_cli.spec.config import CvTConfig
+from cvt_cli.spec.recipes import AUGMENTATIONS, Recipe
+
+LOWEST_RATE = 1e-5
+"""Learning rate at the end of the cosine (reference files); a hundredth of a peak below 1e-3."""
+
+WARMUP_RATE = 1e-6
+"""Learning rate at the first step of the warm-up (reference files)."""
+
+RUNAWAY = 3.0
+"""Times the loss of a guess, beyond which the smoothed loss stops a run."""
+
+Part = tuple[Tensor, Tensor]
+"""Images (B, 3, H, W) and their classes (B,)."""
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The learning rate of every step: linear warm-up, then a cosine."""
+
+    peak: float
+    steps: int
+    warmup_steps: float
+
+    def __call__(self, step: int) -> float:
+        """The rate at a step, from 0."""
+        if step < self.warmup_steps:
+            return WARMUP_RATE + (self.peak - WARMUP_RATE) * step / self.warmup_steps
+        lowest = min(LOWEST_RATE, self.peak / 100)
+        done = (step - self.warmup_steps) / max(self.steps - self.warmup_steps, 1)
+        return lowest + (self.peak - lowest) * (1 + math.cos(math.pi * min(done, 1.0))) / 2
+
+
+def schedule_of(recipe: Recipe, steps_per_epoch: int) -> Schedule:
+    """The schedule of a recipe on data of so many steps.
+
+    Raises:
+        UsageError: it ends before the learning rate has reached its peak.
+    """
+    steps = recipe.steps if recipe.steps is not None else recipe.epochs * steps_per_epoch
+    warmup = recipe.warmup_epochs * steps_per_epoch
+    if warmup >= steps:
+        raise UsageError(
+            f"a warm-up of {recipe.warmup_epochs:g} epochs, which are {warmup:g} steps, does not "
+            f"fit into {steps} steps",
+            hint="give a shorter one with --warmup-epochs, or more --epochs",
+        )
+    return Schedule(recipe.learning_rate, steps, warmup)
+
+
+def parameter_groups(
+    model: nn.Module, weight_decay: float, layer_decay: float = 1.0
+) -> list[dict[str, Any]]:
+    """Parameters by weight decay and learning rate; those that are frozen are left out.
+
+    Biases, norms and the class token are not decayed. ``rate_scale`` is 1 for the head and the
+    final norm and ``layer_decay`` times that of the block above for each block below.
+    """
+    depths = _depths(model) if layer_decay != 1.0 else {}
+    deepest = max(depths.values(), default=0)
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            spared = parameter.ndim <= 1 or name.endswith("cls_token")
+            above = deepest + 1 - depths[name] if name in depths else 0
+            key = (0.0 if spared else weight_decay, layer_decay**above)
+            groups.setdefault(key, []).append(parameter)
+    return [
+        {"params": parameters, "weight_decay": decay, "rate_scale": scale}
+        for (decay, scale), parameters in sorted(groups.items(), key=lambda item: item[0][::-1])[
+            ::-1
+        ]
+    ]
+
+
+def _depths(model: nn.Module) -> dict[str, int]:
+    """How many blocks come before each parameter of a stage; a token embedding counts as one."""
+    found: dict[str, int] = {}
+    depth = 0
+    for stage_name, stage in model.named_children():
+        if not isinstance(stage, Stage):
+            continue
+        for name, _ in stage.named_parameters():
+            parts = name.split(".")
+            inside = 1 + int(parts[1]) if parts[0] == "blocks" else 0
+            found[f"{stage_name}.{name}"] = depth + inside
+        depth += 1 + len(stage.blocks)
+    return found
+
+
+def fresh_model(config: CvTConfig, seed: int) -> CvT:
+    """A model with freshly drawn weights."""
+    torch.manual_seed(seed)
+    model = CvT(config)
+    init_weights(model)
+    return model
+
+
+def freeze(model: CvT, parts: Sequence[str]) -> list[nn.Module]:
+    """Take parts out of training: "backbone", which is all but the head, or stages.
+
+    Returns:
+        The frozen modules, whose BatchNorm statistics are to stay as well.
+
+    Raises:
+        UsageError: there is no such part.
+    """
+    stages = [name for name, child in model.named_children() if isinstance(child, Stage)]
+    names: list[str] = []
+    for part in parts:
+        if part not in ("backbone", *stages):
+            raise UsageError(
+                f"there is no part `{part}` to freeze; accepted are `backbone` and "
+                + ", ".join(f"`{name}`" for name in stages)
+            )
+        names += [*stages, "norm"] if part == "backbone" else [part]
+    frozen = [model.get_submodule(name) for name in dict.fromkeys(names)]
+    for module in frozen:
+        module.requires_grad_(False)
+    return frozen
+
+
+class Trainer:
+    """A network in training, with all that changes from step to step.
+
+    Args:
+        model: with one logit per class; it is moved to the device and trained in place.
+        recipe: how to train.
+        schedule: of the learning rate.
+        device: where to compute.
+        precision: of the forward and backward pass; weights stay float32.
+        seed: of stochastic depth and of mixing.
+        ema: keep a moving average of weights and buffers, of this many steps' time constant.
+        class_weights: (classes,) factors of the loss of each class's images, or None.
+        frozen: see `freeze`.
+        sync_batchnorm: take BatchNorm's statistics over all processes.
+        checkpoint_activations: compute each block's forward pass twice in place of keeping what it
+            computed.
+    """
+
+    def __init__(
+        self,
+        model: CvT,
+        recipe: Recipe,
+        schedule: Schedule,
+        *,
+        device: torch.device,
+        precision: Precision,
+        seed: int,
+        ema: float = 0.0,
+        class_weights: Tensor | None = None,
+        frozen: Sequence[nn.Module] = (),
+        sync_batchnorm: bool = False,
+        checkpoint_activations: bool = False,
+    ) -> None:
+        self.model = model.to(device)
+        self.recipe, self.schedule = recipe, schedule
+        self.device, self.precision, self.seed = device, precision, seed
+        self.step_number = 0
+        self._frozen = frozen
+        self._weights = None if class_weights is None else class_weights.to(device)
+        self._mix = mixing(AUGMENTATIONS[recipe.augment or "none"], model.config.num_classes)
+        self._ema_steps = ema
+        self.average = deepcopy(self.model).eval() if ema else None
+        groups = parameter_groups(model, recipe.weight_decay, recipe.layer_decay)
+        if not groups:
+            raise UsageError("nothing is left to train: every part is frozen")
+        self.optimizer: torch.optim.Optimizer = (
+            torch.optim.SGD(groups, lr=schedule.peak, momentum=0.9)
+            if recipe.optimizer == "sgd"
+            else torch.optim.AdamW(groups, lr=schedule.peak, fused=device.type != "mps")
+        )
+        self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
+        if checkpoint_activations:
+            for module in model.modules():
+                if isinstance(module, Block):
+                    module.forward = partial(_recomputed, module, module.forward)  # type: ignore[method-assign]
+        self._trained: nn.Module = self.model
+        if sync_batchnorm:
+            self._trained = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
+        if torchrun.count() > 1:
+            self._trained = DistributedDataParallel(
+                self._trained, device_ids=[device] if device.type == "cuda" else None
+            )
+
+    @property
+    def best_model(self) -> CvT:
+        """The moving average where there is one, else the network itself."""
+        return self.model if self.average is None else self.average
+
+    def loss(self, part: Part) -> Tensor:
+        """The training loss of a part of a step, in nats, with a graph to differentiate."""
+        images = part[0].to(self.device, non_blocking=True)
+        targets = part[1].to(self.device, non_blocking=True)
+        if self._mix is not None:
+            images, targets = self._mix(images, targets)
+        with devices.autocast(self.device, self.precision):
+            logits = self._trained(images)
+        logits = logits.float() if logits.dtype != torch.float64 else logits
+        smoothing = self.recipe.label_smoothing
+        if self._weights is None:
+            return F.cross_entropy(logits, targets, label_smoothing=smoothing)
+        losses = F.cross_entropy(logits, targets, label_smoothing=smoothing, reduction="none")
+        weights = self._weights.to(losses.dtype)
+        # An image that was mixed from two weighs what its shares of their classes weigh.
+        return (losses * (weights[targets] if targets.ndim == 1 else targets @ weights)).mean()
+
+    def backward(self, parts: Sequence[Part], images: int | None = None) -> Tensor:
+        """Add the gradients of the mean loss over the images of a step, of all processes.
+
+        Args:
+            parts: of the step, those of this process.
+            images: of the step, those of all processes; None if each has as many as this one.
+
+        Returns:
+            The loss of this process's images; the mean over the processes is that of the step.
+        """
+        torch.manual_seed(draw(self.seed, 2, self.step_number, torchrun.rank()))
+        self._training_mode()
+        processes = torchrun.count()
+        if images is None:
+            images = processes * sum(len(labels) for _, labels in parts)
+        total = torch.zeros((), device=self.device)
+        for number, part in enumerate(parts, start=1):
+            with self._alone() if number < len(parts) else nullcontext():
+                # Gradients are the mean over the processes, whose shares may differ by an image.
+                loss = self.loss(part) * (len(part[1]) * processes / images)
+                self.scaler.scale(loss).backward()
+            total = total + loss.detach()
+        return total
+
+    def step(self, parts: Sequence[Part], images: int | None = None) -> Tensor:
+        """Learn from a step's images; give the loss before it, on the device (see `backward`)."""
+        rate = self.schedule(self.step_number)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate * group["rate_scale"]
+        loss = self.backward(parts, images)
+        if self.recipe.clip_norm:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.step_number += 1
+        if self.average is not None:
+            self._update_average(self.average)
+        return loss
+
+    @torch.no_grad()
+    def agree(self) -> None:
+        """Give every process rank 0's `best_model`, which is what is saved: each process has taken
+        BatchNorm's statistics over its own images."""
+        if torchrun.count() > 1:
+            for tensor in self.best_model.state_dict().values():
+                distributed.broadcast(tensor, 0)
+
+    def trial(self, batches: Iterator[list[Part]], steps: int) -> tuple[float, int]:
+        """Seconds that a step takes, from ``steps`` of them, and how many could be tried.
+
+        Forward and backward only: nothing is learnt, and statistics are put back.
+        """
+        buffers = [(buffer, buffer.clone()) for buffer in self.model.buffers()]
+        trained, self._trained = self._trained, self.model  # without talking to other processes
+        tried, started = -1, perf_counter()  # the first warms up
+        for parts in batches:
+            self.backward(parts).item()
+            tried += 1
+            if tried == 0:
+                started = perf_counter()
+            if tried == steps:
+                break
+        seconds = perf_counter() - started
+        self._trained = trained
+        self.optimizer.zero_grad(set_to_none=True)
+        with torch.no_grad():
+            for buffer, before in buffers:
+                buffer.copy_(before)
+        return seconds / max(tried, 1), max(tried, 0)
+
+    def _training_mode(self) -> None:
+        self.model.train()
+        for module in self._frozen:
+            module.eval()
+
+    def _alone(self) -> AbstractContextManager[None]:
+        """Keep this process's gradients to itself until the last part of a step."""
+        if isinstance(self._trained, DistributedDataParallel):
+            return self._trained.no_sync()  # type: ignore[no-any-return]
+        return nullcontext()
+
+    @torch.no_grad()
+    def _update_average(self, average: CvT) -> None:
+        # In the first steps it is the mean of few, so that the start is soon forgotten.
+        keep = min(math.exp(-1 / self._ema_steps), self.step_number / (self.step_number + 9))
+        ours, theirs = average.state_dict().values(), self.model.state_dict().values()
+        pairs = list(zip(ours, theirs, strict=True))
+        torch._foreach_lerp_(
+            [a for a, _ in pairs if a.is_floating_point()],
+            [b for a, b in pairs if a.is_floating_point()],
+            1 - keep,
+        )
+        for a, b in pairs:
+            if not a.is_floating_point():
+                a.copy_(b)
+
+    # --- to be kept, and gone on from
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Every tensor that the next step depends on, by name."""
+        found = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
+        if self.average is not None:
+            average = self.average.state_dict()
+            found |= {f"average.{name}": tensor for name, tensor in average.items()}
+        for number, values in self.optimizer.state_dict()["state"].items():
+            found |= {
+                f"optimizer.{number}.{key}": value
+                for key, value in values.items()
+                if isinstance(value, Tensor)
+            }
+        return found
+
+    def numbers(self) -> dict[str, Any]:
+        """Everything else that it depends on, for JSON."""
+        return {"step": self.step_number, "scaler": self.scaler.state_dict()}
+
+    def restore(self, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> None:
+        """Go on from what `tensors` and `numbers` gave."""
+
+        def below(prefix: str) -> dict[str, Tensor]:
+            return {
+                name.removeprefix(prefix): tensor
+                for name, tensor in tensors.items()
+                if name.startswith(prefix)
+            }
+
+        self.model.load_state_dict(below("model."))
+        if self.average is not None:
+            self.average.load_state_dict(below("average."))
+        state: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in below("optimizer.").items():
+            number, key = name.split(".")
+            state.setdefault(int(number), {})[key] = tensor.clone()
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": state, "param_groups": groups})
+        self.scaler.load_state_dict(dict(numbers["scaler"]))
+        self.step_number = numbers["step"]
+
+
+class Watch:
+    """Stops a run whose loss is no number any more, or has run away from that of a guess.
+
+    A loss is looked at one step late, so that a GPU need not be waited for.
+
+    Args:
+        num_classes: of the model.
+        recipe: that it is trained by.
+        precision: that is computed in.
+        heaviest: the largest of the class weights: so much above a guess a step may be that has
+            images of this class.
+    """
+
+    def __init__(
+        self, num_classes: int, recipe: Recipe, precision: Precision, heaviest: float = 1.0
+    ) -> None:
+        self._guess = max(math.log(num_classes), 1.0)
+        self._limit = RUNAWAY * self._guess * heaviest
+        self._recipe, self._precision = recipe, precision
+        self._smooth: float | None = None
+        self._before: tuple[Tensor, int, float] | None = None
+
+    def __call__(self, loss: Tensor, step: int, rate: float) -> None:
+        """Look at a step's loss.
+
+        Raises:
+            CvtError: the run is lost.
+        """
+        if self._before is not None:
+            self._look(*self._before)
+        self._before = loss, step, rate
+
+    def all_good(self) -> None:
+        """Look at the last one too, before what was learnt from it is kept."""
+        if self._before is not None:
+            self._look(*self._before)
+            self._before = None
+
+    def _look(self, loss: Tensor, step: int, rate: float) -> None:
+        value = loss.item()
+        self._smooth = value if self._smooth is None else 0.9 * self._smooth + 0.1 * value
+        if math.isfinite(value) and self._smooth <= self._limit:
+            return
+        what = (
+            f"the loss has run away to {self._smooth:.3g} (a guess has {self._guess:.3g})"
+            if math.isfinite(value)
+            else f"the loss is {value}"
+        )
+        hints = [f"a tenth of the learning rate (--lr {self._recipe.learning_rate / 10:.1e})"]
+        hints.append(
+            f"a longer warm-up than {self._recipe.warmup_epochs:g} epochs (--warmup-epochs)"
+        )
+        if self._precision != "fp32":
+            hints.append(f"--precision fp32 in place of {self._precision}")
+        raise CvtError(
+            f"{what} at step {step + 1}, with a learning rate of {rate:.2e}",
+            hint=f"try {', '.join(hints[:-1])} or {hints[-1]}; the last good state is kept",
+        )
+
+
+def class_weights(labels: Any, num_classes: int) -> Tensor:
+    """Factors (classes,) that make every class weigh the same: n / (classes x its images)."""
+    counts = torch.bincount(torch.as_tensor(labels), minlength=num_classes).clamp(min=1)
+    return (len(labels) / (num_classes * counts)).float()
+
+
+def keep_memory() -> None:
+    """Tell glibc to keep freed memory: activations of the same sizes are needed every step.
+
+    Elsewhere, or if it does not obey, nothing happens.
+    """
+    if sys.platform != "linux":
+        return
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):  # another C library
+        return
+    trim_threshold, mmap_max = -1, -4
+    mallopt(mmap_max, 0)
+    mallopt(trim_threshold, -1)
+
+
+def _recomputed(block: Block, forward: Callable[..., Tensor], *inputs: Any) -> Tensor:
+    if not torch.is_grad_enabled():
+        return forward(*inputs)
+
+    def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        return nullcontext(), _statistics_kept(block)
+
+    result: Tensor = checkpoint(forward, *inputs, use_reentrant=False, context_fn=contexts)
+    return result
+
+
+@contextmanager
+def _statistics_kept(block: Block) -> Iterator[None]:
+    """Leave BatchNorm's running statistics alone: the first pass has moved them already."""
+    own = [
+        (module, name, buffer)
+        for module in block.modules()
+        for name, buffer in module.named_buffers(recurse=False)
+    ]
+    for module, name, buffer in own:
+        setattr(module, name, buffer.clone())
+    try:
+        yield
+    finally:
+        for module, name, buffer in own:
+            setattr(module, name, buffer)

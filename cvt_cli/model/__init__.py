@@ -1,0 +1,1 @@
+"""The network on torch: training form, inference form, weights, devices."""

@@ -1,0 +1,86 @@
+"""Where and how precisely to compute: CUDA, MPS or CPU; float32, bfloat16 or float16."""
+
+from contextlib import AbstractContextManager
+from typing import Literal
+
+import torch
+
+from cvt_cli.base import machine, torchrun
+from cvt_cli.base.errors import UsageError
+
+Precision = Literal["fp32", "bf16", "fp16"]
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def choose_device(requested: str = "auto") -> torch.device:
+    """The device asked for; for "auto" CUDA where there is one, else MPS, else the CPU.
+
+    Of several CUDA devices each process of a torchrun takes its own.
+
+    Raises:
+        UsageError: no such device, or it is not available here.
+    """
+    available = ["cpu"]
+    if torch.backends.mps.is_available():
+        available.insert(0, "mps")
+    if torch.cuda.is_available():
+        available.insert(0, "cuda")
+    if requested == "auto":
+        requested = available[0]
+    if requested == "cuda" and torchrun.local_count() > 1:
+        requested = f"cuda:{torchrun.local_rank() % torch.cuda.device_count()}"
+    name, _, index = requested.partition(":")
+    accepted = ", ".join(f"`{device}`" for device in ("auto", *available))
+    if name not in available or (index and not (index.isdecimal() and name == "cuda")):
+        raise UsageError(f"device `{requested}` is not available here; accepted are {accepted}")
+    if name == "cuda" and index and int(index) >= torch.cuda.device_count():
+        raise UsageError(
+            f"device `{requested}` does not exist; "
+            f"this machine has {torch.cuda.device_count()} CUDA devices, counted from 0"
+        )
+    return torch.device(requested)
+
+
+def choose_precision(requested: str, device: torch.device) -> Precision:
+    """The precision asked for; for "auto" bf16 on CUDA cards that have it, else fp32.
+
+    Raises:
+        UsageError: the device does not compute in it.
+    """
+    has_bf16 = device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
+    if requested not in ("auto", *_DTYPES):
+        raise UsageError(f"precision `{requested}`; accepted are `auto`, `fp32`, `bf16`, `fp16`")
+    if requested == "auto":
+        return "bf16" if device.type == "cuda" and has_bf16 else "fp32"
+    if requested == "bf16" and not has_bf16:
+        raise UsageError(f"device `{device}` has no bfloat16; accepted are `fp32` and `fp16`")
+    if requested == "fp16" and device.type == "cpu":
+        raise UsageError("a CPU does not train or predict in `fp16`; accepted are `fp32`, `bf16`")
+    return requested  # type: ignore[return-value]
+
+
+def dtype(precision: Precision) -> torch.dtype:
+    """The torch type of a precision."""
+    return _DTYPES[precision]
+
+
+def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[None]:
+    """Compute in this precision where it is safe, in float32 elsewhere."""
+    return torch.autocast(device.type, _DTYPES[precision], enabled=precision != "fp32")
+
+
+def hardware(device: torch.device) -> str:
+    """What computes there, as a person names it: "2 threads", "NVIDIA H100"."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    if device.type == "cpu":
+        return machine.named_threads(torch.get_num_threads())
+    return "Apple GPU"
+
+
+def peak_memory(device: torch.device) -> int:
+    """Most memory in bytes that was held so far: on CUDA of the device, else of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return machine.peak_memory()

@@ -1,0 +1,250 @@
+"""The network rewritten for inference by exact algebra: the same logits from less work.
+
+What differs from the training form (`model`):
+
+- BatchNorm is folded into the depthwise convolution before it (both are affine, and the padding's
+  zeros enter before either).
+- A token map stays (B, H, W, C) throughout, which a convolution sees as channels-last: nothing is
+  permuted in memory.
+- QuickGELU(x) = SiLU(1.702 x) / 1.702, and both constants go into the linear layers around it.
+- The last block computes the class token's query, projection and MLP alone, since the head reads
+  nothing else; keys and values still come from every token.
+- On a CPU a linear layer is written as a 1 x 1 convolution, which PyTorch hands to oneDNN; its
+  linear layers go to MKL, which is slower on large batches.
+
+Notation as in `model`; N is T, plus 1 in the last stage, where the class token comes first.
+"""
+
+import copy
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cvt_cli.model.network import (
+    QUICK_GELU_SCALE,
+    SMALLEST_CONVOLUTION,
+    Attention,
+    Block,
+    ConvProjection,
+    CvT,
+    Mlp,
+    Stage,
+)
+
+_SCORES_AT_ONCE = 2_500_000
+"""Attention scores that are computed together in bfloat16 on a CPU: 5 MB, near a core's cache."""
+
+
+class Pointwise(nn.Module):
+    """A linear layer over the last axis of (B, H, W, C) or (B, N, C)."""
+
+    def __init__(self, linear: nn.Linear, as_convolution: bool) -> None:
+        super().__init__()
+        weight = linear.weight.detach()
+        if as_convolution:
+            weight = weight[:, :, None, None].contiguous(memory_format=torch.channels_last)
+        self.weight = nn.Parameter(weight, requires_grad=False)
+        self.bias = nn.Parameter(linear.bias.detach(), requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(…, C_in) to (…, C_out)."""
+        if self.weight.ndim == 2:
+            return F.linear(x, self.weight, self.bias)
+        if x.numel() <= SMALLEST_CONVOLUTION:
+            return F.linear(x, self.weight[:, :, 0, 0], self.bias)
+        if x.ndim == 4:
+            return F.conv2d(x.permute(0, 3, 1, 2), self.weight, self.bias).permute(0, 2, 3, 1)
+        return self(x[:, None])[:, 0]  # tokens (B, N, C) as a map of one row
+
+
+class Depthwise(nn.Module):
+    """A `ConvProjection` with its BatchNorm folded into the convolution."""
+
+    def __init__(self, projection: ConvProjection) -> None:
+        super().__init__()
+        conv = projection.conv
+        # In float64, which an Apple GPU has not.
+        bn = copy.deepcopy(projection.bn).cpu().double()
+        scale = bn.weight / (bn.running_var + bn.eps).sqrt()
+        bias = (bn.bias - bn.running_mean * scale).detach().to(conv.weight)
+        weight = (conv.weight.cpu().double() * scale[:, None, None, None]).detach().to(conv.weight)
+        self.weight = nn.Parameter(weight, requires_grad=False)
+        self.bias = nn.Parameter(bias, requires_grad=False)
+        self.stride, self.padding = conv.stride, conv.padding
+
+    def forward(self, x: Tensor) -> Tensor:
+        """A map (B, H, W, C) to (B, H, W, C), or to half the height and width at stride 2."""
+        channels = self.weight.shape[0]
+        x = x.permute(0, 3, 1, 2)
+        x = F.conv2d(x, self.weight, self.bias, self.stride, self.padding, groups=channels)
+        return x.permute(0, 2, 3, 1)
+
+
+def _attention_by_products(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    """Attention (B, h, N, d) in two matrix products, some images or rows at a time.
+
+    On a CPU in bfloat16 this is faster than PyTorch's fused attention, and memory stays bounded.
+    """
+    batch, heads, tokens, depth = q.shape
+    k = (k * scale).transpose(-2, -1)
+    x = q.new_empty(batch, tokens, heads, depth).transpose(1, 2)
+    rows = max(1, min(tokens, _SCORES_AT_ONCE // (heads * k.shape[-1])))
+    images = max(1, _SCORES_AT_ONCE // (heads * tokens * k.shape[-1]))
+    for i in range(0, batch, images):
+        some = slice(i, i + images)
+        for j in range(0, tokens, rows):
+            scores = q[some, :, j : j + rows] @ k[some]
+            x[some, :, j : j + rows] = scores.softmax(-1) @ v[some]
+    return x
+
+
+class InferenceAttention(nn.Module):
+    """`Attention` over a normalised map and, in the last stage, a class token."""
+
+    def __init__(self, attention: Attention, class_token_alone: bool, convolve: bool) -> None:
+        super().__init__()
+        self.heads, self.scale = attention.heads, attention.scale
+        self.class_token_alone = class_token_alone
+        if not class_token_alone:
+            self.conv_q = Depthwise(attention.conv_proj_q)
+        self.conv_k = Depthwise(attention.conv_proj_k)
+        self.conv_v = Depthwise(attention.conv_proj_v)
+        self.q, self.k, self.v, self.out = (
+            Pointwise(linear, convolve)
+            for linear in (attention.proj_q, attention.proj_k, attention.proj_v, attention.proj)
+        )
+
+    def forward(self, token_map: Tensor, class_token: Tensor | None) -> Tensor:
+        """(B, H, W, C) and (B, 1, C) or None, to (B, H, W, C), (B, N, C), or (B, 1, C)."""
+        shape = token_map.shape
+        k = self._tokens(self.conv_k(token_map), class_token, self.k)  # (B, h, K, d)
+        v = self._tokens(self.conv_v(token_map), class_token, self.v)
+        if class_token is not None and self.class_token_alone:
+            q = self._heads(self.q(class_token))  # (B, h, 1, d)
+        else:
+            q = self._tokens(self.conv_q(token_map), class_token, self.q)  # (B, h, N, d)
+        # A graph that is being made must hold for any batch, which the loops do not.
+        by_products = q.dtype == torch.bfloat16 and not torch.compiler.is_compiling()
+        if by_products and q.device.type == "cpu":
+            x = _attention_by_products(q, k, v, self.scale)
+        else:
+            x = F.scaled_dot_product_attention(q, k, v, scale=self.scale)
+        x = x.transpose(1, 2).flatten(2)  # (B, N, C)
+        return self.out(x.view(shape) if class_token is None else x)
+
+    def _tokens(self, token_map: Tensor, class_token: Tensor | None, linear: Pointwise) -> Tensor:
+        if class_token is None:
+            return self._heads(linear(token_map).flatten(1, 2))
+        return self._heads(linear(torch.cat((class_token, token_map.flatten(1, 2)), dim=1)))
+
+    def _heads(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+
+class InferenceMlp(nn.Module):
+    """`Mlp` with QuickGELU's constant folded into both layers."""
+
+    def __init__(self, mlp: Mlp, convolve: bool) -> None:
+        super().__init__()
+        self.quick = mlp.quick
+        first, second = copy.deepcopy(mlp.fc1), copy.deepcopy(mlp.fc2)
+        if mlp.quick:
+            with torch.no_grad():
+                first.weight.mul_(QUICK_GELU_SCALE)
+                first.bias.mul_(QUICK_GELU_SCALE)
+                second.weight.div_(QUICK_GELU_SCALE)
+        self.first, self.second = Pointwise(first, convolve), Pointwise(second, convolve)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(…, C) to (…, C)."""
+        x = self.first(x)
+        return self.second(F.silu(x, inplace=True) if self.quick else F.gelu(x))
+
+
+class InferenceBlock(nn.Module):
+    """`Block` on a map (B, H, W, C), or on tokens (B, N, C) with the class token first."""
+
+    def __init__(self, block: Block, class_token_alone: bool, convolve: bool) -> None:
+        super().__init__()
+        self.class_token_alone = class_token_alone
+        self.norm1, self.norm2 = copy.deepcopy(block.norm1), copy.deepcopy(block.norm2)
+        self.attention = InferenceAttention(block.attn, class_token_alone, convolve)
+        self.mlp = InferenceMlp(block.mlp, convolve)
+
+    def forward(self, x: Tensor, height: int, width: int) -> Tensor:
+        """To the same shape, or to the class token (B, 1, C) alone."""
+        normed = self.norm1(x)
+        if x.ndim == 4:
+            x = self.attention(normed, None).add_(x)
+        else:
+            token_map = normed[:, 1:].unflatten(1, (height, width))
+            branch = self.attention(token_map, normed[:, :1])
+            x = branch.add_(x[:, :1] if self.class_token_alone else x)
+        return self.mlp(self.norm2(x)).add_(x)
+
+
+class InferenceStage(nn.Module):
+    """`Stage`, from a map to a map; the last one to the class token."""
+
+    def __init__(self, stage: Stage, convolve: bool) -> None:
+        super().__init__()
+        embed = stage.patch_embed.proj
+        self.weight = nn.Parameter(
+            embed.weight.detach().contiguous(memory_format=torch.channels_last), requires_grad=False
+        )
+        self.bias = nn.Parameter(embed.bias.detach(), requires_grad=False)
+        self.stride, self.padding = embed.stride, embed.padding
+        self.norm = copy.deepcopy(stage.patch_embed.norm)
+        token = stage.cls_token
+        self.class_token = None if token is None else nn.Parameter(token.detach(), False)
+        last = len(stage.blocks) - 1
+        self.blocks = nn.ModuleList(
+            InferenceBlock(block, token is not None and index == last, convolve)
+            for index, block in enumerate(stage.blocks)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, H_in, W_in, C_in) to (B, H, W, C), or to (B, 1, C)."""
+        x = F.conv2d(x.permute(0, 3, 1, 2), self.weight, self.bias, self.stride, self.padding)
+        x = self.norm(x.permute(0, 2, 3, 1))  # (B, H, W, C)
+        height, width = x.shape[1:3]
+        if self.class_token is not None:
+            token = self.class_token.expand(x.shape[0], -1, -1)
+            x = torch.cat((token, x.flatten(1, 2)), dim=1)  # (B, N, C)
+        for block in self.blocks:
+            x = block(x, height, width)
+        return x
+
+
+class InferenceCvT(nn.Module):
+    """The classifier in its inference form: images (B, 3, H, W) to logits (B, num_classes)."""
+
+    def __init__(self, model: CvT, as_convolutions: bool) -> None:
+        super().__init__()
+        self.config = model.config
+        stages = [model.get_submodule(f"stage{i}") for i in range(len(model.config.stages))]
+        self.stages = nn.ModuleList(InferenceStage(s, as_convolutions) for s in stages)
+        self.norm, self.head = copy.deepcopy(model.norm), copy.deepcopy(model.head)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images (B, 3, H, W), normalised, to logits (B, num_classes)."""
+        return self.head(self.features(x))
+
+    def features(self, x: Tensor) -> Tensor:
+        """Images (B, 3, H, W), normalised, to what the head reads (B, C)."""
+        x = x.permute(0, 2, 3, 1)
+        for stage in self.stages:
+            x = stage(x)
+        return self.norm(x[:, 0])
+
+
+def inference_form(model: CvT, as_convolutions: bool = False) -> InferenceCvT:
+    """Rewrite a network for inference; its own weights stay as they are.
+
+    Args:
+        model: in its training form, on any device.
+        as_convolutions: write linear layers as 1 x 1 convolutions, which is faster in PyTorch on a
+            CPU and slower elsewhere.
+    """
+    return InferenceCvT(model, as_convolutions).eval().requires_grad_(False)

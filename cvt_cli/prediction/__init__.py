@@ -1,0 +1,1 @@
+"""Answers for images, and the files that they are written to."""

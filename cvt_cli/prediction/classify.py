@@ -1,0 +1,256 @@
+"""Images in, answers out: decoded by threads ahead of the model, in order, in constant memory."""
+
+import io
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from cvt_cli.base import limits
+from cvt_cli.base.errors import ImageError
+from cvt_cli.base.machine import threads
+from cvt_cli.engines.protocol import Engine, features_of, logits_of, prepared
+from cvt_cli.images.decode import Colour
+from cvt_cli.spec.labels import Labels
+from cvt_cli.spec.preprocessing import Preprocessing
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+UNKNOWN = "unknown"
+"""The answer where no class is as likely as the threshold asks."""
+
+THUMBNAIL_PIXELS = 224
+"""Of the longer side."""
+
+
+_SMALL = 16 * 1024**2
+"""Bytes up to which a prepared image may wait uncounted; 384x384 has 1.8 million."""
+
+
+class Loadable(Protocol):
+    """An image that has not been read yet, such as a `sources.Source`."""
+
+    @property
+    def name(self) -> str:
+        """As results call it."""
+        ...
+
+    def load(
+        self,
+        exif: bool,
+        at_least: tuple[int, int] | None = None,
+        background: Colour | None = None,
+    ) -> Image.Image:
+        """Decode it to RGB (see `images.decode`); raises ImageError."""
+        ...
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One class and how likely it is."""
+
+    index: int  # of the class among the model's
+    wnid: str | None  # WordNet identifier, for ImageNet's classes
+    label: str
+    score: float  # probability, 0 … 1, of all the model's classes
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the model says of one image, or why it cannot."""
+
+    path: str
+    predictions: tuple[Prediction, ...] = ()  # the likeliest first
+    error: str | None = None
+    answer: str | None = None  # with a threshold: the likeliest class, or UNKNOWN
+    features: NDArray[np.float32] | None = None  # (C,), where they were asked for
+    thumbnail: bytes | None = None  # a small JPEG, where it was asked for
+
+    def to_json(self) -> dict[str, Any]:
+        """The documented keys: ``predictions``, or ``error`` in its place."""
+        if self.error is not None:
+            return {"path": self.path, "error": self.error}
+        given = {} if self.answer is None else {"answer": self.answer}
+        return {"path": self.path, **given, "predictions": [vars(p) for p in self.predictions]}
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What is wanted of every image."""
+
+    top_k: int = 5
+    threshold: float | None = None  # probability below which the answer is UNKNOWN
+    exif: bool = True  # turn pictures upright
+    fast_decode: bool = False  # let large JPEGs be decoded at a part of their size
+    features: bool = False  # the vector before the head instead of classes
+    thumbnails: bool = False
+    background: Colour | None = None  # shows through transparent pixels; None keeps their colours
+
+
+def classify(
+    engine: Engine,
+    sources: Iterable[Loadable],
+    preprocessing: Preprocessing,
+    labels: Labels,
+    wishes: Wishes,
+    *,
+    batch_size: int = 16,
+    workers: int | None = None,
+) -> Iterator[Answer]:
+    """Answer for every image, in order; one that cannot be read is answered with the reason.
+
+    Args:
+        engine: the model.
+        sources: the images; each is read when its turn is near.
+        preprocessing: the model's.
+        labels: the model's.
+        wishes: what is wanted of them.
+        batch_size: images per call of the engine.
+        workers: threads that decode; by default one for each processor of this process.
+    """
+
+    def prepare(source: Loadable) -> tuple[NDArray[Any], bytes | None] | str:
+        at_least = None
+        if wishes.fast_decode:  # twice what the resize needs, so that it still averages pixels
+            enough = 2 * max(preprocessing.resized(1, 1))
+            at_least = (enough, enough)
+        try:
+            image = source.load(wishes.exif, at_least, wishes.background)
+            array = prepared(engine, image, preprocessing)
+        except ImageError as error:
+            return str(error)
+        return array, thumbnail(image) if wishes.thumbnails else None
+
+    def size(ready: tuple[NDArray[Any], bytes | None] | str) -> int:
+        return 0 if isinstance(ready, str) else waiting_bytes(ready[0])
+
+    ready_images = ahead(prepare, sources, workers or threads(), 2 * batch_size, size)
+    for chunk in batches(ready_images, batch_size, size):
+        arrays = [ready[0] for _, ready in chunk if not isinstance(ready, str)]
+        results: Iterator[NDArray[np.float32]] = iter(())
+        if arrays:
+            results = iter((features_of if wishes.features else logits_of)(engine, arrays))
+        for source, ready in chunk:
+            if isinstance(ready, str):
+                yield Answer(source.name, error=ready)
+            elif wishes.features:
+                yield Answer(source.name, features=next(results))
+            else:
+                found = top_predictions(next(results), labels, wishes.top_k)
+                given = None
+                if wishes.threshold is not None:
+                    given = found[0].label if found[0].score >= wishes.threshold else UNKNOWN
+                yield Answer(source.name, found, answer=given, thumbnail=ready[1])
+
+
+def waiting_bytes(array: NDArray[Any]) -> int:
+    """What an image counts towards `limits.LARGEST_WAITING`: none but a large picture whole."""
+    return array.nbytes if array.nbytes > _SMALL else 0
+
+
+def _nothing(result: object) -> int:
+    return 0
+
+
+def ahead(
+    work: Callable[[Item], Result],
+    items: Iterable[Item],
+    workers: int,
+    most: int,
+    size: Callable[[Result], int] = _nothing,
+) -> Iterator[tuple[Item, Result]]:
+    """Every item with what ``work`` makes of it, in order; threads work ahead of who asks.
+
+    Args:
+        work: called in a thread for every item.
+        items: taken one by one, no more than ``most`` ahead.
+        workers: threads.
+        most: results that wait at the same time.
+        size: of a result, in bytes; work is begun on no other item but the next to be given while
+            results of more than `limits.LARGEST_WAITING` wait.
+    """
+    room = threading.Condition()
+    made = 0  # bytes of results that were not given yet
+    given = 0  # results; the next one is made in any case, since it is waited for
+    ended = False
+
+    def in_turn(number: int, item: Item) -> Result:
+        nonlocal made
+        if made > limits.LARGEST_WAITING:
+            with room:
+                room.wait_for(lambda: made <= limits.LARGEST_WAITING or number == given or ended)
+        result = work(item)
+        if bytes_made := size(result):
+            with room:
+                made += bytes_made
+        return result
+
+    def next_one() -> tuple[Item, Result]:
+        nonlocal made, given
+        item, future = waiting.popleft()
+        result = future.result()
+        with room:
+            made -= size(result)
+            given += 1
+            room.notify_all()
+        return item, result
+
+    pool = ThreadPoolExecutor(workers)
+    waiting: deque[tuple[Item, Future[Result]]] = deque()
+    try:
+        for number, item in enumerate(items):
+            waiting.append((item, pool.submit(in_turn, number, item)))
+            if len(waiting) > most:
+                yield next_one()
+        while waiting:
+            yield next_one()
+    finally:
+        with room:
+            ended = True
+            room.notify_all()
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def batches(
+    ready: Iterable[tuple[Item, Result]], count: int, size: Callable[[Result], int] = _nothing
+) -> Iterator[list[tuple[Item, Result]]]:
+    """Lists of ``count``, or of fewer that together are larger than `limits.LARGEST_WAITING`."""
+    batch: list[tuple[Item, Result]] = []
+    total = 0
+    for item, result in ready:
+        batch.append((item, result))
+        total += size(result)
+        if len(batch) == count or total > limits.LARGEST_WAITING:
+            yield batch
+            batch, total = [], 0
+    if batch:
+        yield batch
+
+
+def top_predictions(
+    logits: NDArray[np.float32], labels: Labels, top_k: int
+) -> tuple[Prediction, ...]:
+    """The likeliest classes of one image's logits (classes,), with softmax probabilities."""
+    wide = logits.astype(np.float64)
+    exponentials = np.exp(wide - wide.max())
+    scores = exponentials / exponentials.sum()
+    order = np.argsort(-wide, kind="stable")[:top_k]  # a tie goes to the lower index
+    return tuple(
+        Prediction(int(i), labels.wnid(int(i)), labels.names[i], float(scores[i])) for i in order
+    )
+
+
+def thumbnail(image: Image.Image) -> bytes:
+    """A small JPEG of an RGB image."""
+    small = image.copy()
+    small.thumbnail((THUMBNAIL_PIXELS, THUMBNAIL_PIXELS))
+    buffer = io.BytesIO()
+    small.save(buffer, "JPEG", quality=80)
+    return buffer.getvalue()

@@ -1,0 +1,236 @@
+"""What a CvT is made of: one frozen value per architecture (paper, table 1).
+
+Costs, model, weights and model cards derive from these values; no other file knows the numbers.
+Only what published CvTs use can be written down here: depthwise convolutional projections with
+BatchNorm (kernel 3, stride 1 for queries and 2 for keys and values), a class token in the last
+stage alone, no position embedding.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
+
+from cvt_cli.base.errors import ConfigError, UsageError
+from cvt_cli.base.limits import (
+    LARGEST_KERNEL,
+    LARGEST_MLP_RATIO,
+    LARGEST_SIZE,
+    LARGEST_WIDTH,
+    MOST_BLOCKS,
+    MOST_CLASSES,
+    MOST_STAGES,
+)
+
+Activation = Literal["quick_gelu", "gelu"]
+
+PROJECTION_KERNEL = 3
+"""Kernel of the depthwise convolutions before q, k and v; padding 1."""
+
+KEY_VALUE_STRIDE = 2
+"""Stride of the depthwise convolutions before k and v; the one before q has stride 1."""
+
+SMALLEST_SIZE = 32
+"""Smallest input height and width in pixels that the tool accepts."""
+
+
+@dataclass(frozen=True)
+class StageConfig:
+    """One stage: a convolutional token embedding, then ``depth`` blocks."""
+
+    width: int  # channels of every token in this stage
+    depth: int  # blocks
+    heads: int  # attention heads; each is width / heads wide
+    kernel: int = 3  # token embedding: kernel, stride and padding in pixels of the incoming map
+    stride: int = 2
+    padding: int = 1
+    mlp_ratio: float = 4.0  # hidden width of the MLP / width
+    drop_path: float = 0.0  # stochastic depth at the last block; rises linearly from 0 at the first
+
+    def __post_init__(self) -> None:
+        for name, most in (
+            ("width", LARGEST_WIDTH),
+            ("depth", MOST_BLOCKS),
+            ("heads", LARGEST_WIDTH),
+            ("kernel", LARGEST_KERNEL),
+            ("stride", LARGEST_KERNEL),
+        ):
+            if not _is_count(getattr(self, name), most):
+                raise ConfigError(
+                    f"stage `{name}` is {shown(getattr(self, name))}; it must be a positive "
+                    f"integer of at most {most:,}"
+                )
+        if not (isinstance(self.padding, int) and 0 <= self.padding <= self.kernel // 2):
+            raise ConfigError(
+                f"stage `padding` is {shown(self.padding)}; "
+                f"it must be from 0 to half of the kernel ({self.kernel // 2})"
+            )
+        if self.width % self.heads:
+            raise ConfigError(
+                f"stage `width` {self.width} cannot be split into {self.heads} heads of equal width"
+            )
+        if not 0 < self.mlp_ratio <= LARGEST_MLP_RATIO or self.hidden_width < 1:
+            raise ConfigError(
+                f"stage `mlp_ratio` is {shown(self.mlp_ratio)}; it must be positive, and at most "
+                f"{LARGEST_MLP_RATIO}"
+            )
+        if not 0 <= self.drop_path < 1:
+            raise ConfigError(
+                f"stage `drop_path` is {shown(self.drop_path)}; it must be at least 0 and below 1"
+            )
+
+    @property
+    def hidden_width(self) -> int:
+        """Hidden width of the MLP."""
+        return int(self.width * self.mlp_ratio)
+
+    @property
+    def drop_path_rates(self) -> tuple[float, ...]:
+        """Stochastic depth per block, linear from 0 to ``drop_path`` (reference: cls_cvt.py)."""
+        last = max(self.depth - 1, 1)
+        return tuple(self.drop_path * block / last for block in range(self.depth))
+
+    def embedded(self, size: int) -> int:
+        """Height or width of the token map that this stage makes of a map ``size`` wide."""
+        return (size + 2 * self.padding - self.kernel) // self.stride + 1
+
+
+@dataclass(frozen=True)
+class CvTConfig:
+    """A whole network: its stages, the number of classes and the MLP's activation."""
+
+    stages: tuple[StageConfig, ...]
+    num_classes: int = 1000
+    activation: Activation = "quick_gelu"
+
+    def __post_init__(self) -> None:
+        if not 1 <= len(self.stages) <= MOST_STAGES:
+            raise ConfigError(f"{len(self.stages)} stages; a CvT has from 1 to {MOST_STAGES}")
+        if not _is_count(self.num_classes, MOST_CLASSES):
+            raise ConfigError(
+                f"`num_classes` is {shown(self.num_classes)}; it must be a positive integer of at "
+                f"most {MOST_CLASSES:,}"
+            )
+        if self.activation not in get_args(Activation):
+            raise ConfigError(
+                f"`activation` is {shown(self.activation)}; accepted are `quick_gelu` and `gelu`"
+            )
+
+    def check_size(self, height: int, width: int) -> None:
+        """Raises ConfigError if no token would be left of an input of this size in pixels."""
+        map_height, map_width = height, width
+        for index, stage in enumerate(self.stages):
+            map_height, map_width = stage.embedded(map_height), stage.embedded(map_width)
+            if map_height < 1 or map_width < 1:
+                raise ConfigError(
+                    f"an input of {height}x{width} pixels is too small for this network: its "
+                    f"stage {index} would have {max(0, map_height)}x{max(0, map_width)} tokens"
+                )
+
+    def with_classes(self, num_classes: int) -> "CvTConfig":
+        """The same network with another number of classes."""
+        return replace(self, num_classes=num_classes)
+
+    def with_activation(self, activation: Activation | None) -> "CvTConfig":
+        """The same network with another activation; with None, as it is."""
+        return self if activation is None else replace(self, activation=activation)
+
+
+def variant_of(config: CvTConfig) -> str | None:
+    """The variant that a config is, whatever its classes, activation and stochastic depth."""
+
+    def plan(config: CvTConfig) -> list[StageConfig]:
+        return [replace(stage, drop_path=0.0) for stage in config.stages]
+
+    return next((key for key, value in VARIANTS.items() if plan(value) == plan(config)), None)
+
+
+def _is_count(value: object, most: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value <= most
+
+
+def shown(value: object) -> str:
+    """A value of a stranger's file as a message shows it."""
+    try:
+        text = repr(value)
+    except (RecursionError, ValueError):  # nested deeply, or a number of too many digits
+        text = f"of type {type(value).__name__}"
+    return text if len(text) <= 60 else f"{text[:59]}…"
+
+
+def _published(
+    widths: tuple[int, int, int],
+    depths: tuple[int, int, int],
+    heads: tuple[int, int, int],
+    drop_path: float,
+) -> CvTConfig:
+    """A variant of the paper's table 1: 7/4/2 then 3/2/1 embeddings, stochastic depth last."""
+    embeddings = ((7, 4, 2), (3, 2, 1), (3, 2, 1))
+    rates = (0.0, 0.0, drop_path)
+    return CvTConfig(
+        tuple(
+            StageConfig(width, depth, head, *embedding, drop_path=rate)
+            for width, depth, head, embedding, rate in zip(
+                widths, depths, heads, embeddings, rates, strict=True
+            )
+        )
+    )
+
+
+VARIANTS: dict[str, CvTConfig] = {
+    "13": _published((64, 192, 384), (1, 2, 10), (1, 3, 6), drop_path=0.1),
+    "21": _published((64, 192, 384), (1, 4, 16), (1, 3, 6), drop_path=0.1),
+    "w24": _published((192, 768, 1024), (2, 2, 20), (3, 12, 16), drop_path=0.3),
+    # Ours, for images of about 32 pixels: it starts at half of the image's resolution, not at a
+    # quarter. Its ten classes are CIFAR-10's.
+    "nano": CvTConfig(
+        (
+            StageConfig(32, 1, 1, 5, 2, 2, mlp_ratio=2.0),
+            StageConfig(64, 2, 2, 3, 2, 1, mlp_ratio=2.0),
+            StageConfig(160, 3, 5, 3, 2, 1, mlp_ratio=2.0, drop_path=0.1),
+        ),
+        num_classes=10,
+    ),
+}
+
+DEFAULT_SIZES: dict[str, int] = {"13": 224, "21": 224, "w24": 224, "nano": 32}
+"""Input size in pixels of a bare variant when ``--res`` does not say."""
+
+
+def parse_variant(text: str) -> str:
+    """The key in `VARIANTS` of ``13``, ``cvt-13``, ``CvT-W24``, …
+
+    Raises:
+        UsageError: there is no such variant.
+    """
+    name = text.strip().lower().replace("_", "-").removeprefix("cvt-")
+    if name not in VARIANTS:
+        known = ", ".join(f"`{variant}`" for variant in VARIANTS)
+        raise UsageError(f"there is no variant `{text}`; accepted are {known}")
+    return name
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """Height and width in pixels of ``384`` or ``384x512`` (height x width).
+
+    Raises:
+        UsageError: not one or two integers, or one below `SMALLEST_SIZE`.
+    """
+    parts = text.strip().lower().replace("×", "x").split("x")
+    if len(parts) > 2 or not all(part.strip().isdecimal() for part in parts):
+        raise UsageError(
+            f"`{text}` is not an input size; accepted are pixels such as `384`, "
+            "or height x width such as `384x512`"
+        )
+    if any(len(part.strip()) > 9 for part in parts):
+        raise UsageError(f"input size `{text}` is too large; {LARGEST_SIZE} pixels is the most")
+    height, width = int(parts[0]), int(parts[-1])
+    if min(height, width) < SMALLEST_SIZE:
+        raise UsageError(
+            f"input size {height}x{width} is too small; "
+            f"height and width must be at least {SMALLEST_SIZE} pixels"
+        )
+    if max(height, width) > LARGEST_SIZE:
+        raise UsageError(
+            f"input size {height}x{width} is too large; "
+            f"height and width must be at most {LARGEST_SIZE} pixels"
+        )
+    return height, width
