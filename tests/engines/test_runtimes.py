@@ -62,7 +62,7 @@ def in_a_process(script: str, **environment: str | None) -> "subprocess.Complete
     start = f"""
 import shutil, sys, tempfile
 from pathlib import Path
-sys.path.insert(0, {str(TESTS)!r})
+sys.path.insert(0, {str(TESTS / "helpers")!r})
 import numpy as np
 from cvt_cli.export import graphs; from cvt_cli.engines import runtimes
 from tests_shared import TINY, golden, golden_config, golden_input, golden_model

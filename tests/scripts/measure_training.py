@@ -1,6 +1,6 @@
 """How fast a training step is: ours beside a plain loop around transformers' CvT, interleaved.
 
-    python tests/measure_training.py [ROUNDS [FOLDER]]
+    python tests/scripts/measure_training.py [ROUNDS [FOLDER]]
 
 CvT-13 at 224, batch 16, AdamW, tensors ready, both sides in one process with the same allocator
 settings. Printed are medians of images per second and ratios to transformers' float32 rate. With a

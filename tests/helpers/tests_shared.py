@@ -22,7 +22,7 @@ import torch
 from cvt_cli.model.network import CvT
 from cvt_cli.spec.config import CvTConfig, StageConfig
 
-TESTS = Path(__file__).parent
+TESTS = Path(__file__).parents[1]
 GOLDEN = TESTS / "golden"
 CHELSEA = TESTS / "photos" / "chelsea.png"
 
@@ -41,6 +41,12 @@ def test_data(name: str) -> Path:
 
 
 test_data.__test__ = False  # type: ignore[attr-defined]
+
+
+def importing_tests_of(folder: Path) -> dict[str, str]:
+    """The environment of a process that imports the tests of a folder, as those import helpers."""
+    places = [str(folder), str(TESTS / "helpers"), os.environ.get("PYTHONPATH", "")]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, places))}
 
 
 def make_special(folder: Path) -> Path:

@@ -1,6 +1,6 @@
 """Make the checkpoint that is part of the package from a training run, with its card.
 
-    python tests/embed_nano.py RUN CIFAR10 "two cores of …"
+    python tests/scripts/embed_nano.py RUN CIFAR10 "two cores of …"
 
 RUN is what `cvt finetune` left; its best epoch is stored in half precision. CIFAR10 is the folder
 with train/ and test/: what the stored weights score on the 10,000 test images is written into the

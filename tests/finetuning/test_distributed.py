@@ -21,7 +21,14 @@ from safetensors.torch import load_file
 
 from cvt_cli.finetuning.training import Part, Schedule, Trainer
 from cvt_cli.spec.recipes import Recipe
-from tests_shared import golden, golden_config, golden_input, golden_model
+from tests_shared import (
+    TESTS,
+    golden,
+    golden_config,
+    golden_input,
+    golden_model,
+    importing_tests_of,
+)
 
 STEP = golden("train-tiny")
 CLASSES = STEP["num_classes"]
@@ -80,10 +87,13 @@ def trainer_of(batchnorm: str, class_weights: torch.Tensor | None = None) -> Tra
 @pytest.fixture(scope="module")
 def of_two(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
     path = tmp_path_factory.mktemp("two") / "found.safetensors"
-    script = Path(__file__).with_name("two_processes.py")
+    script = TESTS / "helpers" / "two_processes.py"
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     done = subprocess.run(
-        [*torchrun, "--nproc-per-node=2", str(script), str(path)], capture_output=True, text=True
+        [*torchrun, "--nproc-per-node=2", str(script), str(path)],
+        capture_output=True,
+        text=True,
+        env=importing_tests_of(Path(__file__).parent),
     )
     assert done.returncode == 0, done.stderr
     return load_file(path)

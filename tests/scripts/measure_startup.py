@@ -1,6 +1,6 @@
 """How long the light commands and one prediction take, against what they cannot do without.
 
-    python tests/measure_startup.py [ROUNDS]
+    python tests/scripts/measure_startup.py [ROUNDS]
 
 Both sides are whole processes, run in turn; medians in seconds, their ratio and difference.
 Nothing is asserted: machines differ.
@@ -14,7 +14,7 @@ from pathlib import Path
 
 from cvt_cli.cli import app
 
-CHELSEA = Path(__file__).parent / "photos" / "chelsea.png"
+CHELSEA = Path(__file__).parents[1] / "photos" / "chelsea.png"
 
 EMPTY_APP = "\n".join(
     [

@@ -1,6 +1,5 @@
 """Features are computed once; the head on them is the one that independent code finds."""
 
-import os
 import signal
 import subprocess
 import sys
@@ -25,6 +24,7 @@ from cvt_cli.finetuning.probe import Solution, cached_features, solve
 from cvt_cli.images.decode import preprocess
 from cvt_cli.model import weights
 from cvt_cli.model.engine import TorchEngine
+from tests_shared import importing_tests_of
 
 CPU = torch.device("cpu")
 NANO = DATA / "cvt-nano-cifar10"
@@ -138,9 +138,9 @@ computed(Slow(), open_dataset(sys.argv[1], "train", Path()), Path(sys.argv[2]))
 
 def test_what_was_written_survives_a_kill(signdigits: Path, tmp_path: Path) -> None:
     path = tmp_path / "features"
-    tests = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
     process = subprocess.Popen(
-        [sys.executable, "-c", KILLED, signdigits, path], env={**os.environ, "PYTHONPATH": tests}
+        [sys.executable, "-c", KILLED, signdigits, path],
+        env=importing_tests_of(Path(__file__).parent),
     )
     data = open_dataset(str(signdigits), "train", signdigits).subset(np.arange(200))
     deadline = time.monotonic() + 200

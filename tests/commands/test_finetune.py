@@ -764,7 +764,7 @@ def test_the_four_commands_of_the_readme_serve_a_strangers_folder(
         for path in sorted((signdigits / "train" / name).iterdir())[:count]:
             shutil.copy(path, tmp_path / "my_folder" / name)
     shutil.copy(next((signdigits / "val" / "5").iterdir()), tmp_path / "photo.jpg")
-    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    readme = (TESTS.parent / "README.md").read_text()
     block = readme.partition("from a folder of pictures to a model in use:\n\n```bash\n")[2]
     commands = [shlex.split(line) for line in block.partition("\n```")[0].splitlines()]
     assert [command[0] for command in commands] == ["cvt", "cvt", "cvt", "python"]
