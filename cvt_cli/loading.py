@@ -55,6 +55,12 @@ runtime saves a quarter; to prepare takes 10 to 20 s (CvT-13, two cores)."""
 MOST_UNNAMED_CLASSES = 1000
 """A larger head without a class list is refused: no one can read its answers."""
 
+DECIDE = (
+    *("model", "revision", "weights_sha256", "classes_sha256", "activation", "preprocessing"),
+    *("engine", "precision"),
+)
+"""Those of the conditions of a result that must be the same for it to be gone on with."""
+
 
 @dataclass(frozen=True)
 class Access:
@@ -113,6 +119,32 @@ class ReadyModel:
         """A SHA-256 of the class names, and of their WNIDs where they have them."""
         wnids = (wnid or "" for wnid in self.labels.wnids or ())
         return conditions.names_hash([*self.labels.names, *wnids])
+
+    def conditions(self) -> dict[str, Any]:
+        """What a result depends on, as the documented JSON keys."""
+        return {
+            "model": self.model,
+            "revision": self.revision,
+            "weights_sha256": self.weights_sha256,
+            "classes_sha256": self.classes_sha256,
+            "activation": self.activation,
+            "preprocessing": self.preprocessing.to_json(),
+            "device": self.engine.device,
+            "hardware": self.engine.hardware,
+            "precision": self.engine.precision,
+            "engine": self.engine.name,
+            "version": __version__,
+        }
+
+    def describe(self) -> str:
+        """What a result depends on, in a line for a person."""
+        names, engine = self.labels.names, self.engine
+        classes = f"{len(names)} classes" + (f": {', '.join(names)}" if len(names) <= 20 else "")
+        at = f" at {self.revision[:7]}" if self.revision else ""
+        return (
+            f"{self.model}{at} ({classes}; {self.activation}); {self.preprocessing.describe()}; "
+            f"{engine.device}, {engine.hardware}, {engine.name}, {engine.precision}"
+        )
 
 
 @dataclass(frozen=True)
@@ -687,7 +719,7 @@ def start_of_training(
         UsageError: there is no such variant.
         CheckpointError: as `locate` and `weights.load`.
     """
-    from cvt_cli.finetuning import training
+    from cvt_cli.model import network as networks
     from cvt_cli.model import weights
 
     if model is not None:
@@ -704,7 +736,7 @@ def start_of_training(
     config = VARIANTS[key].with_classes(len(classes)).with_activation(activation)
     size = parse_size(res) if res else (DEFAULT_SIZES[key],) * 2
     preprocessing = Preprocessing.of_variant(key, *size)
-    return Start(key, training.fresh_model(config, seed), preprocessing, ())
+    return Start(key, networks.fresh_model(config, seed), preprocessing, ())
 
 
 def read_architecture(text: str, access: Access) -> tuple[str, CvTConfig, tuple[int, int]]:

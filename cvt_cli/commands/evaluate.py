@@ -228,7 +228,7 @@ def evaluate(
             if table is not None:
                 one.groups = evaluation.groups_of(table, images.names, str(groups))
             subjects.append(one)
-            conditions.append(output.conditions(ready))
+            conditions.append(ready.conditions())
             if rank == 0:
                 output.note_conditions(ready)
                 output.note(
@@ -437,7 +437,7 @@ def _kept_under(conditions: dict[str, Any], one: "Subject") -> Conditions:
         among = f"{len(present)} of {len(one.labels)}, {indices[:16]}"
     return Conditions(
         {
-            **{name: conditions[name] for name in (*output.DECIDE, "exif")},
+            **{name: conditions[name] for name in (*loading.DECIDE, "exif")},
             "processes": torchrun.count(),
             "skipped": one.result.skipped,
             "k": one.result.k,

@@ -11,7 +11,6 @@ from typing import Any
 
 from cvt_cli.base import streams
 from cvt_cli.base.errors import CvtError
-from cvt_cli.base.package import __version__
 from cvt_cli.base.progress import Advance, Unit
 from cvt_cli.base.text import csv_row, duration, human_bytes, printable
 from cvt_cli.loading import Access, ReadyModel
@@ -27,13 +26,6 @@ LEAST_TEXT = 12
 """Columns that text in a table keeps, however narrow the terminal is."""
 
 
-DECIDE = (
-    *("model", "revision", "weights_sha256", "classes_sha256", "activation", "preprocessing"),
-    *("engine", "precision"),
-)
-"""Those of the conditions of a result that must be the same for it to be gone on with."""
-
-
 def note(message: str) -> None:
     """Say something on stderr that is no result."""
     streams.say(message)
@@ -47,41 +39,11 @@ def error(message: str, hint: str | None = None) -> None:
         streams.say(f"hint: {hint}")
 
 
-def conditions(classifier: ReadyModel) -> dict[str, Any]:
-    """What a result depends on, as the documented JSON keys."""
-    return {
-        "model": classifier.model,
-        "revision": classifier.revision,
-        "weights_sha256": classifier.weights_sha256,
-        "classes_sha256": classifier.classes_sha256,
-        "activation": classifier.activation,
-        "preprocessing": classifier.preprocessing.to_json(),
-        "device": classifier.engine.device,
-        "hardware": classifier.engine.hardware,
-        "precision": classifier.engine.precision,
-        "engine": classifier.engine.name,
-        "version": __version__,
-    }
-
-
 def note_conditions(classifier: ReadyModel) -> None:
-    """The same in a line for a person, after whatever was assumed in loading."""
+    """What a result depends on, in a line on stderr, after whatever was assumed in loading."""
     for message in classifier.notes:
         note(message)
-    note(describe_conditions(classifier))
-
-
-def describe_conditions(classifier: ReadyModel) -> str:
-    """The conditions in a line for a person."""
-    names = classifier.labels.names
-    classes = f"{len(names)} classes" + (f": {', '.join(names)}" if len(names) <= 20 else "")
-    engine = classifier.engine
-    at = f" at {classifier.revision[:7]}" if classifier.revision else ""
-    return (
-        f"{classifier.model}{at} ({classes}; {classifier.activation}); "
-        f"{classifier.preprocessing.describe()}; "
-        f"{engine.device}, {engine.hardware}, {engine.name}, {engine.precision}"
-    )
+    note(classifier.describe())
 
 
 def emit(text: str) -> None:

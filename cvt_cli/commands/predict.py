@@ -201,10 +201,10 @@ def predict(
             how_read["background"] = background
         conditions = {}
         if json_output or files or lines is not None:  # else nothing keeps them
-            conditions = {**output.conditions(classifier), **how_read}
+            conditions = {**classifier.conditions(), **how_read}
         hashes: deque[list[str]] = deque()  # of the images that are wanted and not answered yet
         if lines is not None:
-            kept = {name: conditions[name] for name in (*output.DECIDE, *how_read)}
+            kept = {name: conditions[name] for name in (*loading.DECIDE, *how_read)}
             lines.begin(Conditions({**kept, "top_k": top_k, "threshold": threshold}))
             done, failed = lines.done, lines.failed
             if done:
@@ -218,9 +218,7 @@ def predict(
             )
             outputs.append(stack.enter_context(table))
         if html is not None:
-            page = writers.Page(
-                torchrun.own_path(html), conditions, output.describe_conditions(classifier)
-            )
+            page = writers.Page(torchrun.own_path(html), conditions, classifier.describe())
             outputs.append(stack.enter_context(page))
         if features is not None:
             vectors = writers.Features(torchrun.own_path(features), conditions)

@@ -394,14 +394,9 @@ def _seconds(runner: Runner, batch: NDArray[Any]) -> float:
 
 def random_network(config: CvTConfig) -> "CvT":
     """A network with random weights, which is as fast as one with others."""
-    import torch
+    from cvt_cli.model.network import fresh_model
 
-    from cvt_cli.model.network import CvT, init_weights
-
-    torch.manual_seed(0)
-    model = CvT(config)
-    init_weights(model)
-    return model.eval()
+    return fresh_model(config, seed=0).eval()
 
 
 def _runner(side: Side, model: "CvT | None", graph: Path | None) -> Runner:

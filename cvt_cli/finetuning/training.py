@@ -26,8 +26,7 @@ from cvt_cli.base.errors import CvtError, UsageError
 from cvt_cli.finetuning.batches import draw, mixing
 from cvt_cli.model import devices
 from cvt_cli.model.devices import Precision
-from cvt_cli.model.network import Block, CvT, Stage, init_weights
-from cvt_cli.spec.config import CvTConfig
+from cvt_cli.model.network import Block, CvT, Stage
 from cvt_cli.spec.recipes import AUGMENTATIONS, Recipe
 
 LOWEST_RATE = 1e-5
@@ -115,14 +114,6 @@ def _depths(model: nn.Module) -> dict[str, int]:
             found[f"{stage_name}.{name}"] = depth + inside
         depth += 1 + len(stage.blocks)
     return found
-
-
-def fresh_model(config: CvTConfig, seed: int) -> CvT:
-    """A model with freshly drawn weights."""
-    torch.manual_seed(seed)
-    model = CvT(config)
-    init_weights(model)
-    return model
 
 
 def freeze(model: CvT, parts: Sequence[str]) -> list[nn.Module]:

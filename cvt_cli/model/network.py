@@ -353,3 +353,11 @@ def init_weights(model: nn.Module) -> None:
             nn.init.zeros_(module.bias)
         elif isinstance(module, Stage) and module.cls_token is not None:
             nn.init.trunc_normal_(module.cls_token, std=0.02)
+
+
+def fresh_model(config: CvTConfig, seed: int) -> CvT:
+    """A model with freshly drawn weights."""
+    torch.manual_seed(seed)
+    model = CvT(config)
+    init_weights(model)
+    return model

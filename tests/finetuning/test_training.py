@@ -31,7 +31,7 @@ from cvt_cli.finetuning.training import (
     schedule_of,
 )
 from cvt_cli.model.engine import TorchEngine
-from cvt_cli.model.network import Block, CvT
+from cvt_cli.model.network import Block, CvT, fresh_model
 from cvt_cli.spec.config import VARIANTS, CvTConfig, StageConfig
 from cvt_cli.spec.preprocessing import Preprocessing
 from cvt_cli.spec.recipes import AUGMENTATIONS, Recipe, named_recipe
@@ -57,7 +57,7 @@ def make_trainer(
 
 def small_model(drop_path: float = 0.0) -> CvT:
     stages = (StageConfig(8, 1, 1, 5, 2, 2), StageConfig(16, 2, 2, 3, 2, 1, drop_path=drop_path))
-    return training.fresh_model(CvTConfig(stages, 3), 1)
+    return fresh_model(CvTConfig(stages, 3), 1)
 
 
 def a_batch(seed: int = 0, images: int = 4) -> tuple[torch.Tensor, torch.Tensor]:
@@ -297,7 +297,7 @@ def test_a_restored_trainer_goes_on_bit_by_bit() -> None:
     for step in range(2):
         first.step([a_batch(step)])
     tensors = {name: tensor.clone() for name, tensor in first.tensors().items()}
-    again = make_trainer(training.fresh_model(other.config, 99), recipe, ema=5)
+    again = make_trainer(fresh_model(other.config, 99), recipe, ema=5)
 
     again.restore(tensors, first.numbers())
     for step in range(2, 4):
@@ -657,8 +657,8 @@ def test_a_seed_gives_the_same_fresh_weights() -> None:
     config = CvTConfig(VARIANTS["nano"].stages, 3)
 
     same = zip(
-        training.fresh_model(config, 7).state_dict().values(),
-        training.fresh_model(config, 7).state_dict().values(),
+        fresh_model(config, 7).state_dict().values(),
+        fresh_model(config, 7).state_dict().values(),
         strict=True,
     )
 

@@ -25,6 +25,7 @@ from cvt_cli.finetuning import batches as training_data
 from cvt_cli.finetuning import training
 from cvt_cli.finetuning.training import Schedule, Trainer
 from cvt_cli.model.devices import Precision
+from cvt_cli.model.network import fresh_model
 from cvt_cli.spec.config import VARIANTS
 from cvt_cli.spec.preprocessing import Preprocessing
 from cvt_cli.spec.recipes import AUGMENTATIONS, RECIPES
@@ -42,7 +43,7 @@ def ours(precision: Precision, device: torch.device) -> Callable[[], object]:
 def trainer_of(precision: Precision, device: torch.device) -> Trainer:
     recipe = replace(RECIPES["default"], augment="none", batch_size=BATCH, layer_decay=1.0)
     return Trainer(
-        training.fresh_model(VARIANTS["13"], 0),
+        fresh_model(VARIANTS["13"], 0),
         recipe,
         Schedule(1e-4, 1000, 0),
         device=device,
