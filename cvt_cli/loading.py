@@ -16,9 +16,10 @@ from cvt_cli.base.conditions import Conditions
 from cvt_cli.base.errors import CheckpointError, CvtError, UnreachableError, UsageError
 from cvt_cli.base.package import __version__
 from cvt_cli.base.progress import Progress, Say
-from cvt_cli.checkpoints import export_metadata, folders, hub, store
+from cvt_cli.checkpoints import export_metadata, folders, headers, hub, store
 from cvt_cli.checkpoints.export_metadata import Precision, Record
 from cvt_cli.checkpoints.folders import CheckpointConfig
+from cvt_cli.checkpoints.names import reference_names
 from cvt_cli.checkpoints.store import Snapshot
 from cvt_cli.spec import published
 from cvt_cli.spec.config import (
@@ -761,9 +762,9 @@ def read_architecture(text: str, access: Access) -> tuple[str, CvTConfig, tuple[
     elif path.suffix == ".safetensors":
         record = export_metadata.of_safetensors(path)
         if record is None:
-            shapes = folders.safetensors_shapes(path)
-            ours = folders.reference_names(shapes, path)
-            variant, config = folders.variant_of_shapes(
+            shapes = headers.safetensors_shapes(path)
+            ours = reference_names(shapes, path)
+            variant, config = headers.variant_of_shapes(
                 {ours[name]: shape for name, shape in shapes.items()}, path
             )
             size = found.known.size if found.known else DEFAULT_SIZES[variant]

@@ -19,7 +19,7 @@ from cvt_cli.base import text
 from cvt_cli.base.errors import CheckpointError, CvtError, UsageError
 from cvt_cli.base.limits import LARGEST_DESCRIPTION_BYTES
 from cvt_cli.base.package import __version__
-from cvt_cli.checkpoints import folders
+from cvt_cli.checkpoints import folders, headers
 from cvt_cli.checkpoints.folders import CheckpointConfig
 from cvt_cli.spec.config import Activation, CvTConfig, shown
 from cvt_cli.spec.labels import Labels
@@ -231,7 +231,7 @@ def of_safetensors(path: Path) -> Record | None:
     Raises:
         CheckpointError: the file or what it says is damaged.
     """
-    texts = folders.safetensors_header(path).metadata
+    texts = headers.safetensors_header(path).metadata
     return _record(texts, path) if _VERSION in texts else None
 
 

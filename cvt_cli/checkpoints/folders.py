@@ -1,20 +1,18 @@
-"""The names that checkpoints use for tensors and settings, without reading a tensor.
+"""A checkpoint's folder in the hub's form: ``config.json`` and what lies beside it.
 
-Two layouts are known. "reference" is the official code's and ours, such as
-``stage0.blocks.0.norm1.weight``. "transformers" is the hub's, such as
-``cvt.encoder.stages.0.layers.0.layernorm_before.weight``, with a ``config.json`` beside it. One
-table translates in both directions.
+The settings are written and read here. What the tensors are called is in `names`, what their
+shapes tell is in `headers`.
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from cvt_cli.base import text
-from cvt_cli.base.errors import CheckpointError, ConfigError, UsageError
-from cvt_cli.base.limits import LARGEST_CONFIG_BYTES, LARGEST_HEADER_BYTES, MOST_STAGES
+from cvt_cli.base.errors import CheckpointError, ConfigError
+from cvt_cli.base.limits import LARGEST_CONFIG_BYTES, MOST_STAGES
 from cvt_cli.spec import labels
 from cvt_cli.spec.config import (
     DEFAULT_SIZES,
@@ -29,8 +27,6 @@ from cvt_cli.spec.labels import Labels
 from cvt_cli.spec.preprocessing import Preprocessing
 from cvt_cli.spec.published import Checkpoint
 
-Shape = tuple[int, ...]
-
 CONFIG_FILE = "config.json"
 PREPROCESSING_FILE = "preprocessor_config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -43,223 +39,6 @@ BEST, LAST = "best", "last"
 
 SUFFIXES = (".safetensors", ".bin", ".pth", ".pt")
 """Of the files that hold tensors."""
-
-# What stands between the stage or block and the tensor's own name, reference first.
-_PARTS = (
-    ("patch_embed.proj.", "embedding.convolution_embeddings.projection."),
-    ("patch_embed.norm.", "embedding.convolution_embeddings.normalization."),
-    ("norm1.", "layernorm_before."),
-    ("norm2.", "layernorm_after."),
-    ("attn.proj_q.", "attention.attention.projection_query."),
-    ("attn.proj_k.", "attention.attention.projection_key."),
-    ("attn.proj_v.", "attention.attention.projection_value."),
-    ("attn.proj.", "attention.output.dense."),
-    ("mlp.fc1.", "intermediate.dense."),
-    ("mlp.fc2.", "output.dense."),
-    *(
-        (
-            f"attn.conv_proj_{short}.{part}.",
-            f"attention.attention.convolution_projection_{long}.convolution_projection.{whole}.",
-        )
-        for short, long in (("q", "query"), ("k", "key"), ("v", "value"))
-        for part, whole in (("conv", "convolution"), ("bn", "normalization"))
-    ),
-)
-_TO_TRANSFORMERS = {"norm.": "layernorm.", "head.": "classifier.", **dict(_PARTS)}
-_TO_REFERENCE = {theirs: ours for ours, theirs in _TO_TRANSFORMERS.items()}
-
-
-def to_transformers(name: str) -> str:
-    """The transformers name of a reference tensor; an unknown one comes back as it is."""
-    place = r"(?:stage(\d+)\.(?:blocks\.(\d+)\.)?)?"
-    return _translate(name, place, "cvt.encoder.stages.{}.", "layers.{}.", _TO_TRANSFORMERS)
-
-
-def to_reference(name: str) -> str:
-    """The reference name of a transformers tensor; an unknown one comes back as it is."""
-    place = r"(?:cvt\.encoder\.stages\.(\d+)\.(?:layers\.(\d+)\.)?)?"
-    return _translate(name, place, "stage{}.", "blocks.{}.", _TO_REFERENCE)
-
-
-def _translate(name: str, place: str, stage: str, block: str, parts: Mapping[str, str]) -> str:
-    """Split a name into its place (stage, block), a part and the tensor's own name."""
-    match = re.fullmatch(place + r"(.+\.)?(\w+)", name)
-    if match is None:
-        return name
-    stage_index, block_index, part, tensor = match.groups()
-    prefix = "" if stage_index is None else stage.format(stage_index)
-    prefix += "" if block_index is None else block.format(block_index)
-    return f"{prefix}{parts.get(part, part or '')}{tensor}"
-
-
-def is_transformers(names: Iterable[str]) -> bool:
-    """Whether the tensor names are in the transformers layout."""
-    return any(name.startswith("cvt.encoder.") for name in names)
-
-
-def reference_names(names: Iterable[object], source: Path) -> dict[Any, str]:
-    """The reference name of each tensor of a file, whichever layout it is in.
-
-    Args:
-        names: as the file has them; the prefix of a network that was trained on several devices
-            is left out.
-        source: the file, for the message.
-
-    Raises:
-        CheckpointError: two of them mean the same tensor; both are named.
-    """
-    found = {name: str(name).removeprefix("module.") for name in names}
-    if is_transformers(found.values()):
-        found = {name: to_reference(stripped) for name, stripped in found.items()}
-    first: dict[str, object] = {}
-    for name, ours in found.items():
-        if first.setdefault(ours, name) is not name:
-            raise CheckpointError(
-                f"`{source}` has one tensor under two names, `{first[ours]}` and `{name}`, and "
-                "does not say which of them counts",
-                hint="save it again with one of them",
-            )
-    return found
-
-
-def variant_of_shapes(shapes: Mapping[str, Shape], source: Path) -> tuple[str, CvTConfig]:
-    """The known variant whose tensors these are, with the head's number of classes.
-
-    A bare state dict does not say how many heads or which strides it was trained with, so only
-    known variants can be recognised.
-
-    Args:
-        shapes: shape by reference name.
-        source: the file that they are in.
-
-    Raises:
-        CheckpointError: they are no known variant's; the message names the file.
-    """
-    embeddings: list[Shape] = []
-    depths: list[int] = []
-    while (weight := f"stage{len(embeddings)}.patch_embed.proj.weight") in shapes:
-        index = len(embeddings)
-        embeddings.append(shapes[weight])
-        pattern = re.compile(rf"stage{index}\.blocks\.(\d+)\.")
-        blocks = {match[1] for name in shapes if (match := pattern.match(name))}
-        depths.append(len(blocks))
-    head = shapes.get("head.weight")
-    if not embeddings or head is None or len(head) != 2 or {len(e) for e in embeddings} != {4}:
-        raise CheckpointError(
-            f"`{source}`: no CvT: among its {len(shapes)} tensors are no "
-            "`stage0.patch_embed.proj.weight` and `head.weight` "
-            "(nor the names that transformers gives them)"
-        )
-    for variant, config in VARIANTS.items():
-        stages = [(stage.width, stage.depth, stage.kernel) for stage in config.stages]
-        found = [(e[0], d, e[-1]) for e, d in zip(embeddings, depths, strict=True)]
-        if stages == found:
-            try:
-                return variant, config.with_classes(head[0])
-            except ConfigError as error:
-                raise CheckpointError(f"`{source}`: {error}") from None
-    widths = [shape[0] for shape in embeddings]
-    known = ", ".join(f"`{variant}`" for variant in VARIANTS)
-    raise CheckpointError(
-        f"`{source}`: widths {widths} and depths {depths} are no known variant's ({known}), "
-        "and a bare state dict does not hold the number of heads",
-        hint="put it into a folder as `model.safetensors` beside a `config.json`",
-    )
-
-
-@dataclass(frozen=True)
-class Header:
-    """What a safetensors file says of itself before its tensors."""
-
-    shapes: dict[str, Shape]
-    dtypes: dict[str, str]  # such as "F32"
-    metadata: dict[str, Any]  # texts by name, of well-formed files
-
-
-def safetensors_header(path: Path) -> Header:
-    """The header of a safetensors file; no tensor is read.
-
-    Raises:
-        CheckpointError: the file is unreadable, empty, truncated, or no safetensors file.
-    """
-    try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            if size < 8 or length > size - 8:
-                raise CheckpointError(
-                    f"`{path}` is empty, cut short or no safetensors file ({size} bytes)"
-                )
-            if length > LARGEST_HEADER_BYTES:
-                raise CheckpointError(
-                    f"`{path}` is no safetensors file: its header would have {length:,} bytes, and "
-                    f"may have {LARGEST_HEADER_BYTES:,}"
-                )
-            content = file.read(length)
-    except OSError as error:
-        raise unreadable(path, error) from None
-    shapes, dtypes, metadata, end = {}, {}, {}, 0
-    try:
-        for name, entry in text.parsed_json(content, unique=True).items():
-            if name == "__metadata__":
-                metadata = dict(entry)
-                continue
-            start, end_of_it = entry["data_offsets"]
-            shape = tuple(entry["shape"])
-            if not all(_is_size(number) for number in (start, end_of_it, *shape)):
-                raise ValueError(f"{shown(name)} has {shown(entry)}")
-            shapes[name], dtypes[name] = shape, str(entry["dtype"])
-            end = max(end, end_of_it)
-    except (ValueError, TypeError, LookupError, AttributeError):
-        raise CheckpointError(
-            f"`{path}` is no safetensors file: its header is not readable"
-        ) from None
-    if size < 8 + length + end:
-        raise CheckpointError(
-            f"`{path}` is cut short: {size} bytes of {8 + length + end} that its header announces"
-        )
-    return Header(shapes, dtypes, metadata)
-
-
-def _is_size(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 63
-
-
-def tensor_problems(
-    found: Mapping[str, tuple[Shape, bool]], wanted: Mapping[str, Shape]
-) -> list[str]:
-    """What differs between the tensors that a file has and a network needs, a phrase each.
-
-    Args:
-        found: shape by name, and whether it holds plain floating-point numbers.
-        wanted: shape by name; all hold such numbers but BatchNorm's counts of its batches.
-    """
-    both = [name for name in wanted if name in found]
-    return [
-        *(f"missing `{name}`" for name in wanted if name not in found),
-        *(f"unexpected `{name}`" for name in found if name not in wanted),
-        *(
-            f"`{name}` has shape {list(found[name][0])}, not {list(wanted[name])}"
-            for name in both
-            if found[name][0] != wanted[name]
-        ),
-        *(
-            f"`{name}` holds no plain floating-point numbers"
-            for name in both
-            if not found[name][1] and not name.endswith("num_batches_tracked")
-        ),
-    ]
-
-
-def differences(problems: list[str]) -> str:
-    """The first few of `tensor_problems`, as the end of a sentence."""
-    more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
-    return f"{len(problems)} of its tensors differ: " + "; ".join(problems[:5]) + more
-
-
-def safetensors_shapes(path: Path) -> dict[str, Shape]:
-    """Shapes by name as the file has them; raises as `safetensors_header`."""
-    return safetensors_header(path).shapes
 
 
 def unreadable(path: Path, error: OSError) -> CheckpointError:
@@ -388,7 +167,7 @@ def read_folder(
         # transformers knows exact GELU only, but the published weights were trained with QuickGELU.
         activation = "quick_gelu" if known else "gelu"
         if not known:
-            notes.append(_assumed_gelu(f"`{folder / CONFIG_FILE}` does not say the activation"))
+            notes.append(assumed_gelu(f"`{folder / CONFIG_FILE}` does not say the activation"))
     if preprocessing is None:
         variant = variant_of(config) or ""
         default = known.size if known else DEFAULT_SIZES.get(variant, 224)
@@ -425,51 +204,8 @@ def _may_be(known: Checkpoint, config: CvTConfig, content: Mapping[str, Any]) ->
     )
 
 
-def _assumed_gelu(why: str) -> str:
+def assumed_gelu(why: str) -> str:
     return f"{why}: taken as `gelu`, as transformers computes it; --activation overrules"
-
-
-def describe_tensors(
-    path: Path,
-    shapes: Mapping[Any, Shape],
-    known: Checkpoint | None = None,
-    size: tuple[int, int] | None = None,
-    activation: Activation | None = None,
-) -> CheckpointConfig:
-    """What a file of tensors alone is: all that their names and shapes tell, the rest noted.
-
-    Args:
-        path: of the file.
-        shapes: by name as the file has them.
-        known: the published checkpoint that the file's name says it is, if it does.
-        size: input height and width in pixels; by default the known checkpoint's.
-        activation: of the MLPs; by default by who saved it.
-
-    Raises:
-        UsageError: the input size is not known and not given.
-        CheckpointError: the tensors are no known variant's.
-    """
-    ours = reference_names(shapes, path)
-    variant, config = variant_of_shapes({ours[name]: s for name, s in shapes.items()}, path)
-    if size is None and known is not None:
-        size = (known.size, known.size)
-    if size is None:
-        raise UsageError(
-            f"`{path.name}` does not say its input size and is no known file name",
-            hint="give it with --res, for example --res 224",
-        )
-    notes = []
-    names = labels.imagenet()
-    if config.num_classes != len(names):
-        names = labels.unnamed(config.num_classes)
-        notes.append(f"`{path.name}` does not name its {len(names)} classes: shown by number")
-    elif known is None:
-        notes.append(f"`{path.name}` does not name its 1000 classes: taken as ImageNet's")
-    if activation is None and known is None and is_transformers(map(str, shapes)):
-        activation = "gelu"
-        notes.append(_assumed_gelu(f"`{path.name}` has the names that transformers gives tensors"))
-    preprocessing = Preprocessing.of_variant(variant, *size)
-    return CheckpointConfig(config.with_activation(activation), names, preprocessing, tuple(notes))
 
 
 def _read_json(path: Path) -> dict[str, Any]:

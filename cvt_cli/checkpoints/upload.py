@@ -16,7 +16,8 @@ from cvt_cli.base.errors import CheckpointError, CvtError, UnreachableError, Usa
 from cvt_cli.base.package import __version__
 from cvt_cli.base.progress import Advance, Progress, Say
 from cvt_cli.base.text import human_bytes
-from cvt_cli.checkpoints import folders, hub, store
+from cvt_cli.checkpoints import folders, headers, hub, store
+from cvt_cli.checkpoints.names import to_transformers
 from cvt_cli.spec import costs
 
 FILES = (folders.CONFIG_FILE, folders.PREPROCESSING_FILE, folders.WEIGHTS_FILE, folders.CARD_FILE)
@@ -109,7 +110,7 @@ def check_folder(folder: Path, say: Say) -> dict[str, int]:
         )
     card = folder / folders.CARD_FILE
     try:
-        header = folders.safetensors_header(weights)
+        header = headers.safetensors_header(weights)
         for name in (folders.CONFIG_FILE, folders.PREPROCESSING_FILE):
             if not (folder / name).read_bytes().lstrip().startswith(b"{"):
                 raise CheckpointError(
@@ -129,14 +130,14 @@ def check_folder(folder: Path, say: Say) -> dict[str, int]:
         name: (shape, header.dtypes[name][:1] in "FB") for name, shape in header.shapes.items()
     }
     wanted = {
-        folders.to_transformers(name): shape
+        to_transformers(name): shape
         for name, shape in costs.tensor_shapes(described.config).items()
     }
-    if problems := folders.tensor_problems(found, wanted):
+    if problems := headers.tensor_problems(found, wanted):
         is_reference = "head.weight" in found
         raise CheckpointError(
             f"`{weights}` is not what `{folders.CONFIG_FILE}` beside it describes to transformers: "
-            + folders.differences(problems),
+            + headers.differences(problems),
             hint="its tensors have the reference's names; those of transformers writes "
             f"`cvt export {shlex.quote(str(folder))} --format safetensors --output FOLDER`"
             if is_reference

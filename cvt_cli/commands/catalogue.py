@@ -9,7 +9,7 @@ from typing import Any
 from cvt_cli import loading
 from cvt_cli.base import places
 from cvt_cli.base.errors import CheckpointError, CvtError, UnreachableError, UsageError
-from cvt_cli.checkpoints import export_metadata, folders, hub, store
+from cvt_cli.checkpoints import export_metadata, folders, headers, hub, store
 from cvt_cli.checkpoints.store import Snapshot
 from cvt_cli.loading import Access
 from cvt_cli.spec import labels, published
@@ -173,8 +173,8 @@ def describe(
         said = folders.read_folder(folder, location.known, size, activation)
         stored = folders.find_weights(folder)
     elif path.suffix == ".safetensors":
-        shapes = folders.safetensors_shapes(path)
-        said = folders.describe_tensors(path, shapes, location.known, size, activation)
+        shapes = headers.safetensors_shapes(path)
+        said = headers.describe_tensors(path, shapes, location.known, size, activation)
     else:
         from cvt_cli.model import weights
 

@@ -26,6 +26,7 @@ from cvt_cli.base.errors import CvtError, UsageError
 from cvt_cli.base.progress import Progress
 from cvt_cli.checkpoints import export_metadata, folders
 from cvt_cli.checkpoints.export_metadata import Record
+from cvt_cli.checkpoints.names import to_transformers
 from cvt_cli.engines import runtimes
 from cvt_cli.spec.config import CvTConfig
 from cvt_cli.spec.costs import costs
@@ -426,7 +427,7 @@ def _transformers(model: "CvT", device: Any) -> Runner:
     names = unnamed(model.config.num_classes)
     config = CvtConfig(**folders.transformers_config(model.config, names, ""))
     theirs = CvtForImageClassification(config)
-    state = {folders.to_transformers(name): t for name, t in model.state_dict().items()}
+    state = {to_transformers(name): t for name, t in model.state_dict().items()}
     theirs.load_state_dict(state)
     theirs.eval().to(device)
 

@@ -13,6 +13,7 @@ from cvt_cli.base.errors import CheckpointError, UsageError
 from cvt_cli.base.progress import Progress, Say
 from cvt_cli.checkpoints import folders
 from cvt_cli.checkpoints.export_metadata import SUFFIXES, GraphFormat, Precision, Record
+from cvt_cli.checkpoints.names import to_transformers
 from cvt_cli.engines import runtimes
 from cvt_cli.engines.protocol import Engine
 from cvt_cli.export import benchmark, graphs, verification
@@ -307,7 +308,7 @@ def convert(
     tensors = weights.read_tensors(stored)
     renamed = tensors
     if layout == "transformers":
-        renamed = {folders.to_transformers(name): tensor for name, tensor in tensors.items()}
+        renamed = {to_transformers(name): tensor for name, tensor in tensors.items()}
     made = workplace / folders.WEIGHTS_FILE
     try:
         weights.write_safetensors(made, renamed, {} if as_folder else record.to_strings())

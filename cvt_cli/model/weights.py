@@ -23,8 +23,9 @@ from cvt_cli.base import files, stamps
 from cvt_cli.base.errors import CheckpointError, CvtError
 from cvt_cli.base.package import __version__
 from cvt_cli.base.progress import Say
-from cvt_cli.checkpoints import export_metadata, folders, store
+from cvt_cli.checkpoints import export_metadata, folders, headers, store
 from cvt_cli.checkpoints.folders import CheckpointConfig
+from cvt_cli.checkpoints.names import reference_names, to_transformers
 from cvt_cli.checkpoints.store import Snapshot
 from cvt_cli.model.network import CvT, init_weights
 from cvt_cli.spec import costs
@@ -138,7 +139,7 @@ def _load_state_dict(
         return said, read_tensors(path)
     tensors = _read(path)
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    said = folders.describe_tensors(path, shapes, known, size, activation)
+    said = headers.describe_tensors(path, shapes, known, size, activation)
     return said, _by_reference_name(tensors, path)
 
 
@@ -160,9 +161,9 @@ def build(
         name: (tuple(t.shape), t.is_floating_point() and t.layout == torch.strided)
         for name, t in tensors.items()
     }
-    if problems := folders.tensor_problems(found, costs.tensor_shapes(config)):
+    if problems := headers.tensor_problems(found, costs.tensor_shapes(config)):
         what = f"what `{described}` describes" if described else "the model"
-        raise CheckpointError(f"`{source}` does not fit {what}: {folders.differences(problems)}")
+        raise CheckpointError(f"`{source}` does not fit {what}: {headers.differences(problems)}")
     with torch.device("meta"):
         model = CvT(config)
     wanted = model.state_dict()
@@ -199,7 +200,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def _by_reference_name(tensors: Mapping[Any, Tensor], path: Path) -> dict[str, Tensor]:
-    ours = folders.reference_names(tensors, path)
+    ours = reference_names(tensors, path)
     return {ours[name]: tensor for name, tensor in tensors.items()}
 
 
@@ -214,7 +215,7 @@ def _read(path: Path) -> Mapping[Any, Tensor]:
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    folders.safetensors_header(path)  # says precisely what is wrong with a damaged file
+    headers.safetensors_header(path)  # says precisely what is wrong with a damaged file
     try:
         return load_file(path)
     except (SafetensorError, OSError) as error:
@@ -310,8 +311,7 @@ def save(
         half: store matrices and kernels in float16; norms, biases and statistics stay float32.
     """
     tensors = {
-        folders.to_transformers(name): tensor.detach().cpu()
-        for name, tensor in model.state_dict().items()
+        to_transformers(name): tensor.detach().cpu() for name, tensor in model.state_dict().items()
     }
     if half:
         tensors = {name: t.half() if t.ndim > 1 else t for name, t in tensors.items()}

@@ -20,7 +20,7 @@ from torchvision import transforms
 from transformers import AutoImageProcessor, ConvNextImageProcessor, CvtConfig
 from transformers import CvtForImageClassification as Theirs
 
-from cvt_cli.checkpoints import folders
+from cvt_cli.checkpoints.names import to_reference
 from cvt_cli.model import weights
 from cvt_cli.spec.labels import imagenet
 from cvt_cli.spec.published import CHECKPOINTS
@@ -55,7 +55,7 @@ def published_model(variant: str) -> Theirs:
     with torch.device("meta"):
         model = Theirs(config)
     golden = {
-        name: torch.from_numpy(formula.weight(folders.to_reference(name), tensor.shape).copy())
+        name: torch.from_numpy(formula.weight(to_reference(name), tensor.shape).copy())
         for name, tensor in model.state_dict().items()
     }
     model.load_state_dict(golden, assign=True)

@@ -17,7 +17,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from cvt_cli.checkpoints.folders import to_reference
+from cvt_cli.checkpoints.names import to_reference
 from cvt_cli.model import weights
 from cvt_cli.spec.labels import Labels
 from cvt_cli.spec.preprocessing import Preprocessing

@@ -20,6 +20,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from cvt_cli.checkpoints import export_metadata, folders
+from cvt_cli.checkpoints.names import is_transformers
 from cvt_cli.engines import runtimes
 from cvt_cli.export import verification
 from cvt_cli.model import weights
@@ -799,7 +800,7 @@ def test_layouts_are_converted_to_each_other_bit_by_bit(cvt, tmp_path: Path, var
     back = load_file(tmp_path / "2.safetensors")
     assert back.keys() == state.keys()
     assert all(bits(back[name]).equal(bits(state[name])) for name in state)
-    assert folders.is_transformers(load_file(tmp_path / "3.safetensors"))
+    assert is_transformers(load_file(tmp_path / "3.safetensors"))
     first, third = ((tmp_path / f"{n}.safetensors").read_bytes() for n in (1, 3))
     tensors = [data[8 + int.from_bytes(data[:8], "little") :] for data in (first, third)]
     assert tensors[0] == tensors[1]

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from cvt_cli.base.errors import CheckpointError, ConfigError, UsageError
-from cvt_cli.checkpoints import folders
+from cvt_cli.checkpoints.names import to_reference, to_transformers
 from cvt_cli.model import weights
 from cvt_cli.spec import labels
 from cvt_cli.spec.config import VARIANTS
@@ -49,8 +49,8 @@ def logits(model: torch.nn.Module) -> torch.Tensor:
 @pytest.mark.parametrize("file", ["hf-tiny-123", "hf-cvt-13"])
 def test_names_translate_into_the_transformers_layout_and_back(file: str) -> None:
     for theirs, _, _, ours in golden(file)["state_dict"]:
-        assert folders.to_transformers(ours) == theirs
-        assert folders.to_reference(theirs) == ours
+        assert to_transformers(ours) == theirs
+        assert to_reference(theirs) == ours
 
 
 def test_a_saved_folder_loads_to_the_same_bits(folder: Path) -> None:
@@ -72,7 +72,7 @@ def test_the_weights_file_of_a_folder_is_read_with_its_config(folder: Path) -> N
 
 
 def test_the_pickle_of_a_folder_is_read_with_its_config_too(folder: Path) -> None:
-    state = {folders.to_transformers(n): t for n, t in golden_state(TINY).items()}
+    state = {to_transformers(n): t for n, t in golden_state(TINY).items()}
     torch.save(state, folder / "pytorch_model.bin")
     (folder / "model.safetensors").unlink()
 
@@ -131,7 +131,7 @@ def test_an_unknown_state_dict_needs_its_input_size(tmp_path: Path) -> None:
     assert "--res" in caught.value.hint
 
 
-@pytest.mark.parametrize("transform", [lambda name: name, folders.to_transformers])
+@pytest.mark.parametrize("transform", [lambda name: name, to_transformers])
 def test_a_bare_safetensors_file_loads_in_both_layouts(tmp_path: Path, transform) -> None:
     save_file({transform(n): t for n, t in golden_state(NANO).items()}, tmp_path / "m.safetensors")
 
@@ -141,7 +141,7 @@ def test_a_bare_safetensors_file_loads_in_both_layouts(tmp_path: Path, transform
 
 
 def test_a_folder_with_a_pickle_in_place_of_safetensors_loads(folder: Path) -> None:
-    state = {folders.to_transformers(n): t for n, t in golden_state(TINY).items()}
+    state = {to_transformers(n): t for n, t in golden_state(TINY).items()}
     torch.save(state, folder / "pytorch_model.bin")
     (folder / "model.safetensors").unlink()
 
@@ -491,7 +491,7 @@ def test_a_tensor_under_two_names_is_refused_with_both(
     state = golden_state(NANO)
     first = "head.bias"
     if second == "classifier.bias":
-        state = {folders.to_transformers(name): t for name, t in state.items()}
+        state = {to_transformers(name): t for name, t in state.items()}
         first, second = second, first
     state[second] = torch.zeros(10)
     save = torch.save if file.endswith(".pth") else save_file
@@ -512,7 +512,7 @@ def test_a_tensor_under_two_names_is_refused_with_both(
     ids=["integers", "sparse", "complex"],
 )
 def test_weights_that_are_no_plain_numbers_are_no_weights(folder: Path, change) -> None:
-    state = {folders.to_transformers(n): t for n, t in golden_state(TINY).items()}
+    state = {to_transformers(n): t for n, t in golden_state(TINY).items()}
     state["classifier.weight"] = change(state["classifier.weight"])
     torch.save(state, folder / "pytorch_model.bin")
     (folder / "model.safetensors").unlink()
