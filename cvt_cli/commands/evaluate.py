@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from cvt_cli.datasets import labelled
     from cvt_cli.datasets.held_out import Origin
     from cvt_cli.datasets.labelled import LabelledImages
-    from cvt_cli.evaluation.evaluate import Subject
+    from cvt_cli.evaluation.judge import Subject
 
 IMAGENET_VALIDATION = 50_000
 """Images of the set that the published numbers are of."""
@@ -161,7 +161,7 @@ def evaluate(
     Example: cvt evaluate --data cifar10 --model cvt-nano-cifar10
     """
     from cvt_cli.datasets import held_out, labelled
-    from cvt_cli.evaluation import evaluate as evaluation
+    from cvt_cli.evaluation import annotations, judge
     from cvt_cli.evaluation import report as reports
     from cvt_cli.prediction import writers
 
@@ -214,7 +214,7 @@ def evaluate(
                 together=min(len(mine), batch_size),
             )
             class_index, how = labelled.match_classes(images.classes, ready.labels, label_map)
-            one = evaluation.subject(
+            one = judge.subject(
                 ready.engine, ready.preprocessing, ready.labels, class_index, images, top_k
             )
             one.result.skipped = skip_unreadable
@@ -224,9 +224,9 @@ def evaluate(
                         f"--real is of ImageNet's classes, which `{ready.model}` has not"
                     )
                 accepted = accepted or _read_json(real)
-                one.real = evaluation.real_labels(images.names, accepted, str(real))
+                one.real = annotations.real_labels(images.names, accepted, str(real))
             if table is not None:
-                one.groups = evaluation.groups_of(table, images.names, str(groups))
+                one.groups = annotations.groups_of(table, images.names, str(groups))
             subjects.append(one)
             conditions.append(ready.conditions())
             if rank == 0:
@@ -248,7 +248,7 @@ def evaluate(
                 lines = stack.enter_context(writers.Checkpointed(path, False, access.say))
             lines.begin(_kept_under(kept, one))
             if lines.counted is not None:
-                evaluation.check_lines(
+                judge.check_lines(
                     lines.path,
                     lines.lines,
                     lines.truth,
@@ -274,7 +274,7 @@ def evaluate(
                 lines.save(done, one.result.state, one.truth.hashes(), at_once)
 
         after_batch(0, at_once=True)
-        evaluation.evaluate(
+        judge.judge(
             subjects,
             images,
             indices=left,
@@ -408,21 +408,21 @@ def _read_groups(path: Path) -> dict[str, str]:
     import csv
     import io
 
-    from cvt_cli.evaluation import evaluate as evaluation
+    from cvt_cli.evaluation import annotations
 
     try:
         lines = io.StringIO(text.read_text(path, names=True), newline="")
-        return evaluation.read_groups(csv.DictReader(lines), str(path))
+        return annotations.read_groups(csv.DictReader(lines), str(path))
     except (OSError, ValueError, csv.Error) as error:
         raise DataError(f"cannot read `{path}`: {error}") from None
 
 
 def _open_table(path: Path, conditions: dict[str, Any], one: "Subject") -> Any:
-    from cvt_cli.evaluation import evaluate as evaluation
+    from cvt_cli.evaluation import judge
     from cvt_cli.prediction import writers
 
-    row = partial(evaluation.judged_row, top_k=one.result.k)
-    empty = evaluation.Judged("", "")
+    row = partial(judge.judged_row, top_k=one.result.k)
+    empty = judge.Judged("", "")
     if path.suffix.lower() == ".csv":
         return writers.Csv(path, row, empty)
     return writers.Parquet(path, conditions, row, empty)

@@ -41,7 +41,7 @@ from cvt_cli.base.text import human_bytes
 from cvt_cli.checkpoints import cards, folders
 from cvt_cli.datasets import datacheck
 from cvt_cli.datasets.labelled import LabelledImages
-from cvt_cli.evaluation import evaluate, metrics, plots
+from cvt_cli.evaluation import judge, metrics, plots
 from cvt_cli.evaluation.metrics import Evaluation
 from cvt_cli.finetuning import batches as training_data
 from cvt_cli.finetuning import probe, tensorboard, training
@@ -648,14 +648,14 @@ class Run:
         job = self.job
         images = job.images.validation
         rank, count = torchrun.rank(), torchrun.count()
-        judged = evaluate.subject(
+        judged = judge.subject(
             TorchEngine(model, job.device, job.settings.precision, self._macs),
             job.preprocessing,
             job.labels,
             np.arange(len(job.labels), dtype=np.int64),
             images,
         )
-        evaluate.evaluate(
+        judge.judge(
             [judged],
             images,
             indices=range(rank, len(images), count),

@@ -11,7 +11,7 @@ from sklearn.metrics import brier_score_loss, log_loss, top_k_accuracy_score
 from torchmetrics.classification import MulticlassCalibrationError
 
 from cvt_cli.base.errors import DataError
-from cvt_cli.evaluation.evaluate import groups_of, read_groups, real_labels
+from cvt_cli.evaluation.annotations import groups_of, read_groups, real_labels
 from cvt_cli.evaluation.metrics import Evaluation, wilson
 from cvt_cli.spec.labels import Labels
 from tests_shared import test_data

@@ -18,7 +18,7 @@ import torch
 
 from cvt_cli.checkpoints import cards
 from cvt_cli.datasets import labelled
-from cvt_cli.evaluation import evaluate
+from cvt_cli.evaluation import judge
 from cvt_cli.model import weights
 from cvt_cli.model.engine import TorchEngine
 from cvt_cli.spec.published import CHECKPOINTS
@@ -36,8 +36,8 @@ def main(run: Path, cifar10: Path, hardware: str) -> None:
     engine = TorchEngine(stored.model, torch.device("cpu"), "fp32")
     test = labelled.open_dataset(str(cifar10), "test", Path())
     class_index, _ = labelled.match_classes(test.classes, stored.labels)
-    judged = evaluate.subject(engine, stored.preprocessing, stored.labels, class_index, test)
-    evaluate.evaluate([judged], test, batch_size=64)
+    judged = judge.subject(engine, stored.preprocessing, stored.labels, class_index, test)
+    judge.judge([judged], test, batch_size=64)
     result = judged.result
     assert not result.failures
 
