@@ -1,12 +1,20 @@
-"""A run's figures as TensorBoard events (extra ``tensorboard``)."""
+"""A run's figures as TensorBoard events (extra ``tensorboard``).
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+The records are TensorBoard's, the file is ours: TensorBoard's own writer has a thread, whose
+failures come late and with a traceback, and writes through TensorFlow where that is installed.
+"""
+
+import io
+import os
+import platform
+import time
+from collections.abc import Mapping
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from cvt_cli.base import files
-from cvt_cli.base.errors import CvtError
 
 
 def available() -> bool:
@@ -28,11 +36,18 @@ class Events:
     """
 
     def __init__(self, folder: Path, first_step: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
         self._folder = folder
-        with self._failures_said():
-            self._writer = SummaryWriter(str(folder), purge_step=first_step or None)
+        # TensorBoard reads the files in the order of their names.
+        now, place = f"{time.time():.6f}", f"{platform.node()}.{os.getpid()}"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            path = folder / f"events.out.tfevents.{now}.{place}"
+            self._file = path.open("xb", buffering=0)
+        except OSError as error:
+            raise files.unwritable(folder, error) from error
+        self._write({"file_version": "brain.Event:2"})
+        if first_step:
+            self._write({"step": first_step, "session_log": {"status": "START"}})
 
     def add(self, step: int, values: Mapping[str, float]) -> None:
         """Write values by name ("loss/training"); they are in the file when this returns.
@@ -40,27 +55,23 @@ class Events:
         Raises:
             CvtError: they cannot be written.
         """
-        with self._failures_said():
-            for name, value in values.items():
-                self._writer.add_scalar(name, value, step)
-            self._writer.flush()
+        for name, value in values.items():
+            summary = {"value": [{"tag": name, "simple_value": value}]}
+            self._write({"step": step, "summary": summary})
 
     def close(self) -> None:
         """Close the file; never fails, since `add` has told of what could not be written."""
-        with suppress(CvtError), self._failures_said():
-            self._writer.close()
+        with suppress(OSError):
+            self._file.close()
 
-    @contextmanager
-    def _failures_said(self) -> Iterator[None]:
-        """Raises CvtError in place of what TensorBoard's file system raises.
+    def _write(self, event: Mapping[str, Any]) -> None:
+        """Write an event, by the fields of TensorBoard's `Event`."""
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.summary.writer.record_writer import RecordWriter
 
-        Where TensorFlow is installed TensorBoard writes through it, and it has errors of its own.
-        """
-        from tensorboard.compat import tf
-
+        record = io.BytesIO()
+        RecordWriter(record).write(Event(wall_time=time.time(), **event).SerializeToString())
         try:
-            yield
+            files.write_all(self._file, record.getvalue())
         except OSError as error:
             raise files.unwritable(self._folder, error) from error
-        except tf.errors.OpError as error:
-            raise files.unwritable(self._folder, OSError(error.message)) from error

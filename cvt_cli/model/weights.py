@@ -300,7 +300,8 @@ def save(
 ) -> None:
     """Write a checkpoint folder in the hub's form, which transformers opens too.
 
-    The weights come last, so that a folder without them was not finished.
+    A folder without weights was not finished. The card comes last and the one before goes first,
+    so that none ever stands beside weights that it does not tell of.
 
     Args:
         folder: made if it does not exist; files of these names in it are replaced.
@@ -315,11 +316,16 @@ def save(
     }
     if half:
         tensors = {name: t.half() if t.ndim > 1 else t for name, t in tensors.items()}
-    write_description(folder, CheckpointConfig(model.config, names, preprocessing, ()), card)
+    try:
+        (folder / folders.CARD_FILE).unlink(missing_ok=True)
+    except OSError as error:
+        raise files.unwritable(folder / folders.CARD_FILE, error) from error
+    write_description(folder, CheckpointConfig(model.config, names, preprocessing, ()), None)
     with files.replacing(folder / folders.WEIGHTS_FILE) as temporary:
         write_safetensors(temporary, tensors)
         # safetensors lets nobody but the owner read; a checkpoint is as readable as its config.
         temporary.chmod((folder / folders.CONFIG_FILE).stat().st_mode)
+    files.write_text(folder / folders.CARD_FILE, card)
 
 
 def write_description(folder: Path, described: CheckpointConfig, card: str | None) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from cvt_cli.base.errors import CheckpointError, ConfigError, UsageError
+from cvt_cli.base.errors import CheckpointError, ConfigError, CvtError, UsageError
 from cvt_cli.checkpoints.names import to_reference, to_transformers
 from cvt_cli.model import weights
 from cvt_cli.spec import labels
@@ -384,6 +384,22 @@ def test_a_replaced_head_keeps_the_rest(folder: Path) -> None:
     with torch.inference_mode():
         batch = golden_input(1, 64, 64)
         assert torch.equal(replaced.forward_features(batch), loaded.model.forward_features(batch))
+
+
+def test_a_card_never_stands_beside_weights_that_it_does_not_tell_of(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = (folder / "model.safetensors").read_bytes()
+
+    def full(*_: object, **named: object) -> None:
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr(weights, "save_file", full)
+    with pytest.raises(CvtError, match="the disk is full"):
+        weights.save(folder, golden_model(TINY), NAMES, SQUARE, "# of the next epoch")
+
+    assert (folder / "model.safetensors").read_bytes() == before
+    assert not (folder / "README.md").exists()
 
 
 def test_an_interrupted_save_leaves_the_old_file(folder: Path) -> None:
