@@ -8,6 +8,8 @@ computed and one is taken. Grey levels differ by one here and there, since Pillo
 integers.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -31,6 +33,9 @@ class InsidePreprocessing(nn.Module):
     All images of a batch have one size.
     """
 
+    mean: Tensor  # (3, 1, 1)
+    std: Tensor
+
     def __init__(self, preprocessing: Preprocessing) -> None:
         super().__init__()
         require(preprocessing)
@@ -42,6 +47,8 @@ class InsidePreprocessing(nn.Module):
         """Pixels, uint8 (B, H, W, 3), to images, float32 (B, 3, height, width), normalised."""
         height, width = self.record.height, self.record.width
         h, w = pixels.shape[1:3]
+        new_h: Any  # an int, or what torch.export knows of one
+        new_w: Any
         if self.record.resize == "squash":
             new_h, new_w = height, width
         else:
@@ -52,7 +59,7 @@ class InsidePreprocessing(nn.Module):
         x = pixels.permute(0, 3, 1, 2).float()
         width_first = _in_8_bits(rows @ _in_8_bits(x @ columns))
         height_first = _in_8_bits(_in_8_bits(rows @ x) @ columns)
-        shrinks = (h - new_h) * torch.ones(())
+        shrinks: Tensor = (h - new_h) * torch.ones(())
         x = torch.where((shrinks > 0) & (shrinks > 2 * (w - new_w)), height_first, width_first)
         return (x / 255 - self.mean) / self.std
 

@@ -246,7 +246,7 @@ def _moments(rows: Tensor) -> tuple[Tensor, Tensor]:
     that the feature becomes 0 and so does its weight."""
     mean = rows.mean(0, dtype=torch.float64)
     squares = sum(((part.double() - mean) ** 2).sum(0) for part in rows.split(_ROWS))
-    scale = torch.sqrt(squares / len(rows))
+    scale = torch.sqrt(torch.as_tensor(squares / len(rows)))
     scale[scale <= 1e-6 * mean.abs()] = torch.inf
     return mean, scale
 

@@ -305,7 +305,7 @@ class Trainer:
     def _alone(self) -> AbstractContextManager[None]:
         """Keep this process's gradients to itself until the last part of a step."""
         if isinstance(self._trained, DistributedDataParallel):
-            return self._trained.no_sync()  # type: ignore[no-any-return]
+            return self._trained.no_sync()
         return nullcontext()
 
     @torch.no_grad()

@@ -16,6 +16,7 @@ Notation as in `model`; N is T, plus 1 in the last stage, where the class token 
 """
 
 import copy
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -66,6 +67,7 @@ class Depthwise(nn.Module):
         conv = projection.conv
         # In float64, which an Apple GPU has not.
         bn = copy.deepcopy(projection.bn).cpu().double()
+        assert bn.running_mean is not None and bn.running_var is not None  # it counts statistics
         scale = bn.weight / (bn.running_var + bn.eps).sqrt()
         bias = (bn.bias - bn.running_mean * scale).detach().to(conv.weight)
         weight = (conv.weight.cpu().double() * scale[:, None, None, None]).detach().to(conv.weight)
@@ -193,6 +195,7 @@ class InferenceStage(nn.Module):
         self.weight = nn.Parameter(
             embed.weight.detach().contiguous(memory_format=torch.channels_last), requires_grad=False
         )
+        assert embed.bias is not None
         self.bias = nn.Parameter(embed.bias.detach(), requires_grad=False)
         self.stride, self.padding = embed.stride, embed.padding
         self.norm = copy.deepcopy(stage.patch_embed.norm)
@@ -200,7 +203,7 @@ class InferenceStage(nn.Module):
         self.class_token = None if token is None else nn.Parameter(token.detach(), False)
         last = len(stage.blocks) - 1
         self.blocks = nn.ModuleList(
-            InferenceBlock(block, token is not None and index == last, convolve)
+            InferenceBlock(cast(Block, block), token is not None and index == last, convolve)
             for index, block in enumerate(stage.blocks)
         )
 
@@ -224,7 +227,7 @@ class InferenceCvT(nn.Module):
         super().__init__()
         self.config = model.config
         stages = [model.get_submodule(f"stage{i}") for i in range(len(model.config.stages))]
-        self.stages = nn.ModuleList(InferenceStage(s, as_convolutions) for s in stages)
+        self.stages = nn.ModuleList(InferenceStage(cast(Stage, s), as_convolutions) for s in stages)
         self.norm, self.head = copy.deepcopy(model.norm), copy.deepcopy(model.head)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -301,10 +301,10 @@ class Stage(nn.Module):
             x = torch.cat((class_token, x), dim=1)  # (B, N, C)
         for index, block in enumerate(self.blocks, start=1):
             x = block(x, height, width, class_token_alone and index == len(self.blocks))
-        class_token = None if self.cls_token is None else x[:, 0]
+        token = None if self.cls_token is None else x[:, 0]
         if class_token_alone:
-            return None, class_token
-        return _token_map(x[:, x.shape[1] - height * width :], height, width), class_token
+            return None, token
+        return _token_map(x[:, x.shape[1] - height * width :], height, width), token
 
 
 class CvT(nn.Module):

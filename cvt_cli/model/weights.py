@@ -118,7 +118,7 @@ def _convert(pickled: Path, record: Path) -> Path:
             left.unlink()  # by the version before, which kept no stamps
     with stamps.making(made, {}) as temporary:
         try:
-            save_file(_read_pickle(pickled), temporary, metadata={"format": "pt"})
+            save_file(dict(_read_pickle(pickled)), temporary, metadata={"format": "pt"})
         except SafetensorError as error:  # a full disk, say
             raise OSError(str(error)) from error
         temporary.chmod(pickled.stat().st_mode)  # safetensors lets nobody but the owner read
