@@ -20,7 +20,7 @@ from cvt_cli.commands import options, output
 from cvt_cli.spec import recipes
 
 if TYPE_CHECKING:
-    from cvt_cli.finetuning.runs import Images
+    from cvt_cli.finetuning.job import Images
 
 MEMORY = "Memory"  # a panel of its own, where 80 columns hold the longer name
 TRAINING = "Training"
@@ -358,7 +358,10 @@ def finetune(
         _start_on(gpus)
 
     from cvt_cli.datasets import held_out, labelled
-    from cvt_cli.finetuning import runs
+    from cvt_cli.finetuning import plan as plans
+    from cvt_cli.finetuning import start as starts
+    from cvt_cli.finetuning.job import Job, Settings
+    from cvt_cli.finetuning.run import Run
     from cvt_cli.model import devices
 
     place = devices.choose_device(device)
@@ -368,7 +371,7 @@ def finetune(
     if resume is None and sync_bn and place.type == "cuda" and torchrun.count() == 1:
         options.refuse(ctx, ["--sync-bn"], "there is one process, which has all statistics")
     if resume is None and run is not None and alone:
-        runs.check_free(run)
+        starts.check_free(run)
 
     def check(data: str, own: bool, fraction: float, seed: int) -> "Images":
         if data not in labelled.KNOWN_SETS:
@@ -379,12 +382,12 @@ def finetune(
         published = labelled.open_validation(data, found, say) if own else None
         if not own and alone:
             labelled.pass_over_validation(data, say)
-        return runs.check_images(found, published, fraction, seed, progress=progress)
+        return starts.check_images(found, published, fraction, seed, progress=progress)
 
     with torchrun.joined(place.type):
         if resume is not None:
-            plan = runs.read_plan(resume)
-            settings = runs.settings_of(plan)
+            plan = plans.read_plan(resume)
+            settings = plans.settings_of(plan)
             if settings.recipe.optimizer == "newton":
                 _refuse_steps(ctx)
             if max_time_sec is not None:
@@ -397,8 +400,8 @@ def finetune(
                 plan["data"]["val_fraction"],
                 settings.seed,
             )
-            job = runs.job_of(plan, settings, images, place, workers)
-            result = runs.Run(job, say=say, progress=progress).go_on(resume)
+            job = starts.job_of(plan, settings, images, place, workers)
+            result = Run(job, say=say, progress=progress).go_on(resume)
         else:
             assert data is not None
             fraction = val_fraction or DEFAULT_VAL_FRACTION
@@ -417,7 +420,7 @@ def finetune(
                 say(message)
             chosen = recipes.named_recipe(name, start.model.config, data, n).override(**changes)
             chosen, part = _shared_out(chosen, batch_size, accumulate, n, lr, say)
-            settings = runs.Settings(
+            settings = Settings(
                 data=data,
                 command=shlex.join(["cvt", *sys.argv[1:]]),
                 recipe=chosen,
@@ -432,12 +435,12 @@ def finetune(
                 sync_batchnorm=sync_bn,
                 checkpoint_activations=checkpoint_activations,
             )
-            job = runs.Job(
+            job = Job(
                 start.name, start.model, start.preprocessing, images, settings, place, workers
             )
-            prepared = runs.Run(job, say=say, progress=progress)
+            prepared = Run(job, say=say, progress=progress)
             plan = prepared.plan(fraction)
-            for line in runs.describe(plan):
+            for line in plans.describe(plan):
                 say(line)
             if dry_run:
                 if json_output and alone:

@@ -20,12 +20,12 @@ import pytest
 from safetensors import safe_open
 
 from cvt_cli.base import files
-from cvt_cli.finetuning import runs
+from cvt_cli.finetuning import run as running
 from cvt_cli.model import weights
 from tests_shared import TESTS
 
 OFTEN = (
-    "from cvt_cli.finetuning import runs; runs.SAVE_EVERY_SEC = 0.05; "
+    "from cvt_cli.finetuning import run; run.SAVE_EVERY_SEC = 0.05; "
     "from cvt_cli.cli import app; app()"
 )
 """`cvt`, with a state after almost every step."""
@@ -211,13 +211,13 @@ def test_whatever_ends_it_is_saved_and_says_how_to_go_on(tmp_path: Path, end: st
 def test_who_is_told_to_stop_while_it_saves_stops_then(
     cvt, tmp_path: Path, monkeypatch, recipe: str
 ) -> None:
-    save, run = runs.save_file, tmp_path / "run"
+    save, run = running.save_file, tmp_path / "run"
 
     def told(*arguments: object, **named: object) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
         save(*arguments, **named)
 
-    monkeypatch.setattr(runs, "save_file", told)
+    monkeypatch.setattr(running, "save_file", told)
     probe = ["finetune", "--data", TESTS / "kept" / "images", "--model", "cvt-nano-cifar10",
              "--recipe", recipe, "--output", run]  # fmt: skip
     result = cvt(*probe)
@@ -239,7 +239,7 @@ def test_what_ended_before_its_first_state_can_be_begun_again(
     def fails(*_: object, **named: object) -> None:
         raise KeyboardInterrupt if end == "Ctrl-C" else OSError(errno.ENOSPC, "the disk is full")
 
-    monkeypatch.setattr(runs, "save_file", fails)
+    monkeypatch.setattr(running, "save_file", fails)
     begun = cvt(*options)
     monkeypatch.undo()
     resumed = cvt("finetune", "--resume", run)
@@ -313,7 +313,7 @@ def test_results_of_an_earlier_state_do_not_stay_while_a_run_goes_on(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(runs.Run, "_train_epoch", interrupted)
+        patch.setattr(running.Run, "_train_epoch", interrupted)
         assert cvt("finetune", "--resume", run).exit_code == 130
 
     assert not (run / "results.json").exists()

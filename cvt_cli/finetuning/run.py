@@ -10,21 +10,17 @@ RUN/results.json   what came of it, once it has ended; gone when it is gone on w
 RUN/log.txt        what was said; curves.png and TensorBoard's events with their extras
 """
 
-import csv
-import io
 import json
 import os
 import platform
 import shlex
 import shutil
-import signal
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 from time import perf_counter
-from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -32,38 +28,30 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
-from cvt_cli.base import files, machine, text, torchrun
+from cvt_cli.base import files, machine, torchrun
 from cvt_cli.base.conditions import Conditions, names_hash
-from cvt_cli.base.errors import CheckpointError, CvtError, DataError, UsageError
+from cvt_cli.base.errors import CheckpointError, DataError, UsageError
 from cvt_cli.base.package import __version__
 from cvt_cli.base.progress import Progress, Say, silent
 from cvt_cli.base.text import human_bytes
 from cvt_cli.checkpoints import cards, folders
-from cvt_cli.datasets import datacheck
-from cvt_cli.datasets.labelled import LabelledImages
 from cvt_cli.evaluation import judge, metrics, plots
 from cvt_cli.evaluation.metrics import Evaluation
 from cvt_cli.finetuning import batches as training_data
 from cvt_cli.finetuning import probe, tensorboard, training
 from cvt_cli.finetuning.batches import Batches
+from cvt_cli.finetuning.job import Job
+from cvt_cli.finetuning.plan import PLAN_FILE, PLAN_VERSION
+from cvt_cli.finetuning.results import measured, write_metrics
+from cvt_cli.finetuning.start import check_free
+from cvt_cli.finetuning.state import STATE_FILE, WHOLE_BEST, Position
+from cvt_cli.finetuning.stop import Stop
 from cvt_cli.finetuning.training import Trainer, Watch
 from cvt_cli.model import devices, engine, weights
-from cvt_cli.model.devices import Precision
 from cvt_cli.model.engine import TorchEngine
 from cvt_cli.model.network import CvT
 from cvt_cli.spec.costs import costs
-from cvt_cli.spec.labels import Labels
-from cvt_cli.spec.preprocessing import Preprocessing
-from cvt_cli.spec.recipes import AUGMENTATIONS, Recipe
-
-PLAN_FILE = "plan.json"
-STATE_FILE = Path("state", "state.safetensors")
-WHOLE_BEST = Path("state", "best")
-"""Where the best whole epoch is kept while `best` holds a part of one."""
-
-PLAN_VERSION = 2
-"""Of the plan's form. Version 1, without a number, is read too: its fingerprint is of the files'
-sizes, and its epochs leave out what does not fill a step."""
+from cvt_cli.spec.recipes import AUGMENTATIONS
 
 SAVE_EVERY_SEC = 60.0
 """Between two states in the middle of an epoch, unless writing one takes long."""
@@ -72,136 +60,6 @@ TIMED_STEPS = 3
 """By which the plan estimates the time."""
 
 _INTERRUPTED, _OUT_OF_TIME = 2, 1
-
-_SAME_SIGNAL_SEC = 1.0
-"""In which a second signal is the first once more: `timeout` and Slurm tell a process by itself and
-with its group, torchrun passes on what its processes got from the terminal too."""
-
-
-@dataclass(frozen=True)
-class Settings:
-    """Everything that a run depends on, besides its model and its images."""
-
-    data: str  # as the user named it
-    command: str
-    recipe: Recipe
-    seed: int
-    precision: Precision
-    batch_size: int  # images that a process computes together
-    accumulate: int = 1  # of these in a step of one process
-    freeze: tuple[str, ...] = ()
-    class_weights: bool = False  # every class weighs the same in the loss
-    patience: int | None = None  # epochs without a better one
-    max_time_sec: float | None = None  # from the start of a process, also of one that goes on
-    sync_batchnorm: bool = False
-    checkpoint_activations: bool = False
-    every_image: bool = True  # is seen in every epoch; see `Batches`
-
-
-@dataclass(frozen=True)
-class Images:
-    """What is trained on, what the best epoch is chosen by, and what was found in checking both."""
-
-    training: LabelledImages
-    validation: LabelledImages
-    set_aside: bool  # the validation images were taken from the training images
-    unreadable: tuple[str, ...]  # names of the images left out, with the reason
-    only_headers: bool  # damage behind a header was not looked for
-    fingerprint: str  # of all of them, by content
-    size_fingerprint: str = ""  # likewise by the files' sizes, as a plan of version 1 has it
-
-
-def check_images(
-    found: LabelledImages,
-    published: LabelledImages | None,
-    val_fraction: float,
-    seed: int,
-    *,
-    progress: Progress = silent,
-) -> Images:
-    """Check every image, leave out what cannot be read, and set validation images aside.
-
-    Args:
-        found: the training images.
-        published: the data's own validation images, if it has any.
-        val_fraction: part of the training images to set aside where it has none.
-        seed: of what is set aside.
-        progress: told of every image.
-
-    Raises:
-        DataError: there is one class alone, a class has too few readable images, or the validation
-            images have other classes.
-    """
-    if len(found.classes) < 2:
-        raise DataError(
-            f"there is one class alone, `{found.classes[0]}`, in `{found.root}`; training takes "
-            "at least 2, to tell them apart",
-            hint="expected is one folder per class with image files in it, such as "
-            "`DATA/cat/1.jpg` and `DATA/dog/1.jpg`",
-        )
-    unreadable: list[str] = []
-    prints, by_size, headers = [], [], False
-    readable = []
-    for images in (found, published):
-        if images is None:
-            continue
-        checked = datacheck.check(images, machine.threads(), progress)
-        prints.append(checked.fingerprint)
-        by_size.append(checked.size_fingerprint)
-        headers |= checked.only_headers
-        bad = [index for index, _ in checked.unreadable]
-        unreadable += [f"{images.names[index]}: {reason}" for index, reason in checked.unreadable]
-        readable.append(images.subset(np.setdiff1d(np.arange(len(images)), bad)) if bad else images)
-    if published is None:
-        training_set, validation = readable[0].split(val_fraction, seed)
-    else:
-        training_set, validation = readable
-        counts = np.bincount(training_set.labels, minlength=len(training_set.classes))
-        if not counts.all():
-            name = training_set.classes[int(counts.argmin())]
-            raise DataError(f"class `{name}` in `{found.root}` has no image that can be read")
-        if not len(validation):
-            raise DataError(f"no image in `{published.root}` can be read")
-    return Images(
-        training_set,
-        validation,
-        published is None,
-        tuple(unreadable),
-        headers,
-        " ".join(prints),
-        " ".join(by_size),
-    )
-
-
-@dataclass(frozen=True)
-class Job:
-    """A run that can begin, or go on."""
-
-    name: str  # of what it starts from
-    model: CvT
-    preprocessing: Preprocessing
-    images: Images
-    settings: Settings
-    device: torch.device
-    workers: int  # processes that decode
-    notes: tuple[str, ...] = ()  # about the model
-
-    @property
-    def labels(self) -> Labels:
-        return Labels(self.images.training.classes)
-
-
-@dataclass
-class _Position:
-    """What a run has come to, besides its tensors."""
-
-    rows: list[dict[str, Any]]  # an epoch each, as in metrics.csv
-    best: int | None = None  # the best one's place among them, from 1
-    best_correct: int = -1
-    loss_sum: float = 0.0  # over the steps of the epoch under way
-    loss_steps: int = 0
-    seconds: float = 0.0  # of all parts of the run
-    finished: bool = False
 
 
 class Run:
@@ -221,7 +79,7 @@ class Run:
         self._say_to = say if torchrun.rank() == 0 else lambda message: None
         self._log: Path | None = None
         self._started = perf_counter()
-        self._stop = _Stop()
+        self._stop = Stop()
         self._saved = ""  # what of it is on the disk, for who interrupts it
         settings, recipe = job.settings, job.settings.recipe
         if settings.sync_batchnorm and job.device.type != "cuda":
@@ -400,7 +258,7 @@ class Run:
             except OSError as error:
                 raise files.unwritable(folder / "split.json", error) from error
 
-        def start() -> _Position:
+        def start() -> Position:
             if torchrun.rank() == 0:
                 check_free(folder)  # another process may have been faster
                 images = self.job.images
@@ -411,8 +269,8 @@ class Run:
                 }
                 files.write_text(folder / "split.json", json.dumps(split, indent=1) + "\n")
                 files.write_text(folder / PLAN_FILE, json.dumps(plan, indent=1) + "\n")
-                self._save(folder, _Position([]))
-            return _Position([])
+                self._save(folder, Position([]))
+            return Position([])
 
         return self._run(folder, start)
 
@@ -423,7 +281,7 @@ class Run:
             CvtError: likewise, or its state does not fit.
         """
 
-        def start() -> _Position:
+        def start() -> Position:
             # What an epoch that --max-time ended early took the place of; it goes on now.
             whole = folder / WHOLE_BEST
             position = self._restore(folder)
@@ -438,7 +296,7 @@ class Run:
 
         return self._run(folder, start)
 
-    def _run(self, folder: Path, start: Callable[[], _Position]) -> dict[str, Any]:
+    def _run(self, folder: Path, start: Callable[[], Position]) -> dict[str, Any]:
         """Train from a position that is asked for when this process alone trains in the folder."""
         with ExitStack() as stack:
             if torchrun.rank() == 0:
@@ -467,7 +325,7 @@ class Run:
                 )
                 raise
 
-    def _train(self, folder: Path, position: _Position, trainer: Trainer) -> dict[str, Any]:
+    def _train(self, folder: Path, position: Position, trainer: Trainer) -> dict[str, Any]:
         job, settings = self.job, self.job.settings
         per_epoch, total = self.batches.steps, trainer.schedule.steps
         begun = perf_counter() - position.seconds  # as if it had been trained in one go
@@ -525,7 +383,7 @@ class Run:
     def _train_epoch(
         self,
         folder: Path,
-        position: _Position,
+        position: Position,
         trainer: Trainer,
         watch: Watch,
         begun: float,
@@ -576,7 +434,7 @@ class Run:
         watch.all_good()
         return 0
 
-    def _judge(self, position: _Position, trainer: Trainer, begun: float) -> dict[str, Any]:
+    def _judge(self, position: Position, trainer: Trainer, begun: float) -> dict[str, Any]:
         """How good the network is after the epoch, or the part of it, that was done; as a row."""
         trainer.agree()
         found = self._evaluate(trainer.best_model)
@@ -599,7 +457,7 @@ class Run:
     def _validated(
         self,
         folder: Path,
-        position: _Position,
+        position: Position,
         trainer: Trainer,
         row: dict[str, Any],
         events: "tensorboard.Events | None",
@@ -614,14 +472,14 @@ class Run:
         if torchrun.rank() == 0:
             for place in ("best", "last") if is_best else ("last",):
                 self._keep(folder, place, trainer.best_model, position, row)
-            _write_metrics(folder, position.rows)
+            write_metrics(folder, position.rows)
             if events is not None:
                 values = {key: row[key] for key in ("training_loss", "val_loss", "val_top1")}
                 events.add(trainer.step_number, {k: v for k, v in values.items() if v is not None})
         self._say_row(row, is_best)
 
     def _keep_part(
-        self, folder: Path, position: _Position, trainer: Trainer, part: dict[str, Any]
+        self, folder: Path, position: Position, trainer: Trainer, part: dict[str, Any]
     ) -> None:
         """Keep what there is of an epoch that is not whole.
 
@@ -634,7 +492,7 @@ class Run:
                 (folder / "best").rename(folder / WHOLE_BEST)
             for place in ("best", "last") if is_best else ("last",):
                 self._keep(folder, place, trainer.best_model, position, part)
-            _write_metrics(folder, [*position.rows, part])
+            write_metrics(folder, [*position.rows, part])
         self._say_row(part, is_best, " in part")
 
     def _say_row(self, row: Mapping[str, Any], is_best: bool, what: str = "") -> None:
@@ -668,7 +526,7 @@ class Run:
                 judged.result.add_state(state, at_once=True)
         return judged.result
 
-    def _probe(self, folder: Path, position: _Position) -> dict[str, Any]:
+    def _probe(self, folder: Path, position: Position) -> dict[str, Any]:
         """Solve the head alone, on features that are computed once."""
         job = self.job
         if torchrun.count() > 1:
@@ -732,11 +590,11 @@ class Run:
         position.seconds = row["elapsed"]
         for place in ("best", "last"):
             self._keep(folder, place, job.model, position, row)
-        _write_metrics(folder, position.rows)
+        write_metrics(folder, position.rows)
         return self._finish(folder, position)
 
     def _finish(
-        self, folder: Path, position: _Position, part: dict[str, Any] | None = None
+        self, folder: Path, position: Position, part: dict[str, Any] | None = None
     ) -> dict[str, Any]:
         """What came of it, with the part of an epoch that it was stopped in."""
         job, settings = self.job, self.job.settings
@@ -782,7 +640,7 @@ class Run:
 
     # --- files
 
-    def _save(self, folder: Path, position: _Position) -> None:
+    def _save(self, folder: Path, position: Position) -> None:
         step = self.trainer.step_number if self.trainer else 0
         if torchrun.rank() == 0:
             position.loss_sum = float(position.loss_sum)
@@ -804,7 +662,7 @@ class Run:
             self._saved = f" and saved at step {step} of {self.trainer.schedule.steps}"
         self._stop.obey()
 
-    def _restore(self, folder: Path) -> _Position:
+    def _restore(self, folder: Path) -> Position:
         path = folder / STATE_FILE
         try:
             with safe_open(path, "pt") as file:
@@ -821,7 +679,7 @@ class Run:
                     f" and saved at step {self.trainer.step_number} of "
                     f"{self.trainer.schedule.steps}"
                 )
-            return _Position(**numbers["position"])
+            return Position(**numbers["position"])
         except (SafetensorError, OSError, RuntimeError, KeyError, TypeError, ValueError) as error:
             raise CheckpointError(
                 f"`{path}` is not this run's state: {error}",
@@ -830,12 +688,12 @@ class Run:
             ) from None
 
     def _keep(
-        self, folder: Path, place: str, model: CvT, position: _Position, row: Mapping[str, Any]
+        self, folder: Path, place: str, model: CvT, position: Position, row: Mapping[str, Any]
     ) -> None:
         card = self._card(folder.name, position, row)
         weights.save(folder / place, model, self.job.labels, self.job.preprocessing, card)
 
-    def _card(self, name: str, position: _Position, row: Mapping[str, Any]) -> str:
+    def _card(self, name: str, position: Position, row: Mapping[str, Any]) -> str:
         job, settings = self.job, self.job.settings
         n = len(job.images.validation)
         facts = {
@@ -862,10 +720,10 @@ class Run:
             "with `cvt finetune`.",
             facts=facts,
             results={
-                "top-1 on the validation images that the best epoch is chosen by": _measured(
+                "top-1 on the validation images that the best epoch is chosen by": measured(
                     row["val_correct"], n
                 ),
-                "top-5 on them": _measured(row["val_correct_top5"], n),
+                "top-5 on them": measured(row["val_correct_top5"], n),
                 "top-1 on test images": "not measured",
             },
             limits="It knows the classes that it was trained on and answers with one of them "
@@ -899,262 +757,3 @@ class Run:
                     file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {message}\n")
             except OSError as error:
                 raise files.unwritable(self._log, error) from error
-
-
-def describe(plan: Mapping[str, Any]) -> list[str]:
-    """A plan in lines for a person."""
-    data, settings, model = plan["data"], plan["settings"], plan["model"]
-    recipe = settings["recipe"]
-    aside = "set aside from them" if data["val_set_aside"] else "of its own `val`"
-    lines = [
-        f"data: `{data['name']}`, {data['train_n']} images to train on, {data['val_n']} {aside} to "
-        f"choose the best epoch by; {data['classes']} classes, the smallest `"
-        f"{data['smallest_class']}` with {data['smallest_n']}; "
-        + ("only the headers were read" if data["only_headers_read"] else "every file was read")
-    ]
-    if unreadable := data["unreadable"]:
-        more = f" and {len(unreadable) - 5} more" if len(unreadable) > 5 else ""
-        lines.append(f"{len(unreadable)} unreadable left out: {'; '.join(unreadable[:5])}{more}")
-    preprocessing = Preprocessing.from_transformers(model["preprocessing"])
-    lines.append(
-        f"model: `{model['start']}`, {model['params']:,} parameters, "
-        f"{model['trained_params']:,} of them trained; {preprocessing.describe()}"
-    )
-    if recipe["optimizer"] == "newton":
-        lines.append(
-            "recipe linear-probe: features computed once, the head solved by Newton's method, its "
-            "penalty chosen on the validation images"
-        )
-    else:
-        schedule = (
-            f"{recipe['optimizer']}, peak learning rate {recipe['learning_rate']:.3g} for "
-            f"{plan['step_images']} images a step ({settings['batch_size']} x "
-            f"{settings['accumulate']} accumulated x {plan['processes']} processes), "
-            f"warm-up {recipe['warmup_epochs']:g} epochs, {recipe['augment']}"
-        )
-        lines.append(f"recipe {recipe['name']}: {schedule}")
-        if unstated := recipe["not_published"]:
-            lines.append(f"not published, so ours: {', '.join(unstated)}")
-        epochs = plan["steps"] / plan["steps_per_epoch"]
-        lines.append(
-            f"{plan['steps']} steps, {epochs:.4g} epochs of {plan['steps_per_epoch']}, seed "
-            f"{settings['seed']}, {plan['device']}, {plan['hardware']}, {settings['precision']}"
-        )
-    if plan["estimated_sec"] is not None:
-        lines.append(
-            f"about {_rough(plan['estimated_sec'])} ({plan['step_sec']:.3g} s a step, measured on "
-            f"{plan['timed_steps']}); peak memory so far "
-            f"{human_bytes(plan['peak_memory_bytes'])}"
-        )
-    return lines
-
-
-def _rough(seconds: float) -> str:
-    for size, unit in ((86400, "days"), (3600, "hours"), (60, "minutes")):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.1f} {unit}"
-    return f"{seconds:.0f} seconds"
-
-
-def read_plan(folder: Path) -> dict[str, Any]:
-    """What `Run.begin` wrote of a run.
-
-    Raises:
-        CheckpointError: there is no run in the folder, or none with a state, or its plan is
-            damaged.
-    """
-    path = folder / PLAN_FILE
-    try:
-        plan = text.read_json(path)
-        version = plan.get("version", 1) if isinstance(plan, dict) else None
-        if version in range(1, PLAN_VERSION + 1):
-            settings_of(plan)  # whether it is whole
-            for place, key in _ASKED_OF_A_PLAN:
-                plan[place][key]
-            plan["processes"], plan["step_images"]
-            if (folder / STATE_FILE).exists():
-                return plan  # type: ignore[no-any-return]
-            raise CheckpointError(
-                f"`{folder}` holds no run to go on with: it ended before `{STATE_FILE}` was there",
-                hint=f"begin it again: {plan['settings']['command']}",
-            )
-    except FileNotFoundError:
-        raise CheckpointError(
-            f"`{folder}` holds no run to go on with: there is no `{PLAN_FILE}` in it",
-            hint="name the folder that an earlier `cvt finetune` wrote",
-        ) from None
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"`{path}` cannot be read: {error}") from None
-    except (KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(
-            f"`{path}` is not a plan as this version of cvt writes it (version {PLAN_VERSION}): "
-            f"{f'it has no {error}' if isinstance(error, KeyError) else error}",
-            hint=_OTHER_VERSION,
-        ) from None
-    raise CheckpointError(
-        f"`{path}` is of version {json.dumps(version)}; this version of cvt goes on with runs of "
-        f"version 1 to {PLAN_VERSION}",
-        hint=_OTHER_VERSION,
-    )
-
-
-_OTHER_VERSION = (
-    "go on with the version of cvt that began it, or start another run, from --model RUN/best for "
-    "example"
-)
-
-_ASKED_OF_A_PLAN = (
-    ("data", "fingerprint"),
-    ("data", "train_n"),
-    ("data", "val_n"),
-    ("data", "val_set_aside"),
-    ("data", "val_fraction"),
-    ("model", "start"),
-    ("model", "config"),
-    ("model", "preprocessing"),
-)
-
-
-def settings_of(plan: Mapping[str, Any]) -> Settings:
-    """The settings of a plan; raises KeyError or TypeError where it is none."""
-    values = dict(plan["settings"])
-    recipe = dict(values.pop("recipe"))
-    recipe.pop("augmentation", None)  # what the name stands for
-    recipe["not_published"] = tuple(recipe["not_published"])
-    values["freeze"] = tuple(values["freeze"])
-    if "version" not in plan:
-        values["every_image"] = False
-    return Settings(recipe=Recipe(**recipe), **values)
-
-
-def job_of(
-    plan: Mapping[str, Any], settings: Settings, images: Images, device: torch.device, workers: int
-) -> Job:
-    """The job of a plan, whose weights are in its folder's state.
-
-    Raises:
-        DataError: the images are not those that the run began with.
-        UsageError: the images of a step cannot be shared among so many processes.
-    """
-    found = images.fingerprint if "version" in plan else images.size_fingerprint
-    if found != plan["data"]["fingerprint"]:
-        raise DataError(
-            f"`{settings.data}` is not what the run began with: it had {plan['data']['train_n']} "
-            f"images to train on and {plan['data']['val_n']} to choose by, and another fingerprint",
-            hint="bring the images back as they were, or start another run, from "
-            "--model RUN/best for example",
-        )
-    shares = settings.accumulate * torchrun.count()
-    if plan["step_images"] is not None:
-        if plan["step_images"] % shares:
-            raise UsageError(
-                f"the {plan['step_images']} images of a step cannot be shared among "
-                f"{torchrun.count()} processes",
-                hint=f"go on with {plan['processes']}, as it began",
-            )
-        settings = replace(settings, batch_size=plan["step_images"] // shares)
-    config, _ = folders.config_from_transformers(plan["model"]["config"])
-    preprocessing = Preprocessing.from_transformers(plan["model"]["preprocessing"])
-    start = plan["model"]["start"]
-    return Job(start, CvT(config), preprocessing, images, settings, device, workers)
-
-
-def _measured(correct: int, n: int) -> str:
-    low, high = metrics.wilson(correct, n)
-    return f"{cards.percent(correct, n)}, 95 % interval {100 * low:.2f} to {100 * high:.2f} %"
-
-
-def _write_metrics(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    columns = ["epoch", "learning_rate", "training_loss", "val_loss", "val_top1", "val_top5"]
-    content = io.StringIO()
-    table = csv.writer(content, lineterminator="\n")
-    table.writerow([*columns, "seconds", "step"])
-    for row in rows:
-        numbers = ["" if row[c] is None else f"{row[c]:.6g}" for c in columns]
-        table.writerow([*numbers, f"{row['seconds']:.1f}", row["step"]])
-    files.write_text(folder / "metrics.csv", content.getvalue())
-
-
-def _deaf(number: int, frame: FrameType | None) -> None:
-    """Nothing more is to be asked of this process."""
-
-
-def check_free(folder: Path) -> None:
-    """Raises CvtError if a run cannot begin in a folder.
-
-    It can where there is none, or an empty one, or one with what a process leaves that ended before
-    its first state was saved: a lock, a plan that nothing was done of.
-    """
-    ours = {folder / name for name in ("state", "state/lock", "split.json", PLAN_FILE)}
-    try:
-        if not folder.exists():
-            return
-        places = [place for place in (folder, folder / "state") if place.is_dir()]
-        found = {path for place in places for path in place.iterdir()}
-    except OSError as error:
-        raise files.unwritable(folder, error) from error
-    if places and all(path in ours or path.name.endswith(files.SUFFIX) for path in found):
-        return
-    raise CvtError(
-        f"`{folder}` exists and is not an empty folder",
-        hint=f"go on with it, --resume {shlex.quote(str(folder))}, or name another with --output",
-    )
-
-
-class _Stop:
-    """Who asks a run to stop: Ctrl-C, SIGTERM (torchrun, `timeout`, Slurm), a closed terminal."""
-
-    def __init__(self) -> None:
-        self.asked = False
-        self._since = 0.0
-        self._deferred = 0
-
-    @contextmanager
-    def heard(self) -> Iterator[None]:
-        """Listen: outside of `later` KeyboardInterrupt is raised at once.
-
-        What is ignored stays so: SIGHUP under nohup, SIGINT in a shell's background.
-        """
-        before = {}
-        try:
-            for name in ("SIGINT", "SIGTERM", "SIGHUP"):
-                which = getattr(signal, name, None)  # Windows has no SIGHUP
-                if which is not None and signal.getsignal(which) is not signal.SIG_IGN:
-                    before[which] = signal.signal(which, self._hear)
-        except ValueError:  # not in the main thread, where nobody presses keys
-            pass
-        ending = False
-        try:
-            yield
-        except KeyboardInterrupt:
-            ending = True
-            raise
-        finally:
-            for which, handler in before.items():
-                # Where the process ends now, being asked once more is no reason for tracebacks out
-                # of whatever is cleaned up.
-                signal.signal(which, _deaf if ending else handler)
-
-    @contextmanager
-    def later(self) -> Iterator[None]:
-        """Let what is under way be finished first; being asked again by Ctrl-C stops at once."""
-        self._deferred += 1
-        try:
-            yield
-        finally:
-            self._deferred -= 1
-
-    def obey(self) -> None:
-        """Raise the KeyboardInterrupt that `later` put off, unless it still does."""
-        if self.asked and not self._deferred:
-            raise KeyboardInterrupt
-
-    def _hear(self, number: int, frame: FrameType | None) -> None:
-        now = perf_counter()
-        first = not self.asked
-        if first:
-            self.asked, self._since = True, now
-        elif now - self._since < _SAME_SIGNAL_SEC or number != signal.SIGINT:
-            return
-        if not (first and self._deferred):
-            raise KeyboardInterrupt

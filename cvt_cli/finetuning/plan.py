@@ -1,0 +1,148 @@
+"""What a run is to do, as plan.json has it: written, read in each of its versions, described."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from cvt_cli.base import text
+from cvt_cli.base.errors import CheckpointError
+from cvt_cli.base.text import human_bytes
+from cvt_cli.finetuning.job import Settings
+from cvt_cli.finetuning.state import STATE_FILE
+from cvt_cli.spec.preprocessing import Preprocessing
+from cvt_cli.spec.recipes import Recipe
+
+PLAN_FILE = "plan.json"
+
+
+PLAN_VERSION = 2
+"""Of the plan's form. Version 1, without a number, is read too: its fingerprint is of the files'
+sizes, and its epochs leave out what does not fill a step."""
+
+
+_OTHER_VERSION = (
+    "go on with the version of cvt that began it, or start another run, from --model RUN/best for "
+    "example"
+)
+
+
+_ASKED_OF_A_PLAN = (
+    ("data", "fingerprint"),
+    ("data", "train_n"),
+    ("data", "val_n"),
+    ("data", "val_set_aside"),
+    ("data", "val_fraction"),
+    ("model", "start"),
+    ("model", "config"),
+    ("model", "preprocessing"),
+)
+
+
+def describe(plan: Mapping[str, Any]) -> list[str]:
+    """A plan in lines for a person."""
+    data, settings, model = plan["data"], plan["settings"], plan["model"]
+    recipe = settings["recipe"]
+    aside = "set aside from them" if data["val_set_aside"] else "of its own `val`"
+    lines = [
+        f"data: `{data['name']}`, {data['train_n']} images to train on, {data['val_n']} {aside} to "
+        f"choose the best epoch by; {data['classes']} classes, the smallest `"
+        f"{data['smallest_class']}` with {data['smallest_n']}; "
+        + ("only the headers were read" if data["only_headers_read"] else "every file was read")
+    ]
+    if unreadable := data["unreadable"]:
+        more = f" and {len(unreadable) - 5} more" if len(unreadable) > 5 else ""
+        lines.append(f"{len(unreadable)} unreadable left out: {'; '.join(unreadable[:5])}{more}")
+    preprocessing = Preprocessing.from_transformers(model["preprocessing"])
+    lines.append(
+        f"model: `{model['start']}`, {model['params']:,} parameters, "
+        f"{model['trained_params']:,} of them trained; {preprocessing.describe()}"
+    )
+    if recipe["optimizer"] == "newton":
+        lines.append(
+            "recipe linear-probe: features computed once, the head solved by Newton's method, its "
+            "penalty chosen on the validation images"
+        )
+    else:
+        schedule = (
+            f"{recipe['optimizer']}, peak learning rate {recipe['learning_rate']:.3g} for "
+            f"{plan['step_images']} images a step ({settings['batch_size']} x "
+            f"{settings['accumulate']} accumulated x {plan['processes']} processes), "
+            f"warm-up {recipe['warmup_epochs']:g} epochs, {recipe['augment']}"
+        )
+        lines.append(f"recipe {recipe['name']}: {schedule}")
+        if unstated := recipe["not_published"]:
+            lines.append(f"not published, so ours: {', '.join(unstated)}")
+        epochs = plan["steps"] / plan["steps_per_epoch"]
+        lines.append(
+            f"{plan['steps']} steps, {epochs:.4g} epochs of {plan['steps_per_epoch']}, seed "
+            f"{settings['seed']}, {plan['device']}, {plan['hardware']}, {settings['precision']}"
+        )
+    if plan["estimated_sec"] is not None:
+        lines.append(
+            f"about {_rough(plan['estimated_sec'])} ({plan['step_sec']:.3g} s a step, measured on "
+            f"{plan['timed_steps']}); peak memory so far "
+            f"{human_bytes(plan['peak_memory_bytes'])}"
+        )
+    return lines
+
+
+def _rough(seconds: float) -> str:
+    for size, unit in ((86400, "days"), (3600, "hours"), (60, "minutes")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.0f} seconds"
+
+
+def read_plan(folder: Path) -> dict[str, Any]:
+    """What `Run.begin` wrote of a run.
+
+    Raises:
+        CheckpointError: there is no run in the folder, or none with a state, or its plan is
+            damaged.
+    """
+    path = folder / PLAN_FILE
+    try:
+        plan = text.read_json(path)
+        version = plan.get("version", 1) if isinstance(plan, dict) else None
+        if version in range(1, PLAN_VERSION + 1):
+            settings_of(plan)  # whether it is whole
+            for place, key in _ASKED_OF_A_PLAN:
+                plan[place][key]
+            plan["processes"], plan["step_images"]
+            if (folder / STATE_FILE).exists():
+                return plan  # type: ignore[no-any-return]
+            raise CheckpointError(
+                f"`{folder}` holds no run to go on with: it ended before `{STATE_FILE}` was there",
+                hint=f"begin it again: {plan['settings']['command']}",
+            )
+    except FileNotFoundError:
+        raise CheckpointError(
+            f"`{folder}` holds no run to go on with: there is no `{PLAN_FILE}` in it",
+            hint="name the folder that an earlier `cvt finetune` wrote",
+        ) from None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"`{path}` cannot be read: {error}") from None
+    except (KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f"`{path}` is not a plan as this version of cvt writes it (version {PLAN_VERSION}): "
+            f"{f'it has no {error}' if isinstance(error, KeyError) else error}",
+            hint=_OTHER_VERSION,
+        ) from None
+    raise CheckpointError(
+        f"`{path}` is of version {json.dumps(version)}; this version of cvt goes on with runs of "
+        f"version 1 to {PLAN_VERSION}",
+        hint=_OTHER_VERSION,
+    )
+
+
+def settings_of(plan: Mapping[str, Any]) -> Settings:
+    """The settings of a plan; raises KeyError or TypeError where it is none."""
+    values = dict(plan["settings"])
+    recipe = dict(values.pop("recipe"))
+    recipe.pop("augmentation", None)  # what the name stands for
+    recipe["not_published"] = tuple(recipe["not_published"])
+    values["freeze"] = tuple(values["freeze"])
+    if "version" not in plan:
+        values["every_image"] = False
+    return Settings(recipe=Recipe(**recipe), **values)

@@ -1,0 +1,137 @@
+"""The beginning of a run: images checked and split, the job of a plan, a folder that is free."""
+
+import shlex
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from cvt_cli.base import files, machine, torchrun
+from cvt_cli.base.errors import CvtError, DataError, UsageError
+from cvt_cli.base.progress import Progress, silent
+from cvt_cli.checkpoints import folders
+from cvt_cli.datasets import datacheck
+from cvt_cli.datasets.labelled import LabelledImages
+from cvt_cli.finetuning.job import Images, Job, Settings
+from cvt_cli.finetuning.plan import PLAN_FILE
+from cvt_cli.model.network import CvT
+from cvt_cli.spec.preprocessing import Preprocessing
+
+
+def check_images(
+    found: LabelledImages,
+    published: LabelledImages | None,
+    val_fraction: float,
+    seed: int,
+    *,
+    progress: Progress = silent,
+) -> Images:
+    """Check every image, leave out what cannot be read, and set validation images aside.
+
+    Args:
+        found: the training images.
+        published: the data's own validation images, if it has any.
+        val_fraction: part of the training images to set aside where it has none.
+        seed: of what is set aside.
+        progress: told of every image.
+
+    Raises:
+        DataError: there is one class alone, a class has too few readable images, or the validation
+            images have other classes.
+    """
+    if len(found.classes) < 2:
+        raise DataError(
+            f"there is one class alone, `{found.classes[0]}`, in `{found.root}`; training takes "
+            "at least 2, to tell them apart",
+            hint="expected is one folder per class with image files in it, such as "
+            "`DATA/cat/1.jpg` and `DATA/dog/1.jpg`",
+        )
+    unreadable: list[str] = []
+    prints, by_size, headers = [], [], False
+    readable = []
+    for images in (found, published):
+        if images is None:
+            continue
+        checked = datacheck.check(images, machine.threads(), progress)
+        prints.append(checked.fingerprint)
+        by_size.append(checked.size_fingerprint)
+        headers |= checked.only_headers
+        bad = [index for index, _ in checked.unreadable]
+        unreadable += [f"{images.names[index]}: {reason}" for index, reason in checked.unreadable]
+        readable.append(images.subset(np.setdiff1d(np.arange(len(images)), bad)) if bad else images)
+    if published is None:
+        training_set, validation = readable[0].split(val_fraction, seed)
+    else:
+        training_set, validation = readable
+        counts = np.bincount(training_set.labels, minlength=len(training_set.classes))
+        if not counts.all():
+            name = training_set.classes[int(counts.argmin())]
+            raise DataError(f"class `{name}` in `{found.root}` has no image that can be read")
+        if not len(validation):
+            raise DataError(f"no image in `{published.root}` can be read")
+    return Images(
+        training_set,
+        validation,
+        published is None,
+        tuple(unreadable),
+        headers,
+        " ".join(prints),
+        " ".join(by_size),
+    )
+
+
+def job_of(
+    plan: Mapping[str, Any], settings: Settings, images: Images, device: torch.device, workers: int
+) -> Job:
+    """The job of a plan, whose weights are in its folder's state.
+
+    Raises:
+        DataError: the images are not those that the run began with.
+        UsageError: the images of a step cannot be shared among so many processes.
+    """
+    found = images.fingerprint if "version" in plan else images.size_fingerprint
+    if found != plan["data"]["fingerprint"]:
+        raise DataError(
+            f"`{settings.data}` is not what the run began with: it had {plan['data']['train_n']} "
+            f"images to train on and {plan['data']['val_n']} to choose by, and another fingerprint",
+            hint="bring the images back as they were, or start another run, from "
+            "--model RUN/best for example",
+        )
+    shares = settings.accumulate * torchrun.count()
+    if plan["step_images"] is not None:
+        if plan["step_images"] % shares:
+            raise UsageError(
+                f"the {plan['step_images']} images of a step cannot be shared among "
+                f"{torchrun.count()} processes",
+                hint=f"go on with {plan['processes']}, as it began",
+            )
+        settings = replace(settings, batch_size=plan["step_images"] // shares)
+    config, _ = folders.config_from_transformers(plan["model"]["config"])
+    preprocessing = Preprocessing.from_transformers(plan["model"]["preprocessing"])
+    start = plan["model"]["start"]
+    return Job(start, CvT(config), preprocessing, images, settings, device, workers)
+
+
+def check_free(folder: Path) -> None:
+    """Raises CvtError if a run cannot begin in a folder.
+
+    It can where there is none, or an empty one, or one with what a process leaves that ended before
+    its first state was saved: a lock, a plan that nothing was done of.
+    """
+    ours = {folder / name for name in ("state", "state/lock", "split.json", PLAN_FILE)}
+    try:
+        if not folder.exists():
+            return
+        places = [place for place in (folder, folder / "state") if place.is_dir()]
+        found = {path for place in places for path in place.iterdir()}
+    except OSError as error:
+        raise files.unwritable(folder, error) from error
+    if places and all(path in ours or path.name.endswith(files.SUFFIX) for path in found):
+        return
+    raise CvtError(
+        f"`{folder}` exists and is not an empty folder",
+        hint=f"go on with it, --resume {shlex.quote(str(folder))}, or name another with --output",
+    )
