@@ -12,7 +12,9 @@ from cvt_cli import loading
 from cvt_cli.base import streams
 from cvt_cli.base.errors import CvtError, ImageError, UsageError
 from cvt_cli.base.progress import silent
-from cvt_cli.loading import Access, EngineName, ReadyModel
+from cvt_cli.checkpoints.locate import Access
+from cvt_cli.loading import EngineName, ReadyModel
+from cvt_cli.spec import published
 from cvt_cli.spec.config import Activation
 
 if TYPE_CHECKING:
@@ -125,7 +127,7 @@ class Classifier:
 
     def __repr__(self) -> str:
         if self._ready is None:
-            name = self._made_with["text"] or loading.DEFAULT_MODEL
+            name = self._made_with["text"] or published.DEFAULT_MODEL
             return f"<Classifier {name}, to be loaded where it is first used>"
         model, engine = self._ready, self._ready.engine
         size = f"{model.preprocessing.height}x{model.preprocessing.width}"

@@ -4,45 +4,36 @@ Imports torch only inside the functions that need it.
 """
 
 import functools
-import os
-import stat
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from cvt_cli.base import conditions, files, machine, places, stamps
-from cvt_cli.base.conditions import Conditions
+from cvt_cli.base import conditions, machine, stamps
 from cvt_cli.base.errors import CheckpointError, CvtError, UnreachableError, UsageError
 from cvt_cli.base.package import __version__
-from cvt_cli.base.progress import Progress, Say
-from cvt_cli.checkpoints import export_metadata, folders, headers, hub, store
-from cvt_cli.checkpoints.export_metadata import Precision, Record
-from cvt_cli.checkpoints.folders import CheckpointConfig
-from cvt_cli.checkpoints.names import reference_names
-from cvt_cli.checkpoints.store import Snapshot
+from cvt_cli.checkpoints import export_metadata, folders, locate, store
+from cvt_cli.checkpoints.architecture import architectures_of as architectures_of
+from cvt_cli.checkpoints.locate import Access, Location
+from cvt_cli.checkpoints.locate import record_of as record_of
 from cvt_cli.spec import published
 from cvt_cli.spec.config import (
     DEFAULT_SIZES,
     VARIANTS,
     Activation,
-    CvTConfig,
     parse_size,
     parse_variant,
 )
-from cvt_cli.spec.costs import Costs, costs
+from cvt_cli.spec.costs import costs
 from cvt_cli.spec.labels import Labels
 from cvt_cli.spec.preprocessing import Preprocessing
-from cvt_cli.spec.published import CHECKPOINTS, Checkpoint
+from cvt_cli.spec.published import DEFAULT_MODEL as DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from cvt_cli.engines.protocol import Engine
     from cvt_cli.model.network import CvT
     from cvt_cli.model.weights import LoadedCheckpoint
 
-DEFAULT_MODEL = "cvt-21-384-22k"
-WITHOUT_NETWORK = "cvt-nano-cifar10"
-"""What `predict` answers with when the default model is not here and its hub does not answer."""
 
 EngineName = Literal["auto", "torch", "onnxruntime", "openvino"]
 
@@ -61,32 +52,6 @@ DECIDE = (
     *("engine", "precision"),
 )
 """Those of the conditions of a result that must be the same for it to be gone on with."""
-
-
-@dataclass(frozen=True)
-class Access:
-    """How a model that is not on this machine may be fetched."""
-
-    say: Say
-    progress: Progress
-    revision: str | None = None
-    offline: bool = False
-    detail: Say = lambda _: None  # takes what is said only to who asks for it
-
-
-@dataclass(frozen=True)
-class Location:
-    """Where a checkpoint lies, and which known one it is, if any."""
-
-    name: str  # as results and messages name it
-    path: Path
-    known: Checkpoint | None
-    snapshot: Snapshot | None = None  # of a hub repository
-
-    @property
-    def revision(self) -> str | None:
-        """The commit of the hub's repository that it is."""
-        return self.snapshot.commit if self.snapshot else None
 
 
 @dataclass(frozen=True)
@@ -148,154 +113,6 @@ class ReadyModel:
         )
 
 
-@dataclass(frozen=True)
-class Repository:
-    """A hub repository that the user named, whatever of it is on this machine."""
-
-    name: str
-    known: Checkpoint | None
-
-
-def find(text: str, access: Access) -> Location | Repository:
-    """What the user calls a model: a file or folder, a known name, a hub repository.
-
-    The one place that decides it, for every command; asks no hub. What is on this machine under
-    that name comes first, and a line says so where the name is a known checkpoint's too. Of a
-    training run the best epoch is meant.
-
-    Raises:
-        UsageError: it is empty, or a revision of something that has none.
-        CheckpointError: it is nowhere, or unreadable.
-    """
-    known = published.find(text)
-    path = Path(places.expanded(text))
-    here = _mode(path, or_raise=known is None)
-    if access.revision is not None and (here is not None or (known and known.embedded)):
-        raise UsageError(f"`{text}` is on this machine; --revision is for repositories on the hub")
-    if here is not None:
-        is_folder, name = stat.S_ISDIR(here), text
-        if not (is_folder or stat.S_ISREG(here)):
-            raise CheckpointError(f"`{path}` is neither a folder nor a regular file")
-        if known is not None and path.suffix not in folders.SUFFIXES:
-            name = os.path.join(os.curdir, text)  # in results, which it would be mistaken in
-            other = known.repository or known.name.replace("-", "_")
-            access.say(
-                f"`{text}` is taken as the {'folder' if is_folder else 'file'} of that name here; "
-                f"`{other}` means the known checkpoint"
-            )
-        if is_folder and (best := folders.best_of(path)):
-            access.say(f"`{path}` is a training run: its best epoch is taken, `{best}`")
-            return Location(os.path.join(name, best.name), best, None)
-        return Location(name, path, known or _known_by_path(path.resolve()))
-    if known and known.embedded:
-        return embedded(known)
-    repository = known.repository if known else _repository(text)
-    if repository is None:
-        raise CheckpointError(
-            f"there is no model `{text}`: neither a file or folder, nor a known name, "
-            "nor a repository (owner/name)",
-            hint=published.suggestion(text),
-        )
-    return Repository(repository, known)
-
-
-def _mode(path: Path, or_raise: bool) -> int | None:
-    """The kind of what is at a path, as `stat` tells it; None where there is nothing.
-
-    Raises:
-        CheckpointError: nobody may look there, if ``or_raise``.
-    """
-    try:
-        return path.stat().st_mode
-    except PermissionError as error:
-        if or_raise:
-            raise folders.unreadable(path, error) from None
-    except (OSError, ValueError):  # ValueError: no system takes such a name
-        pass
-    return None
-
-
-def embedded(known: Checkpoint) -> Location:
-    """A checkpoint that is part of this package."""
-    assert known.embedded is not None
-    return Location(known.name, known.embedded, known)
-
-
-def locate(text: str, access: Access, need: Literal["weights", "config"] = "weights") -> Location:
-    """Where on this machine that is which the user calls a model (`find`).
-
-    What the cache does not hold is fetched; what it holds costs no network call.
-
-    Raises:
-        UsageError: as `find`.
-        CheckpointError: as `find`, or it cannot be fetched (`hub.fetch`).
-    """
-    found = find(text, access)
-    return found if isinstance(found, Location) else held(found, access, need)
-
-
-def held(
-    repository: Repository, access: Access, need: Literal["weights", "config"] = "weights"
-) -> Location:
-    """Where a hub repository is on this machine, fetched if need be.
-
-    Raises:
-        CheckpointError: it cannot be fetched (`hub.fetch`).
-    """
-    known = repository.known
-    snapshot = store.find(repository.name, access.revision)
-    missing = set(snapshot.missing) if snapshot else {folders.CONFIG_FILE}
-    if known:  # its preprocessing is known too
-        missing -= {folders.PREPROCESSING_FILE}
-    if need == "config":
-        missing -= {folders.WEIGHTS_FILE}
-    if snapshot is None or missing:
-        try:
-            snapshot = hub.fetch(
-                repository.name,
-                access.revision,
-                known=known,
-                weights=need == "weights",
-                offline=access.offline,
-                say=access.say,
-                progress=access.progress,
-            )
-        except UnreachableError:
-            if snapshot is None or missing != {folders.PREPROCESSING_FILE}:
-                raise
-    return fetched(snapshot)
-
-
-def fetched(snapshot: Snapshot) -> Location:
-    """Where a hub repository is that the cache holds.
-
-    Raises:
-        CheckpointError: a link out of the cache.
-    """
-    store.refuse_links_out_of_the_cache(snapshot)
-    known = published.find(snapshot.repository)
-    name = known.name if known else snapshot.repository
-    return Location(name, snapshot.folder, known, snapshot)
-
-
-def _repository(text: str) -> str | None:
-    """The hub repository that a text can mean; None for what can only be a path."""
-    suffixes = (*folders.SUFFIXES, *export_metadata.SUFFIXES.values())
-    if not hub.REPOSITORY.fullmatch(text) or ".." in text or Path(text).suffix in suffixes:
-        return None
-    return None if Path(text).parent.exists() else text
-
-
-def _known_by_path(path: Path) -> Checkpoint | None:
-    """The published checkpoint that a path says it holds: by name, or in the hub client's cache."""
-    cached = [part.split("--") for part in path.parts if part.startswith("models--microsoft--")]
-    names = [
-        (folders.folder_of(path) or path).name,
-        *(parts[2] for parts in cached if len(parts) == 3),
-    ]
-    return next((found for name in names if (found := published.find(name))), None)
-
-
 def _weights_of(location: Location, access: Access) -> Path | None:
     """The verified weights of a hub repository, as safetensors; None for anything else."""
     if location.snapshot is None:
@@ -318,7 +135,7 @@ def load_checkpoint(
         CheckpointError, ConfigError: as in `locate` and `weights.load`.
     """
     size = parse_size(res) if res else None
-    location = locate(text, access)
+    location = locate.locate(text, access)
     if export_metadata.format_of(location.path):
         raise UsageError(
             f"`{text}` is a graph, which can be run, but neither trained nor exported again",
@@ -330,61 +147,6 @@ def load_checkpoint(
     return location, weights.load(location.path, location.known, size, activation, stored)
 
 
-def record_of(
-    location: Location,
-    described: CheckpointConfig,
-    *,
-    inside: bool = False,
-    precision: Precision = "fp32",
-    dynamic_size: bool = False,
-) -> Record:
-    """What a file that is made of a checkpoint shall say of itself.
-
-    Reads the weights for their hash, where the hub has not announced it.
-
-    Args:
-        location: of the checkpoint.
-        described: what it is.
-        inside: whether the file does the preprocessing.
-        precision: of the file.
-        dynamic_size: whether it takes images of any height and width.
-    """
-    known, snapshot = location.known, location.snapshot
-    if snapshot is not None:
-        source = snapshot.repository
-    elif known is not None and known.embedded == location.path:
-        source = "cvt-cli"
-    else:  # a path may say more of the machine than the user wants to pass on
-        source = location.path.resolve().name
-    folder = folders.folder_of(location.path)
-    if snapshot is None and folder and source != "cvt-cli":
-        known = None  # its name alone says too little
-    licence = known.licence if known else folder and folders.licence_in(folder)
-    announced = store.weights_hash(snapshot) if snapshot else None
-    if announced is None or len(announced) != 64:
-        announced = stamps.hash_of(_tensors_of(location))
-    name = known.name if known else source if snapshot is None else location.name
-    return Record(
-        name,
-        source,
-        location.revision,
-        announced,
-        licence or None,
-        described.config,
-        described.labels,
-        described.preprocessing,
-        inside,
-        precision,
-        dynamic_size,
-    )
-
-
-def _tensors_of(location: Location) -> Path:
-    """The file with a checkpoint's tensors as somebody gave them."""
-    folder = folders.folder_of(location.path)
-    return folders.weights_in(folder) if folder else location.path
-
-
 def checkpoint_to_convert(
     text: str, res: str | None, activation: Activation | None, access: Access
 ) -> "tuple[Location, LoadedCheckpoint, Path, str | None]":
@@ -394,7 +156,7 @@ def checkpoint_to_convert(
         UsageError, CheckpointError, ConfigError: as `load_checkpoint`.
     """
     location, loaded = load_checkpoint(text, res, activation, access)
-    stored = _weights_of(location, access) or _tensors_of(location)
+    stored = _weights_of(location, access) or locate.tensors_of(location)
     folder = folders.folder_of(location.path)
     return location, loaded, stored, folders.card_in(folder) if folder else None
 
@@ -432,8 +194,8 @@ def load_classifier(
     """
     size = parse_size(res) if res else None
     try:
-        found = DEFAULT_MODEL if text is None else text
-        location = found if isinstance(found, Location) else locate(found, access)
+        found = published.DEFAULT_MODEL if text is None else text
+        location = found if isinstance(found, Location) else locate.locate(found, access)
     except UnreachableError as error:
         if text is not None or not or_embedded:
             raise
@@ -444,10 +206,10 @@ def load_classifier(
             if value is not None
         )
         size = activation = None
-        location = embedded(CHECKPOINTS[WITHOUT_NETWORK])
+        location = locate.embedded(published.CHECKPOINTS[published.WITHOUT_NETWORK])
         classes = folders.read_folder(location.path).labels.names
         access.say(
-            f"answering with {WITHOUT_NETWORK} in its place, which sees 32x32 pixels and knows "
+            f"answering with {location.name} in its place, which sees 32x32 pixels and knows "
             f"these classes only: {', '.join(classes)}"
             + (f"; {left_out}, meant for the other model, has no effect" if left_out else "")
         )
@@ -475,7 +237,10 @@ def load_classifier(
         )
     height, width = said.preprocessing.height, said.preprocessing.width
     macs = costs(location.name, said.config, height, width).macs
-    graph_of = functools.cache(lambda: _graph_of(location, stored, said))  # reads the weights
+    from cvt_cli.export import prepared
+
+    # It reads the weights.
+    graph_of = functools.cache(lambda: prepared.graph_of(location, stored, said))
     chosen, why = _choose_engine(
         engine, device, precision, images, images * macs, lambda: graph_of()[0].is_file()
     )
@@ -490,7 +255,7 @@ def load_classifier(
 
                 if loaded is None:
                     loaded = weights.load(location.path, location.known, size, activation, stored)
-                _prepare(graph, made_under, location, loaded, access)
+                prepared.prepare(graph, made_under, location, loaded, access)
             running = runtimes.open_graph(
                 chosen, graph, precision, macs=macs * together, say=access.say
             )
@@ -638,60 +403,6 @@ def _choose_engine(
     return name, f"for {many} it pays to prepare a graph"
 
 
-_MAKERS = ("torch", "onnx", "onnxscript")
-"""Of a graph; another version of them may write another one."""
-
-
-def _graph_of(location: Location, stored: Path, said: CheckpointConfig) -> tuple[Path, Conditions]:
-    """Where the graph of these weights at this size is kept, and what it depends on beside them.
-
-    Reads the weights for their hash, unless that is known.
-    """
-    announced = location.snapshot and store.weights_hash(location.snapshot)
-    weights_hash = announced or stamps.hash_of(stored)
-    preprocessing = said.preprocessing
-    made_under = Conditions(
-        {
-            "weights": weights_hash,
-            "config": repr(said.config),
-            "size": [preprocessing.height, preprocessing.width],
-            "outputs": ["logits", "features"],
-            "cvt-cli": __version__,
-            **{name: machine.version_of(name) for name in _MAKERS},
-        }
-    )
-    return places.graph_path(weights_hash, made_under), made_under
-
-
-def _prepare(
-    graph: Path,
-    made_under: Conditions,
-    location: Location,
-    loaded: "LoadedCheckpoint",
-    access: Access,
-) -> None:
-    """Write a checkpoint's graph to the cache, once for all processes."""
-    from cvt_cli.export import graphs
-
-    preprocessing = loaded.preprocessing
-    metadata = record_of(location, loaded.described).to_strings()
-    what = f"preparing the graph of {location.name}"
-    with files.locked(graph.with_name("prepare.lock"), what, access.say):
-        if stamps.is_right(graph):
-            return
-        if graph.is_file():
-            access.say(f"`{graph}` is damaged, and is made again")
-        access.say(f"{what} at {preprocessing.height}x{preprocessing.width}, once")
-        graphs.write_onnx(
-            loaded.model,
-            graph,
-            preprocessing.height,
-            preprocessing.width,
-            metadata,
-            made_under={**made_under.values, "model": location.name},
-        )
-
-
 @dataclass(frozen=True)
 class Start:
     """What a training run starts from."""
@@ -738,93 +449,3 @@ def start_of_training(
     size = parse_size(res) if res else (DEFAULT_SIZES[key],) * 2
     preprocessing = Preprocessing.of_variant(key, *size)
     return Start(key, networks.fresh_model(config, seed), preprocessing, ())
-
-
-def read_architecture(text: str, access: Access) -> tuple[str, CvTConfig, tuple[int, int]]:
-    """Name, config and input size of a model, from its name, JSON files or header alone.
-
-    Raises:
-        UsageError: as `find`.
-        CheckpointError: not found, or a pickle, which does not say without torch.
-        ConfigError: its config holds a value that no published CvT has.
-    """
-    found = find(text, access)
-    if isinstance(found, Repository):
-        if found.known:
-            known = found.known
-            return known.name, VARIANTS[known.variant], (known.size, known.size)
-        found = held(found, access, need="config")
-    path = found.path
-    if export_metadata.format_of(path):
-        said = export_metadata.read(path).described
-    elif (folder := folders.folder_of(path)) is not None:
-        said = folders.read_folder(folder, found.known)
-    elif path.suffix == ".safetensors":
-        record = export_metadata.of_safetensors(path)
-        if record is None:
-            shapes = headers.safetensors_shapes(path)
-            ours = reference_names(shapes, path)
-            variant, config = headers.variant_of_shapes(
-                {ours[name]: shape for name, shape in shapes.items()}, path
-            )
-            size = found.known.size if found.known else DEFAULT_SIZES[variant]
-            return found.name, config, (size, size)
-        said = record.described
-    else:
-        raise CheckpointError(
-            f"`{path}` cannot be read without torch, which this command does not load",
-            hint="give the architecture in place of the file: --variant 13, 21, w24 or nano",
-        )
-    return found.name, said.config, (said.preprocessing.height, said.preprocessing.width)
-
-
-def costs_of(
-    variant: str | None,
-    model: str | None,
-    res: str | None,
-    num_classes: int | None,
-    access: Access,
-) -> list[Costs]:
-    """What ``flops`` and ``count-params`` are asked for; without a model, all variants.
-
-    Raises:
-        UsageError, CheckpointError, ConfigError: as `architectures_of`.
-    """
-    found = architectures_of(variant, model, res, num_classes, access)
-    return [costs for costs, _ in found]
-
-
-def architectures_of(
-    variant: str | None,
-    model: str | None,
-    res: str | None,
-    num_classes: int | None,
-    access: Access,
-) -> list[tuple[Costs, CvTConfig]]:
-    """The networks that are asked for, with their costs at their sizes; else all variants.
-
-    Raises:
-        UsageError: both a variant and a model, or a value that cannot be.
-        CheckpointError, ConfigError: as `read_architecture`.
-    """
-    if variant and model:
-        raise UsageError("give --variant or --model, not both")
-    size = parse_size(res) if res else None
-    asked: list[tuple[str, CvTConfig, list[tuple[int, int]]]]
-    if model:
-        name, config, own_size = read_architecture(model, access)
-        asked = [(name, config, [own_size])]
-    elif variant:
-        key = parse_variant(variant)
-        asked = [(key, VARIANTS[key], [(DEFAULT_SIZES[key],) * 2])]
-    else:
-        asked = [
-            (key, config, [(32, 32)] if key == "nano" else [(224, 224), (384, 384)])
-            for key, config in VARIANTS.items()
-        ]
-    found = []
-    for name, config, own in asked:
-        config = config.with_classes(num_classes or config.num_classes)
-        for height, width in [size] if size else own:
-            found.append((costs(name, config, height, width), config))
-    return found

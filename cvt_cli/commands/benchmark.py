@@ -6,11 +6,10 @@ from typing import Annotated, Literal
 
 import typer
 
-from cvt_cli import loading
 from cvt_cli.base import machine, torchrun
 from cvt_cli.base.errors import UsageError
 from cvt_cli.base.text import human_bytes
-from cvt_cli.checkpoints import export_metadata
+from cvt_cli.checkpoints import architecture, export_metadata
 from cvt_cli.commands import options, output
 from cvt_cli.spec.config import parse_size
 
@@ -104,7 +103,7 @@ def benchmark(
         if export_metadata.format_of(path):
             networks.append(measuring.Network.of_file(path, size))
             continue
-        ((costs, config),) = loading.architectures_of(
+        ((costs, config),) = architecture.architectures_of(
             variant or (None if name else "13"), name, res, None, output.access()
         )
         networks.append(measuring.Network.of(costs.variant, config, costs.height, costs.width))

@@ -6,12 +6,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from cvt_cli import loading
 from cvt_cli.base import places
 from cvt_cli.base.errors import CheckpointError, CvtError, UnreachableError, UsageError
-from cvt_cli.checkpoints import export_metadata, folders, headers, hub, store
+from cvt_cli.checkpoints import export_metadata, folders, headers, hub, locate, store
+from cvt_cli.checkpoints.locate import Access
 from cvt_cli.checkpoints.store import Snapshot
-from cvt_cli.loading import Access
 from cvt_cli.spec import labels, published
 from cvt_cli.spec.config import VARIANTS, Activation, CvTConfig, variant_of
 from cvt_cli.spec.costs import costs
@@ -135,10 +134,10 @@ def describe(
         activation: of the MLPs; by default what the checkpoint says.
 
     Raises:
-        CheckpointError, ConfigError, UsageError: as `loader.find` and `layouts.read_folder`.
+        CheckpointError, ConfigError, UsageError: as `locate.find` and `folders.read_folder`.
     """
-    found = loading.find(text, access)
-    if isinstance(found, loading.Repository):
+    found = locate.find(text, access)
+    if isinstance(found, locate.Repository):
         known = found.known
         if known and not store.find(found.name, access.revision):
             config = VARIANTS[known.variant].with_classes(known.num_classes)
@@ -148,7 +147,7 @@ def describe(
                 Preprocessing.published(*(size or (known.size, known.size))), None, None, None,
                 found.name, access.revision, (note,), known.licence,
             )  # fmt: skip
-        found = loading.held(found, access, need="config")
+        found = locate.held(found, access, need="config")
     location, path = found, found.path
     record = export_metadata.read(path) if export_metadata.format_of(path) else None
     if record is None and path.suffix == ".safetensors" and not folders.folder_of(path):

@@ -3,8 +3,8 @@
 import typer
 
 from cvt_cli.base.text import human_count
+from cvt_cli.checkpoints.architecture import costs_of
 from cvt_cli.commands import options, output
-from cvt_cli.loading import costs_of
 from cvt_cli.spec.costs import Costs
 
 

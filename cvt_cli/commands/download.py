@@ -7,6 +7,7 @@ import typer
 from cvt_cli import loading
 from cvt_cli.base.errors import UsageError
 from cvt_cli.base.text import human_bytes
+from cvt_cli.checkpoints import locate
 from cvt_cli.commands import catalogue, options, output
 from cvt_cli.commands.catalogue import Held
 from cvt_cli.spec.published import CHECKPOINTS
@@ -55,7 +56,7 @@ def download(
             here.append(result)
             if engine:
                 # By its place: its name may be a folder's here.
-                location = loading.fetched(result.snapshot)
+                location = locate.fetched(result.snapshot)
                 loading.load_classifier(location, None, None, "cpu", "auto", access, engine=engine)
         else:
             output.error(str(result), result.hint)

@@ -39,7 +39,7 @@ def evaluate(
             parser=options.place,
             metavar="NAME|PATH",
             help="A checkpoint, as for predict; given twice, both are evaluated on each image. "
-            f"By default {loading.DEFAULT_MODEL}.",
+            f"By default {published.DEFAULT_MODEL}.",
             rich_help_panel=options.MODEL,
             show_default=False,
         ),
@@ -165,7 +165,7 @@ def evaluate(
     from cvt_cli.evaluation import report as reports
     from cvt_cli.prediction import writers
 
-    names = model or [loading.DEFAULT_MODEL]
+    names = model or [published.DEFAULT_MODEL]
     _check_options(ctx, names, data, expect, predictions, resume)
     options.refuse_overwriting(
         [path for path in (predictions, report) if path is not None],

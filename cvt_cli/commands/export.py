@@ -9,7 +9,7 @@ from cvt_cli import loading
 from cvt_cli.base import files, torchrun
 from cvt_cli.base.errors import CheckpointError, CvtError, UsageError
 from cvt_cli.base.text import human_bytes, printable
-from cvt_cli.checkpoints import export_metadata
+from cvt_cli.checkpoints import export_metadata, locate
 from cvt_cli.checkpoints.export_metadata import Format
 from cvt_cli.commands import options, output
 
@@ -136,7 +136,7 @@ def export(
             location, loaded, stored, card = loading.checkpoint_to_convert(
                 model, res, activation, access
             )
-            record = loading.record_of(location, loaded.described)
+            record = locate.record_of(location, loaded.described)
             converted = exporting.convert(stored, loaded, card, record, layout, target, folder)
             for message in loaded.notes:
                 output.note(message)
@@ -170,7 +170,7 @@ def export(
             )
         for message in loaded.notes:
             output.note(message)
-        record = loading.record_of(
+        record = locate.record_of(
             location,
             loaded.described,
             inside=with_preprocessing,

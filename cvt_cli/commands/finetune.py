@@ -17,7 +17,7 @@ from cvt_cli.base import places, torchrun
 from cvt_cli.base.errors import UsageError
 from cvt_cli.base.progress import Say, silent, unheard
 from cvt_cli.commands import options, output
-from cvt_cli.spec import recipes
+from cvt_cli.spec import published, recipes
 
 if TYPE_CHECKING:
     from cvt_cli.finetuning.job import Images
@@ -78,7 +78,7 @@ def finetune(
         typer.Option(
             parser=options.place,
             metavar="NAME|PATH",
-            help=f"Checkpoint to start from; by default {loading.DEFAULT_MODEL}.",
+            help=f"Checkpoint to start from; by default {published.DEFAULT_MODEL}.",
             rich_help_panel=options.MODEL,
             show_default=False,
         ),
@@ -409,7 +409,7 @@ def finetune(
             n = len(images.training)
             start = loading.start_of_training(
                 images.training.classes,
-                model=None if variant else model or loading.DEFAULT_MODEL,
+                model=None if variant else model or published.DEFAULT_MODEL,
                 variant=variant,
                 res=res or (str(recipes.RECIPES[name].res) if recipes.RECIPES[name].res else None),
                 activation=activation,

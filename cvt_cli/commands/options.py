@@ -10,6 +10,7 @@ import typer
 from cvt_cli import loading
 from cvt_cli.base import places
 from cvt_cli.base.errors import UsageError
+from cvt_cli.spec import published
 from cvt_cli.spec.config import Activation as ActivationName
 
 MODEL = "Model"
@@ -130,7 +131,7 @@ Model = Annotated[
         metavar="NAME|PATH",
         help="A checkpoint: a known name, a hub repository (owner/name), a folder, a .safetensors, "
         "an original .pth or a file of cvt export; by default "
-        f"{loading.DEFAULT_MODEL}.",
+        f"{published.DEFAULT_MODEL}.",
         rich_help_panel=MODEL,
         show_default=False,
     ),

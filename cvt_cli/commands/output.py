@@ -13,7 +13,8 @@ from cvt_cli.base import streams
 from cvt_cli.base.errors import CvtError
 from cvt_cli.base.progress import Advance, Unit
 from cvt_cli.base.text import csv_row, duration, human_bytes, printable
-from cvt_cli.loading import Access, ReadyModel
+from cvt_cli.checkpoints.locate import Access
+from cvt_cli.loading import ReadyModel
 from cvt_cli.spec.costs import Costs
 
 PLAIN_INTERVAL_SEC = 30.0

@@ -68,6 +68,12 @@ CHECKPOINTS: dict[str, Checkpoint] = {
 }
 
 
+DEFAULT_MODEL = "cvt-21-384-22k"
+
+WITHOUT_NETWORK = "cvt-nano-cifar10"
+"""What `predict` answers with when the default model is not here and its hub does not answer."""
+
+
 def find(name: str) -> Checkpoint | None:
     """The known checkpoint that people also write as `cvt_13_224`, `microsoft/cvt-13` or by file.
 

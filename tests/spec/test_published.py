@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from cvt_cli.base.progress import silent
-from cvt_cli.loading import Access, locate
+from cvt_cli.checkpoints.locate import Access, locate
 from cvt_cli.model import weights
 from cvt_cli.spec.config import VARIANTS
 from cvt_cli.spec.labels import Labels

@@ -1,0 +1,70 @@
+"""The graph of a checkpoint that an engine runs: kept in the cache, made once.
+
+Imports torch only inside the function that makes one.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cvt_cli.base import files, machine, places, stamps
+from cvt_cli.base.conditions import Conditions
+from cvt_cli.base.package import __version__
+from cvt_cli.checkpoints import locate, store
+from cvt_cli.checkpoints.folders import CheckpointConfig
+from cvt_cli.checkpoints.locate import Access, Location
+
+if TYPE_CHECKING:
+    from cvt_cli.model.weights import LoadedCheckpoint
+
+_MAKERS = ("torch", "onnx", "onnxscript")
+"""Of a graph; another version of them may write another one."""
+
+
+def graph_of(location: Location, stored: Path, said: CheckpointConfig) -> tuple[Path, Conditions]:
+    """Where the graph of these weights at this size is kept, and what it depends on beside them.
+
+    Reads the weights for their hash, unless that is known.
+    """
+    announced = location.snapshot and store.weights_hash(location.snapshot)
+    weights_hash = announced or stamps.hash_of(stored)
+    preprocessing = said.preprocessing
+    made_under = Conditions(
+        {
+            "weights": weights_hash,
+            "config": repr(said.config),
+            "size": [preprocessing.height, preprocessing.width],
+            "outputs": ["logits", "features"],
+            "cvt-cli": __version__,
+            **{name: machine.version_of(name) for name in _MAKERS},
+        }
+    )
+    return places.graph_path(weights_hash, made_under), made_under
+
+
+def prepare(
+    graph: Path,
+    made_under: Conditions,
+    location: Location,
+    loaded: "LoadedCheckpoint",
+    access: Access,
+) -> None:
+    """Write a checkpoint's graph to the cache, once for all processes."""
+    from cvt_cli.export import graphs
+
+    preprocessing = loaded.preprocessing
+    metadata = locate.record_of(location, loaded.described).to_strings()
+    what = f"preparing the graph of {location.name}"
+    with files.locked(graph.with_name("prepare.lock"), what, access.say):
+        if stamps.is_right(graph):
+            return
+        if graph.is_file():
+            access.say(f"`{graph}` is damaged, and is made again")
+        access.say(f"{what} at {preprocessing.height}x{preprocessing.width}, once")
+        graphs.write_onnx(
+            loaded.model,
+            graph,
+            preprocessing.height,
+            preprocessing.width,
+            metadata,
+            made_under={**made_under.values, "model": location.name},
+        )
