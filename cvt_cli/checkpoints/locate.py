@@ -9,7 +9,7 @@ from typing import Literal
 from cvt_cli.base import places, stamps
 from cvt_cli.base.errors import CheckpointError, UnreachableError, UsageError
 from cvt_cli.base.progress import Progress, Say
-from cvt_cli.checkpoints import export_metadata, folders, hub, store
+from cvt_cli.checkpoints import export_metadata, folders, hub, hub_client, store
 from cvt_cli.checkpoints.export_metadata import Precision, Record
 from cvt_cli.checkpoints.folders import CheckpointConfig
 from cvt_cli.checkpoints.store import Snapshot
@@ -176,7 +176,7 @@ def fetched(snapshot: Snapshot) -> Location:
 def _repository(text: str) -> str | None:
     """The hub repository that a text can mean; None for what can only be a path."""
     suffixes = (*folders.SUFFIXES, *export_metadata.SUFFIXES.values())
-    if not hub.REPOSITORY.fullmatch(text) or ".." in text or Path(text).suffix in suffixes:
+    if not hub_client.REPOSITORY.fullmatch(text) or ".." in text or Path(text).suffix in suffixes:
         return None
     return None if Path(text).parent.exists() else text
 

@@ -16,7 +16,16 @@ from cvt_cli.base.errors import CheckpointError, CvtError, UnreachableError, Usa
 from cvt_cli.base.package import __version__
 from cvt_cli.base.progress import Advance, Progress, Say
 from cvt_cli.base.text import human_bytes
-from cvt_cli.checkpoints import folders, headers, hub, store
+from cvt_cli.checkpoints import folders, headers, store
+from cvt_cli.checkpoints.hub_client import (
+    REPOSITORY,
+    client,
+    endpoint,
+    first_line,
+    is_network_error,
+    model_info,
+    never_asks,
+)
 from cvt_cli.checkpoints.names import to_transformers
 from cvt_cli.spec import costs
 
@@ -155,9 +164,9 @@ def check_name(repository: str) -> None:
 
     try:
         validate_repo_id(repository)
-        why = "" if hub.REPOSITORY.fullmatch(repository) else "it is not owner/name"
+        why = "" if REPOSITORY.fullmatch(repository) else "it is not owner/name"
     except HFValidationError as error:
-        why = hub.first_line(error)
+        why = first_line(error)
     if why:
         raise UsageError(
             f"`{repository}` cannot be the name of a repository: {why}",
@@ -191,7 +200,7 @@ def push(
     folder = checkpoint_of(run)
     files = check_folder(folder, say)
     before = _ask(repository)
-    url = f"{hub.endpoint()}/{repository}"
+    url = f"{endpoint()}/{repository}"
     if private and before is not None and not before.private:
         raise CheckpointError(
             f"`{repository}` exists and is public; --private is for a repository that is made",
@@ -224,23 +233,23 @@ def _ask(repository: str) -> Any:
     from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 
     hint = "nothing was sent; run the same command where the hub can be reached"
-    if hub.never_asks():
+    if never_asks():
         raise UnreachableError(
-            f"`{repository}` is not pushed to {hub.endpoint()}: HF_HUB_OFFLINE is set", hint
+            f"`{repository}` is not pushed to {endpoint()}: HF_HUB_OFFLINE is set", hint
         )
     if huggingface_hub.get_token() is None:
         raise CheckpointError(
-            f"no token for {hub.endpoint()}, without which nobody may write there",
+            f"no token for {endpoint()}, without which nobody may write there",
             hint=f"{_new_token()}, then run `hf auth login` or set HF_TOKEN",
         )
     try:
-        return hub.model_info(repository, hashes=True)
+        return model_info(repository, hashes=True)
     except RepositoryNotFoundError:
         return None
     except HfHubHTTPError as error:
         raise _refusal(error, repository) from None
     except ConnectionError as error:
-        raise UnreachableError(f"the hub {hub.endpoint()} {error}", hint) from None
+        raise UnreachableError(f"the hub {endpoint()} {error}", hint) from None
 
 
 def _hashes(before: Any) -> dict[str, str]:
@@ -290,7 +299,7 @@ def _commit(
     """Make the repository if need be, send the files, and give the commit that holds them."""
     from huggingface_hub import CommitOperationAdd
 
-    api = hub.client()
+    api = client()
     with ExitStack() as opened, warnings.catch_warnings(record=True) as caught:
         try:
             files = [opened.enter_context(_Sent(path)) for path in paths]
@@ -338,14 +347,14 @@ def _explain(error: BaseException, repository: str) -> CvtError | None:
         error = error.__cause__  # the client wraps what befell one file
     if isinstance(error, HfHubHTTPError):
         return _refusal(error, repository)
-    if hub.is_network_error(error):
+    if is_network_error(error):
         return CheckpointError(
-            f"the upload to `{repository}` on {hub.endpoint()} broke off: {hub.first_line(error)}",
+            f"the upload to `{repository}` on {endpoint()} broke off: {first_line(error)}",
             hint="no commit was confirmed; run the same command again",
         )
     text = " ".join(str(error).split())
     if isinstance(error, ValueError) and text.startswith(("Invalid metadata", "LFS batch")):
-        return CheckpointError(f"{hub.endpoint()} does not take the files: {text}")
+        return CheckpointError(f"{endpoint()} does not take the files: {text}")
     return None
 
 
@@ -354,7 +363,7 @@ def _refusal(error: Any, repository: str) -> CvtError:
     status = getattr(error.response, "status_code", None)
     said = f"{status}: {error.server_message}" if error.server_message else str(status)
     said = " ".join(said.split())
-    where = hub.endpoint()
+    where = endpoint()
     if status == 401:
         return CheckpointError(
             f"{where} does not accept the token ({said})",
@@ -379,7 +388,7 @@ def _refusal(error: Any, repository: str) -> CvtError:
 
 
 def _new_token() -> str:
-    return f"make one with the right to write on {hub.endpoint()}/settings/tokens"
+    return f"make one with the right to write on {endpoint()}/settings/tokens"
 
 
 def _unreadable(error: OSError) -> CheckpointError:

@@ -8,7 +8,7 @@ from typing import Any
 
 from cvt_cli.base import places
 from cvt_cli.base.errors import CheckpointError, CvtError, UnreachableError, UsageError
-from cvt_cli.checkpoints import export_metadata, folders, headers, hub, locate, store
+from cvt_cli.checkpoints import export_metadata, folders, headers, hub, hub_client, locate, store
 from cvt_cli.checkpoints.locate import Access
 from cvt_cli.checkpoints.store import Snapshot
 from cvt_cli.spec import labels, published
@@ -159,7 +159,7 @@ def describe(
         said = record.described
         if size is not None:
             said = replace(said, preprocessing=said.preprocessing.with_size(*size))
-        repository = record.source if hub.REPOSITORY.fullmatch(record.source) else None
+        repository = record.source if hub_client.REPOSITORY.fullmatch(record.source) else None
         note = f"exported from {record.model} in {record.precision} by version {record.version}"
         return Description(
             location.name, None, said.config.with_activation(activation), said.labels,
@@ -262,7 +262,7 @@ def repository_of(text: str) -> str:
     repository = known.repository if known else text
     if repository is None:
         raise UsageError(f"`{text}` is part of the package, not of the cache")
-    if not hub.REPOSITORY.fullmatch(repository):
+    if not hub_client.REPOSITORY.fullmatch(repository):
         raise UsageError(
             f"`{text}` is neither a known checkpoint nor a hub repository (owner/name)",
             hint=published.suggestion(text),

@@ -1,0 +1,124 @@
+"""The hub's client: set up, asked once, answered in time; for what is fetched and what is sent."""
+
+import os
+import re
+import threading
+from typing import TYPE_CHECKING, Any
+
+from cvt_cli.base.package import __version__
+from cvt_cli.checkpoints import store
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi, ModelInfo
+
+REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+"""Owner and name, as every repository of the hub has them."""
+
+REACHABLE_SEC = 3.0
+"""How long the hub may take to answer the first question; ``HF_HUB_ETAG_TIMEOUT`` overrules."""
+
+
+def endpoint() -> str:
+    """The hub's address, ``HF_ENDPOINT`` or the public one."""
+    from huggingface_hub import constants
+
+    return constants.ENDPOINT
+
+
+def never_asks() -> bool:
+    """Whether ``HF_HUB_OFFLINE`` (or ``TRANSFORMERS_OFFLINE``) forbids the network."""
+    from huggingface_hub import constants
+
+    return bool(constants.HF_HUB_OFFLINE)
+
+
+def client() -> "HfApi":
+    """The hub's client, set up so that what matters is said here."""
+    import huggingface_hub
+
+    _set_up_client()
+    return huggingface_hub.HfApi(library_name="cvt-cli", library_version=__version__)
+
+
+def _set_up_client() -> None:
+    """The client's own bars, warnings and telemetry are off; what matters is said here."""
+    import warnings
+
+    from huggingface_hub import constants
+    from huggingface_hub.utils.logging import set_verbosity_error
+    from huggingface_hub.utils.tqdm import disable_progress_bars
+
+    if "HF_HUB_VERBOSITY" not in os.environ:
+        set_verbosity_error()  # type: ignore[no-untyped-call]
+    with warnings.catch_warnings():  # where HF_HUB_DISABLE_PROGRESS_BARS asks for them
+        warnings.simplefilter("ignore")
+        disable_progress_bars()
+    # It costs a request of its own before the first that was asked for.
+    constants.HF_HUB_DISABLE_TELEMETRY = True
+    # By default 10 MB: so much would be lost at every break, and so rarely would a bar move.
+    constants.DOWNLOAD_CHUNK_SIZE = 1 << 18
+
+
+def model_info(
+    repository: str, revision: str | None = None, *, hashes: bool = False
+) -> "ModelInfo":
+    """What a hub says of a repository: commit, file names; asked once, answered in time.
+
+    Args:
+        repository: owner/name.
+        revision: by default ``main``.
+        hashes: of the files too, which takes a hub longer.
+
+    Raises:
+        ConnectionError: no hub answers; the message says in which way, without naming the hub.
+        HfHubHTTPError: it answers something else, by the client's own subclasses.
+        HFValidationError: no hub takes such a name.
+    """
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    timeout = float(os.environ.get("HF_HUB_ETAG_TIMEOUT") or REACHABLE_SEC)
+    api = client()
+    answer: list[Any] = []
+
+    def ask() -> None:
+        try:
+            answer.append(
+                api.model_info(
+                    repository,
+                    revision=revision,
+                    timeout=timeout + 1,  # it is `join` below that gives up
+                    files_metadata=hashes,
+                )
+            )
+        except Exception as error:  # told apart below, in the thread that can raise it
+            answer.append(error)
+
+    # In a thread, since looking up a name takes as long as the system likes.
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(timeout)
+    if not answer:
+        raise ConnectionError(f"did not answer within {timeout:g} s")
+    found = answer[0]
+    if isinstance(found, HfHubHTTPError | HFValidationError):
+        raise found
+    if isinstance(found, Exception):
+        raise ConnectionError(f"cannot be reached: {first_line(found)}")
+    if not store.is_hash(str(found.sha)):
+        raise ConnectionError("does not answer as a hub does")
+    return found  # type: ignore[no-any-return]
+
+
+def is_network_error(error: BaseException) -> bool:
+    """Whether a connection failed, not the disk: the client lets its HTTP library's errors through.
+
+    That is httpx, or requests, whose errors are OSErrors without a number.
+    """
+    if isinstance(error, OSError):
+        return error.errno is None or isinstance(error, ConnectionError | TimeoutError)
+    return type(error).__module__.startswith(("httpx", "httpcore", "requests", "urllib3"))
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, without what follows in further lines."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
