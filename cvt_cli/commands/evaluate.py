@@ -294,7 +294,8 @@ def evaluate(
                 one.result.add_state(state[place], at_once=True)
         if one.result.n + (len(one.result.failures) if skip_unreadable else 0) != len(images):
             raise AssertionError(f"{one.result.n} images were counted of {len(images)}")
-        document = {"data": data, **one.result.to_json(one.labels), **condition, "exif": exif}
+        measured = one.result.metrics(one.labels).to_json()
+        document = {"data": data, **measured, **condition, "exif": exif}
         document["record"] = _record(document)
         origin = origins[place]
         seen = None

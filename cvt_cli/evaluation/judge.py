@@ -15,7 +15,7 @@ from cvt_cli.base.errors import ImageError, UsageError
 from cvt_cli.base.progress import Progress, silent
 from cvt_cli.datasets.labelled import LabelledImages
 from cvt_cli.engines.protocol import Engine, logits_of, prepared
-from cvt_cli.evaluation.metrics import Evaluation
+from cvt_cli.evaluation.counts import Counts
 from cvt_cli.prediction.classify import Prediction, ahead, batches, top_predictions, waiting_bytes
 from cvt_cli.prediction.writers import Line, as_text, prediction_columns
 from cvt_cli.spec.labels import Labels
@@ -54,7 +54,7 @@ class Subject:
     preprocessing: Preprocessing
     labels: Labels
     class_index: NDArray[np.int64]  # the model's class of each of the data's
-    result: Evaluation
+    result: Counts
     groups: Mapping[str, str] = field(default_factory=dict)  # by image name
     real: Mapping[str, Sequence[int]] = field(default_factory=dict)  # ReaL's labels, likewise
     judged: Callable[[Judged, str | None], None] | None = None  # told of every image, in order,
@@ -93,7 +93,7 @@ def subject(
     """A model with nothing counted yet; if the data has not all its classes, those that it has."""
     present = np.unique(class_index[data.labels])
     subset = present if len(present) < len(labels) else None
-    return Subject(engine, preprocessing, labels, class_index, Evaluation(len(labels), subset, k))
+    return Subject(engine, preprocessing, labels, class_index, Counts(len(labels), subset, k))
 
 
 def judge(

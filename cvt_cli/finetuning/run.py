@@ -36,7 +36,7 @@ from cvt_cli.base.progress import Progress, Say, silent
 from cvt_cli.base.text import human_bytes
 from cvt_cli.checkpoints import cards, folders
 from cvt_cli.evaluation import judge, metrics, plots
-from cvt_cli.evaluation.metrics import Evaluation
+from cvt_cli.evaluation.counts import Counts
 from cvt_cli.finetuning import batches as training_data
 from cvt_cli.finetuning import probe, tensorboard, training
 from cvt_cli.finetuning.batches import Batches
@@ -502,7 +502,7 @@ class Run:
             f"{row['seconds']:.0f} s"
         )
 
-    def _evaluate(self, model: CvT) -> Evaluation:
+    def _evaluate(self, model: CvT) -> Counts:
         job = self.job
         images = job.images.validation
         rank, count = torchrun.rank(), torchrun.count()

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from cvt_cli.base.errors import CvtError, UsageError
-from cvt_cli.evaluation import metrics, plots
+from cvt_cli.evaluation import plots
+from cvt_cli.evaluation.counts import Counts
 from cvt_cli.evaluation.report import Mistake, write_report
 from cvt_cli.spec.labels import Labels
 
@@ -70,7 +71,7 @@ def evaluated(
 ) -> tuple[dict[str, Any], NDArray[np.int64]]:
     """What an evaluation of a made-up model says, and its confusion matrix."""
     generator = np.random.default_rng(0)
-    found = metrics.Evaluation(len(names))
+    found = Counts(len(names))
     for _ in range(images):
         labels = np.arange(len(names))
         logits = generator.normal(size=(len(names), len(names))).astype(np.float32)
@@ -78,7 +79,7 @@ def evaluated(
         found.add(logits, labels)
     found.seconds = 2.0
     document = {
-        **{"data": "pets", **found.to_json(Labels(tuple(names)))},
+        **{"data": "pets", **found.metrics(Labels(tuple(names))).to_json()},
         **{"model": "small", "revision": "0123456789", "activation": "gelu"},
         "preprocessing": {
             **{"height": 224, "width": 224, "resize": "crop", "crop_pct": 0.875},
