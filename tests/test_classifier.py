@@ -185,12 +185,14 @@ def test_it_answers_in_a_process_that_was_forked_after_it_was_used(engine: str) 
 
 def test_one_odd_image_ends_no_table(classify) -> None:
     images = [torch.zeros(3, 8, 8).bfloat16(), Image.new("RGB", (0, 5)), [[1, 2, 3]], b"", None]
+    images += [torch.empty(3, 8, 8, device="meta"), torch.zeros(3, 8, 8).to_sparse()]
 
     errors = classify({"image": images})["error"]
 
     assert errors[0] is None  # NumPy has no bfloat16
     assert "no pixels: 0 of width and 5 of height" in errors[1]
     assert "list is no image; accepted are arrays" in errors[2]
+    assert all("Tensor gives no array" in error for error in errors[5:])
     assert all(errors[1:])
     with pytest.raises(ImageError, match="opened as text"):
         classify(io.StringIO("x"))

@@ -11,6 +11,7 @@ import shlex
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,7 @@ from cvt_cli.checkpoints.hub_client import (
     is_network_error,
     model_info,
     never_asks,
+    within,
 )
 from cvt_cli.checkpoints.store import Snapshot
 from cvt_cli.spec import published
@@ -33,6 +35,9 @@ from cvt_cli.spec.published import Checkpoint
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelInfo
+
+SMALL_FILE_SEC = 60.0
+"""How long a config, a card, or what the hub says of a large file may take to come."""
 
 
 def fetch(
@@ -89,8 +94,10 @@ def fetch(
             path = snapshot.folder / name
             damaged = path.exists() and store.is_right(path) is False
             try:
-                huggingface_hub.hf_hub_download(
-                    repository, name, revision=snapshot.commit, force_download=damaged
+                download = partial(huggingface_hub.hf_hub_download, repository, name)
+                within(
+                    SMALL_FILE_SEC,
+                    partial(download, revision=snapshot.commit, force_download=damaged),
                 )
             except LocalEntryNotFoundError:
                 raise
@@ -239,13 +246,20 @@ def _broke_off(repository: str, error: BaseException) -> CheckpointError:
 
 
 class _Counted(io.BufferedWriter):
-    """A file that reports how many bytes are written to it."""
+    """A file that reports how many bytes are written to it, and takes no more than announced."""
 
-    def __init__(self, path: Path, advance: Advance) -> None:
+    def __init__(self, path: Path, most: int, what: str, advance: Advance) -> None:
         super().__init__(io.FileIO(path, "r+"))
-        self._advance = advance
+        self._most, self._what, self._advance = most, what, advance
 
     def write(self, data: Any) -> int:
+        if self.tell() + len(data) > self._most:
+            raise CheckpointError(
+                f"{endpoint()} sends more of {self._what} than the {self._most:,} bytes that it "
+                "announced",
+                hint="run the same command again; if it happens again, the hub or something on "
+                "the way changes the file",
+            )
         written = super().write(data)
         self._advance(written, "")
         return written
@@ -262,7 +276,8 @@ def _fetch_weights(snapshot: Snapshot, name: str, say: Say, progress: Progress) 
 
     headers = build_hf_headers(library_name="cvt-cli", library_version=__version__)
     url = huggingface_hub.hf_hub_url(snapshot.repository, name, revision=snapshot.commit)
-    announced = huggingface_hub.get_hf_file_metadata(url, headers=headers)
+    metadata = partial(huggingface_hub.get_hf_file_metadata, url, headers=headers)
+    announced = within(SMALL_FILE_SEC, metadata)
     etag, size = announced.etag or "", announced.size
     if announced.commit_hash != snapshot.commit or size is None:
         raise CheckpointError(f"{endpoint()} does not say what `{name}` is: no commit or no size")
@@ -277,17 +292,17 @@ def _fetch_weights(snapshot: Snapshot, name: str, say: Say, progress: Progress) 
     lock = places.hub_dir() / ".locks" / snapshot.storage.name / f"{etag}.lock"  # the client's own
     with files.locked(lock, f"fetching {what}", say):
         if not (blob.is_file() and store.has_hash(blob, etag)):
-            partial = blob.with_name(etag + store.PARTIAL)
-            partial.parent.mkdir(parents=True, exist_ok=True)
-            partial.touch()
-            done = partial.stat().st_size
+            begun = blob.with_name(etag + store.PARTIAL)
+            begun.parent.mkdir(parents=True, exist_ok=True)
+            begun.touch()
+            done = begun.stat().st_size
             if done > size:
-                os.truncate(partial, done := 0)
-            free = shutil.disk_usage(partial.parent).free
+                os.truncate(begun, done := 0)
+            free = shutil.disk_usage(begun.parent).free
             if free < size - done:
                 raise CvtError(
                     f"no room for {what}: {human_bytes(size - done)} are needed, "
-                    f"{human_bytes(free)} free in `{partial.parent}`",
+                    f"{human_bytes(free)} free in `{begun.parent}`",
                     hint="make room there, or choose another folder with HF_HUB_CACHE or HF_HOME",
                 )
             say(
@@ -297,7 +312,7 @@ def _fetch_weights(snapshot: Snapshot, name: str, say: Say, progress: Progress) 
             )
             with (
                 progress(name, size, unit="bytes", done=done) as advance,
-                _Counted(partial, advance) as file,
+                _Counted(begun, size, what, advance) as file,
             ):
                 file.seek(0, io.SEEK_END)
                 try:
@@ -308,14 +323,14 @@ def _fetch_weights(snapshot: Snapshot, name: str, say: Say, progress: Progress) 
                         "the same command goes on from there"
                     )
                     raise
-            if not store.has_hash(partial, etag):
-                found = store.content_hash(partial, git=len(etag) == 40)
-                partial.unlink()
+            if not store.has_hash(begun, etag):
+                found = store.content_hash(begun, git=len(etag) == 40)
+                begun.unlink()
                 raise CheckpointError(
                     f"what {endpoint()} sent as {what} is not what it announced: its hash is "
                     f"{found}, not {etag}; it was thrown away",
                     hint="run the same command again; if it happens again, the hub or something "
                     "on the way changes the file",
                 )
-            os.replace(partial, blob)
+            os.replace(begun, blob)
     huggingface_hub.hf_hub_download(snapshot.repository, name, revision=snapshot.commit)

@@ -3,7 +3,9 @@
 import os
 import re
 import threading
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, TypeVar
 
 from cvt_cli.base.package import __version__
 from cvt_cli.checkpoints import store
@@ -16,6 +18,8 @@ REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 REACHABLE_SEC = 3.0
 """How long the hub may take to answer the first question; ``HF_HUB_ETAG_TIMEOUT`` overrules."""
+
+_Answer = TypeVar("_Answer")
 
 
 def endpoint() -> str:
@@ -78,35 +82,56 @@ def model_info(
 
     timeout = float(os.environ.get("HF_HUB_ETAG_TIMEOUT") or REACHABLE_SEC)
     api = client()
-    answer: list[Any] = []
-
-    def ask() -> None:
-        try:
-            answer.append(
-                api.model_info(
-                    repository,
-                    revision=revision,
-                    timeout=timeout + 1,  # it is `join` below that gives up
-                    files_metadata=hashes,
-                )
-            )
-        except Exception as error:  # told apart below, in the thread that can raise it
-            answer.append(error)
-
-    # In a thread, since looking up a name takes as long as the system likes.
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(timeout)
-    if not answer:
-        raise ConnectionError(f"did not answer within {timeout:g} s")
-    found = answer[0]
-    if isinstance(found, HfHubHTTPError | HFValidationError):
-        raise found
-    if isinstance(found, Exception):
-        raise ConnectionError(f"cannot be reached: {first_line(found)}")
+    ask = partial(
+        api.model_info,
+        repository,
+        revision=revision,
+        timeout=timeout + 1,  # it is `within` that gives up
+        files_metadata=hashes,
+    )
+    try:
+        found = within(timeout, ask)
+    except (HfHubHTTPError, HFValidationError):
+        raise
+    except _Late as error:
+        raise ConnectionError(str(error)) from None
+    except Exception as error:
+        raise ConnectionError(f"cannot be reached: {first_line(error)}") from None
     if not store.is_hash(str(found.sha)):
         raise ConnectionError("does not answer as a hub does")
-    return found  # type: ignore[no-any-return]
+    return found
+
+
+class _Late(TimeoutError):
+    """The time is up."""
+
+
+def within(seconds: float, ask: Callable[[], _Answer]) -> _Answer:
+    """What a call of the client gives, or raises, if it does so in time.
+
+    In a thread, since looking up a name takes as long as the system likes, and an answer whose
+    bytes come one by one as long as the server likes.
+
+    Raises:
+        TimeoutError: it does not.
+    """
+    answers: list[_Answer] = []
+    errors: list[Exception] = []
+
+    def work() -> None:
+        try:
+            answers.append(ask())
+        except Exception as error:  # raised below, in the thread that asked
+            errors.append(error)
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    for error in errors:
+        raise error
+    for answer in answers:
+        return answer
+    raise _Late(f"did not answer within {seconds:g} s")
 
 
 def is_network_error(error: BaseException) -> bool:

@@ -443,17 +443,14 @@ def from_memory(image: object, exif: bool, background: Colour | None = None) -> 
         with _explained():
             image.load()
             return to_rgb(upright(image) if exif else image, background)
-    if hasattr(image, "detach"):  # a torch tensor, without importing torch
-        tensor: Any = image.detach().cpu()
-        try:
-            array = np.asarray(tensor.numpy())
-        except TypeError:  # NumPy has no bfloat16
-            array = np.asarray(tensor.float().numpy())
-        array = array.transpose(1, 2, 0) if array.ndim == 3 else array
-    elif isinstance(image, list | tuple):  # of numbers: a row of an image would pass for one
+    if isinstance(image, list | tuple):  # of numbers: a row of an image would pass for one
         raise ImageError(f"{type(image).__name__} is no image; {_ACCEPTED_IN_MEMORY}")
-    else:
-        array = np.asarray(image)
+    try:
+        array = _as_array(image)
+    except Exception as error:  # what its class raises: a tensor without data or of a sparse layout
+        raise ImageError(
+            f"{type(image).__name__} gives no array ({error}); {_ACCEPTED_IN_MEMORY}"
+        ) from None
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[:, :, 0]
     fits = array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4))
@@ -463,6 +460,17 @@ def from_memory(image: object, exif: bool, background: Colour | None = None) -> 
             + _ACCEPTED_IN_MEMORY
         )
     return to_rgb(Image.fromarray(_as_8_bits(array)), background)
+
+
+def _as_array(image: Any) -> NDArray[Any]:
+    if not hasattr(image, "detach"):
+        return np.asarray(image)
+    tensor = image.detach().cpu()  # of torch, which is not imported for this
+    try:
+        array = np.asarray(tensor.numpy())
+    except TypeError:  # NumPy has no bfloat16
+        array = np.asarray(tensor.float().numpy())
+    return array.transpose(1, 2, 0) if array.ndim == 3 else array
 
 
 def _as_8_bits(array: NDArray[np.generic]) -> NDArray[np.uint8]:

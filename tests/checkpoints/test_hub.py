@@ -21,9 +21,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import constants
 from safetensors.torch import load
 
 from cvt_cli.base import stamps
+from cvt_cli.base.errors import CheckpointError
+from cvt_cli.base.progress import silent
+from cvt_cli.checkpoints import hub as client
 from cvt_cli.model import weights
 from cvt_cli.spec.labels import Labels
 from cvt_cli.spec.preprocessing import Preprocessing
@@ -579,6 +583,34 @@ def test_a_file_that_is_too_short_is_not_taken_for_whole(
     assert "it goes on where this one stopped" in result.stderr
     assert again.exit_code == 0
     assert hub.fetched()[-1].range  # the last thousand bytes
+
+
+def test_no_more_of_a_file_is_taken_than_was_announced(
+    hub: Hub, machine: Machine, checkpoint
+) -> None:
+    repository = hub.add(NAME, checkpoint, longer_by=100)
+
+    result = machine.run("download", NAME)
+    repository.longer_by = 0
+    again = machine.run("download", NAME)
+
+    assert result.exit_code == 1
+    assert f"error: {hub.url} sends more of model.safetensors of {NAME} than" in result.stderr
+    assert again.exit_code == 0
+
+
+def test_a_hub_whose_bytes_come_one_by_one_is_given_up(
+    hub: Hub, tmp_path: Path, checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repository = hub.add(NAME, checkpoint, drips=True)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(client, "SMALL_FILE_SEC", 1.0)
+
+    with pytest.raises(CheckpointError, match="broke off: did not answer within 1 s"):
+        client.fetch(NAME, say=lambda message: None, progress=silent)
+    repository.drips = False
 
 
 def test_a_file_without_a_hash_is_not_taken(hub: Hub, machine: Machine, checkpoint) -> None:

@@ -65,6 +65,8 @@ class Repository:
     announced: str | None = None  # hash announced for large files in place of the right one
     cut_after: int | None = None  # bytes of a large file after which the connection is closed
     shorter_by: int = 0  # bytes that a large file lacks, as if it were whole
+    longer_by: int = 0  # bytes that follow a large file
+    drips: bool = False  # a header of every file comes byte by byte
     bytes_per_sec: float | None = None
     html: bool = False  # answer as the sign-in page of a café's network does
     private: bool = False
@@ -240,6 +242,9 @@ class _HubHandler(_Handler):
             return self.fail(403, "GatedRepo")
         if repository.file_status:
             return self.fail(repository.file_status)
+        while repository.drips:
+            self.wfile.write(b"y")
+            time.sleep(0.1)
         name = match[3]
         if name not in commit.files:
             return self.send(404, X_Error_Code="EntryNotFound", X_Repo_Commit=commit.sha)
@@ -363,7 +368,7 @@ class _StoreHandler(_Handler):
             _, _, oid, *part = path.split("/")
             return self.take(oid, int(part[0]) if part else None)
         repository, content = self.hub.store[path.removeprefix("/store/")]
-        content = content[: len(content) - repository.shorter_by]
+        content = content[: len(content) - repository.shorter_by] + bytes(repository.longer_by)
         start = 0
         if match := re.fullmatch(r"bytes=(\d+)-", self.headers["Range"] or ""):
             start = int(match[1])
