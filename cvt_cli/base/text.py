@@ -48,6 +48,12 @@ def human_count(value: int | None) -> str:
     return f"{value} "
 
 
+def some(names: Iterable[str]) -> str:
+    """The first five names, for a message."""
+    shown = list(names)
+    return ", ".join(shown[:5]) + (", …" if len(shown) > 5 else "")
+
+
 # --- reading
 
 LARGEST_BYTES = 512 * 1024**2

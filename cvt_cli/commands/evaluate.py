@@ -18,9 +18,8 @@ from cvt_cli.commands import options, output
 from cvt_cli.spec import published
 
 if TYPE_CHECKING:
-    from cvt_cli.datasets import labelled
     from cvt_cli.datasets.held_out import Origin
-    from cvt_cli.datasets.labelled import LabelledImages
+    from cvt_cli.datasets.labelled import LabelledImages, Split
     from cvt_cli.evaluation.judge import Subject
 
 IMAGENET_VALIDATION = 50_000
@@ -160,7 +159,7 @@ def evaluate(
 
     Example: cvt evaluate --data cifar10 --model cvt-nano-cifar10
     """
-    from cvt_cli.datasets import held_out, labelled
+    from cvt_cli.datasets import classes, held_out, layouts
     from cvt_cli.evaluation import annotations, judge
     from cvt_cli.evaluation import report as reports
     from cvt_cli.prediction import writers
@@ -179,8 +178,8 @@ def evaluate(
     table = None if groups is None else _read_groups(groups)
     access = output.access(revision, offline, verbose)
 
-    def opened(part: "labelled.Split", say: Say) -> "LabelledImages":
-        return labelled.open_dataset(
+    def opened(part: "Split", say: Say) -> "LabelledImages":
+        return layouts.open_dataset(
             data, part, data_dir or places.data_dir(), offline=offline, say=say
         )
 
@@ -213,7 +212,7 @@ def evaluate(
                 images=len(mine),
                 together=min(len(mine), batch_size),
             )
-            class_index, how = labelled.match_classes(images.classes, ready.labels, label_map)
+            class_index, how = classes.match_classes(images.classes, ready.labels, label_map)
             one = judge.subject(
                 ready.engine, ready.preprocessing, ready.labels, class_index, images, top_k
             )
@@ -335,7 +334,7 @@ def _check_options(
     resume: bool,
 ) -> None:
     """Raises UsageError for options that do not go together, or that have no effect here."""
-    from cvt_cli.datasets.labelled import KNOWN_SETS
+    from cvt_cli.datasets.torchvision_sets import KNOWN_SETS
 
     suffix = predictions.suffix.lower() if predictions else ""
     if predictions is not None and suffix not in (".jsonl", ".csv", ".parquet"):
@@ -378,7 +377,7 @@ def _path_of(path: Path, model: str, models: int) -> Path:
 def _held_out(
     names: list[str],
     origins: "list[Origin | None]",
-    opened: "Callable[[labelled.Split], LabelledImages]",
+    opened: "Callable[[Split], LabelledImages]",
 ) -> "LabelledImages":
     """The images that the models' runs chose their best epochs by; see ``--split``."""
     found = []

@@ -357,7 +357,7 @@ def finetune(
             raise UsageError(f"--gpus {gpus}: torchrun has started {torchrun.count()} processes")
         _start_on(gpus)
 
-    from cvt_cli.datasets import held_out, labelled
+    from cvt_cli.datasets import held_out, layouts, torchvision_sets
     from cvt_cli.finetuning import plan as plans
     from cvt_cli.finetuning import start as starts
     from cvt_cli.finetuning.job import Job, Settings
@@ -374,14 +374,14 @@ def finetune(
         starts.check_free(run)
 
     def check(data: str, own: bool, fraction: float, seed: int) -> "Images":
-        if data not in labelled.KNOWN_SETS:
+        if data not in torchvision_sets.KNOWN_SETS:
             options.refuse(ctx, ["--data-dir"], f"it is where known sets are, and `{data}` is none")
-        found = labelled.open_dataset(
+        found = layouts.open_dataset(
             data, "train", data_dir or places.data_dir(), offline=offline, say=say
         )
-        published = labelled.open_validation(data, found, say) if own else None
+        published = layouts.open_validation(data, found, say) if own else None
         if not own and alone:
-            labelled.pass_over_validation(data, say)
+            layouts.pass_over_validation(data, say)
         return starts.check_images(found, published, fraction, seed, progress=progress)
 
     with torchrun.joined(place.type):
@@ -455,7 +455,7 @@ def finetune(
             words += ["--data-dir", str(data_dir)]
         if images.set_aside and held_out.is_trained_on_by_default(
             images.training,
-            lambda: labelled.open_dataset(settings.data, "test", data_dir or places.data_dir()),
+            lambda: layouts.open_dataset(settings.data, "test", data_dir or places.data_dir()),
         ):
             words += ["--split", "val"]
         if settings.precision != devices.choose_precision("auto", place):

@@ -15,7 +15,8 @@ from PIL import Image
 from cvt_cli.base.errors import ImageError
 from cvt_cli.datasets import datacheck
 from cvt_cli.datasets.datacheck import check
-from cvt_cli.datasets.labelled import LabelledImages, open_dataset
+from cvt_cli.datasets.labelled import LabelledImages
+from cvt_cli.datasets.layouts import open_dataset
 
 
 def picture(number: int, kind: str = "PNG", side: int = 64) -> bytes:

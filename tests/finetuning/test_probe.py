@@ -17,7 +17,8 @@ from sklearn.preprocessing import StandardScaler
 
 from cvt_cli.base.errors import CvtError, DataError
 from cvt_cli.base.package import DATA
-from cvt_cli.datasets.labelled import LabelledImages, open_dataset
+from cvt_cli.datasets.labelled import LabelledImages
+from cvt_cli.datasets.layouts import open_dataset
 from cvt_cli.engines.protocol import logits_of
 from cvt_cli.finetuning import probe
 from cvt_cli.finetuning.probe import Solution, cached_features, solve
@@ -122,7 +123,7 @@ KILLED = """
 import signal, sys, time
 from pathlib import Path
 from cvt_cli.finetuning import probe
-from cvt_cli.datasets.labelled import open_dataset
+from cvt_cli.datasets.layouts import open_dataset
 from test_probe import Engine, computed
 
 class Slow(Engine):

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from cvt_cli.base.errors import CvtError, DataError, UsageError
-from cvt_cli.datasets import labelled
+from cvt_cli.datasets import labelled, layouts
 from cvt_cli.finetuning import batches as training_data
 from cvt_cli.finetuning import training
 from cvt_cli.finetuning.training import (
@@ -512,7 +512,7 @@ def batches(
 
 
 def test_images_of_a_step_depend_on_the_seed_and_the_epoch_alone(signdigits: Path) -> None:
-    data = labelled.open_dataset(str(signdigits), "train", Path())
+    data = layouts.open_dataset(str(signdigits), "train", Path())
 
     torch.manual_seed(7)
     whole = next(batches(data, 0, 1, 1, 0).of_epoch(2, 5))[0]
@@ -574,7 +574,7 @@ def test_every_image_is_seen_once_an_epoch_in_steps_of_nearly_one_size(
 
 
 def test_workers_end_as_soon_as_nobody_needs_their_batches(signdigits: Path) -> None:
-    data = labelled.open_dataset(str(signdigits), "train", Path())
+    data = layouts.open_dataset(str(signdigits), "train", Path())
     before = set(multiprocessing.active_children())
     source = batches(data, 0, 1, 1, workers=1)
     epoch = source.of_epoch(0)
@@ -599,7 +599,7 @@ def one_worker(source: training_data.Batches) -> tuple[Iterator[list[Part]], Bas
 
 
 def test_a_worker_without_room_for_its_batch_says_so(signdigits: Path) -> None:
-    data = labelled.open_dataset(str(signdigits), "train", Path())
+    data = layouts.open_dataset(str(signdigits), "train", Path())
     epoch, worker = one_worker(batches(data, 0, 1, 1, workers=1))
     resource.prlimit(worker.pid, resource.RLIMIT_FSIZE, (1000, 1000))  # of shared memory too
 
@@ -611,7 +611,7 @@ def test_a_worker_without_room_for_its_batch_says_so(signdigits: Path) -> None:
 
 
 def test_a_lost_worker_ends_the_run_with_a_sentence(signdigits: Path) -> None:
-    data = labelled.open_dataset(str(signdigits), "train", Path())
+    data = layouts.open_dataset(str(signdigits), "train", Path())
     epoch, worker = one_worker(batches(data, 0, 1, 1, workers=1))
     os.kill(worker.pid, signal.SIGKILL)
 
@@ -626,7 +626,7 @@ def test_a_lost_worker_ends_the_run_with_a_sentence(signdigits: Path) -> None:
 def test_a_worker_ends_when_its_parent_says_so_and_nobody_else(
     signdigits: Path, two_threads: None
 ) -> None:
-    data = labelled.open_dataset(str(signdigits), "train", Path())
+    data = layouts.open_dataset(str(signdigits), "train", Path())
     epoch, worker = one_worker(batches(data, 0, 1, 1, workers=1))
 
     for which in ("TERM", "HUP", "INT"):
@@ -640,7 +640,7 @@ def test_a_worker_ends_when_its_parent_says_so_and_nobody_else(
 
 
 def test_batches_are_the_same_through_pipes(signdigits: Path) -> None:
-    data = labelled.open_dataset(str(signdigits), "train", Path())
+    data = layouts.open_dataset(str(signdigits), "train", Path())
     record = Preprocessing(32, 32, "crop", 1.0)
     found = []
     for shared in (True, False):

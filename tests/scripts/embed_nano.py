@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from cvt_cli.checkpoints import cards
-from cvt_cli.datasets import labelled
+from cvt_cli.datasets import classes, layouts
 from cvt_cli.evaluation import judge
 from cvt_cli.model import weights
 from cvt_cli.model.engine import TorchEngine
@@ -34,8 +34,8 @@ def main(run: Path, cifar10: Path, hardware: str) -> None:
 
     stored = weights.load(target)
     engine = TorchEngine(stored.model, torch.device("cpu"), "fp32")
-    test = labelled.open_dataset(str(cifar10), "test", Path())
-    class_index, _ = labelled.match_classes(test.classes, stored.labels)
+    test = layouts.open_dataset(str(cifar10), "test", Path())
+    class_index, _ = classes.match_classes(test.classes, stored.labels)
     judged = judge.subject(engine, stored.preprocessing, stored.labels, class_index, test)
     judge.judge([judged], test, batch_size=64)
     result = judged.result

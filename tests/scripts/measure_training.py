@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from transformers import CvtConfig, CvtForImageClassification
 
-from cvt_cli.datasets import labelled
+from cvt_cli.datasets import layouts
 from cvt_cli.finetuning import batches as training_data
 from cvt_cli.finetuning import training
 from cvt_cli.finetuning.training import Schedule, Trainer
@@ -70,7 +70,7 @@ def theirs(device: torch.device) -> Callable[[], object]:
 
 def photographs(folder: str, device: torch.device, rounds: int) -> None:
     """Rates on photographs that are decoded and varied meanwhile, beside those on ready tensors."""
-    data = labelled.open_dataset(folder, "train", Path())
+    data = layouts.open_dataset(folder, "train", Path())
     data = data.subset(np.resize(np.arange(len(data)), 8 * BATCH * TURN))
     augment = training_data.augmentation(
         AUGMENTATIONS["medium"], Preprocessing.published(SIZE, SIZE)

@@ -1,0 +1,230 @@
+"""Opening labelled images, however they are laid out.
+
+A place is a folder, a .zip or an uncompressed .tar (`images.archives`). It may hold ``train/``
+beside ``val/`` or ``test/`` (`parts.PARTS`), or be one of these itself; a lone folder in which
+everything lies is entered. Understood are
+
+    <class>/…                       class folders
+    *.JPEG with val.txt             lines "name index", 0-based in sorted WNID order (ImageNet)
+    ILSVRC2012_val_*.JPEG           with ILSVRC2012_validation_ground_truth.txt and meta.mat
+    ILSVRC2012_img_val.tar          with ILSVRC2012_devkit_t12.tar.gz, as they are published
+    images/ with val_annotations.txt                  Tiny ImageNet
+    cifar-10-batches-py, cifar-100-python             CIFAR's own files
+    images/ with annotations/{trainval,test}.txt      Oxford-IIIT Pet
+    jpg/ with setid.mat and imagelabels.mat           Flowers-102
+"""
+
+import os
+import shlex
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from cvt_cli.base import places, text, torchrun
+from cvt_cli.base.errors import DataError
+from cvt_cli.base.progress import Say
+from cvt_cli.datasets import cifar, imagenet, torchvision_sets
+from cvt_cli.datasets.classes import match_classes
+from cvt_cli.datasets.labelled import LabelledImages, Split, made
+from cvt_cli.datasets.parts import PARTS_OF_SPLIT, beside, entered, parts_of
+from cvt_cli.datasets.torchvision_sets import KNOWN, KNOWN_SETS
+from cvt_cli.images import decode
+from cvt_cli.images.archives import Folder, Tree, open_tree
+from cvt_cli.images.decode import Passed
+from cvt_cli.spec.labels import Labels
+
+
+def open_dataset(
+    data: str, split: Split, data_dir: Path, *, offline: bool = True, say: Say | None = None
+) -> LabelledImages:
+    """The images to train on, or those to evaluate on, of a known set, a folder or an archive.
+
+    Args:
+        data: a name in `KNOWN_SETS` or a path.
+        split: "train" takes ``train/``, "test" takes ``val/`` or else ``test/`` (`parts.PARTS` has
+            their other names); a place that has no parts is taken as it is. Of Pets and Flowers,
+            "train" is all that is not test.
+        data_dir: where known sets are looked for, and put when they are fetched.
+        offline: a known set that is not there is not fetched.
+        say: told, before a set is fetched, what, how large, from where and into which folder; and
+            what lies there and is not used.
+
+    Raises:
+        DataError: nothing there, not laid out as this module says, not to be fetched, or a folder
+            that cannot be read.
+    """
+    if data in KNOWN:
+        root = torchvision_sets.found_or_fetched(data, data_dir, offline, say or _nobody)
+        reader = KNOWN[data].reader or _read
+        if (found := reader(Folder(root), split, _once(say))) is None:
+            raise DataError(
+                f"`{root}` is not the whole of `{data}` as torchvision lays it out",
+                hint="remove it and fetch it again",
+            )
+        return found
+    path = Path(places.expanded(data))
+    if not os.path.exists(path):
+        raise DataError(
+            f"`{data}` does not exist; accepted are a folder, a .zip, a .tar and the names "
+            + ", ".join(f"`{name}`" for name in KNOWN_SETS)
+        )
+    return _read(entered(open_tree(path)), split, _once(say))
+
+
+def open_validation(
+    data: str, training: LabelledImages, say: Say | None = None
+) -> LabelledImages | None:
+    """The images of ``val/`` beside ``train/``, with the classes of the training images.
+
+    None where the data has no such folder, as the known sets.
+
+    Raises:
+        DataError: it has images of a class that the training images do not have.
+    """
+    tree = _validation(data)
+    if tree is None:
+        return None
+    found = _read_part(tree, "test", _once(say))
+    try:
+        index, _ = match_classes(found.classes, Labels(training.classes))
+    except DataError as error:
+        raise DataError(
+            f"{error}",
+            hint=f"put images of them below `{training.root}` too, to train on, or take them out "
+            f"of `{found.root}`",
+        ) from None
+    return replace(found, classes=training.classes, labels=index[found.labels])
+
+
+def pass_over_validation(data: str, say: Say) -> None:
+    """Say that ``val/`` beside ``train/`` is not used, if there is one."""
+    if (tree := _validation(data)) is not None:
+        say(f"not used: `{tree.root}`; images to choose by are set aside from those to train on")
+
+
+def _validation(data: str) -> Tree | None:
+    if data in KNOWN:
+        return None
+    tree = entered(open_tree(Path(places.expanded(data))))
+    parts = parts_of(tree)
+    return tree.below(parts["val"]) if {"train", "val"} <= parts.keys() else None
+
+
+def _nobody(message: str) -> None:
+    """Say it to nobody."""
+
+
+def _once(say: Say | None) -> Say:
+    """Of several processes that open the same data, one says what it found."""
+    return say if say is not None and torchrun.rank() == 0 else _nobody
+
+
+# --- the readers of layouts
+
+
+def parted(tree: Tree, split: Split, say: Say) -> LabelledImages | None:
+    """``train/``, ``val/`` or ``test/``, laid out as a reader below `parted` knows it."""
+    parts = parts_of(tree)
+    for part in PARTS_OF_SPLIT[split]:
+        if part in parts:
+            used = [parts[other] for other in ("train", "val", part) if other in parts]
+            if unused := beside(tree, used):
+                say(f"not used: {text.some(unused)} beside `{tree.root / parts[part]}`")
+            return _read_part(tree.below(parts[part]), split, say)
+    if not parts:
+        return None
+    there = " and ".join(f"`{name}`" for name in parts.values())
+    wanted = "`train` to train on" if split == "train" else "`val` nor `test` to evaluate on"
+    own = tree.root / next(iter(parts.values()))
+    raise DataError(
+        f"`{tree.root}` has {there} but {'no' if split == 'train' else 'neither'} {wanted}",
+        hint=f"name the folder itself: --data {shlex.quote(str(own))}"
+        if isinstance(tree, Folder)
+        else "unpack it and name the folder itself",
+    )
+
+
+def imagenet_tar(tree: Tree, split: Split, say: Say) -> LabelledImages | None:
+    """ImageNet's validation images in the archive that is published, where no ``val/`` lies."""
+    if split == "test" and isinstance(tree, Folder) and tree.has(imagenet.VALIDATION_TAR):
+        if "val" not in parts_of(tree):
+            return _read_part(open_tree(tree.path / imagenet.VALIDATION_TAR), split, say)
+    return None
+
+
+def class_folders(tree: Tree, split: Split, say: Say) -> LabelledImages:
+    """A folder per class, each with images at any depth; classes sorted by name."""
+    passed = Passed()
+    folders, files = tree.listing("", passed)
+    found = {name: list(tree.images(name, passed)) for name in sorted(folders)}
+    classes = [name for name in found if found[name]]
+    loose = sum(map(decode.is_image_name, files))
+    if loose and not classes:
+        raise DataError(
+            f"{loose} images lie directly in `{tree.root}` with nothing that tells their classes",
+            hint="put them into one folder per class, or beside them "
+            f"`{imagenet.VAL_TABLE}` with lines `name index`, or `{imagenet.DEVKIT_TABLE}` and "
+            "`meta.mat` of ImageNet's devkit",
+        )
+    if not classes:
+        raise DataError(
+            f"no images in class folders below `{tree.root}`: found {len(found)} folders"
+            + (f" ({', '.join(list(found)[:5])})" if found else "")
+            + (f"; {passed}" if str(passed) else ""),
+            hint="expected is one folder per class with image files in it, such as "
+            f"`{tree.root / 'cat' / '1.jpg'}`",
+        )
+    if empty := [f"`{name}`" for name in found if not found[name]]:
+        named = text.some(empty)
+        say(f"passed over: {len(empty)} folders without images, {named}, in `{tree.root}`")
+    if loose:
+        say(f"not used: {loose} images beside the class folders in `{tree.root}`")
+    if str(passed):
+        say(f"{passed}, in `{tree.root}`")
+    if len(classes) == 1:
+        say(f"`{tree.root}` holds one class alone, `{classes[0]}`")
+    names = [name for of_class in classes for name in found[of_class]]
+    labels = np.repeat(range(len(classes)), [len(found[name]) for name in classes])
+    return made(tree, classes, names, labels, "class folders")
+
+
+Reader = Callable[[Tree, Split, Say], LabelledImages | None]
+"""Gives the images of a split where a tree is laid out as the reader knows it; else None.
+
+It raises DataError where they are damaged, and tells `Say` what lies there and is not used.
+"""
+
+READERS: tuple[Reader, ...] = (
+    cifar.cifar10,
+    cifar.cifar100,
+    torchvision_sets.pets,
+    torchvision_sets.flowers,
+    imagenet_tar,
+    parted,
+    # What stands from here on reads the folder of one part too.
+    imagenet.tiny_imagenet,
+    imagenet.flat_images,
+    class_folders,  # the last, since it says what is wrong where nothing was understood
+)
+"""How a place can be laid out; the first reader that gives images counts.
+
+A new layout is one function, and its name here: above `parted` where it finds the images of a split
+itself, below where it is given the folder of a part.
+"""
+
+
+def _read(tree: Tree, split: Split, say: Say) -> LabelledImages:
+    return _first_of(READERS, tree, split, say)
+
+
+def _read_part(tree: Tree, split: Split, say: Say) -> LabelledImages:
+    return _first_of(READERS[READERS.index(parted) + 1 :], entered(tree), split, say)
+
+
+def _first_of(readers: tuple[Reader, ...], tree: Tree, split: Split, say: Say) -> LabelledImages:
+    for reader in readers:
+        if (found := reader(tree, split, say)) is not None:
+            return found
+    raise AssertionError("the last reader gives images or raises")

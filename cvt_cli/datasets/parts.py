@@ -1,0 +1,91 @@
+"""The parts of a set, which are folders such as ``train/``, and folders around everything."""
+
+from typing import Literal
+
+from cvt_cli.datasets.imagenet import has_table
+from cvt_cli.datasets.labelled import Split
+from cvt_cli.images import decode
+from cvt_cli.images.archives import Tree
+
+PARTS = {
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation", "dev"),
+    "test": ("test", "testing"),
+}
+"""What the folders of the parts of a set are called, in any case of letters; first wins."""
+
+PARTS_OF_SPLIT: dict[Split, tuple[str, ...]] = {"train": ("train",), "test": ("val", "test")}
+"""The parts that a split is taken from; the first that there is."""
+
+_PART_OF = {name: part for part, names in PARTS.items() for name in names}
+
+
+def parts_of(tree: Tree) -> dict[str, str]:
+    """The folder of each part that there is.
+
+    A part holds class folders, or images and a table of their labels. A folder of such a name that
+    holds images itself is a class, unless another folder shows that these are parts.
+    """
+    folders, _ = tree.listing()
+    # The names that come first in `PARTS`, and of one in two cases of letters the small ones.
+    named = sorted(
+        (name for name in folders if name.casefold() in _PART_OF),
+        key=lambda name: (list(_PART_OF).index(name.casefold()), name.islower() - 1, name),
+    )
+    kinds = {name: _kind(tree, name) for name in named}
+    if "part" not in kinds.values():
+        others = any(tree.has_images(name) for name in folders if name not in named)
+        kinds = {name: kind for name, kind in kinds.items() if kind == "both" and not others}
+    parts: dict[str, str] = {}
+    for name, kind in kinds.items():
+        if kind != "empty":
+            parts.setdefault(_PART_OF[name.casefold()], name)
+    return parts
+
+
+def _kind(tree: Tree, name: str) -> Literal["part", "class", "both", "empty"]:
+    """What a folder with a part's name is by what it holds; "both" has images beside folders."""
+    inner = tree.below(name)
+    folders, files = inner.listing()
+    own = any(decode.is_image_name(file) for file in files)
+    if own and (has_table(inner) or has_table(tree)):
+        return "part"
+    if any(inner.has_images(folder) for folder in folders):
+        return "both" if own else "part"
+    return "class" if own else "empty"
+
+
+def beside(tree: Tree, used: list[str]) -> list[str]:
+    """What lies beside the parts that are used and has images, as words for a message."""
+    folders, files = tree.listing()
+    unused = [
+        f"`{name}`"
+        for name in sorted(folders, key=decode.natural_key)
+        if name not in used and tree.has_images(name)
+    ]
+    count = sum(map(decode.is_image_name, files))
+    return unused + ([f"{count} images"] if count else [])
+
+
+_HARMLESS = ("readme", "license", "licence", "desktop", "thumbs")
+"""Names, without suffix, of files that lie in a folder and are not part of the set."""
+
+
+def entered(tree: Tree) -> Tree:
+    """The lone folder in which everything lies, unless it is a part or a lone class."""
+    while True:
+        folders, files = tree.listing()
+        stems = (name.partition(".")[0].casefold() for name in files)
+        if len(folders) != 1 or any(stem not in _HARMLESS for stem in stems):
+            return tree
+        (name,) = folders
+        if name.casefold() in _PART_OF:
+            return tree
+        inner = tree.below(name)
+        inner_folders, inner_files = inner.listing()
+        if any(map(decode.is_image_name, inner_files)):
+            return inner if has_table(inner) else tree
+        # In Tiny ImageNet a class holds a folder `images`.
+        if inner_folders == ["images"] and not inner_files:
+            return tree
+        tree = inner
