@@ -6,8 +6,9 @@ from cvt_cli.base.package import __version__
 
 if TYPE_CHECKING:
     from cvt_cli.classifier import Classifier
+    from cvt_cli.evaluation.evaluate import evaluate
 
-__all__ = ["Classifier", "__version__"]
+__all__ = ["Classifier", "__version__", "evaluate"]
 
 
 def __getattr__(name: str) -> object:
@@ -16,6 +17,10 @@ def __getattr__(name: str) -> object:
         from cvt_cli.classifier import Classifier
 
         return Classifier
+    if name == "evaluate":
+        from cvt_cli.evaluation.evaluate import evaluate
+
+        return evaluate
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -11,12 +11,12 @@ import platform
 import shutil
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from cvt_cli.base.errors import CvtError
+from cvt_cli.base.errors import CvtError, UsageError
 from cvt_cli.base.progress import Say
 
 try:
@@ -125,6 +125,20 @@ def refuse_unwritable(path: Path) -> None:
     if not path.exists() or path.is_file():  # a device or a pipe is written in place
         with workplace(path):
             pass
+
+
+def refuse_overwriting(written: Sequence[Path], read: Iterable[str]) -> None:
+    """Refuse to write a file that is read, or two things to one place; devices may be shared.
+
+    Raises:
+        UsageError: one of ``written`` is another of them, or one of ``read``.
+    """
+    places = [path.resolve() for path in written if path.is_file() or not path.exists()]
+    if twice := next((path for path in places if places.count(path) > 1), None):
+        raise UsageError(f"`{twice}` is named for two outputs, of which the later would be left")
+    for name in read:
+        if os.path.isfile(name) and Path(name).resolve() in places:
+            raise UsageError(f"`{name}` is read, and would be replaced by what is written")
 
 
 def write_text(path: Path, text: str) -> None:

@@ -1,7 +1,6 @@
 """Options that several commands share, declared once so that they mean the same everywhere."""
 
-import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -59,20 +58,6 @@ def refuse_all_but(
     effective = set(names)
     assert effective <= set(names_of(ctx.command).values()), effective
     refuse(ctx, set(names_of(ctx.command).values()) - effective, why, hint)
-
-
-def refuse_overwriting(written: Sequence[Path], read: Iterable[str]) -> None:
-    """Refuse to write a file that is read, or two things to one place; devices may be shared.
-
-    Raises:
-        UsageError: one of ``written`` is another of them, or one of ``read``.
-    """
-    places = [path.resolve() for path in written if path.is_file() or not path.exists()]
-    if twice := next((path for path in places if places.count(path) > 1), None):
-        raise UsageError(f"`{twice}` is named for two outputs, of which the later would be left")
-    for name in read:
-        if os.path.isfile(name) and Path(name).resolve() in places:
-            raise UsageError(f"`{name}` is read, and would be replaced by what is written")
 
 
 def names_of(command: Any) -> dict[str, str]:

@@ -13,6 +13,7 @@ from cvt_cli import loading
 from cvt_cli.base import machine, progress, torchrun
 from cvt_cli.base.conditions import Conditions
 from cvt_cli.base.errors import CvtError, UsageError
+from cvt_cli.base.files import refuse_overwriting
 from cvt_cli.commands import options, output
 
 if TYPE_CHECKING:
@@ -137,7 +138,7 @@ def predict(
     files = [path for path in (parquet, html, features) if path is not None]
     _check_options(ctx, printed, files, resume, features)
     written = [*files, *([resume] if resume is not None else [])]
-    options.refuse_overwriting(written, [image.removeprefix("@") for image in images])
+    refuse_overwriting(written, [image.removeprefix("@") for image in images])
     from cvt_cli.images import decode as pictures
     from cvt_cli.images import sources
     from cvt_cli.prediction import classify, writers

@@ -1,9 +1,13 @@
 """What is known of images beside their class: ReaL's labels, and the group that each is of."""
 
+import csv
+import io
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from cvt_cli.base import text
 from cvt_cli.base.errors import DataError
 
 _VALIDATION_NAME = re.compile(r"ILSVRC2012_val_(\d{8})")
@@ -66,3 +70,28 @@ def groups_of(table: Mapping[str, str], names: Sequence[str], where: str) -> dic
             hint="paths are those below the data's folder, as --predictions writes them",
         )
     return {name: table[name] for name in names}
+
+
+def read_groups_file(path: Path) -> dict[str, str]:
+    """The group of each path, from a CSV file.
+
+    Raises:
+        DataError: it cannot be read, or as `read_groups`.
+    """
+    try:
+        lines = io.StringIO(text.read_text(path, names=True), newline="")
+        return read_groups(csv.DictReader(lines), str(path))
+    except (OSError, ValueError, csv.Error) as error:
+        raise DataError(f"cannot read `{path}`: {error}") from None
+
+
+def read_real_file(path: Path) -> Any:
+    """The content of ``real.json``, which `real_labels` checks.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    try:
+        return text.read_json(path)
+    except (OSError, ValueError) as error:
+        raise DataError(f"cannot read `{path}`: {error}") from None

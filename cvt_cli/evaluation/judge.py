@@ -4,20 +4,18 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from time import perf_counter
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cvt_cli.base.errors import ImageError, UsageError
+from cvt_cli.base.errors import ImageError
 from cvt_cli.base.progress import Progress, silent
 from cvt_cli.datasets.labelled import LabelledImages
 from cvt_cli.engines.protocol import Engine, logits_of, prepared
 from cvt_cli.evaluation.counts import Counts
 from cvt_cli.prediction.classify import Prediction, ahead, batches, top_predictions, waiting_bytes
-from cvt_cli.prediction.writers import Line, as_text, prediction_columns
 from cvt_cli.spec.labels import Labels
 from cvt_cli.spec.preprocessing import Preprocessing
 
@@ -38,12 +36,6 @@ class Judged:
         if self.error is not None:
             return {**start, "error": self.error}
         return {**start, "predictions": [vars(p) for p in self.predictions]}
-
-
-def judged_row(item: Judged, top_k: int) -> dict[str, Any]:
-    """The same as a row of a table: ``path``, ``label``, ``correct``, ``error``, ``label_1``, …."""
-    start = {"path": as_text(item.path), "label": item.label, "correct": item.correct}
-    return {**start, "error": item.error, **prediction_columns(item.predictions, top_k)}
 
 
 @dataclass
@@ -199,67 +191,3 @@ class _Prepared(NamedTuple):
     arrays: list[NDArray[Any]] | str  # or why it cannot be read
     seconds: float  # that it took
     sha256: str | None  # of its file
-
-
-def check_lines(
-    path: Path,
-    lines: Sequence[Line],
-    truth: Mapping[str, str] | None,
-    one: Subject,
-    data: LabelledImages,
-    *,
-    workers: int,
-    progress: Progress,
-) -> None:
-    """See that the images that a file says something of are the data's still, and the same.
-
-    All that was judged is read again for its hash, which takes a small part of what judging takes.
-
-    Args:
-        path: of the file.
-        lines: of it.
-        truth: the hashes of what they were judged by; None if unknown.
-        one: the model; its `truth` is then of these images.
-        data: the images.
-        workers: threads that read.
-        progress: told of every image.
-
-    Raises:
-        UsageError: an image has gone, has another class, group or ReaL label, or another content.
-    """
-    hint = "without --resume, or with another file, the evaluation begins anew"
-    place = {name: index for index, name in enumerate(data.names)}
-    if gone := [line.path for line in lines if line.path not in place]:
-        raise UsageError(
-            f"`{path}` has {len(gone)} of its {len(lines)} images from elsewhere: the data has no "
-            f"`{gone[0]}`",
-            hint,
-        )
-    for line in lines:
-        right = int(one.class_index[data.labels[place[line.path]]])
-        if line.label != one.labels.names[right]:
-            raise UsageError(
-                f"`{line.path}` is of class `{line.label}` in `{path}`, and of "
-                f"`{one.labels.names[right]}` now",
-                hint,
-            )
-        one.truth.add(one, line.path, right)
-    for kind, found in one.truth.hashes().items():
-        if truth is not None and truth.get(kind) != found:
-            raise UsageError(
-                f"`{path}` was made with other {kind} for the images that it has", hint
-            )
-
-    def has_changed(line: Line) -> bool:
-        if line.sha256 == "":
-            return False
-        try:
-            return data.content_hash(place[line.path]) != line.sha256
-        except ImageError:
-            return line.sha256 is not None
-
-    with progress("checking what is done", len(lines)) as advance:
-        for line, changed in ahead(has_changed, lines, workers, 4 * workers):
-            advance(1, "")
-            if changed:
-                raise UsageError(f"`{line.path}` has changed since `{path}` was made", hint)

@@ -12,7 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cvt_cli.base import files
+from cvt_cli.datasets.labelled import LabelledImages
 from cvt_cli.evaluation import plots
+from cvt_cli.evaluation.judge import Subject
+from cvt_cli.prediction import classify
 from cvt_cli.prediction.writers import as_text
 
 _EXTREMES = 15
@@ -153,6 +156,39 @@ def write_report(
     path = folder / "index.html"
     files.write_text(path, page)
     return path
+
+
+def report_on(
+    folder: Path, document: dict[str, Any], one: Subject, data: LabelledImages, exif: bool
+) -> Path:
+    """Write the page of a model that was evaluated, with its surest mistakes.
+
+    Args:
+        folder: as of `write_report`.
+        document: as of `write_report`.
+        one: the model, with what was counted.
+        data: the images.
+        exif: whether they were turned upright.
+
+    Returns:
+        The path of the page.
+    """
+    where = {name: index for index, name in enumerate(data.names)}
+    names = one.labels.names
+    mistakes = [
+        Mistake(
+            name,
+            names[right],
+            names[answered],
+            score,
+            classify.thumbnail(data.load(where[name], exif)),
+        )
+        for score, name, right, answered in one.result.mistakes
+    ]
+    present, matrix = one.result.matrix()
+    labels = [names[label] for label in present]
+    title = f"{document['model']} on {document['data']}"
+    return write_report(folder, title, document, matrix, labels, mistakes)
 
 
 def _text(text: object) -> str:

@@ -42,6 +42,13 @@ class Checkpoint:
         return DATA / self.name if self.repository is None else None
 
 
+IMAGENET_VALIDATION = 50_000
+"""Images of the set that the published numbers are of."""
+
+AGREEMENT = 0.001
+"""How far a measured top-1 may be from a published one, as a fraction, to count as the same."""
+
+
 def _published(variant: str, size: int, pretrained: str, *scores: float) -> Checkpoint:
     suffix = ("" if size == 224 else f"-{size}") + ("" if pretrained == "1k" else "-22k")
     name = f"cvt-{variant}{suffix}"

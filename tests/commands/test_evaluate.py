@@ -19,8 +19,6 @@ from PIL import Image
 from pyarrow import parquet
 from torchvision import transforms
 
-from cvt_cli.commands import evaluate as command
-from cvt_cli.evaluation.counts import Counts
 from cvt_cli.model import weights
 from cvt_cli.spec.config import VARIANTS
 from cvt_cli.spec.labels import Labels, imagenet
@@ -280,24 +278,6 @@ def test_folders_of_other_names_need_a_map(cvt, cut: Path, tmp_path: Path) -> No
 
     assert refused.exit_code == 1 and "--label-map" in refused.stderr
     assert mapped.json["top1_correct"] > 60
-
-
-def test_a_published_number_stands_beside_ours_on_the_whole_set_alone() -> None:
-    whole = Counts(1000)
-    whole.add(np.eye(1000, dtype=np.float32), np.arange(1000))
-    preprocessing = Preprocessing.published(224, 224).to_json()
-    measured = whole.metrics(imagenet()).to_json()
-    document = {**measured, "model": "cvt-13", "preprocessing": preprocessing}
-
-    def record(**changed: object) -> dict[str, object] | None:
-        return command._record({**document, "n": 50_000, "top1": 0.8165, **changed})
-
-    assert record()["paper_top1"] == 0.816
-    assert record()["verdict"].startswith("agrees with the third-party measurement: +0.06 points")
-    assert record(top1=0.8)["verdict"].startswith("does not agree with")
-    assert record(n=49_999) is None
-    assert record(model="cvt-nano-cifar10") is None
-    assert record(preprocessing={**preprocessing, "height": 384}) is None
 
 
 def test_the_report_is_one_page(cvt, cut: Path, tmp_path: Path) -> None:

@@ -1,0 +1,354 @@
+"""Models on labelled images: what `cvt evaluate` does, as a function."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, get_args, overload
+
+from cvt_cli import loading
+from cvt_cli.base import files, machine, places, streams, torchrun
+from cvt_cli.base.errors import UsageError
+from cvt_cli.base.progress import Say, silent, unheard
+from cvt_cli.checkpoints.locate import Access
+from cvt_cli.datasets import held_out
+from cvt_cli.datasets.classes import match_classes
+from cvt_cli.datasets.held_out import Origin
+from cvt_cli.datasets.labelled import LabelledImages, Split
+from cvt_cli.datasets.layouts import open_dataset
+from cvt_cli.datasets.torchvision_sets import KNOWN_SETS
+from cvt_cli.evaluation import annotations, judge, predictions, report
+from cvt_cli.evaluation.judge import Subject
+from cvt_cli.evaluation.predictions import PredictionFiles
+from cvt_cli.evaluation.result import Part, Result, published_beside
+from cvt_cli.loading import EngineName, ReadyModel
+from cvt_cli.spec import published
+from cvt_cli.spec.config import Activation
+
+Place = str | Path
+
+
+@overload
+def evaluate(data: Place, model: Place | None = None, **options: Any) -> Result: ...
+
+
+@overload
+def evaluate(data: Place, model: Sequence[Place], **options: Any) -> list[Result]: ...
+
+
+def evaluate(  # type: ignore[misc]  # the options are the same in both, and are listed here alone
+    data: Place,
+    model: Place | Sequence[Place] | None = None,
+    *,
+    split: Part | None = None,
+    data_dir: Place | None = None,
+    label_map: Place | None = None,
+    real: Place | None = None,
+    groups: Place | None = None,
+    skip_unreadable: bool = False,
+    res: int | str | None = None,
+    activation: Activation | None = None,
+    exif: bool = False,
+    batch_size: int = 64,
+    workers: int | None = None,
+    device: str = "auto",
+    engine: EngineName = "auto",
+    precision: str = "auto",
+    top_k: int = 5,
+    predictions: Place | None = None,
+    resume: bool = False,
+    report: Place | None = None,
+    revision: str | None = None,
+    offline: bool = False,
+    access: Access | None = None,
+) -> Result | list[Result]:
+    """Measure accuracy on labelled images, by the same path as ``cvt evaluate``.
+
+        from cvt_cli import evaluate
+
+        result = evaluate("cifar10", "cvt-nano-cifar10")
+        result.metrics.top1                 # a fraction; metrics.calibration, metrics.classes, …
+        a, b = evaluate("photos", ["cvt-13", "my_run"])  # both, each image read once
+
+    An image that cannot be read counts as wrong and is in ``metrics.failures``. Under torchrun the
+    processes share the images, and each returns the whole result.
+
+    Args:
+        data: as after ``--data``; every argument but the last means what the option of its name
+            does, with the same default.
+        model: one of them, or several; by default ``cvt-21-384-22k``.
+        access: how models are fetched, and who is told what; it takes the place of ``revision``
+            and ``offline``. By default messages are on stderr.
+
+    Returns:
+        The result; a list of results, in order, if models were given as a sequence.
+
+    Raises:
+        CvtError: one of its children, as the command explains it.
+    """
+    asked: Sequence[Place]
+    if model is None or isinstance(model, str | Path):
+        asked = [loading.DEFAULT_MODEL if model is None else model]
+    else:
+        asked = model
+    settings = _Settings(
+        data=places.expanded(str(data)),
+        split=split,
+        data_dir=_path(data_dir),
+        label_map=_path(label_map),
+        real=_path(real),
+        groups=_path(groups),
+        skip_unreadable=skip_unreadable,
+        res=None if res is None else str(res),
+        activation=activation,
+        exif=exif,
+        batch_size=batch_size,
+        workers=workers,
+        device=device,
+        engine=engine,
+        precision=precision,
+        top_k=top_k,
+        predictions=_path(predictions),
+        resume=resume,
+        report=_path(report),
+    )
+    access = access or Access(streams.say, silent, revision, offline)
+    results = _evaluate([places.expanded(str(name)) for name in asked], settings, access)
+    return results if asked is model else results[0]
+
+
+@dataclass(frozen=True)
+class _Settings:
+    """The arguments of `evaluate` but for the models."""
+
+    data: str
+    split: Part | None
+    data_dir: Path | None
+    label_map: Path | None
+    real: Path | None
+    groups: Path | None
+    skip_unreadable: bool
+    res: str | None
+    activation: Activation | None
+    exif: bool
+    batch_size: int
+    workers: int | None
+    device: str
+    engine: EngineName
+    precision: str
+    top_k: int
+    predictions: Path | None
+    resume: bool
+    report: Path | None
+
+    def opened(self, part: Split, offline: bool, say: Say) -> LabelledImages:
+        """A part of the data."""
+        data_dir = self.data_dir or places.data_dir()
+        return open_dataset(self.data, part, data_dir, offline=offline, say=say)
+
+
+def _path(place: Place | None) -> Path | None:
+    return None if place is None else Path(places.expanded(str(place)))
+
+
+def _evaluate(names: list[str], settings: _Settings, access: Access) -> list[Result]:
+    _check(names, settings)
+    table = None if settings.groups is None else annotations.read_groups_file(settings.groups)
+    origins = [held_out.origin_of(name) for name in names]
+    if settings.split is None:
+        images = settings.opened("test", access.offline, access.say)
+    else:
+        images = _held_out(names, origins, settings, access)
+    rank, threads = torchrun.rank(), settings.workers or machine.threads()
+    progress = access.progress if rank == 0 else silent
+    mine = [index for index, name in enumerate(images.names) if torchrun.is_mine(name)]
+    models: list[ReadyModel] = []
+    subjects: list[Subject] = []
+    several = len(names) > 1
+    with PredictionFiles(settings.predictions, settings.resume, several, access.say) as written:
+        engine = loading.engine_to_go_on_with(written.made, settings.engine)
+        for name in names:
+            ready, one = _loaded(name, images, table, settings, engine, len(mine), access)
+            models.append(ready)
+            subjects.append(one)
+        for ready, one in zip(models, subjects, strict=True):
+            conditions = {**ready.conditions(), "data": settings.data, "exif": settings.exif}
+            written.begin(one, conditions, images, len(mine), threads, progress)
+        left = [index for index in mine if images.names[index] not in written.judged]
+        written.save(0, at_once=True)
+        judge.judge(
+            subjects,
+            images,
+            indices=left,
+            hashes=written.needs_hashes,
+            batch_size=settings.batch_size,
+            exif=settings.exif,
+            workers=threads,
+            after_batch=written.save,
+            progress=progress,
+        )
+        written.save(len(left), at_once=True)
+    _add_up(subjects, len(images))
+    results = []
+    for ready, one, origin in zip(models, subjects, origins, strict=True):
+        results.append(_result(ready, one, origin, images, settings, access.offline))
+        if settings.report is not None and rank == 0:
+            folder = settings.report
+            if several:
+                folder = folder / predictions.name_in_files(ready.model)
+            document = results[-1].to_json()
+            path = report.report_on(folder, document, one, images, settings.exif)
+            access.say(f"written: `{path}`")
+    return results
+
+
+def _check(names: list[str], settings: _Settings) -> None:
+    """Raises UsageError for values that cannot be, do not go together, or have no effect."""
+    for what, number, least in (
+        ("batch_size", settings.batch_size, 1),
+        ("workers", settings.workers, 1),
+        ("top_k", settings.top_k, 2),
+    ):
+        if number is not None and number < least:
+            raise UsageError(f"{what} is {number}; it must be at least {least}")
+    if settings.split not in (None, *get_args(Part)):
+        raise UsageError(f"split is `{settings.split}`; accepted is `val`")
+    if not names:
+        raise UsageError("there is no model to evaluate")
+    predictions.check(settings.predictions, settings.resume, len(names))
+    if settings.data_dir is not None and settings.data not in KNOWN_SETS:
+        raise UsageError(
+            "--data-dir: it is where sets that are known by name are kept, and "
+            f"`{settings.data}` is none"
+        )
+    known = [found.name if (found := published.find(name)) else name for name in names]
+    called = [predictions.name_in_files(name) for name in known]
+    if twice := [name for name, call in zip(names, called, strict=True) if called.count(call) > 1]:
+        raise UsageError(
+            f"--model {' and --model '.join(f'`{name}`' for name in twice)} are the same, or would "
+            "have the same name in the files that are written",
+            hint="give each model once; a link to a folder gives it another name",
+        )
+    files.refuse_overwriting(
+        [path for path in (settings.predictions, settings.report) if path is not None],
+        [
+            str(path)
+            for path in (settings.label_map, settings.real, settings.groups)
+            if path is not None
+        ],
+    )
+    if settings.report is not None:
+        report.check(settings.report)
+    predictions.require(settings.predictions)
+
+
+def _held_out(
+    names: list[str], origins: list[Origin | None], settings: _Settings, access: Access
+) -> LabelledImages:
+    """The images that the models' runs chose their best epochs by; see ``--split``."""
+    found = []
+    for name, origin in zip(names, origins, strict=True):
+        if origin is None:
+            raise UsageError(
+                f"--split val: `{name}` lies in no run folder, whose `split.json` says which "
+                "images were set aside",
+                hint="leave --split out, or name a folder with these images as --data",
+            )
+        part: Split = "train" if origin.set_aside else "test"
+        found.append(origin.held_out(settings.opened(part, access.offline, access.say)))
+    if any(one.names != found[0].names for one in found):
+        raise UsageError(
+            "--split val: these models' runs have set different images aside",
+            hint="evaluate them one by one",
+        )
+    return found[0]
+
+
+def _loaded(
+    name: str,
+    images: LabelledImages,
+    table: dict[str, str] | None,
+    settings: _Settings,
+    engine: EngineName,
+    mine: int,
+    access: Access,
+) -> tuple[ReadyModel, Subject]:
+    """A model that is ready, and what it is judged by.
+
+    Args:
+        name: of the model.
+        images: all of them.
+        table: the group of each image, if groups were given.
+        settings: of the evaluation.
+        engine: what follows ``--engine``, or what a file was begun with.
+        mine: how many of the images this process has.
+        access: how to fetch it.
+    """
+    ready = loading.load_classifier(
+        name,
+        settings.res,
+        settings.activation,
+        settings.device,
+        settings.precision,
+        access,
+        engine=engine,
+        images=mine,
+        together=min(mine, settings.batch_size),
+    )
+    class_index, how = match_classes(images.classes, ready.labels, settings.label_map)
+    one = judge.subject(
+        ready.engine, ready.preprocessing, ready.labels, class_index, images, settings.top_k
+    )
+    one.result.skipped = settings.skip_unreadable
+    if settings.real is not None:
+        if not ready.labels.are_imagenet:
+            raise UsageError(f"--real is of ImageNet's classes, which `{ready.model}` has not")
+        accepted = annotations.read_real_file(settings.real)
+        one.real = annotations.real_labels(images.names, accepted, str(settings.real))
+    if table is not None:
+        one.groups = annotations.groups_of(table, images.names, str(settings.groups))
+    if torchrun.rank() == 0:
+        for message in (*ready.notes, ready.describe()):
+            access.say(message)
+        access.say(
+            f"{len(images)} images in {len(images.classes)} classes below `{images.root}` "
+            f"({images.layout}), matched by {how}"
+        )
+    return ready, one
+
+
+def _add_up(subjects: Sequence[Subject], total: int) -> None:
+    """Add what the other processes counted, so that all have counted all images."""
+    states = torchrun.gather([one.result.state() for one in subjects])
+    for place, one in enumerate(subjects):
+        for other, state in enumerate(states):
+            if other != torchrun.rank():
+                one.result.add_state(state[place], at_once=True)
+        counted = one.result.n + (len(one.result.failures) if one.result.skipped else 0)
+        if counted != total:
+            raise AssertionError(f"{one.result.n} images were counted of {total}")
+
+
+def _result(
+    ready: ReadyModel,
+    one: Subject,
+    origin: Origin | None,
+    images: LabelledImages,
+    settings: _Settings,
+    offline: bool,
+) -> Result:
+    metrics = one.result.metrics(one.labels)
+    seen = None
+    if origin is not None:
+        training: Callable[[], LabelledImages] = partial(settings.opened, "train", offline, unheard)
+        seen = origin.trained_on(images, training)
+    return Result(
+        data=settings.data,
+        root=images.root,
+        metrics=metrics,
+        conditions=ready.conditions(),
+        exif=settings.exif,
+        published=published_beside(ready.model, ready.preprocessing, metrics),
+        split=settings.split,
+        n_trained_on=None if seen is None else len(seen),
+    )

@@ -1,0 +1,243 @@
+"""The files of ``--predictions``: what was said of every image, and how they are gone on with."""
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from cvt_cli import loading
+from cvt_cli.base import torchrun
+from cvt_cli.base.conditions import Conditions, names_hash
+from cvt_cli.base.errors import ImageError, UsageError
+from cvt_cli.base.progress import Progress, Say
+from cvt_cli.datasets.labelled import LabelledImages
+from cvt_cli.evaluation.judge import Judged, Subject
+from cvt_cli.prediction import writers
+from cvt_cli.prediction.classify import ahead
+from cvt_cli.prediction.writers import Checkpointed, Line, as_text, prediction_columns
+
+
+def check(path: Path | None, resume: bool, models: int) -> None:
+    """Raises UsageError for a file that cannot be written, or not gone on with."""
+    suffix = path.suffix.lower() if path else ""
+    if path is not None and suffix not in (".jsonl", ".csv", ".parquet"):
+        raise UsageError(
+            f"predictions cannot be written as `{path}`; "
+            "accepted are `.jsonl`, `.csv` and `.parquet`"
+        )
+    if resume and (suffix != ".jsonl" or models > 1):
+        raise UsageError("--resume goes with one model and --predictions FILE.jsonl")
+
+
+def require(path: Path | None) -> None:
+    """Raises UsageError if a package is missing that writes such a file."""
+    if path is not None and path.suffix.lower() == ".parquet":
+        writers.require_parquet()
+
+
+def name_in_files(model: str) -> str:
+    """What a model is called in names of files and folders."""
+    return model.replace("/", "--")
+
+
+def row(item: Judged, top_k: int) -> dict[str, Any]:
+    """A row of a table: ``path``, ``label``, ``correct``, ``error``, ``label_1``, …."""
+    start = {"path": as_text(item.path), "label": item.label, "correct": item.correct}
+    return {**start, "error": item.error, **prediction_columns(item.predictions, top_k)}
+
+
+class PredictionFiles:
+    """A file for each model; tables appear when the context ends without an error.
+
+    Args:
+        path: what follows ``--predictions``; None writes nothing.
+        resume: go on with what is there, which is JSON lines.
+        several: there are several models, so that their names are in the files' names.
+        say: told what is done already, and if another process has to be waited for.
+
+    Raises:
+        UsageError, CvtError: as of `Checkpointed`.
+    """
+
+    def __init__(self, path: Path | None, resume: bool, several: bool, say: Say) -> None:
+        self._path, self._several, self._say = path, several, say
+        self._stack = ExitStack()
+        self._lines: list[tuple[Checkpointed, Subject]] = []
+        self._first: Checkpointed | None = None
+        if path is not None and path.suffix.lower() == ".jsonl" and not several:
+            # Its lock is held before anything is loaded, so that a second process waits for it.
+            lines = Checkpointed(torchrun.own_path(path), resume, say)
+            self._first = self._stack.enter_context(lines)
+
+    @property
+    def made(self) -> dict[str, Any] | None:
+        """The conditions under which what is there was made."""
+        return self._first.made if self._first else None
+
+    @property
+    def needs_hashes(self) -> bool:
+        """Whether each line holds the hash of its image's file."""
+        return bool(self._lines)
+
+    @property
+    def judged(self) -> set[str]:
+        """Names of the images that have a line."""
+        return {line.path for lines, _ in self._lines for line in lines.lines}
+
+    def begin(
+        self,
+        one: Subject,
+        conditions: Mapping[str, Any],
+        images: LabelledImages,
+        mine: int,
+        workers: int,
+        progress: Progress,
+    ) -> None:
+        """Let a file be told what this model says of each image.
+
+        Args:
+            one: the model; what was counted already is added to its result.
+            conditions: what its answers depend on.
+            images: the images.
+            mine: how many of them this process has.
+            workers: threads that read images which are in the file already.
+            progress: of that.
+
+        Raises:
+            UsageError: what is there was made under other conditions or of other images.
+            CvtError: the file cannot be written.
+        """
+        if self._path is None:
+            return
+        path = self._path
+        if self._several:
+            name = name_in_files(conditions["model"])
+            path = path.with_name(f"{path.stem}.{name}{path.suffix}")
+        path = torchrun.own_path(path)
+        if path.suffix.lower() != ".jsonl":
+            one.judged = self._stack.enter_context(_table(path, conditions, one)).write
+            return
+        lines = self._first or self._stack.enter_context(Checkpointed(path, False, self._say))
+        lines.begin(_kept_under(conditions, one))
+        if lines.counted is not None:
+            check_lines(
+                lines.path, lines.lines, lines.truth, one, images,
+                workers=workers, progress=progress,
+            )  # fmt: skip
+            try:
+                one.result.add_state(lines.counted)
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                raise lines.unfit(error) from None
+            self._say(f"{len(lines.lines)} of {mine} images are in `{lines.path}` already")
+        one.judged = lines.write
+        self._lines.append((lines, one))
+
+    def save(self, new: int, at_once: bool = False) -> None:
+        """Note that so many images more are done, unless that was noted a moment ago."""
+        for lines, one in self._lines:
+            done = len(lines.lines) + new
+            lines.save(done, one.result.state, one.truth.hashes(), at_once)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stack.__exit__(kind, error, trace)
+
+
+def _table(
+    path: Path, conditions: Mapping[str, Any], one: Subject
+) -> writers.Csv | writers.Parquet:
+    of_item, empty = partial(row, top_k=one.result.k), Judged("", "")
+    if path.suffix.lower() == ".csv":
+        return writers.Csv(path, of_item, empty)
+    return writers.Parquet(path, conditions, of_item, empty)
+
+
+def _kept_under(conditions: Mapping[str, Any], one: Subject) -> Conditions:
+    """What the counts and lines of a file depend on, beside what each image is judged by."""
+    present = one.result.present
+    among = None  # the second accuracy is among the classes that the data has
+    if present is not None:
+        indices = names_hash(map(str, present.tolist()))
+        among = f"{len(present)} of {len(one.labels)}, {indices[:16]}"
+    return Conditions(
+        {
+            **{name: conditions[name] for name in (*loading.DECIDE, "exif")},
+            "processes": torchrun.count(),
+            "skipped": one.result.skipped,
+            "k": one.result.k,
+            "classes_present": among,
+        }
+    )
+
+
+def check_lines(
+    path: Path,
+    lines: Sequence[Line],
+    truth: Mapping[str, str] | None,
+    one: Subject,
+    data: LabelledImages,
+    *,
+    workers: int,
+    progress: Progress,
+) -> None:
+    """See that the images that a file says something of are the data's still, and the same.
+
+    All that was judged is read again for its hash, which takes a small part of what judging takes.
+
+    Args:
+        path: of the file.
+        lines: of it.
+        truth: the hashes of what they were judged by; None if unknown.
+        one: the model; its `truth` is then of these images.
+        data: the images.
+        workers: threads that read.
+        progress: told of every image.
+
+    Raises:
+        UsageError: an image has gone, has another class, group or ReaL label, or another content.
+    """
+    hint = "without --resume, or with another file, the evaluation begins anew"
+    place = {name: index for index, name in enumerate(data.names)}
+    if gone := [line.path for line in lines if line.path not in place]:
+        raise UsageError(
+            f"`{path}` has {len(gone)} of its {len(lines)} images from elsewhere: the data has no "
+            f"`{gone[0]}`",
+            hint,
+        )
+    for line in lines:
+        right = int(one.class_index[data.labels[place[line.path]]])
+        if line.label != one.labels.names[right]:
+            raise UsageError(
+                f"`{line.path}` is of class `{line.label}` in `{path}`, and of "
+                f"`{one.labels.names[right]}` now",
+                hint,
+            )
+        one.truth.add(one, line.path, right)
+    for kind, found in one.truth.hashes().items():
+        if truth is not None and truth.get(kind) != found:
+            raise UsageError(
+                f"`{path}` was made with other {kind} for the images that it has", hint
+            )
+
+    def has_changed(line: Line) -> bool:
+        if line.sha256 == "":
+            return False
+        try:
+            return data.content_hash(place[line.path]) != line.sha256
+        except ImageError:
+            return line.sha256 is not None
+
+    with progress("checking what is done", len(lines)) as advance:
+        for line, changed in ahead(has_changed, lines, workers, 4 * workers):
+            advance(1, "")
+            if changed:
+                raise UsageError(f"`{line.path}` has changed since `{path}` was made", hint)

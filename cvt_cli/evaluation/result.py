@@ -1,0 +1,72 @@
+"""What an evaluation of one model gives, and what is published of that model beside it."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from cvt_cli.evaluation.metrics import Metrics
+from cvt_cli.spec import published
+from cvt_cli.spec.preprocessing import Preprocessing
+
+Part = Literal["val"]
+
+
+@dataclass(frozen=True)
+class PublishedScores:
+    """What is published of a checkpoint, where the same was measured here; as fractions."""
+
+    paper_top1: float
+    top1: float  # as a third party measured it
+    verdict: str
+
+
+@dataclass(frozen=True)
+class Result:
+    """What was measured of one model, and under which conditions."""
+
+    data: str  # as it was named
+    root: Path  # of the images
+    metrics: Metrics
+    conditions: dict[str, Any]  # what the metrics depend on, as the documented JSON keys
+    exif: bool
+    published: PublishedScores | None
+    split: Part | None
+    n_trained_on: int | None  # images that the model was trained on; None if that is not known
+
+    @property
+    def model(self) -> str:
+        """The model's name."""
+        return str(self.conditions["model"])
+
+    def to_json(self) -> dict[str, Any]:
+        """The documented keys of ``--json``."""
+        return {
+            "data": self.data,
+            **self.metrics.to_json(),
+            **self.conditions,
+            "exif": self.exif,
+            "record": self.published and asdict(self.published),
+            "split": self.split,
+            "n_trained_on": self.n_trained_on,
+        }
+
+
+def published_beside(
+    model: str, preprocessing: Preprocessing, metrics: Metrics
+) -> PublishedScores | None:
+    """What is published of a checkpoint, where this was measured on the same images."""
+    known = published.CHECKPOINTS.get(model)
+    if known is None or known.scores is None or metrics.n != published.IMAGENET_VALIDATION:
+        return None
+    size = (preprocessing.height, preprocessing.width)
+    if len(metrics.classes) != known.num_classes or size != (known.size, known.size):
+        return None
+    paper, third = known.scores.paper_top1 / 100, known.scores.top1 / 100
+    apart, most = metrics.top1 - third, published.AGREEMENT
+    verdict = "agrees with" if abs(apart) <= most else "does not agree with"
+    return PublishedScores(
+        paper_top1=paper,
+        top1=third,
+        verdict=f"{verdict} the third-party measurement: {100 * apart:+.2f} points, "
+        f"where {100 * most:.1f} count as the same",
+    )

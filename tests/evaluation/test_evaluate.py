@@ -1,0 +1,83 @@
+"""`cvt_cli.evaluate` from Python: the numbers, the checks and the messages of the command."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+import cvt_cli
+from cvt_cli import evaluate
+from cvt_cli.base.errors import DataError, UsageError
+from tests_shared import TESTS
+
+IMAGES, MODEL = TESTS / "kept" / "images", TESTS / "kept" / "model"
+TIMES = {"images_per_sec", "decode_images_per_sec", "model_images_per_sec", "transfer_sec"}
+
+
+def untimed(document: dict[str, object]) -> dict[str, object]:
+    return {key: value for key, value in document.items() if key not in TIMES}
+
+
+def test_it_gives_what_the_command_prints(cvt, capsys) -> None:
+    printed = cvt("evaluate", "--data", IMAGES, "--model", MODEL, "--json", "--top-k", 2)
+
+    result = evaluate(IMAGES, MODEL, top_k=2)
+
+    assert list(result.to_json()) == list(printed.json)
+    assert untimed(json.loads(json.dumps(result.to_json()))) == untimed(printed.json)
+    assert result.metrics.n == 30
+    assert result.metrics.top1 == printed.json["top1_correct"] / 30
+    assert result.model == str(MODEL)
+    assert capsys.readouterr() == ("", printed.stderr)
+
+
+def test_several_models_give_a_list_in_their_order(tmp_path: Path) -> None:
+    shutil.copytree(MODEL, tmp_path / "other")
+    predictions = tmp_path / "p.jsonl"
+
+    first, second = evaluate(IMAGES, [MODEL, tmp_path / "other"], predictions=predictions)
+
+    assert [first.model, second.model] == [str(MODEL), str(tmp_path / "other")]
+    assert first.metrics.top1_correct == second.metrics.top1_correct
+    assert len(list(tmp_path.glob("p.*.jsonl"))) == 2
+
+
+def test_an_unreadable_image_is_wrong_and_named(tmp_path: Path) -> None:
+    shutil.copytree(IMAGES, tmp_path / "data")
+    (tmp_path / "data" / "red" / "bad.png").write_text("no image")
+
+    counted = evaluate(tmp_path / "data", MODEL).metrics
+    left_out = evaluate(tmp_path / "data", MODEL, skip_unreadable=True).metrics
+
+    assert (counted.n, left_out.n) == (31, 30)
+    assert counted.top1_correct == left_out.top1_correct
+    assert [one.name for one in counted.failures] == ["red/bad.png"]
+    assert "not an image" in left_out.failures[0].reason
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"predictions": "p.txt"}, "predictions cannot be written as `p.txt`"),
+        ({"resume": True}, "--resume goes with one model and --predictions FILE.jsonl"),
+        ({"data_dir": "sets"}, "--data-dir: it is where sets that are known by name are kept"),
+        ({"split": "val"}, "lies in no run folder"),
+        ({"split": "train"}, "split is `train`; accepted is `val`"),
+        ({"batch_size": 0}, "batch_size is 0; it must be at least 1"),
+        ({"top_k": 1}, "top_k is 1; it must be at least 2"),
+        ({"engine": "tensorrt"}, "engine `tensorrt`; accepted are"),
+    ],
+)
+def test_the_checks_are_those_of_the_command(options: dict[str, object], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        evaluate(IMAGES, MODEL, **options)
+
+
+def test_data_that_is_not_there_is_said() -> None:
+    with pytest.raises(DataError, match="`nowhere` does not exist"):
+        evaluate("nowhere", MODEL)
+
+
+def test_it_is_part_of_the_package_and_imported_when_it_is_asked_for() -> None:
+    assert "evaluate" in dir(cvt_cli) and "evaluate" in cvt_cli.__all__
