@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ def safetensors_header(path: Path) -> Header:
             content = file.read(length)
     except OSError as error:
         raise unreadable(path, error) from None
-    shapes, dtypes, metadata, end = {}, {}, {}, 0
+    shapes, dtypes, metadata, spans = {}, {}, {}, [(0, 0)]
     try:
         for name, entry in text.parsed_json(content, unique=True).items():
             if name == "__metadata__":
@@ -61,14 +62,23 @@ def safetensors_header(path: Path) -> Header:
             if not all(_is_size(number) for number in (start, end_of_it, *shape)):
                 raise ValueError(f"{shown(name)} has {shown(entry)}")
             shapes[name], dtypes[name] = shape, str(entry["dtype"])
-            end = max(end, end_of_it)
+            spans.append((start, end_of_it))
     except (ValueError, TypeError, LookupError, AttributeError):
         raise CheckpointError(
             f"`{path}` is no safetensors file: its header is not readable"
         ) from None
-    if size < 8 + length + end:
+    end = 8 + length + max(end for _, end in spans)
+    if size < end:
         raise CheckpointError(
-            f"`{path}` is cut short: {size} bytes of {8 + length + end} that its header announces"
+            f"`{path}` is cut short: {size} bytes of {end} that its header announces"
+        )
+    # As the format wants it and its library asks for: so nothing stands there that no tensor holds.
+    spans.sort()
+    if size > end or any(before[1] != start for before, (start, _) in pairwise(spans)):
+        raise CheckpointError(
+            f"`{path}` is no whole safetensors file: its tensors do not lie one behind another to "
+            "its end",
+            hint="fetch or copy it again",
         )
     return Header(shapes, dtypes, metadata)
 

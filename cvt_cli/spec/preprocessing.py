@@ -174,15 +174,16 @@ class Preprocessing:
         for step in ("do_resize", "do_rescale", "do_normalize"):
             if config.get(step, True) is not True:
                 raise ConfigError(f"`{step}` is {shown(config[step])}; only true is supported")
+        config = {name: value for name, value in config.items() if value is not None}
         resample = config.get("resample", 3)
-        if resample not in _RESAMPLE:
+        if resample not in _RESAMPLE or isinstance(resample, bool):
             raise ConfigError(f"`resample` is {shown(resample)}; accepted are {sorted(_RESAMPLE)}")
         if not abs(config.get("rescale_factor", 1 / 255) - 1 / 255) <= 1e-6:  # NaN too
             raise ConfigError(f"`rescale_factor` is {shown(config['rescale_factor'])}; not 1/255")
         common: dict[str, Any] = {
             "interpolation": _RESAMPLE[resample],
-            "mean": tuple(config.get("image_mean") or IMAGENET_MEAN),
-            "std": tuple(config.get("image_std") or IMAGENET_STD),
+            "mean": tuple(config.get("image_mean", IMAGENET_MEAN)),
+            "std": tuple(config.get("image_std", IMAGENET_STD)),
         }
         # Older files name it `feature_extractor_type`.
         kind = str(
@@ -204,7 +205,7 @@ class Preprocessing:
             raise ConfigError(f"`size` is {shown(config['size'])}; not pixels")
         if not kind.startswith("ConvNext"):
             return cls(height, width, "squash", **common)
-        crop_pct = config.get("crop_pct") or 224 / 256
+        crop_pct = config.get("crop_pct", 224 / 256)
         resize: Resize = "squash" if height >= SQUASH_FROM else "crop"
         return cls(height, width, resize, crop_pct=crop_pct, **common)
 

@@ -485,6 +485,11 @@ def cut_short(best: Path) -> None:
     path.write_bytes(path.read_bytes()[:-100])
 
 
+def with_a_tail(best: Path) -> None:
+    with (best / "model.safetensors").open("ab") as file:
+        file.write(bytes(100))
+
+
 def pickled(best: Path) -> None:
     (best / "model.safetensors").rename(best / "pytorch_model.bin")
 
@@ -546,6 +551,7 @@ def no_run(best: Path) -> None:
         (pickled, "no `model.safetensors`, but a `pytorch_model.bin`, and no pickle is pushed"),
         (without("preprocessor_config.json"), "`{run}/best` has no `preprocessor_config.json`"),
         (cut_short, "`{run}/best/model.safetensors` is cut short"),
+        (with_a_tail, "its tensors do not lie one behind another to its end"),
         (another_config, "`{run}/best/model.safetensors` is not what `config.json` beside it desc"),
         (renamed, "of its tensors differ: missing `cvt.encoder.stages.0.embedding."),
         (renamed, "names; those of transformers writes `cvt export {run}/best --format"),

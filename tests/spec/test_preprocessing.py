@@ -140,6 +140,9 @@ def test_every_way_that_the_hub_writes_a_size_is_read(config, wanted) -> None:
     [
         ({"size": 224, "do_normalize": False}, "`do_normalize` is False; only true"),
         ({"size": 224, "resample": 9}, "`resample` is 9"),
+        ({"size": 224, "resample": True}, "`resample` is True"),
+        ({"size": 224, "crop_pct": 0}, "`crop_pct` is 0; it must be above 0"),
+        ({"size": 224, "image_mean": []}, r"`mean` is \(\); it must be 3 numbers"),
         ({"size": "large"}, "`size` is 'large'; accepted are a number"),
         ({"size": 224, "rescale_factor": 1 / 127.5}, "`rescale_factor`"),
         ({"size": 16}, "`height` is 16; it must be an integer of at least 32"),
