@@ -139,29 +139,23 @@ def predict(
     _check_options(ctx, printed, files, resume, features)
     written = [*files, *([resume] if resume is not None else [])]
     refuse_overwriting(written, [image.removeprefix("@") for image in images])
-    from cvt_cli.images import decode as pictures
-    from cvt_cli.images import sources
+    from cvt_cli.images import decode, sources
     from cvt_cli.prediction import classify, writers
 
     _check_shared(images, sources.readable_once(images))
     writers.check(parquet, features)
-    shows_through = pictures.colour(background) if background else None
-    passed = pictures.Passed()
-    total = sources.count(images, passed)
-    if total == 0:
+    shows_through = decode.colour(background) if background else None
+    rank, several = torchrun.rank(), torchrun.count() > 1
+    listing = sources.Listing(images, torchrun.is_mine if several else None)
+    total, passed = listing.total, listing.passed
+    if listing.is_empty:
         raise CvtError(
             f"no images in {', '.join(f'`{text}`' for text in images)}"
             + (f"; {passed}" if str(passed) else ""),
             hint="folders and archives are searched for .jpg, .png, .webp and other usual "
             "suffixes; a file that is named is read whatever its name",
         )
-    rank, several = torchrun.rank(), torchrun.count() > 1
-    passed = pictures.Passed()  # anew, for what is answered
-    wanted = sources.sources(images, passed)
-    if several:
-        wanted = (source for source in wanted if torchrun.is_mine(source.name))
-        if total is not None:
-            total = sum(torchrun.is_mine(source.name) for source in sources.sources(images))
+    wanted = iter(listing)
     results, failed, done = [], 0, 0
     with ExitStack() as stack:
         lines: writers.JsonLines | None = None
@@ -267,8 +261,8 @@ def predict(
         output.print_json({**conditions, "results": results})
     for path in files:
         output.note(f"written: `{torchrun.own_path(path)}`")
-    if str(passed) and rank == 0:
-        output.note(str(passed))
+    if str(listing.passed) and rank == 0:
+        output.note(str(listing.passed))
     if failed and answered + done:
         output.note(f"{failed} of {done + answered} images could not be read")
     if sum(torchrun.gather(failed)):

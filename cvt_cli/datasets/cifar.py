@@ -10,7 +10,7 @@ import numpy as np
 from cvt_cli.base.errors import DataError
 from cvt_cli.base.progress import Say
 from cvt_cli.datasets.labelled import LabelledImages, Split, made
-from cvt_cli.images.archives import Tree
+from cvt_cli.images.trees import Tree
 
 _CIFAR10_FOLDER = "cifar-10-batches-py"
 _CIFAR100_FOLDER = "cifar-100-python"

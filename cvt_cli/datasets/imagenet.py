@@ -9,8 +9,9 @@ from cvt_cli.base.errors import DataError
 from cvt_cli.base.progress import Say
 from cvt_cli.datasets.labelled import LabelledImages, Split, made
 from cvt_cli.datasets.tables import check_table, decoded, lines_of, load_mat
-from cvt_cli.images import decode
-from cvt_cli.images.archives import ARCHIVE_ERRORS, Tar, Tree
+from cvt_cli.images import finding
+from cvt_cli.images.archives import ARCHIVE_ERRORS, Tar
+from cvt_cli.images.trees import Tree
 from cvt_cli.spec.labels import imagenet, imagenet_wnids
 
 VAL_TABLE = "val.txt"
@@ -25,7 +26,7 @@ _TINY_TABLE = "val_annotations.txt"
 def flat_images(tree: Tree, split: Split, say: Say) -> LabelledImages | None:
     """Images in one folder, with a table of their classes there or, of lone images, around it."""
     folders, files = tree.listing()
-    flat = sorted(filter(decode.is_image_name, files), key=decode.natural_key)
+    flat = sorted(filter(finding.is_image_name, files), key=finding.natural_key)
     # A folder of classes stays one, whatever table or stray picture lies in it or around it.
     if any(tree.has_images(name) for name in folders):
         places: tuple[Tree, ...] = (tree,) if flat else ()

@@ -13,8 +13,8 @@ from PIL import Image
 
 from cvt_cli.base.errors import DataError
 from cvt_cli.images import decode
-from cvt_cli.images.archives import Folder, Tree
 from cvt_cli.images.decode import Colour
+from cvt_cli.images.trees import Folder, Tree
 
 Split = Literal["train", "test"]
 

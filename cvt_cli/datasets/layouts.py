@@ -1,6 +1,6 @@
 """Opening labelled images, however they are laid out.
 
-A place is a folder, a .zip or an uncompressed .tar (`images.archives`). It may hold ``train/``
+A place is a folder, a .zip or an uncompressed .tar (`images.trees`). It may hold ``train/``
 beside ``val/`` or ``test/`` (`parts.PARTS`), or be one of these itself; a lone folder in which
 everything lies is entered. Understood are
 
@@ -30,9 +30,9 @@ from cvt_cli.datasets.classes import match_classes
 from cvt_cli.datasets.labelled import LabelledImages, Split, made
 from cvt_cli.datasets.parts import PARTS_OF_SPLIT, beside, entered, parts_of
 from cvt_cli.datasets.torchvision_sets import KNOWN, KNOWN_SETS
-from cvt_cli.images import decode
-from cvt_cli.images.archives import Folder, Tree, open_tree
-from cvt_cli.images.decode import Passed
+from cvt_cli.images import finding
+from cvt_cli.images.finding import Passed
+from cvt_cli.images.trees import Folder, Tree, open_tree
 from cvt_cli.spec.labels import Labels
 
 
@@ -160,7 +160,7 @@ def class_folders(tree: Tree, split: Split, say: Say) -> LabelledImages:
     folders, files = tree.listing("", passed)
     found = {name: list(tree.images(name, passed)) for name in sorted(folders)}
     classes = [name for name in found if found[name]]
-    loose = sum(map(decode.is_image_name, files))
+    loose = sum(map(finding.is_image_name, files))
     if loose and not classes:
         raise DataError(
             f"{loose} images lie directly in `{tree.root}` with nothing that tells their classes",

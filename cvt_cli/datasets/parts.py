@@ -4,8 +4,8 @@ from typing import Literal
 
 from cvt_cli.datasets.imagenet import has_table
 from cvt_cli.datasets.labelled import Split
-from cvt_cli.images import decode
-from cvt_cli.images.archives import Tree
+from cvt_cli.images import finding
+from cvt_cli.images.trees import Tree
 
 PARTS = {
     "train": ("train", "training"),
@@ -47,7 +47,7 @@ def _kind(tree: Tree, name: str) -> Literal["part", "class", "both", "empty"]:
     """What a folder with a part's name is by what it holds; "both" has images beside folders."""
     inner = tree.below(name)
     folders, files = inner.listing()
-    own = any(decode.is_image_name(file) for file in files)
+    own = any(finding.is_image_name(file) for file in files)
     if own and (has_table(inner) or has_table(tree)):
         return "part"
     if any(inner.has_images(folder) for folder in folders):
@@ -60,10 +60,10 @@ def beside(tree: Tree, used: list[str]) -> list[str]:
     folders, files = tree.listing()
     unused = [
         f"`{name}`"
-        for name in sorted(folders, key=decode.natural_key)
+        for name in sorted(folders, key=finding.natural_key)
         if name not in used and tree.has_images(name)
     ]
-    count = sum(map(decode.is_image_name, files))
+    count = sum(map(finding.is_image_name, files))
     return unused + ([f"{count} images"] if count else [])
 
 
@@ -83,7 +83,7 @@ def entered(tree: Tree) -> Tree:
             return tree
         inner = tree.below(name)
         inner_folders, inner_files = inner.listing()
-        if any(map(decode.is_image_name, inner_files)):
+        if any(map(finding.is_image_name, inner_files)):
             return inner if has_table(inner) else tree
         # In Tiny ImageNet a class holds a folder `images`.
         if inner_folders == ["images"] and not inner_files:

@@ -8,7 +8,7 @@ from typing import Any
 
 from cvt_cli.base import text
 from cvt_cli.base.errors import DataError
-from cvt_cli.images.archives import Tree
+from cvt_cli.images.trees import Tree
 
 
 def lines_of(tree: Tree, file: str) -> list[str]:

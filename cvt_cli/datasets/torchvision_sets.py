@@ -13,7 +13,8 @@ from cvt_cli.base.errors import DataError
 from cvt_cli.base.progress import Say
 from cvt_cli.datasets.labelled import LabelledImages, Split, made
 from cvt_cli.datasets.tables import lines_of, load_mat
-from cvt_cli.images.archives import ARCHIVE_ERRORS, Tree
+from cvt_cli.images.archives import ARCHIVE_ERRORS
+from cvt_cli.images.trees import Tree
 
 
 def pets(tree: Tree, split: Split, say: Say) -> LabelledImages | None:

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from cvt_cli.base.errors import CheckpointError
-from cvt_cli.images import decode
+from cvt_cli.images import transform
 from cvt_cli.spec.preprocessing import Preprocessing
 
 
@@ -56,7 +56,7 @@ class Engine(Protocol):
 
 def prepared(engine: Engine, image: Image.Image, preprocessing: Preprocessing) -> NDArray[Any]:
     """An RGB image as an engine takes it: float32 (3, H, W), or its pixels, uint8 (H, W, 3)."""
-    return np.asarray(image) if engine.takes_pixels else decode.preprocess(image, preprocessing)
+    return np.asarray(image) if engine.takes_pixels else transform.preprocess(image, preprocessing)
 
 
 def logits_of(engine: Engine, arrays: list[NDArray[Any]]) -> NDArray[np.float32]:

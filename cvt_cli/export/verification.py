@@ -15,7 +15,7 @@ from cvt_cli.base.package import DATA
 from cvt_cli.base.progress import Advance
 from cvt_cli.checkpoints.export_metadata import Precision, Record
 from cvt_cli.engines.protocol import Engine, logits_of, prepared
-from cvt_cli.images import decode
+from cvt_cli.images import decode, finding, transform
 from cvt_cli.spec.config import SMALLEST_SIZE
 from cvt_cli.spec.preprocessing import Preprocessing
 
@@ -44,7 +44,7 @@ class Pictures:
         if not folder.is_dir():
             raise DataError(f"`{folder}` is no folder with images")
         try:
-            paths = list(decode.images_in(folder))
+            paths = list(finding.images_in(folder))
         except OSError as error:
             raise DataError(f"cannot read `{error.filename}`: {error.strerror}") from None
         if not paths:
@@ -76,7 +76,7 @@ class Arrays:
 
     def __iter__(self) -> Iterator[NDArray[np.float32]]:
         for picture in self.pictures:
-            yield decode.preprocess(picture, self.preprocessing)[None]
+            yield transform.preprocess(picture, self.preprocessing)[None]
 
 
 TOLERANCES: dict[Precision, float] = {"fp32": 2e-4, "fp16": 0.05, "bf16": 0.5, "int8": 0.25}
@@ -182,7 +182,7 @@ def verify(
     differences = _Differences()
     left = iter(pictures)
     while chunk := list(islice(left, _IMAGES_AT_ONCE)):
-        ours = logits_of(torch, [decode.preprocess(i, record.preprocessing) for i in chunk])
+        ours = logits_of(torch, [transform.preprocess(i, record.preprocessing) for i in chunk])
         theirs = logits_of(file, [prepared(file, i, record.preprocessing) for i in chunk])
         differences.add(ours, theirs)
         advance(len(chunk), "")
@@ -209,7 +209,7 @@ def pixel_parity(
     std = np.array(ours.std, np.float32)[:, None, None]
     for picture in pictures:
         found = theirs(np.asarray(picture)[None])[0]
-        levels = np.abs(found - decode.preprocess(picture, ours)) * std * 255
+        levels = np.abs(found - transform.preprocess(picture, ours)) * std * 255
         n += 1
         largest = max(largest, float(levels.max()))
         differing += int((levels > 0.5).sum())
@@ -270,7 +270,7 @@ def _random(torch: Engine, file: Engine, record: Record, advance: Advance) -> Ch
     if record.preprocessing_inside:
         shape = (count, height + height // 2, 2 * width, 3)
         given: NDArray[Any] = generator.integers(0, 256, shape, np.uint8)
-        noise = [decode.preprocess(Image.fromarray(one), preprocessing) for one in given]
+        noise = [transform.preprocess(Image.fromarray(one), preprocessing) for one in given]
     else:
         given = generator.standard_normal((count, 3, height, width), np.float32)
         noise = list(given)

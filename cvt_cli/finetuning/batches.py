@@ -24,7 +24,7 @@ from torchvision.transforms import v2
 from cvt_cli.base.errors import CvtError, DataError, ImageError
 from cvt_cli.base.text import human_bytes
 from cvt_cli.datasets.labelled import LabelledImages
-from cvt_cli.images import decode
+from cvt_cli.images import transform
 from cvt_cli.spec.preprocessing import Preprocessing
 from cvt_cli.spec.recipes import RANDOM_CROPS_BELOW, Augmentation
 
@@ -46,13 +46,13 @@ def augmentation(what: Augmentation, preprocessing: Preprocessing) -> Callable[[
     size = [height, width]
     steps: list[Any]
     if what.geometry == "none":
-        steps = [v2.Lambda(partial(decode.resize, preprocessing=preprocessing))]
+        steps = [v2.Lambda(partial(transform.resize, preprocessing=preprocessing))]
     elif what.geometry == "resized-crop" and what.smallest_area < 0.1:
         steps = [v2.RandomResizedCrop(size, (what.smallest_area, 1.0), interpolation=_BICUBIC)]
     elif min(size) < RANDOM_CROPS_BELOW:
         # For small images, where the 32 pixels below would be most of the picture.
         steps = [
-            v2.Lambda(partial(decode.resize, preprocessing=preprocessing)),
+            v2.Lambda(partial(transform.resize, preprocessing=preprocessing)),
             v2.RandomCrop(size, padding=max(size) // 8),
         ]
     elif what.geometry == "resized-crop":
@@ -76,7 +76,7 @@ def augmentation(what: Augmentation, preprocessing: Preprocessing) -> Callable[[
 
 
 def _to_tensor(image: Any, preprocessing: Preprocessing) -> Tensor:
-    return torch.from_numpy(decode.normalise(image, preprocessing))
+    return torch.from_numpy(transform.normalise(image, preprocessing))
 
 
 def mixing(what: Augmentation, num_classes: int) -> Callable[..., Any] | None:

@@ -20,7 +20,7 @@ from cvt_cli.base.errors import DataError, ImageError
 from cvt_cli.base.progress import Progress, silent
 from cvt_cli.datasets.labelled import LabelledImages
 from cvt_cli.engines.protocol import Engine, features_of
-from cvt_cli.images import decode
+from cvt_cli.images import transform
 from cvt_cli.model.network import CvT
 from cvt_cli.prediction.classify import ahead
 from cvt_cli.spec.preprocessing import Preprocessing
@@ -80,7 +80,7 @@ def cached_features(
 
     def prepare(index: int) -> NDArray[np.float32]:
         try:
-            return decode.preprocess(data.load(index, exif=False), preprocessing)
+            return transform.preprocess(data.load(index, exif=False), preprocessing)
         except ImageError as error:
             raise DataError(
                 f"cannot train on `{data.root / data.names[index]}`: {error}",

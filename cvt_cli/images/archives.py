@@ -1,30 +1,26 @@
-"""Files in a folder, a .zip or an uncompressed .tar: listed, and opened in any order.
+"""Archives read in place: a table of members once, then each member where it lies.
 
-An archive is read in place: its table of members once, then each member where it lies. Nothing is
-unpacked to disk and no member is trusted to be as small as it says. `Tree.open` may be called from
-several threads, and from processes that were forked or to which a tree was sent.
+Nothing is unpacked to disk and no member is trusted to be as small as it says.
 """
 
 import bz2
 import lzma
 import os
-import posixpath
-import shlex
 import tarfile
+import threading
 import zipfile
 import zlib
-from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from cvt_cli.base import limits
-from cvt_cli.base.errors import DataError, ImageError
-from cvt_cli.images import decode
-from cvt_cli.images.decode import Passed
+from cvt_cli.base.errors import ImageError
+from cvt_cli.images import decode, finding
+from cvt_cli.images.finding import Passed
 
 ARCHIVE_ERRORS = (
     tarfile.TarError,
@@ -38,223 +34,7 @@ ARCHIVE_ERRORS = (
 )
 """What Python's archive readers raise for damaged content, besides OSError."""
 
-# How such files begin, and what undoes the compression alone.
-_COMPRESSED = {
-    b"\x1f\x8b": "gunzip -k",
-    b"BZh": "bunzip2 -k",
-    b"\xfd7zXZ\x00": "unxz -k",
-    b"\x28\xb5\x2f\xfd": "unzstd",
-}
-
-
-class Tree(ABC):
-    """Files below one place. Names are paths below it, with slashes.
-
-    What is hidden, and folders that systems make (`images.is_passed_over`), are not listed.
-    """
-
-    @property
-    @abstractmethod
-    def root(self) -> Path:
-        """The place, for messages: of an archive its path and the folder in it."""
-
-    @property
-    @abstractmethod
-    def kind(self) -> str:
-        """One of "folder", "zip archive" and "tar archive"."""
-
-    @abstractmethod
-    def listing(
-        self, folder: str = "", passed: Passed | None = None
-    ) -> tuple[list[str], list[str]]:
-        """Names of the folders and of the files directly in a folder, unsorted.
-
-        Args:
-            folder: in this tree.
-            passed: learns which folders are passed over.
-
-        Raises:
-            DataError: the folder cannot be read.
-        """
-
-    @abstractmethod
-    def has(self, file: str) -> bool:
-        """Whether there is such a file."""
-
-    @abstractmethod
-    def has_folder(self, folder: str) -> bool:
-        """Whether there is such a folder."""
-
-    @abstractmethod
-    def below(self, folder: str) -> "Tree":
-        """The tree of a folder in this one."""
-
-    @abstractmethod
-    def parent(self) -> "Tree":
-        """The tree around this one; around an archive lies the folder that it is in."""
-
-    @abstractmethod
-    def open(self, file: str) -> BinaryIO:
-        """An image file.
-
-        Raises:
-            ImageError: it is empty, missing from an archive, too large or damaged there.
-            OSError: the system cannot open it.
-        """
-
-    @abstractmethod
-    def size(self, file: str) -> int | None:
-        """Bytes of a file, as the system or the archive says; None if it is not there."""
-
-    @abstractmethod
-    def read(self, file: str) -> bytes:
-        """All of a file that is no image.
-
-        Raises:
-            DataError: it cannot be read or has more than `limits.LARGEST_TABLE` bytes.
-        """
-
-    def images(self, folder: str = "", passed: Passed | None = None) -> Iterator[str]:
-        """Image files in a folder at any depth, in the order of `images.images_in`.
-
-        Raises:
-            DataError: a folder cannot be read.
-        """
-        folders, files = self.listing(folder, passed)
-        for name in sorted(files, key=decode.natural_key):
-            if decode.is_image_name(name):
-                yield posixpath.join(folder, name)
-            elif passed is not None:
-                passed.add_file(name)
-        for name in sorted(folders, key=decode.natural_key):
-            yield from self.images(posixpath.join(folder, name), passed)
-
-    def has_images(self, folder: str = "") -> bool:
-        """Whether there is an image file in a folder, at any depth."""
-        return any(True for _ in self.images(folder))
-
-
-def open_tree(path: Path) -> Tree:
-    """The files of a folder or an archive.
-
-    Raises:
-        DataError: neither, a damaged archive, or one that must be decompressed first.
-    """
-    if os.path.isdir(path):
-        return Folder(path)
-    if not os.path.isfile(path):  # a pipe would block for ever
-        raise DataError(f"`{path}` is not a folder, a .zip or a .tar")
-    try:
-        with path.open("rb") as file:
-            start = file.read(8)
-        for magic, command in _COMPRESSED.items():
-            if start.startswith(magic):
-                quoted = shlex.quote(str(path))
-                raise DataError(
-                    f"`{path}` cannot be read in place: it is compressed as a whole, so that each "
-                    "image is reached only through all that lie before it",
-                    hint=f"decompress it once with `{command} {quoted}` and name the .tar that "
-                    f"this leaves, or unpack it with `tar -xf {quoted}`",
-                )
-        if path.suffix.lower() == ".zip":
-            return Archive(zip_index(path))
-        if path.suffix.lower() == ".tar":
-            return Archive(_tar_index(path))
-    except OSError as error:
-        raise DataError(f"cannot read `{path}`: {error.strerror or error}") from None
-    except ARCHIVE_ERRORS as error:
-        raise DataError(f"`{path}` is damaged: {error}", hint="copy or fetch it again") from None
-    raise DataError(f"`{path}` is not a folder, a .zip or a .tar")
-
-
-# --- folders
-
-
-@dataclass(frozen=True)
-class Folder(Tree):
-    """A folder on disk; see `Tree`."""
-
-    path: Path
-
-    @property
-    def root(self) -> Path:
-        return self.path
-
-    @property
-    def kind(self) -> str:
-        return "folder"
-
-    def listing(
-        self, folder: str = "", passed: Passed | None = None
-    ) -> tuple[list[str], list[str]]:
-        folders: list[str] = []
-        files: list[str] = []
-        try:
-            with os.scandir(self.path / folder) as entries:
-                for entry in entries:
-                    if not decode.is_folder(entry):
-                        if not entry.name.startswith("."):
-                            files.append(entry.name)
-                    elif not decode.is_passed_over(entry.name):
-                        folders.append(entry.name)
-                    elif passed is not None and decode.is_no_pictures(entry.name):
-                        passed.folders.add(entry.path)
-        except OSError as error:
-            raise _closed_folder(error) from None
-        return folders, files
-
-    def has(self, file: str) -> bool:
-        return os.path.isfile(self.path / file)
-
-    def has_folder(self, folder: str) -> bool:
-        return os.path.isdir(self.path / folder)
-
-    def below(self, folder: str) -> Tree:
-        return Folder(self.path / folder)
-
-    def parent(self) -> Tree:
-        return Folder(self.path.absolute().parent)
-
-    def open(self, file: str) -> BinaryIO:
-        return decode.open_regular(self.path / file)
-
-    def size(self, file: str) -> int | None:
-        try:
-            return (self.path / file).stat().st_size
-        except OSError:
-            return None
-
-    def read(self, file: str) -> bytes:
-        try:
-            with (self.path / file).open("rb") as opened:
-                content = opened.read(limits.LARGEST_TABLE + 1)
-        except OSError as error:
-            raise DataError(f"cannot read `{self.path / file}`: {error.strerror}") from None
-        return _not_too_large(self.path / file, content)
-
-    def images(self, folder: str = "", passed: Passed | None = None) -> Iterator[str]:
-        # Not by `listing`, which follows links to folders, in circles where they lead so.
-        try:
-            for path in decode.images_in(self.path / folder, passed):
-                yield path.relative_to(self.path).as_posix()
-        except OSError as error:
-            raise _closed_folder(error) from None
-
-
-def _closed_folder(error: OSError) -> DataError:
-    return DataError(
-        f"cannot read `{error.filename}`: {error.strerror}",
-        hint="nothing is done with a part of the images; make the folder readable, or move it away",
-    )
-
-
-def _not_too_large(path: Path, content: bytes) -> bytes:
-    if len(content) > limits.LARGEST_TABLE:
-        raise DataError(f"`{path}` has more than {limits.LARGEST_TABLE:,} bytes")
-    return content
-
-
-# --- archives
+_NOT_FOLLOWED = "a link or device in an archive, which is not followed"
 
 
 @dataclass(frozen=True)
@@ -277,7 +57,7 @@ class Index:
     passed: Passed = field(default_factory=Passed)
 
     def add(self, name: str, member: zipfile.ZipInfo | _Span | None, is_folder: bool) -> None:
-        parts = decode.member_parts(name, self.passed)
+        parts = finding.member_parts(name, self.passed)
         if not parts:
             return
         depth = len(parts) if is_folder else len(parts) - 1
@@ -292,14 +72,14 @@ class Index:
         if not is_folder:
             self.files.setdefault("/".join(parts[:-1]), set()).add(parts[-1])
             full = "/".join(parts)
-            if full in self.members and decode.is_image_name(parts[-1]):
+            if full in self.members and finding.is_image_name(parts[-1]):
                 self.passed.replaced.add(f"{self.path}/{full}")
             self.members[full] = member
 
     def open(self, name: str) -> BinaryIO:
         """An image; raises as `Tree.open`."""
         member = self._member(name)
-        return decode.read(min(_bytes_of(member), limits.LARGEST_FILE), self._image, member)
+        return decode.read(min(bytes_of(member), limits.LARGEST_FILE), self._image, member)
 
     def _image(self, member: zipfile.ZipInfo | _Span) -> bytes:
         content = self._bytes(member, limits.LARGEST_FILE)
@@ -316,11 +96,11 @@ class Index:
             raise ImageError("not in the archive")
         member = self.members[name]
         if member is None:
-            raise ImageError("a link or device in an archive, which is not followed")
+            raise ImageError(_NOT_FOLLOWED)
         return member
 
     def _bytes(self, member: zipfile.ZipInfo | _Span, limit: int) -> bytes:
-        if _bytes_of(member) <= limit:
+        if bytes_of(member) <= limit:
             if isinstance(member, _Span):
                 return self._from_tar(member)
             content = self._from_zip(member, limit)
@@ -347,60 +127,6 @@ class Index:
             raise ImageError(f"damaged in the archive: {error}") from None
 
 
-@dataclass(frozen=True)
-class Archive(Tree):
-    """A folder in a .zip or .tar, "" for all of it; see `Tree`."""
-
-    index: Index
-    folder: str = ""
-
-    @property
-    def root(self) -> Path:
-        return self.index.path / self.folder
-
-    @property
-    def kind(self) -> str:
-        return self.index.kind
-
-    def listing(
-        self, folder: str = "", passed: Passed | None = None
-    ) -> tuple[list[str], list[str]]:
-        place = self._full(folder)
-        if passed is not None:  # those of the whole archive, which are told once
-            passed.add(self.index.passed)
-        return list(self.index.folders.get(place, ())), list(self.index.files.get(place, ()))
-
-    def has(self, file: str) -> bool:
-        return self._full(file) in self.index.members
-
-    def has_folder(self, folder: str) -> bool:
-        return self._full(folder) in self.index.folders
-
-    def below(self, folder: str) -> Tree:
-        return Archive(self.index, self._full(folder))
-
-    def parent(self) -> Tree:
-        if self.folder:
-            return Archive(self.index, posixpath.dirname(self.folder))
-        return Folder(self.index.path.absolute().parent)
-
-    def open(self, file: str) -> BinaryIO:
-        return self.index.open(self._full(file))
-
-    def size(self, file: str) -> int | None:
-        member = self.index.members.get(self._full(file))
-        return None if member is None else _bytes_of(member)
-
-    def read(self, file: str) -> bytes:
-        try:
-            return self.index.read(self._full(file), limits.LARGEST_TABLE)
-        except (ImageError, OSError) as error:
-            raise DataError(f"cannot read `{self.root / file}`: {error}") from None
-
-    def _full(self, name: str) -> str:
-        return posixpath.normpath(posixpath.join("/", self.folder, name)).strip("/")
-
-
 _ZIP_LENGTHS = 26
 """Where in a member's header the lengths of its name and its extra field are, two bytes each."""
 
@@ -422,7 +148,7 @@ def _unpacked_bzip2(path: Path, info: zipfile.ZipInfo, limit: int) -> bytes:
     return content
 
 
-def _bytes_of(member: zipfile.ZipInfo | _Span) -> int:
+def bytes_of(member: zipfile.ZipInfo | _Span) -> int:
     """As the archive's table says, unpacked."""
     return member.size if isinstance(member, _Span) else member.file_size
 
@@ -441,10 +167,15 @@ def zip_index(path: Path) -> Index:
         zipfile.BadZipFile: it is damaged, or another of `ARCHIVE_ERRORS`.
     """
     state = path.stat()
-    return _zip_index(path, state.st_mtime_ns, state.st_size)
+    with _INDEXING:
+        return _zip_index(path, state.st_mtime_ns, state.st_size)
 
 
-@lru_cache(maxsize=1)  # for who counts the images first and then reads them
+_INDEXING = threading.Lock()
+"""Of several threads that ask for one table, the first reads it."""
+
+
+@lru_cache(maxsize=2)  # the images of one archive are still being read when the next one's begin
 def _zip_index(path: Path, changed: int, size: int) -> Index:
     index = Index(path, "zip archive")
     with zipfile.ZipFile(path) as archive:
@@ -524,7 +255,7 @@ def read_through(path: Path) -> Iterator[tarfile.TarFile]:
         yield archive
 
 
-def _tar_index(path: Path) -> Index:
+def tar_index(path: Path) -> Index:
     index = Index(path, "tar archive")
     with path.open("rb") as file, Tar.open(fileobj=file, mode="r:") as archive:
         for member in archive:
@@ -532,3 +263,72 @@ def _tar_index(path: Path) -> Index:
             span = _Span(member.offset_data, member.size) if regular else None
             index.add(member.name, span, member.isdir())
     return index
+
+
+# --- every image of an archive, in the archive's order
+
+
+def images_in_zip(path: Path, passed: Passed) -> Iterator[tuple[str, Callable[[], BinaryIO]]]:
+    """The name of each image as a .zip writes it, and what opens it whenever it is asked.
+
+    Args:
+        path: of the archive.
+        passed: learns what was passed over.
+
+    Raises:
+        OSError: the archive cannot be read.
+        zipfile.BadZipFile: it is damaged, or another of `ARCHIVE_ERRORS`.
+    """
+    index = zip_index(path)
+    for name, member in index.members.items():
+        written = member.filename if isinstance(member, zipfile.ZipInfo) else name
+        if finding.is_image_member(name, passed):
+            yield written, partial(_open_in_zip, path, name)
+    passed.add(index.passed)
+
+
+def _open_in_zip(path: Path, name: str) -> BinaryIO:
+    """An image by the archive's path, so that whoever lists many archives holds few tables."""
+    return zip_index(path).open(name)
+
+
+def images_in_tar(path: Path, passed: Passed) -> Iterator[tuple[str, Callable[[], BinaryIO]]]:
+    """The name of each image as a .tar writes it, and what gives its content.
+
+    A compressed archive can be read in one direction only, so that a member is read at once, before
+    it is given; one that is not followed or too large to be read fails when it is opened.
+
+    Args:
+        path: of the archive, compressed or not.
+        passed: learns what was passed over.
+
+    Raises:
+        OSError: the archive cannot be read, or not further.
+        tarfile.TarError: it is damaged, or another of `ARCHIVE_ERRORS`.
+    """
+    with read_through(path) as archive:
+        for member in archive:
+            if member.isdir() or not finding.is_image_member(member.name, passed):
+                continue
+            if not member.isreg():
+                yield member.name, partial(_fail, _NOT_FOLLOWED)
+            elif member.size > limits.LARGEST_FILE:
+                reason = f"{decode.too_large()}; the archive is not read further"
+                yield member.name, partial(_fail, reason)
+                return
+            else:
+                yield member.name, partial(_itself, _content(archive, member))
+
+
+def _content(archive: tarfile.TarFile, member: tarfile.TarInfo) -> BinaryIO:
+    file = archive.extractfile(member)
+    assert file is not None  # of a regular file
+    return decode.read(member.size, lambda whole: whole.read(), file)
+
+
+def _fail(reason: str) -> BinaryIO:
+    raise ImageError(reason)
+
+
+def _itself(content: BinaryIO) -> BinaryIO:
+    return content

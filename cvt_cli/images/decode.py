@@ -1,23 +1,14 @@
-"""Image files to the network's input: find, decode, turn upright, resize, crop, normalise.
-
-Pillow and NumPy do it, bit for bit as Pillow with torchvision's transforms does (the official
-code's way; a test holds the two together).
-"""
+"""Image files, and images that Python holds, to upright RGB."""
 
 import hashlib
 import io
 import os
-import re
 import stat
 import struct
 import weakref
 import zlib
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from functools import cache
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
@@ -27,39 +18,7 @@ from PIL import ExifTags, Image, ImageColor, UnidentifiedImageError
 
 from cvt_cli.base import limits
 from cvt_cli.base.errors import ImageError, UsageError
-from cvt_cli.spec.preprocessing import Preprocessing
-
-SUFFIXES = frozenset(
-    ".jpg .jpeg .jpe .jfif .png .apng .webp .gif .bmp .tif .tiff .avif .ppm .pgm .pbm .jp2".split()
-)
-"""Suffixes that a folder is searched for; a file that is named is read whatever its name."""
-
-HEIF_SUFFIXES = frozenset(".heic .heif .hif".split())
-"""Searched for as well where pillow-heif is installed."""
-
-OTHER_SUFFIXES = HEIF_SUFFIXES | frozenset(
-    ".arw .cr2 .cr3 .dds .dng .eps .exr .hdr .icns .ico .jxl .jxr .nef .orf .pcx .psd .raf .raw "
-    ".rw2 .svg .tga .xcf".split()
-)
-"""Suffixes of pictures that a folder is not searched for, which is said."""
-
-_NO_PICTURES = frozenset(
-    (
-        "__macosx",  # macOS, in archives
-        "@eadir", "#recycle", "#snapshot",  # Synology: thumbnails, bin, copies
-        "@recycle", "@recently-snapshot",  # QNAP
-        "lost+found",
-        "$recycle.bin", "system volume information",  # Windows
-    )
-)  # fmt: skip
-"""Folders that systems make, in small letters: what lies there are no pictures of the user's."""
-
-_RESAMPLING = {
-    "nearest": Image.Resampling.NEAREST,
-    "lanczos": Image.Resampling.LANCZOS,
-    "bilinear": Image.Resampling.BILINEAR,
-    "bicubic": Image.Resampling.BICUBIC,
-}
+from cvt_cli.images.finding import HEIF_NEEDS, reads_heif
 
 # What Pillow's decoders raise for damaged content, besides OSError (found by mutating files).
 _DECODER_ERRORS = (
@@ -86,153 +45,8 @@ _SMALL = 256 * 1024
 _HEIF_BRANDS = frozenset(
     b"ftyp" + brand for brand in b"heic heix heim heis hevc hevx mif1 msf1".split()
 )
-_HEIF_NEEDS = "HEIC is read where pillow-heif is installed: `pip install 'cvt-cli[heic]'`"
 
 _PART = 1024**2
-
-LARGEST_RESIZED = 178_956_970
-"""Pixels that a resize before a crop makes at most (Pillow's own limit for a decoded image)."""
-
-
-@dataclass
-class Passed:
-    """What a search passed over that somebody may have taken for images of theirs."""
-
-    folders: set[str] = field(default_factory=set)  # with their paths
-    files: Counter[str] = field(default_factory=Counter)  # by suffix
-    links: set[str] = field(default_factory=set)  # to folders, likewise
-    replaced: set[str] = field(default_factory=set)  # members of archives, by a later one
-
-    def add_file(self, name: str) -> None:
-        """Count a file that was passed over, if it is a picture by its suffix."""
-        suffix = os.path.splitext(name)[1].lower()
-        if suffix in OTHER_SUFFIXES and not name.startswith("."):
-            self.files[suffix] += 1
-
-    def add(self, archive: "Passed") -> None:
-        """Learn what an archive's index passed over; again is harmless."""
-        self.folders |= archive.folders
-        self.replaced |= archive.replaced
-
-    def __str__(self) -> str:
-        """A sentence; empty if there is nothing to say."""
-        parts = []
-        if self.files:
-            kinds = ", ".join(f"{count} {suffix}" for suffix, count in self.files.most_common())
-            parts.append(f"files that are not searched for ({kinds})")
-        if self.folders:
-            names = Counter(os.path.basename(folder) for folder in self.folders)
-            kinds = ", ".join(f"{count} `{name}`" for name, count in names.most_common())
-            parts.append(f"folders that hold no pictures ({kinds})")
-        for found, what in (
-            (self.links, "links to folders"),
-            (self.replaced, "members of archives that have one name with a later one"),
-        ):
-            if found:
-                parts.append(f"{what} ({len(found)}, such as `{min(found)}`)")
-        text = f"passed over: {' and '.join(parts)}" if parts else ""
-        if self.files.keys() & HEIF_SUFFIXES:
-            text += f"; {_HEIF_NEEDS}"
-        return text
-
-
-def images_in(folder: Path, passed: Passed | None = None) -> Iterator[Path]:
-    """Image files under a folder, by suffix, in natural order: 2.jpg before 10.jpg.
-
-    Hidden files and folders, and those that systems make, are passed over, and links to folders are
-    not followed.
-
-    Raises:
-        OSError: a folder in it cannot be read.
-    """
-    for found in walk(folder, passed or Passed()):
-        if isinstance(found, OSError):
-            raise found
-        yield found
-
-
-def walk(folder: Path, passed: Passed) -> Iterator[Path | OSError]:
-    """As `images_in`; for a folder that cannot be read, the error with its name in it."""
-    left = [os.fspath(folder)]  # not by os.walk, which some Pythons let call itself
-    while left:
-        directory, files, inner = left.pop(), [], []
-        try:
-            with os.scandir(directory) as entries:
-                for entry in entries:
-                    if not is_folder(entry):
-                        files.append(entry.name)
-                    elif is_no_pictures(entry.name):
-                        passed.folders.add(entry.path)
-                    elif is_passed_over(entry.name):
-                        continue
-                    elif entry.is_symlink():
-                        passed.links.add(entry.path)
-                    else:
-                        inner.append(entry.name)
-        except OSError as error:
-            yield OSError(error.errno, error.strerror, directory)
-            continue
-        for name in sorted(files, key=natural_key):
-            if is_image_name(name):
-                yield Path(directory, name)
-            else:
-                passed.add_file(name)
-        inner.sort(key=natural_key, reverse=True)
-        left += (os.path.join(directory, name) for name in inner)
-
-
-def is_folder(entry: os.DirEntry[str]) -> bool:
-    """Whether an entry of a folder is a folder, or a link to one."""
-    try:
-        return entry.is_dir()
-    except OSError:  # a link to what cannot be reached, or to itself
-        return False
-
-
-def is_image_name(name: str) -> bool:
-    """Whether a file name, without folders, is a visible one with an image's suffix."""
-    suffix = os.path.splitext(name)[1].lower()
-    known = suffix in SUFFIXES or (suffix in HEIF_SUFFIXES and _reads_heif())
-    return known and not name.startswith(".")
-
-
-def is_no_pictures(folder: str) -> bool:
-    """Whether it is a folder's name that systems give, such as ``__MACOSX`` or ``@eaDir``."""
-    return folder.casefold() in _NO_PICTURES
-
-
-def is_passed_over(folder: str) -> bool:
-    """Whether a folder of this name is searched nowhere: a hidden one or one of a system's."""
-    return folder.startswith(".") or is_no_pictures(folder)
-
-
-def member_parts(name: str, passed: Passed | None = None) -> list[str]:
-    """The folders and the file of a member of an archive; none if it is passed over.
-
-    Nothing is written, so that a name may say ``../`` or ``/``: these parts are left out.
-    """
-    parts = [part for part in name.split("/") if part not in ("", ".", "..")]
-    for depth, part in enumerate(parts, start=1):
-        if is_passed_over(part):
-            if passed is not None and is_no_pictures(part):
-                passed.folders.add("/".join(parts[:depth]))
-            return []
-    return parts
-
-
-def is_image_member(name: str, passed: Passed) -> bool:
-    """Whether a file in an archive, or below a remote folder, is a visible image by its suffix."""
-    parts = member_parts(name, passed)
-    if not parts or is_image_name(parts[-1]):
-        return bool(parts)
-    passed.add_file(parts[-1])
-    return False
-
-
-def natural_key(name: str) -> tuple[list[str | int], str]:
-    """Sorts names as people do: numbers in them by value, upper and lower case together."""
-    parts = re.split(r"(\d+)", name)
-    return [int(p) if i % 2 else p.casefold() for i, p in enumerate(parts)], name
 
 
 def load(path: Path, exif: bool) -> Image.Image:
@@ -323,8 +137,8 @@ def _identified(file: BinaryIO) -> Image.Image:
         file.seek(0)
         if file.read(12)[4:] not in _HEIF_BRANDS:
             raise
-        if not _reads_heif():
-            raise ImageError(f"a HEIC picture: {_HEIF_NEEDS}") from None
+        if not reads_heif():
+            raise ImageError(f"a HEIC picture: {HEIF_NEEDS}") from None
         import pillow_heif
 
         pillow_heif.register_heif_opener()
@@ -335,11 +149,6 @@ def _identified(file: BinaryIO) -> Image.Image:
         file = _without_text(file)
     file.seek(0)
     return Image.open(file)
-
-
-@cache
-def _reads_heif() -> bool:
-    return find_spec("pillow_heif") is not None
 
 
 def _without_text(file: BinaryIO) -> BinaryIO:
@@ -575,47 +384,3 @@ def _grey_to_8_bits(values: NDArray[np.generic], mode: str) -> NDArray[np.uint8]
         scales = (1.0, 255.0, 65535.0) if mode == "F" else (255.0, 65535.0)
         full_scale = next((scale for scale in scales if largest <= scale), largest)
     return np.rint(np.clip(scaled / full_scale, 0.0, 1.0) * 255.0).astype(np.uint8)
-
-
-def preprocess(image: Image.Image, preprocessing: Preprocessing) -> NDArray[np.float32]:
-    """An RGB image to the network's input, float32 (3, H, W)."""
-    return normalise(resize(image, preprocessing), preprocessing)
-
-
-def normalise(image: Image.Image, preprocessing: Preprocessing) -> NDArray[np.float32]:
-    """An RGB image that has the size it shall have, (H, W), to float32 (3, H, W)."""
-    pixels = np.asarray(image)  # (H, W, 3) uint8
-    table = _normalisation_table(preprocessing)
-    result = np.empty((3, *pixels.shape[:2]), dtype=np.float32)
-    for channel in range(3):
-        np.take(table[channel], pixels[:, :, channel], out=result[channel])
-    return result
-
-
-def resize(image: Image.Image, preprocessing: Preprocessing) -> Image.Image:
-    """Resize and crop an RGB image to the record's height and width, still in 8 bits."""
-    height, width = preprocessing.height, preprocessing.width
-    new_height, new_width = preprocessing.resized(image.height, image.width)
-    resample = _RESAMPLING[preprocessing.interpolation]
-    # As torchvision's CenterCrop; both are 0 for a squash.
-    top = round((new_height - height) / 2.0)
-    left = round((new_width - width) / 2.0)
-    if new_height * new_width > LARGEST_RESIZED:
-        # An extreme shape: resample only what the crop keeps. Pillow's 8-bit rounding between its
-        # two passes then falls differently, so this is not equal to the bit.
-        across, down = image.width / new_width, image.height / new_height
-        box = (left * across, top * down, (left + width) * across, (top + height) * down)
-        return image.resize((width, height), resample, box=box)
-    # Whole, then cropped: Pillow picks the order of its two passes by the sizes, so that resampling
-    # the crop alone may give other bits.
-    image = image.resize((new_width, new_height), resample)
-    return image.crop((left, top, left + width, top + height))
-
-
-@cache
-def _normalisation_table(preprocessing: Preprocessing) -> NDArray[np.float32]:
-    """(value / 255 - mean) / std in float32 for the 256 values of each channel: (3, 256)."""
-    values = np.arange(256, dtype=np.float32) / np.float32(255)
-    mean = np.array(preprocessing.mean, dtype=np.float32)[:, None]
-    std = np.array(preprocessing.std, dtype=np.float32)[:, None]
-    return (values - mean) / std

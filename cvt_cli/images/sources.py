@@ -9,24 +9,21 @@ import glob
 import io
 import os
 import sys
-import tarfile
-import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import BinaryIO
 
 from PIL import Image
 
 from cvt_cli.base import limits, text
-from cvt_cli.base.errors import ImageError, UsageError
-from cvt_cli.images import archives, decode
+from cvt_cli.base.errors import ImageError
+from cvt_cli.images import archives, decode, finding, patterns, remote
 from cvt_cli.images.archives import ARCHIVE_ERRORS
-from cvt_cli.images.decode import Colour, Passed
-
-if TYPE_CHECKING:
-    import fsspec
+from cvt_cli.images.decode import Colour
+from cvt_cli.images.finding import Passed
 
 _TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
 _WIDE_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
@@ -54,10 +51,6 @@ class Source:
         return decode.decode(self.open, exif, at_least, background)
 
 
-class _Uncountable(Exception):
-    """Only reading tells how many images there are."""
-
-
 def sources(inputs: Sequence[str], passed: Passed | None = None) -> Iterator[Source]:
     """The images that each input names, in order, listed as they are needed.
 
@@ -74,23 +67,66 @@ def sources(inputs: Sequence[str], passed: Passed | None = None) -> Iterator[Sou
     Raises:
         UsageError: what opens an address is not installed.
     """
-    return _Search(passed or Passed()).all_of(inputs)
+    return (found for found in _Search(passed or Passed()).all_of(inputs) if found is not None)
 
 
-def count(inputs: Sequence[str], passed: Passed | None = None) -> int | None:
-    """How many `sources` gives, which are listed for it; 0 where all that they say is "none".
+class Listing:
+    """The images that inputs name, counted before the first of them is read where that is possible.
 
-    None where only reading tells (stdin, a list in a pipe, tar archives). Arguments and errors are
-    those of `sources`.
+    Iterating gives the `Source`s in order, once. As long as there are few they are held from the
+    counting on, so that a folder or a server is asked for its list once; of more than `MOST_HELD`
+    the inputs are gone through again.
+
+    Args:
+        inputs: as of `sources`, whose errors it raises too.
+        is_wanted: whether a source of this name is one of them; by default all are.
+
+    Attributes:
+        total: how many there are; None where only reading tells (stdin, a list in a pipe, a tar).
+        is_empty: whether no input names any image, as far as that is known before reading.
+        passed: what was passed over, whole once all sources were given.
     """
-    total, found = 0, False
-    try:
-        for source in _Search(passed or Passed(), counting=True).all_of(inputs):
-            total += 1
-            found = found or not source.missing
-    except _Uncountable:
-        return None
-    return total if found else 0
+
+    def __init__(
+        self, inputs: Sequence[str], is_wanted: Callable[[str], bool] | None = None
+    ) -> None:
+        self.passed = Passed()
+        self.total: int | None = None
+        self.is_empty = True
+        self._inputs, self._is_wanted = inputs, is_wanted
+        self._walk = _Search(self.passed).all_of(inputs)
+        self._held: list[Source] | None = []  # None: there are too many
+        counted = 0
+        for found in self._walk:
+            if found is None:
+                self.is_empty = False
+                break
+            self.is_empty = self.is_empty and found.missing
+            if is_wanted is None or is_wanted(found.name):
+                counted += 1
+                if self._held is not None:
+                    self._held.append(found)
+                if counted > MOST_HELD:
+                    self._held = None
+        else:
+            self.total = counted
+
+    def __iter__(self) -> Iterator[Source]:
+        if self._held is None:
+            self._walk.close()
+            self.passed = Passed()
+            self._held, self._walk = [], _Search(self.passed).all_of(self._inputs)
+        held = deque(self._held)
+        self._held = []
+        while held:
+            yield held.popleft()
+        for found in self._walk:
+            if found is not None and (self._is_wanted is None or self._is_wanted(found.name)):
+                yield found
+
+
+MOST_HELD = 10_000
+"""Sources that a `Listing` holds at most, some 7 MB."""
 
 
 def readable_once(inputs: Sequence[str]) -> str | None:
@@ -135,7 +171,7 @@ def source(text: str) -> Source:
         return _file(Path(text[len("file://") :]), text)
     if "://" in text:
         try:
-            return Source(text, partial(_open_remote, *_file_system(text)))
+            return Source(text, remote.opener(text))
         except ImageError as error:
             return _unreadable(text, str(error))
     return _file(Path(text))
@@ -154,7 +190,7 @@ def _unreadable(name: str, reason: str, missing: bool = False) -> Source:
 
 def _closed(error: OSError) -> Source:
     """A folder that cannot be read, whose images are missed."""
-    return _unreadable(os.fsdecode(error.filename or ""), _reason(error))
+    return _unreadable(os.fsdecode(error.filename or ""), remote.reason(error))
 
 
 def _list_name(one: str) -> str | None:
@@ -167,21 +203,19 @@ def _is_local_address(text: str) -> bool:
 
 
 class _Search:
-    """What inputs name.
+    """What inputs name; None stands before an input whose images only reading tells.
 
     Args:
         passed: learns what was passed over.
-        counting: nothing is read but what must be for a listing; `_Uncountable` if that is not
-            enough.
     """
 
-    def __init__(self, passed: Passed, counting: bool = False) -> None:
-        self.passed, self.counting = passed, counting
+    def __init__(self, passed: Passed) -> None:
+        self.passed = passed
 
-    def all_of(self, inputs: Sequence[str]) -> Iterator[Source]:
+    def all_of(self, inputs: Sequence[str]) -> Generator[Source | None, None, None]:
         for one in inputs:
-            if self.counting and readable_once([one]) is not None:
-                raise _Uncountable
+            if readable_once([one]) is not None:
+                yield None
             if one == "-":
                 yield from self._from_stdin()
             elif name := _list_name(one):
@@ -189,8 +223,10 @@ class _Search:
             else:
                 yield from self._some_from_one(one)
 
-    def _some_from_one(self, one: str) -> Iterator[Source]:
+    def _some_from_one(self, one: str) -> Iterator[Source | None]:
         """`_from_one`, where an input that names no image is an unreadable one."""
+        if _is_tar(one[len("file://") :] if _is_local_address(one) else one):
+            yield None
         found = self._from_one(one)
         yield next(found, None) or _unreadable(one, "no images there", missing=True)
         yield from found
@@ -208,89 +244,59 @@ class _Search:
             yield from self._from_path(one)
 
     def _from_path(self, text: str) -> Iterator[Source]:
-        path, name = Path(text), text.lower()
+        path = Path(text)
         if os.path.isdir(text):
-            for found in decode.walk(path, self.passed):
+            for found in finding.walk(path, self.passed):
                 yield _closed(found) if isinstance(found, OSError) else _file(found)
-        elif os.path.isfile(text) and name.endswith(".zip"):
-            yield from self._from_zip(path)
-        elif os.path.isfile(text) and name.endswith(_TAR_SUFFIXES):
-            if self.counting:
-                raise _Uncountable
-            yield from self._from_tar(path)
+        elif os.path.isfile(text) and text.lower().endswith(".zip"):
+            found_there = archives.images_in_zip(path, self.passed)
+            yield from self._from_archive(path, found_there, "damaged archive")
+        elif _is_tar(text):
+            found_there = archives.images_in_tar(path, self.passed)
+            yield from self._from_archive(path, found_there, "damaged archive, not read further")
         elif glob.has_magic(text) and not os.path.lexists(text):
             yield from self._from_pattern(text)
         else:
             yield _file(path)
 
-    # --- patterns
+    def _from_archive(
+        self, path: Path, found: Iterator[tuple[str, Callable[[], BinaryIO]]], damaged: str
+    ) -> Iterator[Source]:
+        try:
+            for name, opened in found:
+                yield Source(f"{path}/{name}", opened)
+        except (OSError, *ARCHIVE_ERRORS) as error:
+            yield _unreadable(str(path), f"{damaged}: {error}")
 
     def _from_pattern(self, pattern: str) -> Iterator[Source]:
         try:
-            found = sorted(glob.glob(pattern, recursive=True), key=decode.natural_key)
-            closed = list(self._closed_to(pattern))
+            for found in patterns.matches(pattern, self.passed):
+                yield _closed(found) if isinstance(found, OSError) else _file(Path(found))
         except RecursionError:  # `**` goes down by calling itself
             yield _unreadable(pattern, "there are too many folders there, one in another")
-            return
-        for name in found:
-            if not os.path.isdir(name) and self._is_meant(name, pattern):
-                yield _file(Path(name))
-        yield from map(_closed, closed)
 
-    def _is_meant(self, name: str, pattern: str) -> bool:
-        """Whether what a pattern matches is hidden nowhere but where the pattern says so."""
-        written = {".", "..", "", *pattern.split("/")}
-        shows_hidden = any(part.startswith(".") for part in written - {".", ".."})
-        parts = name.split("/")
-        for depth, part in enumerate(parts, start=1):
-            if part in written:
-                continue
-            if part.startswith(".") and not shows_hidden:
-                return False
-            if depth < len(parts) and decode.is_no_pictures(part):
-                self.passed.folders.add("/".join(parts[:depth]))
-                return False
-        return True
+    def _from_address(self, address: str) -> Iterator[Source]:
+        try:
+            for name, opened in remote.images_at(address, self.passed):
+                yield Source(name, opened)
+        except ImageError as error:
+            yield _unreadable(address, str(error))
 
-    def _closed_to(self, pattern: str) -> Iterator[OSError]:
-        """The folders that a pattern is to be searched for in, and that cannot be read.
-
-        `glob` passes over these in silence.
-        """
-        parts, seen = pattern.split("/"), set()
-        for depth in range(1, len(parts)):
-            above, listed = "/".join(parts[:depth]), glob.has_magic(parts[depth])
-            if not listed and not glob.has_magic(above):
-                continue
-            for folder in sorted(glob.glob(f"{above}/", recursive=True)):
-                if folder in seen or not self._is_meant(folder, pattern):
-                    continue
-                seen.add(folder)
-                try:
-                    if listed:
-                        os.scandir(folder).close()
-                    else:
-                        os.stat(os.path.join(folder, "."))
-                except OSError as error:
-                    yield OSError(error.errno, error.strerror, folder.rstrip("/"))
-
-    # --- lists
-
-    def _from_lines(self, lines: Iterator[str]) -> Iterator[Source]:
+    def _from_lines(self, lines: Iterator[str]) -> Iterator[Source | None]:
         for line in lines:
             if line := line.rstrip("\r\n"):
                 yield from self._some_from_one(line)
 
-    def _from_list(self, name: str) -> Iterator[Source]:
+    def _from_list(self, name: str) -> Iterator[Source | None]:
         try:
             with open(name, "rb") as file:
                 yield from self._from_lines(_lines(file))
         except OSError as error:
-            yield _unreadable(f"@{name}", _reason(error))
+            yield _unreadable(f"@{name}", remote.reason(error))
         except ValueError as error:
             yield _unreadable(f"@{name}", str(error))
 
-    def _from_stdin(self) -> Iterator[Source]:
+    def _from_stdin(self) -> Iterator[Source | None]:
         stream = sys.stdin.buffer
         start = stream.peek(512)[:512] if isinstance(stream, io.BufferedReader) else b""
         is_text = start.startswith(_WIDE_MARKS)
@@ -306,72 +312,9 @@ class _Search:
         except ValueError as error:
             yield _unreadable("-", str(error))
 
-    # --- archives
 
-    def _from_zip(self, path: Path) -> Iterator[Source]:
-        try:
-            index = archives.zip_index(path)
-        except (OSError, *ARCHIVE_ERRORS) as error:
-            yield _unreadable(str(path), f"damaged archive: {error}")
-            return
-        for name, member in index.members.items():
-            written = member.filename if isinstance(member, zipfile.ZipInfo) else name
-            if decode.is_image_member(name, self.passed):
-                yield Source(f"{path}/{written}", partial(index.open, name))
-        self.passed.add(index.passed)
-
-    def _from_tar(self, path: Path) -> Iterator[Source]:
-        """Member after member, since a compressed archive can be read in one direction only."""
-        try:
-            with archives.read_through(path) as archive:
-                for member in archive:
-                    if member.isdir() or not decode.is_image_member(member.name, self.passed):
-                        continue
-                    name = f"{path}/{member.name}"
-                    if not member.isreg():
-                        reason = "a link or device in an archive, which is not followed"
-                        yield _unreadable(name, reason)
-                    elif member.size > limits.LARGEST_FILE:
-                        reason = f"{decode.too_large()}; the archive is not read further"
-                        yield _unreadable(name, reason)
-                        return
-                    else:
-                        yield _of_tar(name, archive, member)
-        except (OSError, *ARCHIVE_ERRORS) as error:
-            yield _unreadable(str(path), f"damaged archive, not read further: {error}")
-
-    # --- addresses
-
-    def _from_address(self, address: str) -> Iterator[Source]:
-        try:
-            system, path = _file_system(address)
-        except ImageError as error:
-            yield _unreadable(address, str(error))
-            return
-        try:
-            if glob.has_magic(path):
-                found = [name for name in system.glob(path) if self._is_meant(name, path)]
-            elif system.isdir(path):
-                # Hidden is what is so below the folder that was named.
-                found = [
-                    name
-                    for name in system.find(path)
-                    if decode.is_image_member(name.removeprefix(path), self.passed)
-                ]
-            else:
-                found = [path]
-        except Exception as error:  # every file system has its own kinds
-            yield _unreadable(address, _reason(error))
-            return
-        # Of `simplecache::zip://*.png::s3://bucket/a.zip` the found lie in `zip://`.
-        before, _, rest = address.partition("://")
-        _, colons, around = rest.partition("::")
-        # Of the local one a path without its first slash would be another.
-        local = before.rpartition("::")[2].lower() in ("file", "local")
-        for name in sorted(found, key=decode.natural_key):
-            place = ("/" if local else "") + name.lstrip("/")
-            written = f"{before}://{place}{colons}{around}"
-            yield Source(written, partial(_open_remote, system, name))
+def _is_tar(path: str) -> bool:
+    return path.lower().endswith(_TAR_SUFFIXES) and os.path.isfile(path)
 
 
 def _lines(file: BinaryIO) -> Iterator[str]:
@@ -387,63 +330,3 @@ def _lines(file: BinaryIO) -> Iterator[str]:
     for number, line in enumerate(file):
         content = line if number else line.removeprefix(codecs.BOM_UTF8)
         yield content.decode("utf-8", "surrogateescape")
-
-
-def _of_tar(name: str, archive: tarfile.TarFile, member: tarfile.TarInfo) -> Source:
-    """A member where the archive stands, read at once, since it goes on after it."""
-    file = archive.extractfile(member)
-    assert file is not None  # of a regular file
-    content = decode.read(member.size, lambda whole: whole.read(), file)
-    return Source(name, lambda: content)
-
-
-def _file_system(address: str) -> tuple["fsspec.AbstractFileSystem", str]:
-    """What opens an address, and the path in it.
-
-    Raises:
-        UsageError: there is no such protocol, or its package is not installed.
-        ImageError: it cannot be opened, as where a server does not answer.
-    """
-    import fsspec
-
-    protocol, colon, path = address.partition("://")
-    if protocol.isalnum():  # not several, one in another
-        address = protocol.lower() + colon + path
-    try:
-        return fsspec.core.url_to_fs(address)  # type: ignore[no-any-return]
-    except ImportError as error:
-        raise UsageError(f"`{address}` needs a package that is not installed: {error}") from None
-    except Exception as error:  # every file system has its own kinds
-        if not (isinstance(error, ValueError) and "Protocol not known" in str(error)):
-            raise ImageError(_reason(error)) from None
-        accepted = ", ".join(f"`{p}`" for p in ("http", "https", "s3", "gs", "hf", "file"))
-        raise UsageError(
-            f"`{address}`: no such protocol; accepted are {accepted} and what else fsspec knows"
-        ) from None
-
-
-def _open_remote(system: "fsspec.AbstractFileSystem", name: str) -> BinaryIO:
-    try:
-        with system.open(name, "rb") as file:
-            size = getattr(file, "size", None)
-            known = isinstance(size, int) and 0 <= size <= limits.LARGEST_FILE
-            most: int = size if known else limits.LARGEST_FILE  # type: ignore[assignment]
-            return decode.read(most, _all_of, file)
-    except ImageError:
-        raise
-    except Exception as error:
-        raise ImageError(_reason(error)) from None
-
-
-def _all_of(file: BinaryIO) -> bytes:
-    """All of a file that may lie about its size."""
-    content = file.read(limits.LARGEST_FILE + 1)
-    if len(content) > limits.LARGEST_FILE:
-        raise decode.too_large()
-    return content
-
-
-def _reason(error: Exception) -> str:
-    """One line of an error of a file system or the network."""
-    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return text.splitlines()[0].lower() if isinstance(error, OSError) else text.splitlines()[0]

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from cvt_cli.images import decode
+from cvt_cli.images import decode, transform
 from cvt_cli.model import weights
 from cvt_cli.spec.config import VARIANTS
 from cvt_cli.spec.labels import Labels, imagenet
@@ -64,7 +64,7 @@ def test_imagenet_models_give_wnids(cvt, imagenet_folder: Path) -> None:
 def test_probabilities_are_those_of_the_model_on_the_preprocessed_image(
     cvt, imagenet_folder: Path
 ) -> None:
-    array = decode.preprocess(decode.load(CHELSEA, exif=True), Preprocessing(64, 64, "crop"))
+    array = transform.preprocess(decode.load(CHELSEA, exif=True), Preprocessing(64, 64, "crop"))
     with torch.inference_mode():
         logits = golden_model(TINY.with_classes(1000))(torch.from_numpy(array)[None])[0]
     wanted = logits.double().softmax(0).topk(5)

@@ -23,7 +23,7 @@ from safetensors import safe_open
 from cvt_cli import Classifier
 from cvt_cli.base.errors import ImageError
 from cvt_cli.base.package import DATA
-from cvt_cli.images import decode
+from cvt_cli.images import decode, transform
 from cvt_cli.model import weights
 from cvt_cli.model.inference import inference_form
 from tests_shared import CHELSEA, TESTS, Machine, torchrun_environment
@@ -84,7 +84,7 @@ def test_parquet_holds_the_same_with_its_conditions(cvt, broken: Path, tmp_path:
 def test_features_are_what_the_head_reads(cvt, broken: Path, tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"features{suffix}"
     loaded = weights.load(DATA / "cvt-nano-cifar10")
-    array = decode.preprocess(decode.load(BOATS, True), loaded.preprocessing)
+    array = transform.preprocess(decode.load(BOATS, True), loaded.preprocessing)
     with torch.inference_mode():
         wanted = inference_form(loaded.model).features(torch.from_numpy(array)[None])[0]
 

@@ -15,7 +15,7 @@ from cvt_cli.base.progress import Say
 from cvt_cli.datasets import layouts
 from cvt_cli.datasets.labelled import LabelledImages, Split, made
 from cvt_cli.datasets.layouts import open_dataset
-from cvt_cli.images.archives import Tree
+from cvt_cli.images.trees import Tree
 from small_sets import (
     eleven_classes,
     flat_validation,

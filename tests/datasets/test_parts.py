@@ -9,7 +9,7 @@ from PIL import Image
 from cvt_cli.base.errors import DataError
 from cvt_cli.datasets.labelled import LabelledImages, Split
 from cvt_cli.datasets.layouts import open_dataset, open_validation
-from cvt_cli.images import decode
+from cvt_cli.images import finding
 from small_sets import (
     class_folders,
 )
@@ -143,12 +143,12 @@ def test_folders_without_images_are_no_classes_and_named(tmp_path: Path) -> None
     (tmp_path / "phone").mkdir()
     (tmp_path / "phone" / "1.heif").write_bytes(b"")
     (tmp_path / "phone" / "1.psd").write_bytes(b"")
-    decode._reads_heif.cache_clear()
+    finding.reads_heif.cache_clear()
 
     data, said = opened(tmp_path)
 
     first, second = said.splitlines()
-    assert data.classes == ("a", "b") + (("phone",) if decode._reads_heif() else ())
+    assert data.classes == ("a", "b") + (("phone",) if finding.reads_heif() else ())
     assert first.startswith("passed over: ") and "`empty`" in first
     assert "1 .psd" in second and "1 `#recycle`" in second
 

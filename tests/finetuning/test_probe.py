@@ -22,7 +22,7 @@ from cvt_cli.datasets.layouts import open_dataset
 from cvt_cli.engines.protocol import logits_of
 from cvt_cli.finetuning import probe
 from cvt_cli.finetuning.probe import Solution, cached_features, solve
-from cvt_cli.images.decode import preprocess
+from cvt_cli.images.transform import preprocess
 from cvt_cli.model import weights
 from cvt_cli.model.engine import TorchEngine
 from tests_shared import importing_tests_of

@@ -17,7 +17,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from cvt_cli.base import limits
 from cvt_cli.base.errors import ImageError
-from cvt_cli.images import decode, sources
+from cvt_cli.images import decode, finding, sources
 from cvt_cli.prediction import classify
 from tests_shared import CHELSEA, make_special, test_data, too_deep
 
@@ -169,11 +169,11 @@ def test_heic_is_counted_and_named_where_it_cannot_be_read(
     heic(tmp_path / "chelsea.HEIC")
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
     monkeypatch.setattr(Image, "ID", [name for name in Image.ID if name != "HEIF"])
-    decode._reads_heif.cache_clear()
+    finding.reads_heif.cache_clear()
 
     alone = cvt("predict", tmp_path, "--model", "cvt-nano-cifar10")
     named = cvt("predict", tmp_path / "chelsea.HEIC", "--model", "cvt-nano-cifar10", "--jsonl")
-    decode._reads_heif.cache_clear()
+    finding.reads_heif.cache_clear()
 
     assert alone.exit_code == named.exit_code == 1
     assert "passed over: files that are not searched for (1 .heic)" in alone.stderr
@@ -265,7 +265,7 @@ def test_a_folder_is_searched_without_following_links(tmp_path: Path, awkward: P
     for name in (".hidden.jpg", "noextension", "photo.JPEG"):
         shutil.copy(awkward / name, tmp_path)
 
-    found = [str(p.relative_to(tmp_path)) for p in decode.images_in(tmp_path)]
+    found = [str(p.relative_to(tmp_path)) for p in finding.images_in(tmp_path)]
 
     assert "self/photo.JPEG" not in found
     assert [n for n in found if not n.endswith(".jpg")] == ["photo.JPEG", "deeper/UPPER.JPG"]
@@ -324,7 +324,7 @@ def test_a_folder_without_permission_is_named_by_folders_and_patterns(
         assert len(lost) == 1, (pattern, found)
         with pytest.raises(ImageError, match="permission denied"):
             lost[0].load(exif=False)
-        assert sources.count([given]) == len(found)
+        assert sources.Listing([given]).total == len(found)
 
 
 def test_a_name_that_the_system_refuses_is_an_unreadable_image(cvt, tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from PIL import Image
 
 from cvt_cli.base import limits
 from cvt_cli.images import sources, web
-from cvt_cli.images.decode import Passed
+from cvt_cli.images.finding import Passed
 from tests_shared import CHELSEA, TESTS, Machine
 
 BOATS = TESTS / "photos" / "nagasaki-boats.jpg"
@@ -668,6 +668,46 @@ def test_an_input_without_images_is_reported_and_the_others_are_answered(
         "no such file or directory", None,
     ]  # fmt: skip
     assert "4 of 5 images could not be read" in result.stderr
+
+
+@pytest.mark.parametrize("most_held", [sources.MOST_HELD, 2])
+def test_as_many_images_are_given_as_were_counted(folder: Path, monkeypatch, most_held) -> None:
+    monkeypatch.setattr(sources, "MOST_HELD", most_held)
+    inputs = [str(folder), str(folder / "none"), str(folder / "*.jpg")]
+    expected = [source.name for source in sources.sources(inputs)]
+
+    listing = sources.Listing(inputs)
+    part = sources.Listing(inputs, is_wanted=lambda name: name == expected[0])
+
+    assert listing.total == len(expected) > 2 and not listing.is_empty
+    assert [source.name for source in listing] == expected
+    assert {source.name for source in part} == {expected[0]}
+    assert part.total == expected.count(expected[0])
+
+
+def test_a_folder_is_listed_once_to_be_counted_and_read(folder: Path) -> None:
+    listing = sources.Listing([str(folder)])
+    (folder / "later.png").write_bytes(b"later")
+
+    assert len(list(listing)) == listing.total
+
+
+@pytest.mark.parametrize("most_held", [sources.MOST_HELD, 2])
+def test_what_only_reading_tells_is_not_counted_and_given_whole(
+    folder: Path, tmp_path: Path, monkeypatch, most_held: int
+) -> None:
+    monkeypatch.setattr(sources, "MOST_HELD", most_held)
+    with tarfile.open(tmp_path / "more.tar", "w") as archive:
+        archive.add(folder, "inside")
+    inputs = [str(folder), f"file://{tmp_path / 'more.tar'}", str(folder)]
+
+    listing = sources.Listing(inputs)
+    nothing = sources.Listing([str(tmp_path / "*.none"), str(tmp_path / "no-*")])
+
+    assert listing.total is None and not listing.is_empty
+    found = [source.name for source in listing]
+    assert found == [source.name for source in sources.sources(inputs)]
+    assert nothing.is_empty and nothing.total == len(list(nothing)) == 2
 
 
 def test_a_file_that_vanishes_after_it_was_listed_is_reported(folder: Path) -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from cvt_cli.base.package import DATA
-from cvt_cli.images import decode
+from cvt_cli.images import decode, transform
 from cvt_cli.model import weights
 from cvt_cli.model.engine import TorchEngine
 from cvt_cli.model.inference import inference_form
@@ -89,7 +89,7 @@ def test_bfloat16_agrees_on_all_but_one_image_in_two_hundred(cifar10: Path) -> N
     loaded = weights.load(DATA / "cvt-nano-cifar10")
     paths = sorted((cifar10 / "test").rglob("*.png"))[::10]
     batch = np.stack(
-        [decode.preprocess(decode.load(p, False), loaded.preprocessing) for p in paths]
+        [transform.preprocess(decode.load(p, False), loaded.preprocessing) for p in paths]
     )
     cpu = torch.device("cpu")
 

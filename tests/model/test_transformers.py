@@ -7,7 +7,7 @@ import torch
 import transformers
 from transformers import AutoImageProcessor, CvtConfig, CvtForImageClassification
 
-from cvt_cli.images import decode
+from cvt_cli.images import decode, transform
 from cvt_cli.model import weights
 from cvt_cli.spec.config import VARIANTS
 from cvt_cli.spec.labels import Labels
@@ -87,7 +87,7 @@ def test_its_image_processor_reads_our_preprocessing(
         image, return_tensors="np"
     )["pixel_values"][0]
 
-    ours = decode.preprocess(image, preprocessing)
+    ours = transform.preprocess(image, preprocessing)
     assert theirs.shape == ours.shape
     # A grey level is 1/255 over the standard deviation, some 0.017.
     assert abs(theirs - ours).max() < 0.036

@@ -6,7 +6,7 @@ from PIL import Image
 from torchvision import transforms
 
 from cvt_cli.base.errors import ConfigError
-from cvt_cli.images import decode
+from cvt_cli.images import decode, transform
 from cvt_cli.spec.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from tests_shared import golden, test_data
 
@@ -51,7 +51,7 @@ def test_pixels_equal_those_of_torchvision(record: Preprocessing, size: tuple[in
 
     wanted = torchvision_pipeline(record)(image).numpy()
 
-    assert np.array_equal(decode.preprocess(image, record), wanted)
+    assert np.array_equal(transform.preprocess(image, record), wanted)
 
 
 @pytest.mark.parametrize("entry", golden("preprocess")["images"], ids=lambda e: e["file"])
@@ -69,9 +69,9 @@ def test_real_pictures_equal_the_official_transforms(entry, request) -> None:
     mean = np.asarray(image).reshape(-1, 3).mean(axis=0)
     assert mean == pytest.approx(entry["decoded_rgb_mean"], abs=0.05)
     for name, wanted in entry["pipelines"].items():
-        pixels = np.asarray(decode.resize(image, PUBLISHED[name]))
+        pixels = np.asarray(transform.resize(image, PUBLISHED[name]))
         assert pixels.reshape(-1, 3).mean(axis=0) == pytest.approx(wanted["uint8_mean"], abs=0.05)
-        array = decode.preprocess(image, PUBLISHED[name])
+        array = transform.preprocess(image, PUBLISHED[name])
         assert array.mean(axis=(1, 2)) == pytest.approx(wanted["tensor_mean"], abs=1e-3)
         assert array.std(axis=(1, 2)) == pytest.approx(wanted["tensor_std"], abs=1e-3)
 
@@ -98,9 +98,9 @@ def test_an_extreme_shape_is_resampled_close_to_the_whole(monkeypatch) -> None:
     record = PUBLISHED["crop224"]
     image = noise(5, 5000)
 
-    whole = decode.resize(image, record)
+    whole = transform.resize(image, record)
     monkeypatch.setattr(decode, "LARGEST_RESIZED", 1000)
-    box = decode.resize(image, record)
+    box = transform.resize(image, record)
 
     difference = abs(np.asarray(whole, dtype=int) - np.asarray(box, dtype=int))
     assert difference.mean() < 1 and difference.max() < 16

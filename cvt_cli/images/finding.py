@@ -1,0 +1,183 @@
+"""Which files are images, by their names; a folder gone through, and what is passed over in it."""
+
+import os
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+
+SUFFIXES = frozenset(
+    ".jpg .jpeg .jpe .jfif .png .apng .webp .gif .bmp .tif .tiff .avif .ppm .pgm .pbm .jp2".split()
+)
+"""Suffixes that a folder is searched for; a file that is named is read whatever its name."""
+
+HEIF_SUFFIXES = frozenset(".heic .heif .hif".split())
+"""Searched for as well where pillow-heif is installed."""
+
+OTHER_SUFFIXES = HEIF_SUFFIXES | frozenset(
+    ".arw .cr2 .cr3 .dds .dng .eps .exr .hdr .icns .ico .jxl .jxr .nef .orf .pcx .psd .raf .raw "
+    ".rw2 .svg .tga .xcf".split()
+)
+"""Suffixes of pictures that a folder is not searched for, which is said."""
+
+_NO_PICTURES = frozenset(
+    (
+        "__macosx",  # macOS, in archives
+        "@eadir", "#recycle", "#snapshot",  # Synology: thumbnails, bin, copies
+        "@recycle", "@recently-snapshot",  # QNAP
+        "lost+found",
+        "$recycle.bin", "system volume information",  # Windows
+    )
+)  # fmt: skip
+"""Folders that systems make, in small letters: what lies there are no pictures of the user's."""
+
+HEIF_NEEDS = "HEIC is read where pillow-heif is installed: `pip install 'cvt-cli[heic]'`"
+
+
+@dataclass
+class Passed:
+    """What a search passed over that somebody may have taken for images of theirs."""
+
+    folders: set[str] = field(default_factory=set)  # with their paths
+    files: Counter[str] = field(default_factory=Counter)  # by suffix
+    links: set[str] = field(default_factory=set)  # to folders, likewise
+    replaced: set[str] = field(default_factory=set)  # members of archives, by a later one
+
+    def add_file(self, name: str) -> None:
+        """Count a file that was passed over, if it is a picture by its suffix."""
+        suffix = os.path.splitext(name)[1].lower()
+        if suffix in OTHER_SUFFIXES and not name.startswith("."):
+            self.files[suffix] += 1
+
+    def add(self, archive: "Passed") -> None:
+        """Learn what an archive's index passed over; again is harmless."""
+        self.folders |= archive.folders
+        self.replaced |= archive.replaced
+
+    def __str__(self) -> str:
+        """A sentence; empty if there is nothing to say."""
+        parts = []
+        if self.files:
+            kinds = ", ".join(f"{count} {suffix}" for suffix, count in self.files.most_common())
+            parts.append(f"files that are not searched for ({kinds})")
+        if self.folders:
+            names = Counter(os.path.basename(folder) for folder in self.folders)
+            kinds = ", ".join(f"{count} `{name}`" for name, count in names.most_common())
+            parts.append(f"folders that hold no pictures ({kinds})")
+        for found, what in (
+            (self.links, "links to folders"),
+            (self.replaced, "members of archives that have one name with a later one"),
+        ):
+            if found:
+                parts.append(f"{what} ({len(found)}, such as `{min(found)}`)")
+        text = f"passed over: {' and '.join(parts)}" if parts else ""
+        if self.files.keys() & HEIF_SUFFIXES:
+            text += f"; {HEIF_NEEDS}"
+        return text
+
+
+def images_in(folder: Path, passed: Passed | None = None) -> Iterator[Path]:
+    """Image files under a folder, by suffix, in natural order: 2.jpg before 10.jpg.
+
+    Hidden files and folders, and those that systems make, are passed over, and links to folders are
+    not followed.
+
+    Raises:
+        OSError: a folder in it cannot be read.
+    """
+    for found in walk(folder, passed or Passed()):
+        if isinstance(found, OSError):
+            raise found
+        yield found
+
+
+def walk(folder: Path, passed: Passed) -> Iterator[Path | OSError]:
+    """As `images_in`; for a folder that cannot be read, the error with its name in it."""
+    left = [os.fspath(folder)]  # not by os.walk, which some Pythons let call itself
+    while left:
+        directory, files, inner = left.pop(), [], []
+        try:
+            with os.scandir(directory) as entries:
+                for entry in entries:
+                    if not is_folder(entry):
+                        files.append(entry.name)
+                    elif is_no_pictures(entry.name):
+                        passed.folders.add(entry.path)
+                    elif is_passed_over(entry.name):
+                        continue
+                    elif entry.is_symlink():
+                        passed.links.add(entry.path)
+                    else:
+                        inner.append(entry.name)
+        except OSError as error:
+            yield OSError(error.errno, error.strerror, directory)
+            continue
+        for name in sorted(files, key=natural_key):
+            if is_image_name(name):
+                yield Path(directory, name)
+            else:
+                passed.add_file(name)
+        inner.sort(key=natural_key, reverse=True)
+        left += (os.path.join(directory, name) for name in inner)
+
+
+def is_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether an entry of a folder is a folder, or a link to one."""
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to what cannot be reached, or to itself
+        return False
+
+
+def is_image_name(name: str) -> bool:
+    """Whether a file name, without folders, is a visible one with an image's suffix."""
+    suffix = os.path.splitext(name)[1].lower()
+    known = suffix in SUFFIXES or (suffix in HEIF_SUFFIXES and reads_heif())
+    return known and not name.startswith(".")
+
+
+def is_no_pictures(folder: str) -> bool:
+    """Whether it is a folder's name that systems give, such as ``__MACOSX`` or ``@eaDir``."""
+    return folder.casefold() in _NO_PICTURES
+
+
+def is_passed_over(folder: str) -> bool:
+    """Whether a folder of this name is searched nowhere: a hidden one or one of a system's."""
+    return folder.startswith(".") or is_no_pictures(folder)
+
+
+def member_parts(name: str, passed: Passed | None = None) -> list[str]:
+    """The folders and the file of a member of an archive; none if it is passed over.
+
+    Nothing is written, so that a name may say ``../`` or ``/``: these parts are left out.
+    """
+    parts = [part for part in name.split("/") if part not in ("", ".", "..")]
+    for depth, part in enumerate(parts, start=1):
+        if is_passed_over(part):
+            if passed is not None and is_no_pictures(part):
+                passed.folders.add("/".join(parts[:depth]))
+            return []
+    return parts
+
+
+def is_image_member(name: str, passed: Passed) -> bool:
+    """Whether a file in an archive, or below a remote folder, is a visible image by its suffix."""
+    parts = member_parts(name, passed)
+    if not parts or is_image_name(parts[-1]):
+        return bool(parts)
+    passed.add_file(parts[-1])
+    return False
+
+
+def natural_key(name: str) -> tuple[list[str | int], str]:
+    """Sorts names as people do: numbers in them by value, upper and lower case together."""
+    parts = re.split(r"(\d+)", name)
+    return [int(p) if i % 2 else p.casefold() for i, p in enumerate(parts)], name
+
+
+@cache
+def reads_heif() -> bool:
+    return find_spec("pillow_heif") is not None

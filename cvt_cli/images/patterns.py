@@ -1,0 +1,65 @@
+"""Files that a pattern matches, as a shell would find them, and folders that were closed to it."""
+
+import glob
+import os
+from collections.abc import Iterator
+
+from cvt_cli.images import finding
+from cvt_cli.images.finding import Passed
+
+
+def matches(pattern: str, passed: Passed) -> Iterator[str | OSError]:
+    """Files that match, in natural order, and then an error for each folder that cannot be read.
+
+    Args:
+        pattern: with ``*``, ``?``, ``[…]``, or ``**`` for any depth.
+        passed: learns which folders are passed over.
+
+    Raises:
+        RecursionError: there are too many folders, one in another.
+    """
+    found = sorted(glob.glob(pattern, recursive=True), key=finding.natural_key)
+    closed = list(_closed_to(pattern, passed))
+    for name in found:
+        if not os.path.isdir(name) and is_meant(name, pattern, passed):
+            yield name
+    yield from closed
+
+
+def is_meant(name: str, pattern: str, passed: Passed) -> bool:
+    """Whether what a pattern matches is hidden nowhere but where the pattern says so."""
+    written = {".", "..", "", *pattern.split("/")}
+    shows_hidden = any(part.startswith(".") for part in written - {".", ".."})
+    parts = name.split("/")
+    for depth, part in enumerate(parts, start=1):
+        if part in written:
+            continue
+        if part.startswith(".") and not shows_hidden:
+            return False
+        if depth < len(parts) and finding.is_no_pictures(part):
+            passed.folders.add("/".join(parts[:depth]))
+            return False
+    return True
+
+
+def _closed_to(pattern: str, passed: Passed) -> Iterator[OSError]:
+    """The folders that a pattern is to be searched for in, and that cannot be read.
+
+    `glob` passes over these in silence.
+    """
+    parts, seen = pattern.split("/"), set()
+    for depth in range(1, len(parts)):
+        above, listed = "/".join(parts[:depth]), glob.has_magic(parts[depth])
+        if not listed and not glob.has_magic(above):
+            continue
+        for folder in sorted(glob.glob(f"{above}/", recursive=True)):
+            if folder in seen or not is_meant(folder, pattern, passed):
+                continue
+            seen.add(folder)
+            try:
+                if listed:
+                    os.scandir(folder).close()
+                else:
+                    os.stat(os.path.join(folder, "."))
+            except OSError as error:
+                yield OSError(error.errno, error.strerror, folder.rstrip("/"))

@@ -1,0 +1,107 @@
+"""Images at addresses that fsspec opens, such as ``s3://bucket/folder``: listed, and read whole."""
+
+import glob
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import TYPE_CHECKING, BinaryIO
+
+from cvt_cli.base import limits
+from cvt_cli.base.errors import ImageError, UsageError
+from cvt_cli.images import decode, finding, patterns
+from cvt_cli.images.finding import Passed
+
+if TYPE_CHECKING:
+    import fsspec
+
+
+def opener(address: str) -> Callable[[], BinaryIO]:
+    """What opens the one file that has an address; raises as `images_at`."""
+    return partial(_open, *_file_system(address))
+
+
+def images_at(address: str, passed: Passed) -> Iterator[tuple[str, Callable[[], BinaryIO]]]:
+    """The address of each image of a file, a folder or a pattern, in natural order, and its opener.
+
+    Args:
+        address: of a file, whatever its name, of a folder, or with ``*``, ``?`` or ``[…]``.
+        passed: learns what was passed over.
+
+    Raises:
+        UsageError: there is no such protocol, or its package is not installed.
+        ImageError: it cannot be opened or listed.
+    """
+    system, path = _file_system(address)
+    try:
+        if glob.has_magic(path):
+            found = [name for name in system.glob(path) if patterns.is_meant(name, path, passed)]
+        elif system.isdir(path):
+            # Hidden is what is so below the folder that was named.
+            found = [
+                name
+                for name in system.find(path)
+                if finding.is_image_member(name.removeprefix(path), passed)
+            ]
+        else:
+            found = [path]
+    except Exception as error:  # every file system has its own kinds
+        raise ImageError(reason(error)) from None
+    # Of `simplecache::zip://*.png::s3://bucket/a.zip` the found lie in `zip://`.
+    before, _, rest = address.partition("://")
+    _, colons, around = rest.partition("::")
+    # Of the local one a path without its first slash would be another.
+    local = before.rpartition("::")[2].lower() in ("file", "local")
+    for name in sorted(found, key=finding.natural_key):
+        place = ("/" if local else "") + name.lstrip("/")
+        yield f"{before}://{place}{colons}{around}", partial(_open, system, name)
+
+
+def _file_system(address: str) -> tuple["fsspec.AbstractFileSystem", str]:
+    """What opens an address, and the path in it.
+
+    Raises:
+        UsageError: there is no such protocol, or its package is not installed.
+        ImageError: it cannot be opened, as where a server does not answer.
+    """
+    import fsspec
+
+    protocol, colon, path = address.partition("://")
+    if protocol.isalnum():  # not several, one in another
+        address = protocol.lower() + colon + path
+    try:
+        return fsspec.core.url_to_fs(address)  # type: ignore[no-any-return]
+    except ImportError as error:
+        raise UsageError(f"`{address}` needs a package that is not installed: {error}") from None
+    except Exception as error:  # every file system has its own kinds
+        if not (isinstance(error, ValueError) and "Protocol not known" in str(error)):
+            raise ImageError(reason(error)) from None
+        accepted = ", ".join(f"`{p}`" for p in ("http", "https", "s3", "gs", "hf", "file"))
+        raise UsageError(
+            f"`{address}`: no such protocol; accepted are {accepted} and what else fsspec knows"
+        ) from None
+
+
+def _open(system: "fsspec.AbstractFileSystem", name: str) -> BinaryIO:
+    try:
+        with system.open(name, "rb") as file:
+            size = getattr(file, "size", None)
+            known = isinstance(size, int) and 0 <= size <= limits.LARGEST_FILE
+            most: int = size if known else limits.LARGEST_FILE  # type: ignore[assignment]
+            return decode.read(most, _all_of, file)
+    except ImageError:
+        raise
+    except Exception as error:
+        raise ImageError(reason(error)) from None
+
+
+def _all_of(file: BinaryIO) -> bytes:
+    """All of a file that may lie about its size."""
+    content = file.read(limits.LARGEST_FILE + 1)
+    if len(content) > limits.LARGEST_FILE:
+        raise decode.too_large()
+    return content
+
+
+def reason(error: Exception) -> str:
+    """One line of an error of a file system or the network."""
+    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return text.splitlines()[0].lower() if isinstance(error, OSError) else text.splitlines()[0]
