@@ -88,6 +88,17 @@ def test_a_plan_of_another_version_is_refused_in_a_sentence(cvt, change, message
     assert "hint: go on with the version of cvt that began it" in result.stderr
 
 
+def test_a_run_in_half_precision_is_not_gone_on_with_on_a_processor(cvt) -> None:
+    plan = json.loads(Path("run", "plan.json").read_text())
+    plan["settings"]["precision"] = "fp16"
+    Path("run", "plan.json").write_text(json.dumps(plan))
+
+    result = cvt("finetune", "--resume", "run", "--device", "cpu")
+
+    assert result.exit_code == 2
+    assert "error: a CPU does not train or predict in `fp16`" in result.stderr
+
+
 def test_other_images_than_a_run_began_with_are_still_refused(cvt) -> None:
     Path("images", "red", "0.png").unlink()
 

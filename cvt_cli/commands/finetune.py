@@ -390,6 +390,7 @@ def finetune(
             settings = plans.settings_of(plan)
             if settings.recipe.optimizer == "newton":
                 _refuse_steps(ctx)
+            devices.choose_precision(settings.precision, place)  # the device may be another
             if max_time_sec is not None:
                 settings = replace(settings, max_time_sec=max_time_sec)
             if data is not None:  # they have moved

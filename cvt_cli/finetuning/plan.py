@@ -6,14 +6,16 @@ from pathlib import Path
 from typing import Any
 
 from cvt_cli.base import text
+from cvt_cli.base.conditions import json_hash
 from cvt_cli.base.errors import CheckpointError
 from cvt_cli.base.text import human_bytes
 from cvt_cli.finetuning.job import Settings
-from cvt_cli.finetuning.state import STATE_FILE
+from cvt_cli.finetuning.state import STATE_FILE, read_about
 from cvt_cli.spec.preprocessing import Preprocessing
 from cvt_cli.spec.recipes import Recipe
 
 PLAN_FILE = "plan.json"
+SPLIT_FILE = "split.json"
 
 
 PLAN_VERSION = 2
@@ -99,13 +101,14 @@ def read_plan(folder: Path) -> dict[str, Any]:
 
     Raises:
         CheckpointError: there is no run in the folder, or none with a state, or its plan is
-            damaged.
+            damaged, or not the one that the run began with.
     """
     path = folder / PLAN_FILE
     try:
         plan = text.read_json(path)
         version = plan.get("version", 1) if isinstance(plan, dict) else None
         if version in range(1, PLAN_VERSION + 1):
+            _refuse_changed(folder, plan)
             settings_of(plan)  # whether it is whole
             for place, key in _ASKED_OF_A_PLAN:
                 plan[place][key]
@@ -134,6 +137,20 @@ def read_plan(folder: Path) -> dict[str, Any]:
         f"version 1 to {PLAN_VERSION}",
         hint=_OTHER_VERSION,
     )
+
+
+def _refuse_changed(folder: Path, plan: Mapping[str, Any]) -> None:
+    """Raises CheckpointError if the state says that it is of another plan."""
+    try:
+        began_with = json.loads(read_about(folder / STATE_FILE)["run"]).get("plan")
+    except (OSError, ValueError, LookupError, AttributeError):  # reading all of it says what it is
+        return
+    if began_with is not None and began_with != json_hash(plan):
+        raise CheckpointError(
+            f"`{folder / PLAN_FILE}` has been changed since the run began",
+            hint="bring it back as it was, or start another run with other options, from "
+            "--model RUN/best for example",
+        )
 
 
 def settings_of(plan: Mapping[str, Any]) -> Settings:

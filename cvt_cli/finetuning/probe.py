@@ -11,15 +11,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 from torch import Tensor
 
-from cvt_cli.base import files
 from cvt_cli.base.errors import DataError, ImageError
 from cvt_cli.base.progress import Progress, silent
 from cvt_cli.datasets.labelled import LabelledImages
 from cvt_cli.engines.protocol import Engine, features_of
+from cvt_cli.finetuning.state import read_tensors, write_tensors
 from cvt_cli.images import transform
 from cvt_cli.model.network import CvT
 from cvt_cli.prediction.classify import ahead
@@ -123,20 +121,14 @@ def backbone_hash(model: CvT) -> str:
 def _stored(path: Path, key: str) -> NDArray[np.float32] | None:
     """What the file holds under this key; None if it is missing or damaged."""
     try:
-        with safe_open(path, framework="numpy") as file:
-            if (file.metadata() or {}).get("key") == key:
-                return file.get_tensor("features")
-    except (OSError, SafetensorError):
-        pass
-    return None
+        tensors, about = read_tensors(path)
+        return tensors["features"].numpy() if about.get("key") == key else None
+    except (OSError, ValueError, LookupError):
+        return None
 
 
 def _store(path: Path, key: str, features: NDArray[np.float32]) -> None:
-    with files.replacing(path) as temporary:
-        try:
-            save_file({"features": features}, temporary, metadata={"key": key})
-        except SafetensorError as error:  # a full disk, say
-            raise OSError(str(error)) from error
+    write_tensors(path, {"features": torch.from_numpy(features)}, {"key": key})
 
 
 class Tried(NamedTuple):

@@ -25,11 +25,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
 
 from cvt_cli.base import files, machine, torchrun
-from cvt_cli.base.conditions import Conditions, names_hash
+from cvt_cli.base.conditions import Conditions, json_hash, names_hash
 from cvt_cli.base.errors import CheckpointError, DataError, UsageError
 from cvt_cli.base.package import __version__
 from cvt_cli.base.progress import Progress, Say, silent
@@ -41,10 +39,16 @@ from cvt_cli.finetuning import batches as training_data
 from cvt_cli.finetuning import probe, tensorboard, training
 from cvt_cli.finetuning.batches import Batches
 from cvt_cli.finetuning.job import Job
-from cvt_cli.finetuning.plan import PLAN_FILE, PLAN_VERSION
+from cvt_cli.finetuning.plan import PLAN_FILE, PLAN_VERSION, SPLIT_FILE
 from cvt_cli.finetuning.results import measured, write_metrics
-from cvt_cli.finetuning.start import check_free
-from cvt_cli.finetuning.state import STATE_FILE, WHOLE_BEST, Position
+from cvt_cli.finetuning.start import check_free, check_split
+from cvt_cli.finetuning.state import (
+    STATE_FILE,
+    WHOLE_BEST,
+    Position,
+    read_tensors,
+    write_tensors,
+)
 from cvt_cli.finetuning.stop import Stop
 from cvt_cli.finetuning.training import Trainer, Watch
 from cvt_cli.model import devices, engine, weights
@@ -81,6 +85,7 @@ class Run:
         self._started = perf_counter()
         self._stop = Stop()
         self._saved = ""  # what of it is on the disk, for who interrupts it
+        self._plan_hash: str | None = None  # of the plan that it began with, where that is known
         settings, recipe = job.settings, job.settings.recipe
         if settings.sync_batchnorm and job.device.type != "cuda":
             raise UsageError(
@@ -256,7 +261,7 @@ class Run:
             try:
                 folder.mkdir(parents=True, exist_ok=True)
             except OSError as error:
-                raise files.unwritable(folder / "split.json", error) from error
+                raise files.unwritable(folder / SPLIT_FILE, error) from error
 
         def start() -> Position:
             if torchrun.rank() == 0:
@@ -267,8 +272,9 @@ class Run:
                     "root": str(images.validation.root),
                     "validation": list(images.validation.names),
                 }
-                files.write_text(folder / "split.json", json.dumps(split, indent=1) + "\n")
+                files.write_text(folder / SPLIT_FILE, json.dumps(split, indent=1) + "\n")
                 files.write_text(folder / PLAN_FILE, json.dumps(plan, indent=1) + "\n")
+                self._plan_hash = json_hash(plan)
                 self._save(folder, Position([]))
             return Position([])
 
@@ -284,6 +290,7 @@ class Run:
         def start() -> Position:
             # What an epoch that --max-time ended early took the place of; it goes on now.
             whole = folder / WHOLE_BEST
+            check_split(folder, self.job.images.validation)
             position = self._restore(folder)
             if torchrun.rank() == 0:
                 if whole.is_dir():
@@ -648,16 +655,13 @@ class Run:
                 state = {f"model.{name}": t for name, t in self.job.model.state_dict().items()}
             else:
                 state = self.trainer.tensors()
-            tensors = {name: t.detach().cpu().contiguous() for name, t in state.items()}
             numbers = {
                 "trainer": self.trainer.numbers() if self.trainer else None,
                 "position": asdict(position),
+                "plan": self._plan_hash,
             }
-            with self._stop.later(), files.replacing(folder / STATE_FILE) as temporary:
-                try:
-                    save_file(tensors, temporary, metadata={"run": json.dumps(numbers)})
-                except SafetensorError as error:  # a full disk, say
-                    raise OSError(str(error)) from error
+            with self._stop.later():
+                write_tensors(folder / STATE_FILE, state, {"run": json.dumps(numbers)})
         if self.trainer:
             self._saved = f" and saved at step {step} of {self.trainer.schedule.steps}"
         self._stop.obey()
@@ -665,9 +669,9 @@ class Run:
     def _restore(self, folder: Path) -> Position:
         path = folder / STATE_FILE
         try:
-            with safe_open(path, "pt") as file:
-                numbers = json.loads(file.metadata()["run"])
-            tensors = load_file(path)
+            tensors, about = read_tensors(path)
+            numbers = json.loads(about["run"])
+            self._plan_hash = numbers.get("plan")
             if self.trainer is None:
                 names = {name.removeprefix("model."): t for name, t in tensors.items()}
                 self.job.model.load_state_dict(names)
@@ -680,7 +684,7 @@ class Run:
                     f"{self.trainer.schedule.steps}"
                 )
             return Position(**numbers["position"])
-        except (SafetensorError, OSError, RuntimeError, KeyError, TypeError, ValueError) as error:
+        except (OSError, RuntimeError, KeyError, TypeError, ValueError) as error:
             raise CheckpointError(
                 f"`{path}` is not this run's state: {error}",
                 hint="start again in another folder, from "

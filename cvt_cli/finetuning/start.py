@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from cvt_cli.base import files, machine, torchrun
+from cvt_cli.base import files, machine, text, torchrun
 from cvt_cli.base.errors import CvtError, DataError, UsageError
 from cvt_cli.base.progress import Progress, silent
 from cvt_cli.checkpoints import folders
 from cvt_cli.datasets import datacheck
 from cvt_cli.datasets.labelled import LabelledImages
 from cvt_cli.finetuning.job import Images, Job, Settings
-from cvt_cli.finetuning.plan import PLAN_FILE
+from cvt_cli.finetuning.plan import PLAN_FILE, SPLIT_FILE
 from cvt_cli.model.network import CvT
 from cvt_cli.spec.preprocessing import Preprocessing
 
@@ -115,13 +115,33 @@ def job_of(
     return Job(start, CvT(config), preprocessing, images, settings, device, workers)
 
 
+def check_split(folder: Path, validation: LabelledImages) -> None:
+    """Raises DataError if other images are set aside now than when the run began.
+
+    They are drawn by NumPy, of which another version may draw others.
+    """
+    path = folder / SPLIT_FILE
+    try:
+        then = text.read_json(path)["validation"]
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise DataError(f"`{path}` cannot be read: {error}") from None
+    if then != list(validation.names):
+        raise DataError(
+            f"`{path}` lists other images to choose the best epoch by than are set aside now",
+            hint="bring it back as it was, or go on with the version of NumPy that the run began "
+            "with",
+        )
+
+
 def check_free(folder: Path) -> None:
     """Raises CvtError if a run cannot begin in a folder.
 
     It can where there is none, or an empty one, or one with what a process leaves that ended before
     its first state was saved: a lock, a plan that nothing was done of.
     """
-    ours = {folder / name for name in ("state", "state/lock", "split.json", PLAN_FILE)}
+    ours = {folder / name for name in ("state", "state/lock", SPLIT_FILE, PLAN_FILE)}
     try:
         if not folder.exists():
             return

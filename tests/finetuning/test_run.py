@@ -21,6 +21,7 @@ from safetensors import safe_open
 
 from cvt_cli.base import files
 from cvt_cli.finetuning import run as running
+from cvt_cli.finetuning import state as states
 from cvt_cli.model import weights
 from tests_shared import TESTS
 
@@ -211,13 +212,13 @@ def test_whatever_ends_it_is_saved_and_says_how_to_go_on(tmp_path: Path, end: st
 def test_who_is_told_to_stop_while_it_saves_stops_then(
     cvt, tmp_path: Path, monkeypatch, recipe: str
 ) -> None:
-    save, run = running.save_file, tmp_path / "run"
+    save, run = states.save_file, tmp_path / "run"
 
     def told(*arguments: object, **named: object) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
         save(*arguments, **named)
 
-    monkeypatch.setattr(running, "save_file", told)
+    monkeypatch.setattr(states, "save_file", told)
     probe = ["finetune", "--data", TESTS / "kept" / "images", "--model", "cvt-nano-cifar10",
              "--recipe", recipe, "--output", run]  # fmt: skip
     result = cvt(*probe)
@@ -239,7 +240,7 @@ def test_what_ended_before_its_first_state_can_be_begun_again(
     def fails(*_: object, **named: object) -> None:
         raise KeyboardInterrupt if end == "Ctrl-C" else OSError(errno.ENOSPC, "the disk is full")
 
-    monkeypatch.setattr(running, "save_file", fails)
+    monkeypatch.setattr(states, "save_file", fails)
     begun = cvt(*options)
     monkeypatch.undo()
     resumed = cvt("finetune", "--resume", run)
@@ -299,6 +300,55 @@ def test_a_part_of_an_epoch_that_was_the_best_gives_its_place_back(cvt, tmp_path
     cvt("finetune", "--resume", run, "--workers", 0)
 
     assert what_came_of_it(run) == what_came_of_it(whole)
+
+
+def flip_last_byte(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 0x40
+    path.write_bytes(content)
+
+
+def test_a_state_with_a_changed_byte_is_not_gone_on_from(cvt, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    options = [*TINY, "--epochs", 3, "--batch-size", 5, "--workers", 0, "--output", run]
+    cvt(*options, "--max-time", "0s")
+    flip_last_byte(run / "state" / "state.safetensors")
+
+    result = cvt("finetune", "--resume", run, "--workers", 0)
+
+    assert result.exit_code == 1
+    assert "is not this run's state: its content has changed since it was written" in result.stderr
+
+
+def test_features_with_a_changed_byte_are_computed_anew(cvt, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    probe = ["finetune", "--data", TESTS / "kept" / "images", "--model", TESTS / "kept" / "model"]
+    right = cvt(*probe, "--recipe", "linear-probe", "-o", run, "--json").json
+    head = (run / "best" / "model.safetensors").read_bytes()
+    for part in ("train", "val"):
+        flip_last_byte(run / "state" / f"features-{part}.safetensors")
+
+    again = cvt("finetune", "--resume", run, "--json").json
+
+    assert again["val_top1"] == right["val_top1"]
+    assert (run / "best" / "model.safetensors").read_bytes() == head
+
+
+def test_a_run_does_not_go_on_by_a_plan_or_a_split_that_were_changed(cvt, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    options = [*TINY, "--epochs", 3, "--batch-size", 5, "--workers", 0, "--output", run]
+    cvt(*options, "--max-time", "0s")
+    plan, split = ((run / f"{name}.json").read_text() for name in ("plan", "split"))
+
+    (run / "plan.json").write_text(plan.replace('"epochs": 3', '"epochs": 30'))
+    other_plan = cvt("finetune", "--resume", run, "--workers", 0)
+    (run / "plan.json").write_text(plan)
+    (run / "split.json").write_text(split.replace("blue/", "red/", 1))
+    other_split = cvt("finetune", "--resume", run, "--workers", 0)
+
+    assert other_plan.exit_code == other_split.exit_code == 1
+    assert "plan.json` has been changed since the run began" in other_plan.stderr
+    assert "split.json` lists other images to choose the best epoch by" in other_split.stderr
 
 
 def test_results_of_an_earlier_state_do_not_stay_while_a_run_goes_on(
