@@ -8,6 +8,7 @@ import numpy as np
 
 from cvt_cli.base import machine, text
 from cvt_cli.base.errors import CvtError, DataError
+from cvt_cli.base.progress import Say
 from cvt_cli.datasets import datacheck
 from cvt_cli.datasets.labelled import LabelledImages
 
@@ -24,6 +25,7 @@ class Origin:
     unreadable: tuple[str, ...]  # left out: "name: reason"
     n: int  # images that were trained on, and those set aside from them
     fingerprint: str  # of all of these, and of those that could not be read
+    chosen_from: tuple[Path, int, str]  # likewise of the images that hold `validation`
 
     def trained_on(
         self, images: LabelledImages, opened: Callable[[], LabelledImages]
@@ -39,7 +41,7 @@ class Origin:
         """
         if _same(images.root, self.root):
             known = set(opened().names)
-        elif self._moved_to(images):
+        elif self._are(images, self.n, self.fingerprint):
             known = set(images.names)
         else:
             return None
@@ -49,19 +51,29 @@ class Origin:
         known -= left_out
         return [name for name in images.names if name in known]
 
-    def _moved_to(self, images: LabelledImages) -> bool:
-        """Whether these are the images that training began with; other numbers need no reading."""
+    def _are(self, images: LabelledImages, n: int, fingerprint: str) -> bool:
+        """Whether these are images that training began with; other numbers need no reading."""
         return (
-            0 <= len(images) - self.n <= len(self.unreadable)
-            and datacheck.fingerprint(images, machine.threads()) == self.fingerprint
+            0 <= len(images) - n <= len(self.unreadable)
+            and datacheck.fingerprint(images, machine.threads()) == fingerprint
         )
 
-    def held_out(self, images: LabelledImages) -> LabelledImages:
+    def held_out(self, images: LabelledImages, say: Say) -> LabelledImages:
         """Those images that the run chose its best epoch by.
+
+        Args:
+            images: that they are looked for among, by name.
+            say: told where these are not known as the run's.
 
         Raises:
             DataError: they are not all among these.
         """
+        root, n, fingerprint = self.chosen_from
+        if not _same(images.root, root) and not self._are(images, n, fingerprint):
+            say(
+                f"`{images.root}` is not known as the data of `{self.run}`, neither by its place "
+                "nor by its contents: the images that it set aside are taken by their names"
+            )
         found = [i for i, name in enumerate(images.names) if name in self.validation]
         if len(found) < len(self.validation):
             raise DataError(
@@ -86,15 +98,17 @@ def origin_of(model: str) -> Origin | None:
             try:
                 split, plan = (text.read_json(run / f"{name}.json") for name in ("split", "plan"))
                 data = plan["data"]
+                aside, prints = data["val_set_aside"], data["fingerprint"].split()
                 return Origin(
                     run,
                     data["name"],
                     Path(data["root"]),
                     frozenset(split["validation"]),
-                    data["val_set_aside"],
+                    aside,
                     tuple(data["unreadable"]),
-                    data["train_n"] + (data["val_n"] if data["val_set_aside"] else 0),
-                    data["fingerprint"].split()[0],
+                    n := data["train_n"] + (data["val_n"] if aside else 0),
+                    prints[0],
+                    (Path(split["root"]), n if aside else data["val_n"], prints[-1]),
                 )
             except (OSError, ValueError, LookupError, TypeError, AttributeError):
                 return None

@@ -255,8 +255,9 @@ def _held_out(
                 hint="leave --split out, or name a folder with these images as --data",
             )
         part: Split = "train" if origin.set_aside else "test"
-        found.append(origin.held_out(settings.opened(part, access.offline, access.say)))
-    if any(one.names != found[0].names for one in found):
+        images = settings.opened(part, access.offline, access.say)
+        found.append(origin.held_out(images, access.say))
+    if any((one.root, one.names) != (found[0].root, found[0].names) for one in found):
         raise UsageError(
             "--split val: these models' runs have set different images aside",
             hint="evaluate them one by one",

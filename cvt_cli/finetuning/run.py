@@ -183,7 +183,7 @@ class Run:
             "version": PLAN_VERSION,
             "data": {
                 "name": settings.data,
-                "root": str(images.training.root),
+                "root": str(images.training.root.resolve()),
                 "classes": len(counts),
                 "train_n": len(images.training),
                 "val_n": len(images.validation),
@@ -269,7 +269,7 @@ class Run:
                 images = self.job.images
                 split = {
                     "seed": self.job.settings.seed,
-                    "root": str(images.validation.root),
+                    "root": str(images.validation.root.resolve()),
                     "validation": list(images.validation.names),
                 }
                 files.write_text(folder / SPLIT_FILE, json.dumps(split, indent=1) + "\n")

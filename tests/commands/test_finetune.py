@@ -557,6 +557,33 @@ def test_the_next_command_that_is_printed_measures_on_what_was_held_out(
     assert f"1 of the 3 images that `{run}` set aside are not in `{data}`" in changed.stderr
 
 
+def test_what_was_set_aside_is_not_taken_from_other_data_without_a_word(
+    cvt, tmp_path: Path, monkeypatch
+) -> None:
+    for place in ("one", "other", "moved"):
+        shutil.copytree(KEPT / "images", tmp_path / place / "data")
+    shutil.copytree(KEPT / "model", tmp_path / "model")
+    other = tmp_path / "other" / "data"
+    (other / "red").rename(other / "x")
+    (other / "blue").rename(other / "red")
+    (other / "x").rename(other / "blue")
+    monkeypatch.chdir(tmp_path / "one")
+    probe = ["--model", "../model", "--recipe", "linear-probe", "-o", "run"]
+    cvt("finetune", "--data", "data", *probe)
+    measure = ["evaluate", "--data", "data", "--model", "../one/run", "--engine", "torch"]
+
+    found = {}
+    for place in ("one", "other", "moved"):
+        monkeypatch.chdir(tmp_path / place)
+        found[place] = cvt(*measure, "--split", "val"), cvt(*measure)
+
+    assert all(result.exit_code == 0 for pair in found.values() for result in pair)
+    for place, (held, whole) in found.items():
+        ours = place != "other"
+        assert ("`data` is not known as the data of" in held.stderr) is not ours
+        assert ("of these 30 images were trained on" in whole.stdout) is ours
+
+
 def test_few_images_get_smaller_batches_and_enough_steps(cvt) -> None:
     result = cvt(
         "finetune", "--data", KEPT / "images", "--model", KEPT / "model", "--workers", 0,
