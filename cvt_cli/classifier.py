@@ -13,7 +13,7 @@ from cvt_cli.base import streams
 from cvt_cli.base.errors import CvtError, ImageError, UsageError
 from cvt_cli.base.progress import silent
 from cvt_cli.checkpoints.locate import Access
-from cvt_cli.loading import EngineName, ReadyModel
+from cvt_cli.loading import EngineName
 from cvt_cli.spec import published
 from cvt_cli.spec.config import Activation
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
 
+    from cvt_cli.engines.ready import ReadyModel
     from cvt_cli.prediction.classify import Answer, Prediction, Wishes
 
     One = (
@@ -108,13 +109,13 @@ class Classifier:
         self._background = background
         self._ready: ReadyModel | None = self._load()
 
-    def _load(self) -> ReadyModel:
+    def _load(self) -> "ReadyModel":
         revision, offline = self._access
         access = Access(streams.say, silent, revision, offline)
         return loading.load_classifier(**self._made_with, access=access, together=self._batch_size)
 
     @property
-    def model(self) -> ReadyModel:
+    def model(self) -> "ReadyModel":
         """What answers: name, revision, engine, class names, preprocessing."""
         if self._ready is None:
             self._ready = self._load()

@@ -1,9 +1,8 @@
 """What a model costs that is named by variant or by ``--model``, without its weights."""
 
 from cvt_cli.base.errors import CheckpointError, UsageError
-from cvt_cli.checkpoints import export_metadata, folders, headers
+from cvt_cli.checkpoints import headers
 from cvt_cli.checkpoints.locate import Access, Repository, find, held
-from cvt_cli.checkpoints.names import reference_names
 from cvt_cli.spec.config import DEFAULT_SIZES, VARIANTS, CvTConfig, parse_size, parse_variant
 from cvt_cli.spec.costs import Costs, costs
 
@@ -22,27 +21,19 @@ def read_architecture(text: str, access: Access) -> tuple[str, CvTConfig, tuple[
             known = found.known
             return known.name, VARIANTS[known.variant], (known.size, known.size)
         found = held(found, access, need="config")
-    path = found.path
-    if export_metadata.format_of(path):
-        said = export_metadata.read(path).described
-    elif (folder := folders.folder_of(path)) is not None:
-        said = folders.read_folder(folder, found.known)
-    elif path.suffix == ".safetensors":
-        record = export_metadata.of_safetensors(path)
-        if record is None:
-            shapes = headers.safetensors_shapes(path)
-            ours = reference_names(shapes, path)
-            variant, config = headers.variant_of_shapes(
-                {ours[name]: shape for name, shape in shapes.items()}, path
-            )
-            size = found.known.size if found.known else DEFAULT_SIZES[variant]
-            return found.name, config, (size, size)
-        said = record.described
-    else:
+    if found.needs_torch:
+        *first, last = VARIANTS
         raise CheckpointError(
-            f"`{path}` cannot be read without torch, which this command does not load",
-            hint="give the architecture in place of the file: --variant 13, 21, w24 or nano",
+            f"`{found.path}` cannot be read without torch, which this command does not load",
+            hint="give the architecture in place of the file: "
+            f"--variant {', '.join(first)} or {last}",
         )
+    if found.kind == "file" and found.record is None:  # it does not say its input size
+        shapes = headers.safetensors_shapes(found.path)
+        variant, config = headers.variant_of_shapes(shapes, found.path)
+        size = found.known.size if found.known else DEFAULT_SIZES[variant]
+        return found.name, config, (size, size)
+    said = found.described()
     return found.name, said.config, (said.preprocessing.height, said.preprocessing.width)
 
 

@@ -25,7 +25,7 @@ from cvt_cli.spec.config import (
 )
 from cvt_cli.spec.labels import Labels
 from cvt_cli.spec.preprocessing import Preprocessing
-from cvt_cli.spec.published import Checkpoint
+from cvt_cli.spec.published import KnownCheckpoint
 
 CONFIG_FILE = "config.json"
 PREPROCESSING_FILE = "preprocessor_config.json"
@@ -126,7 +126,7 @@ def licence_in(folder: Path) -> str | None:
 
 def read_folder(
     folder: Path,
-    known: Checkpoint | None = None,
+    known: KnownCheckpoint | None = None,
     size: tuple[int, int] | None = None,
     activation: Activation | None = None,
 ) -> CheckpointConfig:
@@ -192,7 +192,7 @@ def read_folder(
         raise ConfigError(f"`{path}`: {error}") from None
 
 
-def _may_be(known: Checkpoint, config: CvTConfig, content: Mapping[str, Any]) -> bool:
+def _may_be(known: KnownCheckpoint, config: CvTConfig, content: Mapping[str, Any]) -> bool:
     """Whether a folder of a known checkpoint's name may hold a copy of it.
 
     It does not if its network is another, or if this tool wrote it: then it says everything.

@@ -15,7 +15,7 @@ from cvt_cli.checkpoints.names import is_transformers, reference_names
 from cvt_cli.spec import labels
 from cvt_cli.spec.config import VARIANTS, Activation, CvTConfig, shown
 from cvt_cli.spec.preprocessing import Preprocessing
-from cvt_cli.spec.published import Checkpoint
+from cvt_cli.spec.published import KnownCheckpoint
 
 Shape = tuple[int, ...]
 
@@ -92,19 +92,21 @@ def safetensors_shapes(path: Path) -> dict[str, Shape]:
     return safetensors_header(path).shapes
 
 
-def variant_of_shapes(shapes: Mapping[str, Shape], source: Path) -> tuple[str, CvTConfig]:
+def variant_of_shapes(shapes: Mapping[Any, Shape], source: Path) -> tuple[str, CvTConfig]:
     """The known variant whose tensors these are, with the head's number of classes.
 
     A bare state dict does not say how many heads or which strides it was trained with, so only
     known variants can be recognised.
 
     Args:
-        shapes: shape by reference name.
+        shapes: by name as the file has them.
         source: the file that they are in.
 
     Raises:
         CheckpointError: they are no known variant's; the message names the file.
     """
+    ours = reference_names(shapes, source)
+    shapes = {ours[name]: shape for name, shape in shapes.items()}
     embeddings: list[Shape] = []
     depths: list[int] = []
     while (weight := f"stage{len(embeddings)}.patch_embed.proj.weight") in shapes:
@@ -140,7 +142,7 @@ def variant_of_shapes(shapes: Mapping[str, Shape], source: Path) -> tuple[str, C
 def describe_tensors(
     path: Path,
     shapes: Mapping[Any, Shape],
-    known: Checkpoint | None = None,
+    known: KnownCheckpoint | None = None,
     size: tuple[int, int] | None = None,
     activation: Activation | None = None,
 ) -> CheckpointConfig:
@@ -157,8 +159,7 @@ def describe_tensors(
         UsageError: the input size is not known and not given.
         CheckpointError: the tensors are no known variant's.
     """
-    ours = reference_names(shapes, path)
-    variant, config = variant_of_shapes({ours[name]: s for name, s in shapes.items()}, path)
+    variant, config = variant_of_shapes(shapes, path)
     if size is None and known is not None:
         size = (known.size, known.size)
     if size is None:

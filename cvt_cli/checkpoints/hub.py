@@ -31,7 +31,7 @@ from cvt_cli.checkpoints.hub_client import (
 )
 from cvt_cli.checkpoints.store import Snapshot
 from cvt_cli.spec import published
-from cvt_cli.spec.published import Checkpoint
+from cvt_cli.spec.published import KnownCheckpoint
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelInfo
@@ -44,7 +44,7 @@ def fetch(
     repository: str,
     revision: str | None = None,
     *,
-    known: Checkpoint | None = None,
+    known: KnownCheckpoint | None = None,
     weights: bool = True,
     offline: bool = False,
     say: Say,

@@ -6,15 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from cvt_cli.base import places, stamps
+from cvt_cli.base import places
 from cvt_cli.base.errors import CheckpointError, UnreachableError, UsageError
 from cvt_cli.base.progress import Progress, Say
 from cvt_cli.checkpoints import export_metadata, folders, hub, hub_client, store
-from cvt_cli.checkpoints.export_metadata import Precision, Record
-from cvt_cli.checkpoints.folders import CheckpointConfig
+from cvt_cli.checkpoints.checkpoint import Checkpoint
 from cvt_cli.checkpoints.store import Snapshot
 from cvt_cli.spec import published
-from cvt_cli.spec.published import Checkpoint
+from cvt_cli.spec.published import KnownCheckpoint
 
 
 @dataclass(frozen=True)
@@ -29,29 +28,14 @@ class Access:
 
 
 @dataclass(frozen=True)
-class Location:
-    """Where a checkpoint lies, and which known one it is, if any."""
-
-    name: str  # as results and messages name it
-    path: Path
-    known: Checkpoint | None
-    snapshot: Snapshot | None = None  # of a hub repository
-
-    @property
-    def revision(self) -> str | None:
-        """The commit of the hub's repository that it is."""
-        return self.snapshot.commit if self.snapshot else None
-
-
-@dataclass(frozen=True)
 class Repository:
     """A hub repository that the user named, whatever of it is on this machine."""
 
     name: str
-    known: Checkpoint | None
+    known: KnownCheckpoint | None
 
 
-def find(text: str, access: Access) -> Location | Repository:
+def find(text: str, access: Access) -> Checkpoint | Repository:
     """What the user calls a model: a file or folder, a known name, a hub repository.
 
     The one place that decides it, for every command; asks no hub. What is on this machine under
@@ -80,8 +64,8 @@ def find(text: str, access: Access) -> Location | Repository:
             )
         if is_folder and (best := folders.best_of(path)):
             access.say(f"`{path}` is a training run: its best epoch is taken, `{best}`")
-            return Location(os.path.join(name, best.name), best, None)
-        return Location(name, path, known or _known_by_path(path.resolve()))
+            return Checkpoint.at(best, None, os.path.join(name, best.name))
+        return Checkpoint.at(path, known or _known_by_path(path.resolve()), name)
     if known and known.embedded:
         return embedded(known)
     repository = known.repository if known else _repository(text)
@@ -110,13 +94,13 @@ def _mode(path: Path, or_raise: bool) -> int | None:
     return None
 
 
-def embedded(known: Checkpoint) -> Location:
+def embedded(known: KnownCheckpoint) -> Checkpoint:
     """A checkpoint that is part of this package."""
     assert known.embedded is not None
-    return Location(known.name, known.embedded, known)
+    return Checkpoint.at(known.embedded, known, known.name)
 
 
-def locate(text: str, access: Access, need: Literal["weights", "config"] = "weights") -> Location:
+def locate(text: str, access: Access, need: Literal["weights", "config"] = "weights") -> Checkpoint:
     """Where on this machine that is which the user calls a model (`find`).
 
     What the cache does not hold is fetched; what it holds costs no network call.
@@ -126,12 +110,12 @@ def locate(text: str, access: Access, need: Literal["weights", "config"] = "weig
         CheckpointError: as `find`, or it cannot be fetched (`hub.fetch`).
     """
     found = find(text, access)
-    return found if isinstance(found, Location) else held(found, access, need)
+    return found if isinstance(found, Checkpoint) else held(found, access, need)
 
 
 def held(
     repository: Repository, access: Access, need: Literal["weights", "config"] = "weights"
-) -> Location:
+) -> Checkpoint:
     """Where a hub repository is on this machine, fetched if need be.
 
     Raises:
@@ -161,16 +145,14 @@ def held(
     return fetched(snapshot)
 
 
-def fetched(snapshot: Snapshot) -> Location:
+def fetched(snapshot: Snapshot) -> Checkpoint:
     """Where a hub repository is that the cache holds.
 
     Raises:
         CheckpointError: a link out of the cache.
     """
     store.refuse_links_out_of_the_cache(snapshot)
-    known = published.find(snapshot.repository)
-    name = known.name if known else snapshot.repository
-    return Location(name, snapshot.folder, known, snapshot)
+    return Checkpoint.of_snapshot(snapshot, published.find(snapshot.repository))
 
 
 def _repository(text: str) -> str | None:
@@ -181,7 +163,7 @@ def _repository(text: str) -> str | None:
     return None if Path(text).parent.exists() else text
 
 
-def _known_by_path(path: Path) -> Checkpoint | None:
+def _known_by_path(path: Path) -> KnownCheckpoint | None:
     """The published checkpoint that a path says it holds: by name, or in the hub client's cache."""
     cached = [part.split("--") for part in path.parts if part.startswith("models--microsoft--")]
     names = [
@@ -189,58 +171,3 @@ def _known_by_path(path: Path) -> Checkpoint | None:
         *(parts[2] for parts in cached if len(parts) == 3),
     ]
     return next((found for name in names if (found := published.find(name))), None)
-
-
-def tensors_of(location: Location) -> Path:
-    """The file with a checkpoint's tensors as somebody gave them."""
-    folder = folders.folder_of(location.path)
-    return folders.weights_in(folder) if folder else location.path
-
-
-def record_of(
-    location: Location,
-    described: CheckpointConfig,
-    *,
-    inside: bool = False,
-    precision: Precision = "fp32",
-    dynamic_size: bool = False,
-) -> Record:
-    """What a file that is made of a checkpoint shall say of itself.
-
-    Reads the weights for their hash, where the hub has not announced it.
-
-    Args:
-        location: of the checkpoint.
-        described: what it is.
-        inside: whether the file does the preprocessing.
-        precision: of the file.
-        dynamic_size: whether it takes images of any height and width.
-    """
-    known, snapshot = location.known, location.snapshot
-    if snapshot is not None:
-        source = snapshot.repository
-    elif known is not None and known.embedded == location.path:
-        source = "cvt-cli"
-    else:  # a path may say more of the machine than the user wants to pass on
-        source = location.path.resolve().name
-    folder = folders.folder_of(location.path)
-    if snapshot is None and folder and source != "cvt-cli":
-        known = None  # its name alone says too little
-    licence = known.licence if known else folder and folders.licence_in(folder)
-    announced = store.weights_hash(snapshot) if snapshot else None
-    if announced is None or len(announced) != 64:
-        announced = stamps.hash_of(tensors_of(location))
-    name = known.name if known else source if snapshot is None else location.name
-    return Record(
-        name,
-        source,
-        location.revision,
-        announced,
-        licence or None,
-        described.config,
-        described.labels,
-        described.preprocessing,
-        inside,
-        precision,
-        dynamic_size,
-    )

@@ -1,29 +1,31 @@
 """What checkpoints there are, which of them are on this machine, and what one of them is."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from cvt_cli import loading
 from cvt_cli.base import places
 from cvt_cli.base.errors import CheckpointError, CvtError, UnreachableError, UsageError
-from cvt_cli.checkpoints import export_metadata, folders, headers, hub, hub_client, locate, store
+from cvt_cli.checkpoints import folders, hub, hub_client, locate, store
+from cvt_cli.checkpoints.checkpoint import Checkpoint
+from cvt_cli.checkpoints.folders import CheckpointConfig
 from cvt_cli.checkpoints.locate import Access
 from cvt_cli.checkpoints.store import Snapshot
 from cvt_cli.spec import labels, published
-from cvt_cli.spec.config import VARIANTS, Activation, CvTConfig, variant_of
+from cvt_cli.spec.config import VARIANTS, Activation, variant_of
 from cvt_cli.spec.costs import costs
-from cvt_cli.spec.labels import Labels
 from cvt_cli.spec.preprocessing import Preprocessing
-from cvt_cli.spec.published import CHECKPOINTS, Checkpoint
+from cvt_cli.spec.published import CHECKPOINTS, KnownCheckpoint
 
 
 @dataclass(frozen=True)
 class Known:
     """A known checkpoint, what it costs, and what the cache holds of it."""
 
-    checkpoint: Checkpoint
+    checkpoint: KnownCheckpoint
     params: int
     macs: int  # of one image at its own size
     cached: Snapshot | None
@@ -56,7 +58,7 @@ def known_checkpoints() -> list[Known]:
     return [_known(checkpoint) for checkpoint in CHECKPOINTS.values()]
 
 
-def _known(checkpoint: Checkpoint) -> Known:
+def _known(checkpoint: KnownCheckpoint) -> Known:
     config = VARIANTS[checkpoint.variant].with_classes(checkpoint.num_classes)
     cost = costs(checkpoint.variant, config, checkpoint.size, checkpoint.size)
     cached = store.find(checkpoint.repository) if checkpoint.repository else None
@@ -73,45 +75,56 @@ class Description:
     """What one checkpoint is."""
 
     name: str
-    known: Checkpoint | None
-    config: CvTConfig
-    labels: Labels
-    preprocessing: Preprocessing
-    folder: Path | None  # None: a published checkpoint that is not on this machine
-    weights: Path | None
-    weights_sha256: str | None
+    described: CheckpointConfig
+    here: Checkpoint | None  # None: a known checkpoint that is not on this machine
     repository: str | None
     revision: str | None
-    notes: tuple[str, ...]
     licence: str | None
+    notes: tuple[str, ...]
+
+    @property
+    def weights(self) -> Path | None:
+        """The file with its tensors; None where that is not on this machine."""
+        if self.here is None:
+            return None
+        folder = self.here.folder
+        return folders.find_weights(folder) if folder else self.here.path
+
+    @property
+    def weights_sha256(self) -> str | None:
+        """The hash of its tensors, where they are on this machine."""
+        return self.here.weights_sha256 if self.here and self.weights else None
 
     @property
     def card(self) -> Path | None:
         """The model card, if there is one."""
-        path = self.folder / folders.CARD_FILE if self.folder else None
+        path = self.here.folder / folders.CARD_FILE if self.here and self.here.folder else None
         return path if path and path.is_file() else None
 
     def to_json(self) -> dict[str, Any]:
         """The documented keys."""
-        height, width = self.preprocessing.height, self.preprocessing.width
-        cost = costs(self.name, self.config, height, width)
+        config, labels, preprocessing = (
+            self.described.config, self.described.labels, self.described.preprocessing
+        )  # fmt: skip
+        height, width = preprocessing.height, preprocessing.width
+        cost = costs(self.name, config, height, width)
         return {
             "name": self.name,
-            "variant": variant_of(self.config),
+            "variant": variant_of(config),
             "height": height,
             "width": width,
-            "num_classes": len(self.labels),
-            "classes": list(self.labels.names),
+            "num_classes": len(labels),
+            "classes": list(labels.names),
             "params": cost.params,
             "macs": cost.macs,
-            "preprocessing": self.preprocessing.to_json(),
-            "activation": self.config.activation,
+            "preprocessing": preprocessing.to_json(),
+            "activation": config.activation,
             "repository": self.repository,
             "revision": self.revision,
             "weights": self.weights and str(self.weights),
             "weights_sha256": self.weights_sha256,
             "licence": self.licence,
-            "card": folders.card_in(self.folder) if self.folder else None,
+            "card": self.here.card if self.here else None,
             "notes": list(self.notes),
         }
 
@@ -134,71 +147,33 @@ def describe(
         activation: of the MLPs; by default what the checkpoint says.
 
     Raises:
-        CheckpointError, ConfigError, UsageError: as `locate.find` and `folders.read_folder`.
+        CheckpointError, ConfigError, UsageError: as `locate.find` and `Checkpoint.described`.
     """
     found = locate.find(text, access)
     if isinstance(found, locate.Repository):
         known = found.known
         if known and not store.find(found.name, access.revision):
             config = VARIANTS[known.variant].with_classes(known.num_classes)
+            preprocessing = Preprocessing.published(*(size or (known.size, known.size)))
+            config = config.with_activation(activation)
+            said = CheckpointConfig(config, labels.imagenet(), preprocessing)
             note = f"not on this machine; `cvt download {known.name}` fetches it"
             return Description(
-                known.name, known, config.with_activation(activation), labels.imagenet(),
-                Preprocessing.published(*(size or (known.size, known.size))), None, None, None,
-                found.name, access.revision, (note,), known.licence,
-            )  # fmt: skip
+                known.name, said, None, found.name, access.revision, known.licence, (note,)
+            )
         found = locate.held(found, access, need="config")
-    location, path = found, found.path
-    record = export_metadata.read(path) if export_metadata.format_of(path) else None
-    if record is None and path.suffix == ".safetensors" and not folders.folder_of(path):
-        record = export_metadata.of_safetensors(path)
-    if record is not None:
-        if export_metadata.format_of(path):
-            record = record.at(size, path)
-            record.refuse_other(activation, path)
-        said = record.described
-        if size is not None:
-            said = replace(said, preprocessing=said.preprocessing.with_size(*size))
-        repository = record.source if hub_client.REPOSITORY.fullmatch(record.source) else None
-        note = f"exported from {record.model} in {record.precision} by version {record.version}"
-        return Description(
-            location.name, None, said.config.with_activation(activation), said.labels,
-            said.preprocessing, None, path, _sha256(path), repository, record.revision, (note,),
-            record.licence,
-        )  # fmt: skip
-    folder = folders.folder_of(path)
-    stored: Path | None = path
-    if folder is not None:
-        said = folders.read_folder(folder, location.known, size, activation)
-        stored = folders.find_weights(folder)
-    elif path.suffix == ".safetensors":
-        shapes = headers.safetensors_shapes(path)
-        said = headers.describe_tensors(path, shapes, location.known, size, activation)
-    else:
+    if found.needs_torch:
         from cvt_cli.model import weights
 
-        said = weights.load(path, location.known, size, activation).described
-    announced, repository = None, None
-    if location.snapshot is not None:
-        repository = location.snapshot.repository
-        announced = store.announced_hash(stored) if stored else None
-    if stored and (announced is None or len(announced) != 64):
-        announced = _sha256(stored)
-    known = location.known
-    if folder is not None and location.snapshot is None and not (known and known.embedded):
-        known = None  # the name of a folder says too little
-    licence = known.licence if known else folders.licence_in(folder) if folder else None
+        said = weights.load_checkpoint(found, size, activation).described
+    else:
+        said = found.described(size, activation)
+    notes = said.notes
+    if record := found.record:
+        notes = (f"exported from {record.model} in {record.precision} by version {record.version}",)
     return Description(
-        location.name, known, said.config, said.labels, said.preprocessing, folder, stored,
-        announced, repository, location.revision, said.notes, licence,
-    )  # fmt: skip
-
-
-def _sha256(path: Path) -> str:
-    try:
-        return store.content_hash(path)
-    except OSError as error:
-        raise folders.unreadable(path, error) from None
+        found.name, said, found, found.repository, found.revision, found.licence, notes
+    )
 
 
 @dataclass(frozen=True)
@@ -299,10 +274,7 @@ def download(names: list[str], access: Access) -> Iterator[Held | CvtError]:
             for path, right in store.verify(snapshot):
                 if right is False:  # the hub's files were verified above: it is a conversion
                     access.say(f"`{path}` was damaged and is made again")
-            if store.ready_weights(snapshot) is None:
-                from cvt_cli.model import weights
-
-                weights.as_safetensors(snapshot, access.say)
+            loading.verified(locate.fetched(snapshot), access)
             yield _held(snapshot)
         except UnreachableError as error:
             yield error

@@ -55,9 +55,9 @@ def download(
         if isinstance(result, Held):
             here.append(result)
             if engine:
-                # By its place: its name may be a folder's here.
-                location = locate.fetched(result.snapshot)
-                loading.load_classifier(location, None, None, "cpu", "auto", access, engine=engine)
+                # Not by its name, which may be a folder's here.
+                found = locate.fetched(result.snapshot)
+                loading.load_classifier(found, None, None, "cpu", "auto", access, engine=engine)
         else:
             output.error(str(result), result.hint)
     if left := wanted[done:]:

@@ -9,7 +9,7 @@ from cvt_cli import loading
 from cvt_cli.base import files, torchrun
 from cvt_cli.base.errors import CheckpointError, CvtError, UsageError
 from cvt_cli.base.text import human_bytes, printable
-from cvt_cli.checkpoints import export_metadata, locate
+from cvt_cli.checkpoints import export_metadata
 from cvt_cli.checkpoints.export_metadata import Format
 from cvt_cli.commands import options, output
 
@@ -133,11 +133,12 @@ def export(
         if form == "safetensors":
             from cvt_cli.export import export as exporting
 
-            location, loaded, stored, card = loading.checkpoint_to_convert(
-                model, res, activation, access
+            checkpoint, loaded = loading.load_checkpoint(model, res, activation, access)
+            record = checkpoint.record_of_export(loaded.described)
+            stored = loading.verified(checkpoint, access)
+            converted = exporting.convert(
+                stored, loaded, checkpoint.card, record, layout, target, folder
             )
-            record = locate.record_of(location, loaded.described)
-            converted = exporting.convert(stored, loaded, card, record, layout, target, folder)
             for message in loaded.notes:
                 output.note(message)
             if json_output:
@@ -161,7 +162,7 @@ def export(
 
         in_precision: export_metadata.Precision = "int8" if int8 else precision
         exporting.check(form, in_precision, with_preprocessing, dynamic_size)
-        location, loaded = loading.load_checkpoint(model, res, activation, access)
+        checkpoint, loaded = loading.load_checkpoint(model, res, activation, access)
         if not loaded.labels.named:
             raise CheckpointError(
                 f"`{model}` does not name its {len(loaded.labels)} classes, so that no file of it "
@@ -170,8 +171,7 @@ def export(
             )
         for message in loaded.notes:
             output.note(message)
-        record = locate.record_of(
-            location,
+        record = checkpoint.record_of_export(
             loaded.described,
             inside=with_preprocessing,
             precision=in_precision,

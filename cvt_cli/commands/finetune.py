@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from cvt_cli import loading
 from cvt_cli.base import places, torchrun
 from cvt_cli.base.errors import UsageError
 from cvt_cli.base.progress import Say, silent, unheard
@@ -358,6 +357,7 @@ def finetune(
         _start_on(gpus)
 
     from cvt_cli.datasets import held_out, layouts, torchvision_sets
+    from cvt_cli.finetuning import origin
     from cvt_cli.finetuning import plan as plans
     from cvt_cli.finetuning import start as starts
     from cvt_cli.finetuning.job import Job, Settings
@@ -408,7 +408,7 @@ def finetune(
             fraction = val_fraction or DEFAULT_VAL_FRACTION
             images = check(data, val_fraction is None, fraction, seed)
             n = len(images.training)
-            start = loading.start_of_training(
+            start = origin.start_of_training(
                 images.training.classes,
                 model=None if variant else model or published.DEFAULT_MODEL,
                 variant=variant,

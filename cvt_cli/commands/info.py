@@ -39,13 +39,13 @@ def info(
         return
     for message in found.notes:
         output.note(message)
-    names = found.labels.names
+    names = found.described.labels.names
     shown = ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
     rows = [
-        ("variant", variant_of(found.config) or "none of the known ones"),
-        ("input", found.preprocessing.describe()),
+        ("variant", variant_of(found.described.config) or "none of the known ones"),
+        ("input", found.described.preprocessing.describe()),
         ("classes", f"{len(names)}: {shown}"),
-        ("activation", found.config.activation),
+        ("activation", found.described.config.activation),
         ("parameters", f"{document['params']:,}"),
         ("MACs", f"{document['macs']:,} for one image"),
         ("repository", found.repository or "none"),

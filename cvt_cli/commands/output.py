@@ -7,15 +7,17 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cvt_cli.base import streams
 from cvt_cli.base.errors import CvtError
 from cvt_cli.base.progress import Advance, Unit
 from cvt_cli.base.text import csv_row, duration, human_bytes, printable
 from cvt_cli.checkpoints.locate import Access
-from cvt_cli.loading import ReadyModel
 from cvt_cli.spec.costs import Costs
+
+if TYPE_CHECKING:
+    from cvt_cli.engines.ready import ReadyModel
 
 PLAIN_INTERVAL_SEC = 30.0
 """Between two progress lines where stderr is no terminal."""
@@ -40,7 +42,7 @@ def error(message: str, hint: str | None = None) -> None:
         streams.say(f"hint: {hint}")
 
 
-def note_conditions(classifier: ReadyModel) -> None:
+def note_conditions(classifier: "ReadyModel") -> None:
     """What a result depends on, in a line on stderr, after whatever was assumed in loading."""
     for message in classifier.notes:
         note(message)

@@ -17,11 +17,12 @@ from cvt_cli.datasets.held_out import Origin
 from cvt_cli.datasets.labelled import LabelledImages, Split
 from cvt_cli.datasets.layouts import open_dataset
 from cvt_cli.datasets.torchvision_sets import KNOWN_SETS
+from cvt_cli.engines.ready import ReadyModel
 from cvt_cli.evaluation import annotations, judge, predictions, report
 from cvt_cli.evaluation.judge import Subject
 from cvt_cli.evaluation.predictions import PredictionFiles
 from cvt_cli.evaluation.result import Part, Result, published_beside
-from cvt_cli.loading import EngineName, ReadyModel
+from cvt_cli.loading import EngineName
 from cvt_cli.spec import published
 from cvt_cli.spec.config import Activation
 

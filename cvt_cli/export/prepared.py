@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 from cvt_cli.base import files, machine, places, stamps
 from cvt_cli.base.conditions import Conditions
 from cvt_cli.base.package import __version__
-from cvt_cli.checkpoints import locate, store
+from cvt_cli.checkpoints import store
+from cvt_cli.checkpoints.checkpoint import Checkpoint
 from cvt_cli.checkpoints.folders import CheckpointConfig
-from cvt_cli.checkpoints.locate import Access, Location
+from cvt_cli.checkpoints.locate import Access
 
 if TYPE_CHECKING:
     from cvt_cli.model.weights import LoadedCheckpoint
@@ -20,13 +21,13 @@ _MAKERS = ("torch", "onnx", "onnxscript")
 """Of a graph; another version of them may write another one."""
 
 
-def graph_of(location: Location, stored: Path, said: CheckpointConfig) -> tuple[Path, Conditions]:
-    """Where the graph of these weights at this size is kept, and what it depends on beside them.
+def graph_of(checkpoint: Checkpoint, said: CheckpointConfig) -> tuple[Path, Conditions]:
+    """Where the graph of a checkpoint at this size is kept, and what it depends on.
 
     Reads the weights for their hash, unless that is known.
     """
-    announced = location.snapshot and store.weights_hash(location.snapshot)
-    weights_hash = announced or stamps.hash_of(stored)
+    announced = store.weights_hash(checkpoint.snapshot) if checkpoint.snapshot else None
+    weights_hash = announced or checkpoint.weights_sha256
     preprocessing = said.preprocessing
     made_under = Conditions(
         {
@@ -44,7 +45,7 @@ def graph_of(location: Location, stored: Path, said: CheckpointConfig) -> tuple[
 def prepare(
     graph: Path,
     made_under: Conditions,
-    location: Location,
+    checkpoint: Checkpoint,
     loaded: "LoadedCheckpoint",
     access: Access,
 ) -> None:
@@ -52,8 +53,8 @@ def prepare(
     from cvt_cli.export import graphs
 
     preprocessing = loaded.preprocessing
-    metadata = locate.record_of(location, loaded.described).to_strings()
-    what = f"preparing the graph of {location.name}"
+    metadata = checkpoint.record_of_export(loaded.described).to_strings()
+    what = f"preparing the graph of {checkpoint.name}"
     with files.locked(graph.with_name("prepare.lock"), what, access.say):
         if stamps.is_right(graph):
             return
@@ -66,5 +67,5 @@ def prepare(
             preprocessing.height,
             preprocessing.width,
             metadata,
-            made_under={**made_under.values, "model": location.name},
+            made_under={**made_under.values, "model": checkpoint.name},
         )

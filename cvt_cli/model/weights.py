@@ -23,7 +23,8 @@ from cvt_cli.base import files, stamps
 from cvt_cli.base.errors import CheckpointError, CvtError
 from cvt_cli.base.package import __version__
 from cvt_cli.base.progress import Say
-from cvt_cli.checkpoints import export_metadata, folders, headers, store
+from cvt_cli.checkpoints import folders, headers, store
+from cvt_cli.checkpoints.checkpoint import Checkpoint
 from cvt_cli.checkpoints.folders import CheckpointConfig
 from cvt_cli.checkpoints.names import reference_names, to_transformers
 from cvt_cli.checkpoints.store import Snapshot
@@ -32,7 +33,7 @@ from cvt_cli.spec import costs
 from cvt_cli.spec.config import Activation, CvTConfig
 from cvt_cli.spec.labels import Labels
 from cvt_cli.spec.preprocessing import Preprocessing
-from cvt_cli.spec.published import Checkpoint
+from cvt_cli.spec.published import KnownCheckpoint
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,26 @@ class LoadedCheckpoint:
 
 def load(
     path: Path,
-    known: Checkpoint | None = None,
+    known: KnownCheckpoint | None = None,
+    size: tuple[int, int] | None = None,
+    activation: Activation | None = None,
+) -> LoadedCheckpoint:
+    """Load a checkpoint folder, a ``.safetensors`` file or an original ``.pth`` by its path.
+
+    Args:
+        path: the folder or file.
+        known: the published checkpoint that its name says it is, if it does.
+        size: as of `load_checkpoint`.
+        activation: as of `load_checkpoint`.
+
+    Raises:
+        CheckpointError, ConfigError, UsageError: as `load_checkpoint`.
+    """
+    return load_checkpoint(Checkpoint.at(path, known), size, activation)
+
+
+def load_checkpoint(
+    checkpoint: Checkpoint,
     size: tuple[int, int] | None = None,
     activation: Activation | None = None,
     stored: Path | None = None,
@@ -60,24 +80,24 @@ def load(
     """Load a checkpoint folder, a ``.safetensors`` file or an original ``.pth`` state dict.
 
     Args:
-        path: the folder or file.
-        known: the published checkpoint that its name says it is, if it does.
+        checkpoint: any but a graph.
         size: input height and width in pixels; by default the checkpoint's own.
         activation: of the MLPs; by default what the checkpoint says, or see the notes.
-        stored: the file with the folder's tensors, if it is not in it (`as_safetensors`).
+        stored: the file to read the tensors from, if it is not the checkpoint's own
+            (`as_safetensors`).
 
     Raises:
         CheckpointError: missing, damaged, unsafe, or not a CvT; the message names the file.
         ConfigError: its config holds a value that no published CvT has.
         UsageError: a bare state dict whose input size is not known and not given.
     """
-    folder = folders.folder_of(path)
+    path, folder = checkpoint.path, checkpoint.folder
     if folder is not None:
-        said = folders.read_folder(folder, known, size, activation)
-        path = stored or folders.weights_in(folder)
+        said = checkpoint.described(size, activation)
+        path = stored or checkpoint.tensors
         tensors = read_tensors(path)
     elif path.exists():
-        said, tensors = _load_state_dict(path, known, size, activation)
+        said, tensors = _load_state_dict(checkpoint, size, activation)
     else:
         raise CheckpointError(f"`{path}` does not exist")
     model = build(said.config, tensors, path, folder and folder / folders.CONFIG_FILE)
@@ -126,20 +146,14 @@ def _convert(pickled: Path, record: Path) -> Path:
 
 
 def _load_state_dict(
-    path: Path,
-    known: Checkpoint | None,
-    size: tuple[int, int] | None,
-    activation: Activation | None,
+    checkpoint: Checkpoint, size: tuple[int, int] | None, activation: Activation | None
 ) -> tuple[CheckpointConfig, dict[str, Tensor]]:
-    record = export_metadata.of_safetensors(path) if path.suffix == ".safetensors" else None
-    if record is not None:
-        preprocessing = record.preprocessing.with_size(*size) if size else record.preprocessing
-        config = record.config.with_activation(activation)
-        said = CheckpointConfig(config, record.labels, preprocessing)
-        return said, read_tensors(path)
+    path = checkpoint.path
+    if checkpoint.kind == "file" and checkpoint.record is not None:
+        return checkpoint.described(size, activation), read_tensors(path)
     tensors = _read(path)
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    said = headers.describe_tensors(path, shapes, known, size, activation)
+    said = headers.describe_tensors(path, shapes, checkpoint.known, size, activation)
     return said, _by_reference_name(tensors, path)
 
 

@@ -23,7 +23,7 @@ class Scores:
 
 
 @dataclass(frozen=True)
-class Checkpoint:
+class KnownCheckpoint:
     """One known checkpoint."""
 
     name: str
@@ -49,17 +49,17 @@ AGREEMENT = 0.001
 """How far a measured top-1 may be from a published one, as a fraction, to count as the same."""
 
 
-def _published(variant: str, size: int, pretrained: str, *scores: float) -> Checkpoint:
+def _published(variant: str, size: int, pretrained: str, *scores: float) -> KnownCheckpoint:
     suffix = ("" if size == 224 else f"-{size}") + ("" if pretrained == "1k" else "-22k")
     name = f"cvt-{variant}{suffix}"
     original = f"CvT-{variant}-{size}x{size}-IN-{pretrained}.pth"
-    return Checkpoint(
+    return KnownCheckpoint(
         name, variant, size, f"microsoft/{name}", original, "Apache-2.0", scores=Scores(*scores),
         misstated=224 if name == "cvt-13-384-22k" else None,
     )  # fmt: skip
 
 
-CHECKPOINTS: dict[str, Checkpoint] = {
+CHECKPOINTS: dict[str, KnownCheckpoint] = {
     checkpoint.name: checkpoint
     for checkpoint in (
         # variant, pixels, pre-training; the paper's top-1; measured: top-1, top-5, ReaL, V2
@@ -70,7 +70,7 @@ CHECKPOINTS: dict[str, Checkpoint] = {
         _published("13", 384, "22k", 83.3, 83.26, 97.09, 88.7, 72.9),
         _published("21", 384, "22k", 84.9, 84.91, 97.62, 89.8, 75.6),
         _published("w24", 384, "22k", 87.7, 87.58, 98.47, 90.6, 78.8),
-        Checkpoint("cvt-nano-cifar10", "nano", 32, None, None, "MIT", num_classes=10),
+        KnownCheckpoint("cvt-nano-cifar10", "nano", 32, None, None, "MIT", num_classes=10),
     )
 }
 
@@ -81,7 +81,7 @@ WITHOUT_NETWORK = "cvt-nano-cifar10"
 """What `predict` answers with when the default model is not here and its hub does not answer."""
 
 
-def find(name: str) -> Checkpoint | None:
+def find(name: str) -> KnownCheckpoint | None:
     """The known checkpoint that people also write as `cvt_13_224`, `microsoft/cvt-13` or by file.
 
     Returns None for any other name.

@@ -20,6 +20,7 @@ from torchvision import transforms
 from transformers import AutoImageProcessor, ConvNextImageProcessor, CvtConfig
 from transformers import CvtForImageClassification as Theirs
 
+from cvt_cli.checkpoints.checkpoint import Checkpoint
 from cvt_cli.checkpoints.names import to_reference
 from cvt_cli.model import weights
 from cvt_cli.spec.labels import imagenet
@@ -175,7 +176,9 @@ def test_what_was_fetched_and_converted_gives_the_golden_logits(
     (folder,) = machine.hub_cache.glob("models--*/snapshots/*")
     (converted,) = machine.own_cache.rglob("*.safetensors")
 
-    model = weights.load(folder, CHECKPOINTS[name], stored=converted).model
+    model = weights.load_checkpoint(
+        Checkpoint.at(folder, CHECKPOINTS[name]), stored=converted
+    ).model
 
     case = golden(numbers)["cases"][0]
     with torch.inference_mode():

@@ -5,6 +5,7 @@ The hub is a server on 127.0.0.1 (`fake_hub`); the client is the real one, in pr
 
 import contextlib
 import ctypes
+import hashlib
 import io
 import json
 import os
@@ -133,7 +134,11 @@ def test_a_pickle_is_converted_once_bit_by_bit(hub: Hub, machine: Machine, pickl
     (made,) = machine.own_cache.rglob("*.safetensors")
     changed_at = made.stat().st_mtime_ns
     second = machine.run("predict", CHELSEA, "--model", NAME, "--json")
+    told = machine.run("info", NAME, "--json").json
 
+    # The hash is that of the file on the hub, whoever asks.
+    sha256 = hashlib.sha256(pickled["pytorch_model.bin"]).hexdigest()
+    assert first.json["weights_sha256"] == told["weights_sha256"] == sha256
     assert "converting `pytorch_model.bin`" in first.stderr
     assert "converting" not in second.stderr
     assert second.json == first.json

@@ -234,6 +234,16 @@ def test_onnx_also_runs_on_openvino_and_in_bf16_where_the_processor_has_it(files
         assert result.exit_code == 2
 
 
+@pytest.mark.parametrize("name", FILES)
+def test_info_and_predict_tell_the_same_of_a_file(files: Path, name: str, cvt) -> None:
+    told = cvt("info", files / name, "--json").json
+    used = cvt("predict", CHELSEA, "--model", files / name, "--json").json
+
+    assert used["model"] == told["name"]
+    shared = ("revision", "weights_sha256", "activation", "preprocessing")
+    assert {key: used[key] for key in shared} == {key: told[key] for key in shared}
+
+
 def test_info_flops_and_benchmark_take_it(files: Path, cvt) -> None:
     described = cvt("info", files / "nano.onnx", "--json").json
     counted = cvt("flops", "--model", files / "nano.pt2", "--json").json

@@ -1,0 +1,93 @@
+"""A checkpoint with the engine that runs it: what answers, and what an answer depends on."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from cvt_cli.base import conditions
+from cvt_cli.base.package import __version__
+from cvt_cli.checkpoints.checkpoint import Checkpoint
+from cvt_cli.checkpoints.folders import CheckpointConfig
+from cvt_cli.engines.protocol import Engine
+from cvt_cli.spec.config import Activation
+from cvt_cli.spec.labels import Labels
+from cvt_cli.spec.preprocessing import Preprocessing
+
+
+@dataclass(frozen=True)
+class ReadyModel:
+    """An engine with what its logits mean and how to feed it."""
+
+    checkpoint: Checkpoint
+    engine: Engine
+    described: CheckpointConfig  # at the size and with the activation that it runs with
+
+    @property
+    def model(self) -> str:
+        """The checkpoint, as results and messages name it."""
+        return self.checkpoint.name
+
+    @property
+    def revision(self) -> str | None:
+        """The commit of the checkpoint's hub repository."""
+        return self.checkpoint.revision
+
+    @property
+    def labels(self) -> Labels:
+        """The names of the classes, by index."""
+        return self.described.labels
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """How an image becomes the network's input."""
+        return self.described.preprocessing
+
+    @property
+    def activation(self) -> Activation:
+        """The activation of the MLPs."""
+        return self.described.config.activation
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was assumed, one sentence each."""
+        return self.described.notes
+
+    @property
+    def weights_sha256(self) -> str:
+        """The SHA-256 of the checkpoint's weights.
+
+        Raises:
+            CheckpointError: their file has gone since.
+        """
+        return self.checkpoint.weights_sha256
+
+    @property
+    def classes_sha256(self) -> str:
+        """A SHA-256 of the class names, and of their WNIDs where they have them."""
+        wnids = (wnid or "" for wnid in self.labels.wnids or ())
+        return conditions.names_hash([*self.labels.names, *wnids])
+
+    def conditions(self) -> dict[str, Any]:
+        """What a result depends on, as the documented JSON keys."""
+        return {
+            "model": self.model,
+            "revision": self.revision,
+            "weights_sha256": self.weights_sha256,
+            "classes_sha256": self.classes_sha256,
+            "activation": self.activation,
+            "preprocessing": self.preprocessing.to_json(),
+            "device": self.engine.device,
+            "hardware": self.engine.hardware,
+            "precision": self.engine.precision,
+            "engine": self.engine.name,
+            "version": __version__,
+        }
+
+    def describe(self) -> str:
+        """What a result depends on, in a line for a person."""
+        names, engine = self.labels.names, self.engine
+        classes = f"{len(names)} classes" + (f": {', '.join(names)}" if len(names) <= 20 else "")
+        at = f" at {self.revision[:7]}" if self.revision else ""
+        return (
+            f"{self.model}{at} ({classes}; {self.activation}); {self.preprocessing.describe()}; "
+            f"{engine.device}, {engine.hardware}, {engine.name}, {engine.precision}"
+        )

@@ -1,0 +1,57 @@
+"""What a training run starts from: the weights of a checkpoint, or fresh ones."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from cvt_cli import loading
+from cvt_cli.checkpoints.locate import Access
+from cvt_cli.model import network as networks
+from cvt_cli.model import weights
+from cvt_cli.model.network import CvT
+from cvt_cli.spec.config import DEFAULT_SIZES, VARIANTS, Activation, parse_size, parse_variant
+from cvt_cli.spec.preprocessing import Preprocessing
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a training run starts from."""
+
+    name: str
+    model: CvT
+    preprocessing: Preprocessing
+    notes: tuple[str, ...]
+
+
+def start_of_training(
+    classes: tuple[str, ...],
+    *,
+    model: str | None,
+    variant: str | None,
+    res: str | None,
+    activation: Activation | None,
+    seed: int,
+    access: Access,
+) -> Start:
+    """A checkpoint with a head for these classes, or a fresh variant.
+
+    A checkpoint's head is kept where its classes are these, in this order, else replaced.
+
+    Raises:
+        UsageError: there is no such variant.
+        CheckpointError, ConfigError: as `loading.load_checkpoint`.
+    """
+    if model is not None:
+        checkpoint, loaded = loading.load_checkpoint(model, res, activation, access)
+        network, notes = loaded.model, loaded.notes
+        if loaded.labels.names != classes and loaded.labels.wnids != classes:
+            network = weights.replace_head(network, len(classes), seed)
+            notes += (
+                f"head replaced: {len(loaded.labels)} classes of `{checkpoint.name}`, "
+                f"{len(classes)} other ones in the data",
+            )
+        return Start(Path(checkpoint.name).stem, network, loaded.preprocessing, notes)
+    key = parse_variant(variant or "")
+    config = VARIANTS[key].with_classes(len(classes)).with_activation(activation)
+    size = parse_size(res) if res else (DEFAULT_SIZES[key],) * 2
+    preprocessing = Preprocessing.of_variant(key, *size)
+    return Start(key, networks.fresh_model(config, seed), preprocessing, ())
