@@ -8,7 +8,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -20,6 +20,7 @@ from cvt_cli.spec import published, recipes
 
 if TYPE_CHECKING:
     from cvt_cli.finetuning.job import Images
+    from cvt_cli.finetuning.results import Result
 
 MEMORY = "Memory"  # a panel of its own, where 80 columns hold the longer name
 TRAINING = "Training"
@@ -451,7 +452,7 @@ def finetune(
             result = prepared.begin(run or Path("runs", default_name), plan)
     if alone:
         _print(result, json_output)
-        words = ["cvt", "evaluate", "--data", settings.data, "--model", result["best"]]
+        words = ["cvt", "evaluate", "--data", settings.data, "--model", str(result.best)]
         if data_dir is not None:
             words += ["--data-dir", str(data_dir)]
         if images.set_aside and held_out.is_trained_on_by_default(
@@ -463,7 +464,7 @@ def finetune(
             words += ["--precision", settings.precision]
         if not json_output:
             output.note(f"next: {shlex.join(words)}")
-    if result["n_unreadable"]:
+    if result.n_unreadable:
         raise typer.Exit(1)
 
 
@@ -529,13 +530,13 @@ def _shared_out(
     return recipe.override(batch_size=part * shares, learning_rate=lr), part
 
 
-def _print(result: dict[str, Any], json_output: bool) -> None:
+def _print(result: "Result", json_output: bool) -> None:
     if json_output:
-        output.print_json(result)
+        output.print_json(result.to_json())
         return
-    low, high = result["val_top1_interval"]
+    low, high = result.val_top1_interval
     output.emit(
-        f"best: epoch {result['best_epoch']}, top-1 {result['val_top1']:.4f} on "
-        f"{result['val_n']} validation images (95 % interval {low:.4f} to {high:.4f})\n"
-        f"{result['best']}"
+        f"best: epoch {result.best_epoch}, top-1 {result.val_top1:.4f} on "
+        f"{result.val_n} validation images (95 % interval {low:.4f} to {high:.4f})\n"
+        f"{result.best}"
     )

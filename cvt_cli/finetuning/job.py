@@ -1,12 +1,18 @@
 """What a run trains, as values: its images, its settings, its model."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
+from torch import Tensor
 
+from cvt_cli.base import machine
 from cvt_cli.datasets.labelled import LabelledImages
+from cvt_cli.finetuning import training
+from cvt_cli.model import devices, engine
 from cvt_cli.model.devices import Precision
 from cvt_cli.model.network import CvT
+from cvt_cli.spec.costs import costs
 from cvt_cli.spec.labels import Labels
 from cvt_cli.spec.preprocessing import Preprocessing
 from cvt_cli.spec.recipes import Recipe
@@ -56,8 +62,40 @@ class Job:
     settings: Settings
     device: torch.device
     workers: int  # processes that decode
-    notes: tuple[str, ...] = ()  # about the model
 
     @property
     def labels(self) -> Labels:
+        """The classes that the images are of."""
         return Labels(self.images.training.classes)
+
+    @property
+    def takes_steps(self) -> bool:
+        """Whether it is trained step by step; a linear probe is solved at once."""
+        return self.settings.recipe.optimizer != "newton"
+
+    @cached_property
+    def macs(self) -> int:
+        """Multiply-adds of a forward pass over the images that a process computes together."""
+        height, width = self.preprocessing.height, self.preprocessing.width
+        of_one = costs(self.name, self.model.config, height, width).macs
+        return of_one * self.settings.batch_size
+
+    @cached_property
+    def threads(self) -> int:
+        """How many threads train on a CPU."""
+        # Backward takes about twice what forward does.
+        return engine.threads_for(3 * self.macs)
+
+    @cached_property
+    def hardware(self) -> str:
+        """What trains, as a person names it: "2 threads", "NVIDIA H100"."""
+        if self.device.type == "cpu":
+            return machine.named_threads(self.threads)
+        return devices.hardware(self.device)
+
+    @cached_property
+    def class_weights(self) -> Tensor | None:
+        """Factors of the loss of each class's images (classes,), where classes weigh the same."""
+        if not self.settings.class_weights:
+            return None
+        return training.class_weights(self.images.training.labels, len(self.labels))

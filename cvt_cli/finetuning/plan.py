@@ -1,33 +1,44 @@
 """What a run is to do, as plan.json has it: written, read in each of its versions, described."""
 
 import json
+import platform
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from cvt_cli.base import text
+import numpy as np
+import torch
+
+from cvt_cli.base import text, torchrun
 from cvt_cli.base.conditions import json_hash
 from cvt_cli.base.errors import CheckpointError
+from cvt_cli.base.package import __version__
 from cvt_cli.base.text import human_bytes
-from cvt_cli.finetuning.job import Settings
-from cvt_cli.finetuning.state import STATE_FILE, read_about
+from cvt_cli.checkpoints import folders
+from cvt_cli.finetuning.batches import Batches, workers_watched
+from cvt_cli.finetuning.job import Job, Settings
+from cvt_cli.finetuning.state import STATE_FILE
+from cvt_cli.finetuning.tensor_files import read_about
+from cvt_cli.finetuning.training import Trainer
+from cvt_cli.model import devices, engine
 from cvt_cli.spec.preprocessing import Preprocessing
 from cvt_cli.spec.recipes import Recipe
 
 PLAN_FILE = "plan.json"
 SPLIT_FILE = "split.json"
 
-
 PLAN_VERSION = 2
 """Of the plan's form. Version 1, without a number, is read too: its fingerprint is of the files'
 sizes, and its epochs leave out what does not fill a step."""
 
+TIMED_STEPS = 3
+"""By which a plan estimates the time."""
 
 _OTHER_VERSION = (
     "go on with the version of cvt that began it, or start another run, from --model RUN/best for "
     "example"
 )
-
 
 _ASKED_OF_A_PLAN = (
     ("data", "fingerprint"),
@@ -39,6 +50,96 @@ _ASKED_OF_A_PLAN = (
     ("model", "config"),
     ("model", "preprocessing"),
 )
+
+
+def plan_of(
+    job: Job, batches: Batches, trainer: Trainer | None, val_fraction: float
+) -> dict[str, Any]:
+    """What is going to happen, as JSON values; the time is taken from a few steps.
+
+    Args:
+        job: that is planned.
+        batches: the training images.
+        trainer: the network in training; a linear probe has none.
+        val_fraction: part of the training images that was to be set aside.
+    """
+    return {
+        "version": PLAN_VERSION,
+        "data": _data(job, val_fraction),
+        "model": _model(job),
+        "settings": {**asdict(job.settings), "recipe": job.settings.recipe.to_json()},
+        "processes": torchrun.count(),
+        "workers": job.workers,
+        "device": str(job.device),
+        "hardware": job.hardware,
+        "versions": {
+            "cvt-cli": __version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
+        **_length(job, batches, trainer),
+    }
+
+
+def _data(job: Job, val_fraction: float) -> dict[str, Any]:
+    images = job.images
+    counts = np.bincount(images.training.labels, minlength=len(images.training.classes))
+    smallest = int(counts.argmin())
+    return {
+        "name": job.settings.data,
+        "root": str(images.training.root.resolve()),
+        "classes": len(counts),
+        "train_n": len(images.training),
+        "val_n": len(images.validation),
+        "val_set_aside": images.set_aside,
+        "val_fraction": val_fraction,
+        "smallest_class": images.training.classes[smallest],
+        "smallest_n": int(counts[smallest]),
+        "unreadable": list(images.unreadable),
+        "only_headers_read": images.only_headers,
+        "fingerprint": images.fingerprint,
+    }
+
+
+def _model(job: Job) -> dict[str, Any]:
+    trained = job.model if job.takes_steps else job.model.head
+    return {
+        "start": job.name,
+        "params": sum(p.numel() for p in job.model.parameters()),
+        "trained_params": sum(p.numel() for p in trained.parameters() if p.requires_grad),
+        "config": folders.transformers_config(job.model.config, job.labels, __version__),
+        "preprocessing": job.preprocessing.to_transformers(),
+    }
+
+
+def _length(job: Job, batches: Batches, trainer: Trainer | None) -> dict[str, Any]:
+    """How many steps, and how long they take; None of what a linear probe has not."""
+    if trainer is None:
+        unknown = ("step_images", "steps", "steps_per_epoch", "step_sec")
+        return {
+            **dict.fromkeys(unknown),
+            "timed_steps": 0,
+            "estimated_sec": None,
+            "peak_memory_bytes": None,
+        }
+    with (
+        workers_watched("leave it room, or decode with --workers 0"),
+        engine.computing_in(job.threads),
+    ):
+        step_sec, timed = trainer.trial(batches.of_epoch(0), TIMED_STEPS)
+    steps = trainer.schedule.steps
+    # Forward alone takes about a third of forward and backward.
+    validation = len(job.images.validation) * step_sec / batches.step_images / 3
+    epochs = -(-steps // batches.steps)
+    return {
+        "step_images": batches.step_images,
+        "steps": steps,
+        "steps_per_epoch": batches.steps,
+        "step_sec": step_sec if timed else None,
+        "timed_steps": timed,
+        "estimated_sec": steps * step_sec + epochs * validation if timed else None,
+        "peak_memory_bytes": devices.peak_memory(job.device),
+    }
 
 
 def describe(plan: Mapping[str, Any]) -> list[str]:
@@ -114,7 +215,7 @@ def read_plan(folder: Path) -> dict[str, Any]:
                 plan[place][key]
             plan["processes"], plan["step_images"]
             if (folder / STATE_FILE).exists():
-                return plan  # type: ignore[no-any-return]
+                return plan
             raise CheckpointError(
                 f"`{folder}` holds no run to go on with: it ended before `{STATE_FILE}` was there",
                 hint=f"begin it again: {plan['settings']['command']}",
@@ -142,7 +243,7 @@ def read_plan(folder: Path) -> dict[str, Any]:
 def _refuse_changed(folder: Path, plan: Mapping[str, Any]) -> None:
     """Raises CheckpointError if the state says that it is of another plan."""
     try:
-        began_with = json.loads(read_about(folder / STATE_FILE)["run"]).get("plan")
+        began_with = json.loads(read_about(folder / STATE_FILE)["run"])["position"].get("plan")
     except (OSError, ValueError, LookupError, AttributeError):  # reading all of it says what it is
         return
     if began_with is not None and began_with != json_hash(plan):

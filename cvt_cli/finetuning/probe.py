@@ -17,7 +17,7 @@ from cvt_cli.base.errors import DataError, ImageError
 from cvt_cli.base.progress import Progress, silent
 from cvt_cli.datasets.labelled import LabelledImages
 from cvt_cli.engines.protocol import Engine, features_of
-from cvt_cli.finetuning.state import read_tensors, write_tensors
+from cvt_cli.finetuning.tensor_files import read_tensors, write_tensors
 from cvt_cli.images import transform
 from cvt_cli.model.network import CvT
 from cvt_cli.prediction.classify import ahead

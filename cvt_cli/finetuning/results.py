@@ -1,27 +1,206 @@
-"""What comes of a run, as files: metrics.csv, and the figures of its model card."""
+"""What comes of a run: its result, metrics.csv, checkpoints with their model cards."""
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from cvt_cli.base import files
+import torch
+
+from cvt_cli.base import files, torchrun
+from cvt_cli.base.package import __version__
 from cvt_cli.checkpoints import cards
-from cvt_cli.evaluation import metrics
+from cvt_cli.evaluation import metrics, plots
+from cvt_cli.finetuning.batches import Batches
+from cvt_cli.finetuning.job import Job
+from cvt_cli.finetuning.state import Epoch, Position
+from cvt_cli.model import weights
+from cvt_cli.model.network import CvT
+from cvt_cli.spec.preprocessing import Preprocessing
+from cvt_cli.spec.recipes import Recipe
+
+COLUMNS = ("epoch", "learning_rate", "training_loss", "val_loss", "val_top1", "val_top5")
+"""Of metrics.csv, before ``seconds`` and ``step``."""
 
 
-def measured(correct: int, n: int) -> str:
-    low, high = metrics.wilson(correct, n)
-    return f"{cards.percent(correct, n)}, 95 % interval {100 * low:.2f} to {100 * high:.2f} %"
+@dataclass(frozen=True)
+class Result:
+    """What came of a run, with the conditions that it was trained under."""
+
+    run: Path
+    best: Path  # the folder of the best epoch's checkpoint
+    best_epoch: int  # from 1
+    best_step: int
+    val_n: int  # validation images
+    val_top1: float  # of the best epoch, as a fraction, like what follows
+    val_top1_interval: tuple[float, float]  # 95 %, by Wilson
+    val_top5: float
+    epochs: int  # whole ones
+    steps: int
+    train_n: int
+    n_unreadable: int  # images left out
+    classes: int
+    recipe: Recipe
+    preprocessing: Preprocessing
+    seed: int
+    device: str
+    hardware: str
+    processes: int
+    precision: str
+    seconds: float
+    fingerprint: str  # of the images
+    command: str
+    version: str
+    torch: str
+
+    def to_json(self) -> dict[str, Any]:
+        """The documented keys, as results.json has them."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return values | {
+            "run": str(self.run),
+            "best": str(self.best),
+            "val_top1_interval": list(self.val_top1_interval),
+            "recipe": self.recipe.to_json(),
+            "preprocessing": self.preprocessing.to_json(),
+        }
 
 
-def write_metrics(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    columns = ["epoch", "learning_rate", "training_loss", "val_loss", "val_top1", "val_top5"]
+def finish(folder: Path, job: Job, position: Position, part: Epoch | None = None) -> Result:
+    """Write results.json and, where there is matplotlib, curves.png; give the result.
+
+    Args:
+        folder: of the run.
+        job: that was trained.
+        position: how far it has come.
+        part: what came of the epoch that it was stopped in.
+    """
+    settings = job.settings
+    rows = position.rows if part is None else [*position.rows, part]
+    if part is not None and part.val_correct > position.best_correct:
+        best = part
+    else:
+        assert position.best is not None
+        best = rows[position.best - 1]
+    n = len(job.images.validation)
+    result = Result(
+        run=folder,
+        best=folder / "best",
+        best_epoch=best.epoch,
+        best_step=best.step,
+        val_n=n,
+        val_top1=best.val_top1,
+        val_top1_interval=metrics.wilson(best.val_correct, n),
+        val_top5=best.val_top5,
+        epochs=position.rows[-1].epoch if position.rows else 0,
+        steps=rows[-1].step,
+        train_n=len(job.images.training),
+        n_unreadable=len(job.images.unreadable),
+        classes=len(job.labels),
+        recipe=settings.recipe,
+        preprocessing=job.preprocessing,
+        seed=settings.seed,
+        device=str(job.device),
+        hardware=job.hardware,
+        processes=torchrun.count(),
+        precision=settings.precision,
+        seconds=position.seconds,
+        fingerprint=job.images.fingerprint,
+        command=settings.command,
+        version=__version__,
+        torch=torch.__version__,
+    )
+    if torchrun.rank() == 0:
+        if plots.available() and job.takes_steps:
+            plots.draw_curves([asdict(row) for row in rows], folder / "curves.png")
+        files.write_text(folder / "results.json", json.dumps(result.to_json(), indent=1) + "\n")
+    return result
+
+
+def write_metrics(folder: Path, rows: Sequence[Epoch]) -> None:
+    """Write metrics.csv: a line per epoch, or part of one."""
     content = io.StringIO()
     table = csv.writer(content, lineterminator="\n")
-    table.writerow([*columns, "seconds", "step"])
+    table.writerow([*COLUMNS, "seconds", "step"])
     for row in rows:
-        numbers = ["" if row[c] is None else f"{row[c]:.6g}" for c in columns]
-        table.writerow([*numbers, f"{row['seconds']:.1f}", row["step"]])
+        values = asdict(row)
+        numbers = ["" if values[c] is None else f"{values[c]:.6g}" for c in COLUMNS]
+        table.writerow([*numbers, f"{row.seconds:.1f}", row.step])
     files.write_text(folder / "metrics.csv", content.getvalue())
+
+
+def keep(folder: Path, model: CvT, job: Job, batches: Batches, row: Epoch, epochs: int) -> None:
+    """Write a checkpoint, with a model card that says how it came about.
+
+    Args:
+        folder: ``RUN/best`` or ``RUN/last``.
+        model: as it is after the epoch.
+        job: that it was trained by.
+        batches: that it was trained on.
+        row: what came of the epoch.
+        epochs: that the run is to have.
+    """
+    card = _card(folder.parent.name, job, batches, row, epochs)
+    weights.save(folder, model, job.labels, job.preprocessing, card)
+
+
+def _card(name: str, job: Job, batches: Batches, row: Epoch, epochs: int) -> str:
+    settings, n = job.settings, len(job.images.validation)
+    facts = {
+        "command": f"`{settings.command}`",
+        "epoch": f"{row.epoch} (step {row.step}) of {epochs}",
+        "seed": str(settings.seed),
+        "recipe": ", ".join(f"{key} {value}" for key, value in _used(job).items()),
+        "images": f"{len(job.images.training)} to train on, {n} "
+        + ("set aside from them" if job.images.set_aside else "of the data's `val`")
+        + f", {len(job.images.unreadable)} unreadable",
+        "data fingerprint": job.images.fingerprint,
+        "batch": f"up to {batches.step_images} images a step: {settings.batch_size} x "
+        f"{settings.accumulate} accumulated x {torchrun.count()} processes",
+        "precision": settings.precision,
+        "hardware": f"{job.device}, {job.hardware}, {os.cpu_count()} cores",
+        "time until this epoch": f"{row.elapsed / 60:.0f} minutes",
+        "software": f"cvt-cli {__version__}, torch {torch.__version__}",
+    }
+    if not job.takes_steps:
+        del facts["epoch"], facts["batch"]
+    return cards.model_card(
+        name,
+        f"A CvT of {len(job.labels)} classes, trained from `{job.name}` on `{settings.data}` "
+        "with `cvt finetune`.",
+        facts=facts,
+        results={
+            "top-1 on the validation images that the best epoch is chosen by": _measured(
+                row.val_correct, n
+            ),
+            "top-5 on them": _measured(row.val_correct_top5, n),
+            "top-1 on test images": "not measured",
+        },
+        limits="It knows the classes that it was trained on and answers with one of them "
+        "whatever the picture shows.",
+    )
+
+
+def _used(job: Job) -> dict[str, str]:
+    """What of the recipe and the settings had a part in the training."""
+    settings = job.settings
+    recipe = {k: v for k, v in asdict(settings.recipe).items() if v is not None and v != ()}
+    if not job.takes_steps:
+        recipe = {key: recipe[key] for key in ("name", "optimizer")}
+    elif "steps" in recipe:  # which take the place of epochs
+        del recipe["epochs"]
+    if settings.freeze:
+        recipe["frozen"] = " and ".join(settings.freeze)
+    if settings.class_weights:
+        recipe["class weights"] = "balanced"
+    if settings.sync_batchnorm:
+        recipe["BatchNorm"] = "synchronised"
+    return recipe
+
+
+def _measured(correct: int, n: int) -> str:
+    low, high = metrics.wilson(correct, n)
+    return f"{cards.percent(correct, n)}, 95 % interval {100 * low:.2f} to {100 * high:.2f} %"

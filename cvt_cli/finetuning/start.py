@@ -1,4 +1,4 @@
-"""The beginning of a run: images checked and split, the job of a plan, a folder that is free."""
+"""The beginning of a run: images checked and split, batches and trainer made, a free folder."""
 
 import shlex
 from collections.abc import Mapping
@@ -11,14 +11,20 @@ import torch
 
 from cvt_cli.base import files, machine, text, torchrun
 from cvt_cli.base.errors import CvtError, DataError, UsageError
-from cvt_cli.base.progress import Progress, silent
+from cvt_cli.base.progress import Progress, Say, silent
+from cvt_cli.base.text import human_bytes
 from cvt_cli.checkpoints import folders
 from cvt_cli.datasets import datacheck
 from cvt_cli.datasets.labelled import LabelledImages
+from cvt_cli.finetuning import batches as training_data
+from cvt_cli.finetuning import training
+from cvt_cli.finetuning.batches import Batches
 from cvt_cli.finetuning.job import Images, Job, Settings
 from cvt_cli.finetuning.plan import PLAN_FILE, SPLIT_FILE
+from cvt_cli.finetuning.training import Trainer
 from cvt_cli.model.network import CvT
 from cvt_cli.spec.preprocessing import Preprocessing
+from cvt_cli.spec.recipes import AUGMENTATIONS
 
 
 def check_images(
@@ -113,6 +119,91 @@ def job_of(
     preprocessing = Preprocessing.from_transformers(plan["model"]["preprocessing"])
     start = plan["model"]["start"]
     return Job(start, CvT(config), preprocessing, images, settings, device, workers)
+
+
+def batches_of(job: Job, say: Say) -> Batches:
+    """The training images of this process.
+
+    Args:
+        job: that they are trained by.
+        say: told where batches come to the training process on the slower way.
+
+    Raises:
+        UsageError: the processes are to share statistics on a device where they cannot.
+    """
+    settings = job.settings
+    if settings.sync_batchnorm and job.device.type != "cuda":
+        raise UsageError(
+            f"BatchNorm cannot be synchronised on `{job.device}`: PyTorch does it on CUDA only",
+            hint="leave out --sync-bn, or train on CUDA devices",
+        )
+    augmentation = AUGMENTATIONS[settings.recipe.augment or "none"]
+    return Batches(
+        job.images.training,
+        training_data.augmentation(augmentation, job.preprocessing),
+        part_images=settings.batch_size,
+        parts=settings.accumulate,
+        rank=torchrun.rank(),
+        processes=torchrun.count(),
+        seed=settings.seed,
+        workers=job.workers,
+        pin=job.device.type == "cuda",
+        shared=_has_room(job, say),
+        every_image=settings.every_image,
+    )
+
+
+def _has_room(job: Job, say: Say) -> bool:
+    """Whether the batches that the workers of this machine hold ready fit into shared memory, of
+    which Docker gives a container 64 MB."""
+    free = training_data.shared_memory_free()
+    if not job.workers or not job.takes_steps or free is None:
+        return True
+    height, width = job.preprocessing.height, job.preprocessing.width
+    # Two that wait for each worker, and those of a step.
+    batches = 2 * job.workers + job.settings.accumulate + 1
+    needed = batches * job.settings.batch_size * 3 * height * width * 4
+    needed *= torchrun.local_count()
+    if needed <= free:
+        return True
+    say(
+        f"/dev/shm has {human_bytes(free)} free, and the batches of {job.workers} workers take "
+        f"up to {human_bytes(needed)}: they come through pipes, which takes longer (docker run "
+        "--shm-size gives more)"
+    )
+    return False
+
+
+def trainer_of(job: Job, batches: Batches) -> Trainer:
+    """The job's network, ready for its first step; it is moved to the device.
+
+    Raises:
+        DataError: there are fewer images than parts of a step.
+        UsageError: a part to freeze that is not there, or a schedule that does not fit.
+    """
+    settings, recipe = job.settings, job.settings.recipe
+    if job.device.type == "cpu":
+        training.keep_memory()
+    if not batches.steps:
+        raise DataError(
+            f"{len(job.images.training)} images to train on cannot be shared out among "
+            f"{torchrun.count()} processes with {settings.accumulate} parts each",
+            hint="give a smaller --batch-size, or less to --accumulate",
+        )
+    schedule = training.schedule_of(recipe, batches.steps)
+    return Trainer(
+        job.model,
+        recipe,
+        schedule,
+        device=job.device,
+        precision=settings.precision,
+        seed=settings.seed,
+        ema=recipe.ema_epochs * batches.steps,
+        class_weights=job.class_weights,
+        frozen=training.freeze(job.model, settings.freeze),
+        sync_batchnorm=settings.sync_batchnorm,
+        checkpoint_activations=settings.checkpoint_activations,
+    )
 
 
 def check_split(folder: Path, validation: LabelledImages) -> None:

@@ -1,90 +1,98 @@
-"""What a run goes on from: its position, and files of tensors that know whether they are whole."""
+"""What a run goes on from: how far it has come, and the file with its tensors."""
 
 import json
-import zlib
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
-import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from cvt_cli.base import files
+from cvt_cli.base.errors import CheckpointError
+from cvt_cli.finetuning.tensor_files import read_tensors, write_tensors
+from cvt_cli.finetuning.training import Trainer
+from cvt_cli.model.network import CvT
 
 STATE_FILE = Path("state", "state.safetensors")
-
 
 WHOLE_BEST = Path("state", "best")
 """Where the best whole epoch is kept while `best` holds a part of one."""
 
 
+@dataclass(frozen=True)
+class Epoch:
+    """What came of an epoch, or of the part of one that was done."""
+
+    epoch: int  # its number, from 1
+    learning_rate: float  # of its last step
+    training_loss: float  # mean over its steps, in nats
+    val_loss: float | None
+    val_top1: float
+    val_top5: float
+    seconds: float  # that it took
+    step: int  # steps that the run has taken at its end
+    elapsed: float  # seconds that the run has taken at its end
+    val_correct: int  # validation images whose likeliest class is right
+    val_correct_top5: int
+
+
 @dataclass
 class Position:
-    """What a run has come to, besides its tensors."""
+    """How far a run has come, besides its tensors."""
 
-    rows: list[dict[str, Any]]  # an epoch each, as in metrics.csv
+    rows: list[Epoch]  # the whole epochs
     best: int | None = None  # the best one's place among them, from 1
     best_correct: int = -1
-    loss_sum: float = 0.0  # over the steps of the epoch under way
+    loss_sum: float | Tensor = 0.0  # over the steps of the epoch under way
     loss_steps: int = 0
     seconds: float = 0.0  # of all parts of the run
     finished: bool = False
+    plan: str | None = None  # hash of the plan that it is of; not known of the version before
 
 
-_CHECKSUM = "crc32"
+def save(folder: Path, position: Position, model: CvT, trainer: Trainer | None) -> None:
+    """Write the state of a run in place of the one before.
 
-
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, str]) -> None:
-    """Write tensors, and texts about them, with a checksum of both.
-
-    Raises:
-        CvtError: the file cannot be written.
-    """
-    content = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    metadata = {**about, _CHECKSUM: _checksum(content, about)}
-    with files.replacing(path) as temporary:
-        try:
-            save_file(content, temporary, metadata=metadata)
-        except SafetensorError as error:  # a full disk, say
-            raise OSError(str(error)) from error
-
-
-def read_about(path: Path) -> dict[str, str]:
-    """The texts alone, unchecked.
+    Args:
+        folder: of the run.
+        position: how far it has come.
+        model: what the features of a linear probe, which has no trainer, are computed with.
+        trainer: the network in training.
 
     Raises:
-        OSError, ValueError: the file is missing or damaged.
+        CvtError: it cannot be written; then the state before is still there.
     """
+    position.loss_sum = float(position.loss_sum)
+    state = _of_model(model) if trainer is None else trainer.tensors()
+    numbers = {
+        "trainer": trainer.numbers() if trainer else None,
+        "position": asdict(position),
+    }
+    write_tensors(folder / STATE_FILE, state, {"run": json.dumps(numbers)})
+
+
+def restore(folder: Path, model: CvT, trainer: Trainer | None, steps_per_epoch: int) -> Position:
+    """Put model or trainer into the state that a run was saved in, and say how far it had come.
+
+    Raises:
+        CheckpointError: the file is damaged, or the state of another run.
+    """
+    path = folder / STATE_FILE
     try:
-        with safe_open(path, "pt") as file:
-            return file.metadata() or {}
-    except SafetensorError as error:
-        raise ValueError(str(error)) from None
+        tensors, about = read_tensors(path)
+        numbers = json.loads(about["run"])
+        if trainer is None:
+            model.load_state_dict({name.removeprefix("model."): t for name, t in tensors.items()})
+        else:
+            trainer.restore(tensors, numbers["trainer"])
+            for row in numbers["position"]["rows"]:  # once they were counted as judged
+                row["epoch"] = -(-row["step"] // steps_per_epoch)
+        position = dict(numbers["position"])
+        return Position([Epoch(**row) for row in position.pop("rows")], **position)
+    except (OSError, RuntimeError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"`{path}` is not this run's state: {error}",
+            hint=f"start again in another folder, from --model {folder / 'last'} if that is there",
+        ) from None
 
 
-def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """What `write_tensors` wrote; a file of the version before has no checksum and is taken.
-
-    Raises:
-        OSError, ValueError: the file is missing or damaged.
-    """
-    about = read_about(path)
-    try:
-        tensors = load_file(path)
-    except SafetensorError as error:
-        raise ValueError(str(error)) from None
-    checksum = about.pop(_CHECKSUM, None)
-    if checksum is not None and checksum != _checksum(tensors, about):
-        raise ValueError("its content has changed since it was written")
-    return tensors, about
-
-
-def _checksum(tensors: Mapping[str, Tensor], about: Mapping[str, str]) -> str:
-    total = zlib.crc32(json.dumps(dict(about), sort_keys=True).encode())
-    for name, tensor in sorted(tensors.items()):
-        total = zlib.crc32(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode(), total)
-        total = zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy().data, total)
-    return f"{total:08x}"
+def _of_model(model: CvT) -> dict[str, Tensor]:
+    return {f"model.{name}": tensor for name, tensor in model.state_dict().items()}

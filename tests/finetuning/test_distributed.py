@@ -136,7 +136,7 @@ def trainer_of_whole() -> Trainer:
 # --- the command
 
 OFTEN = (
-    "from cvt_cli.finetuning import run; run.SAVE_EVERY_SEC = 0.05; "
+    "from cvt_cli.finetuning import loop; loop.SAVE_EVERY_SEC = 0.05; "
     "from cvt_cli.cli import app; app()"
 )
 """`cvt`, with a state after almost every step."""

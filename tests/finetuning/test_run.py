@@ -20,13 +20,13 @@ import pytest
 from safetensors import safe_open
 
 from cvt_cli.base import files
-from cvt_cli.finetuning import run as running
-from cvt_cli.finetuning import state as states
+from cvt_cli.finetuning import tensor_files
+from cvt_cli.finetuning.loop import Loop
 from cvt_cli.model import weights
 from tests_shared import TESTS
 
 OFTEN = (
-    "from cvt_cli.finetuning import run; run.SAVE_EVERY_SEC = 0.05; "
+    "from cvt_cli.finetuning import loop; loop.SAVE_EVERY_SEC = 0.05; "
     "from cvt_cli.cli import app; app()"
 )
 """`cvt`, with a state after almost every step."""
@@ -212,13 +212,13 @@ def test_whatever_ends_it_is_saved_and_says_how_to_go_on(tmp_path: Path, end: st
 def test_who_is_told_to_stop_while_it_saves_stops_then(
     cvt, tmp_path: Path, monkeypatch, recipe: str
 ) -> None:
-    save, run = states.save_file, tmp_path / "run"
+    save, run = tensor_files.save_file, tmp_path / "run"
 
     def told(*arguments: object, **named: object) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
         save(*arguments, **named)
 
-    monkeypatch.setattr(states, "save_file", told)
+    monkeypatch.setattr(tensor_files, "save_file", told)
     probe = ["finetune", "--data", TESTS / "kept" / "images", "--model", "cvt-nano-cifar10",
              "--recipe", recipe, "--output", run]  # fmt: skip
     result = cvt(*probe)
@@ -240,7 +240,7 @@ def test_what_ended_before_its_first_state_can_be_begun_again(
     def fails(*_: object, **named: object) -> None:
         raise KeyboardInterrupt if end == "Ctrl-C" else OSError(errno.ENOSPC, "the disk is full")
 
-    monkeypatch.setattr(states, "save_file", fails)
+    monkeypatch.setattr(tensor_files, "save_file", fails)
     begun = cvt(*options)
     monkeypatch.undo()
     resumed = cvt("finetune", "--resume", run)
@@ -363,7 +363,7 @@ def test_results_of_an_earlier_state_do_not_stay_while_a_run_goes_on(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(running.Run, "_train_epoch", interrupted)
+        patch.setattr(Loop, "_train_epoch", interrupted)
         assert cvt("finetune", "--resume", run).exit_code == 130
 
     assert not (run / "results.json").exists()
