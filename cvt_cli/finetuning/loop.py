@@ -15,8 +15,9 @@ from cvt_cli.finetuning.job import Job
 from cvt_cli.finetuning.state import WHOLE_BEST, Epoch, Position
 from cvt_cli.finetuning.stop import Stop
 from cvt_cli.finetuning.tensorboard import Events
-from cvt_cli.finetuning.training import Trainer, Watch
+from cvt_cli.finetuning.training import Trainer
 from cvt_cli.finetuning.validation import validate
+from cvt_cli.finetuning.watch import Watch
 
 SAVE_EVERY_SEC = 60.0
 """Between two states in the middle of an epoch, unless writing one takes long."""

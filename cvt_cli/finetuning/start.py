@@ -20,7 +20,9 @@ from cvt_cli.finetuning import batches as training_data
 from cvt_cli.finetuning import training
 from cvt_cli.finetuning.batches import Batches
 from cvt_cli.finetuning.job import Images, Job, Settings
+from cvt_cli.finetuning.parameters import freeze
 from cvt_cli.finetuning.plan import PLAN_FILE, SPLIT_FILE
+from cvt_cli.finetuning.schedule import schedule_of
 from cvt_cli.finetuning.training import Trainer
 from cvt_cli.model.network import CvT
 from cvt_cli.spec.preprocessing import Preprocessing
@@ -190,7 +192,7 @@ def trainer_of(job: Job, batches: Batches) -> Trainer:
             f"{torchrun.count()} processes with {settings.accumulate} parts each",
             hint="give a smaller --batch-size, or less to --accumulate",
         )
-    schedule = training.schedule_of(recipe, batches.steps)
+    schedule = schedule_of(recipe, batches.steps)
     return Trainer(
         job.model,
         recipe,
@@ -200,7 +202,7 @@ def trainer_of(job: Job, batches: Batches) -> Trainer:
         seed=settings.seed,
         ema=recipe.ema_epochs * batches.steps,
         class_weights=job.class_weights,
-        frozen=training.freeze(job.model, settings.freeze),
+        frozen=freeze(job.model, settings.freeze),
         sync_batchnorm=settings.sync_batchnorm,
         checkpoint_activations=settings.checkpoint_activations,
     )

@@ -1,4 +1,4 @@
-"""One training step after the other: parameter groups, schedule, moving average, precision.
+"""One training step after the other: loss, gradients, optimizer, moving average, precision.
 
 A step's randomness comes from the seed and the step's number, so that the number is all there is to
 keep of it.
@@ -7,11 +7,9 @@ keep of it.
 import ctypes
 import math
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
-from dataclasses import dataclass
-from functools import partial
 from time import perf_counter
 from typing import Any
 
@@ -19,125 +17,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.checkpoint import checkpoint
 
 from cvt_cli.base import torchrun
-from cvt_cli.base.errors import CvtError, UsageError
+from cvt_cli.base.errors import UsageError
 from cvt_cli.finetuning.batches import draw, mixing
+from cvt_cli.finetuning.parameters import parameter_groups
+from cvt_cli.finetuning.recomputation import recompute_blocks
+from cvt_cli.finetuning.schedule import Schedule
 from cvt_cli.model import devices
 from cvt_cli.model.devices import Precision
-from cvt_cli.model.network import Block, CvT, Stage
+from cvt_cli.model.network import CvT
 from cvt_cli.spec.recipes import AUGMENTATIONS, Recipe
-
-LOWEST_RATE = 1e-5
-"""Learning rate at the end of the cosine (reference files); a hundredth of a peak below 1e-3."""
-
-WARMUP_RATE = 1e-6
-"""Learning rate at the first step of the warm-up (reference files)."""
-
-RUNAWAY = 3.0
-"""Times the loss of a guess, beyond which the smoothed loss stops a run."""
 
 Part = tuple[Tensor, Tensor]
 """Images (B, 3, H, W) and their classes (B,)."""
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """The learning rate of every step: linear warm-up, then a cosine."""
-
-    peak: float
-    steps: int
-    warmup_steps: float
-
-    def __call__(self, step: int) -> float:
-        """The rate at a step, from 0."""
-        if step < self.warmup_steps:
-            return WARMUP_RATE + (self.peak - WARMUP_RATE) * step / self.warmup_steps
-        lowest = min(LOWEST_RATE, self.peak / 100)
-        done = (step - self.warmup_steps) / max(self.steps - self.warmup_steps, 1)
-        return lowest + (self.peak - lowest) * (1 + math.cos(math.pi * min(done, 1.0))) / 2
-
-
-def schedule_of(recipe: Recipe, steps_per_epoch: int) -> Schedule:
-    """The schedule of a recipe on data of so many steps.
-
-    Raises:
-        UsageError: it ends before the learning rate has reached its peak.
-    """
-    steps = recipe.steps if recipe.steps is not None else recipe.epochs * steps_per_epoch
-    warmup = recipe.warmup_epochs * steps_per_epoch
-    if warmup >= steps:
-        raise UsageError(
-            f"a warm-up of {recipe.warmup_epochs:g} epochs, which are {warmup:g} steps, does not "
-            f"fit into {steps} steps",
-            hint="give a shorter one with --warmup-epochs, or more --epochs",
-        )
-    return Schedule(recipe.learning_rate, steps, warmup)
-
-
-def parameter_groups(
-    model: nn.Module, weight_decay: float, layer_decay: float = 1.0
-) -> list[dict[str, Any]]:
-    """Parameters by weight decay and learning rate; those that are frozen are left out.
-
-    Biases, norms and the class token are not decayed. ``rate_scale`` is 1 for the head and the
-    final norm and ``layer_decay`` times that of the block above for each block below.
-    """
-    depths = _depths(model) if layer_decay != 1.0 else {}
-    deepest = max(depths.values(), default=0)
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            spared = parameter.ndim <= 1 or name.endswith("cls_token")
-            above = deepest + 1 - depths[name] if name in depths else 0
-            key = (0.0 if spared else weight_decay, layer_decay**above)
-            groups.setdefault(key, []).append(parameter)
-    return [
-        {"params": parameters, "weight_decay": decay, "rate_scale": scale}
-        for (decay, scale), parameters in sorted(groups.items(), key=lambda item: item[0][::-1])[
-            ::-1
-        ]
-    ]
-
-
-def _depths(model: nn.Module) -> dict[str, int]:
-    """How many blocks come before each parameter of a stage; a token embedding counts as one."""
-    found: dict[str, int] = {}
-    depth = 0
-    for stage_name, stage in model.named_children():
-        if not isinstance(stage, Stage):
-            continue
-        for name, _ in stage.named_parameters():
-            parts = name.split(".")
-            inside = 1 + int(parts[1]) if parts[0] == "blocks" else 0
-            found[f"{stage_name}.{name}"] = depth + inside
-        depth += 1 + len(stage.blocks)
-    return found
-
-
-def freeze(model: CvT, parts: Sequence[str]) -> list[nn.Module]:
-    """Take parts out of training: "backbone", which is all but the head, or stages.
-
-    Returns:
-        The frozen modules, whose BatchNorm statistics are to stay as well.
-
-    Raises:
-        UsageError: there is no such part.
-    """
-    stages = [name for name, child in model.named_children() if isinstance(child, Stage)]
-    names: list[str] = []
-    for part in parts:
-        if part not in ("backbone", *stages):
-            raise UsageError(
-                f"there is no part `{part}` to freeze; accepted are `backbone` and "
-                + ", ".join(f"`{name}`" for name in stages)
-            )
-        names += [*stages, "norm"] if part == "backbone" else [part]
-    frozen = [model.get_submodule(name) for name in dict.fromkeys(names)]
-    for module in frozen:
-        module.requires_grad_(False)
-    return frozen
 
 
 class Trainer:
@@ -192,9 +85,7 @@ class Trainer:
         )
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
         if checkpoint_activations:
-            for module in model.modules():
-                if isinstance(module, Block):
-                    module.forward = partial(_recomputed, module, module.forward)  # type: ignore[method-assign]
+            recompute_blocks(model)
         self._trained: nn.Module = self.model
         if sync_batchnorm:
             self._trained = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
@@ -366,66 +257,6 @@ class Trainer:
         self.step_number = numbers["step"]
 
 
-class Watch:
-    """Stops a run whose loss is no number any more, or has run away from that of a guess.
-
-    A loss is looked at one step late, so that a GPU need not be waited for.
-
-    Args:
-        num_classes: of the model.
-        recipe: that it is trained by.
-        precision: that is computed in.
-        heaviest: the largest of the class weights: so much above a guess a step may be that has
-            images of this class.
-    """
-
-    def __init__(
-        self, num_classes: int, recipe: Recipe, precision: Precision, heaviest: float = 1.0
-    ) -> None:
-        self._guess = max(math.log(num_classes), 1.0)
-        self._limit = RUNAWAY * self._guess * heaviest
-        self._recipe, self._precision = recipe, precision
-        self._smooth: float | None = None
-        self._before: tuple[Tensor, int, float] | None = None
-
-    def __call__(self, loss: Tensor, step: int, rate: float) -> None:
-        """Look at a step's loss.
-
-        Raises:
-            CvtError: the run is lost.
-        """
-        if self._before is not None:
-            self._look(*self._before)
-        self._before = loss, step, rate
-
-    def all_good(self) -> None:
-        """Look at the last one too, before what was learnt from it is kept."""
-        if self._before is not None:
-            self._look(*self._before)
-            self._before = None
-
-    def _look(self, loss: Tensor, step: int, rate: float) -> None:
-        value = loss.item()
-        self._smooth = value if self._smooth is None else 0.9 * self._smooth + 0.1 * value
-        if math.isfinite(value) and self._smooth <= self._limit:
-            return
-        what = (
-            f"the loss has run away to {self._smooth:.3g} (a guess has {self._guess:.3g})"
-            if math.isfinite(value)
-            else f"the loss is {value}"
-        )
-        hints = [f"a tenth of the learning rate (--lr {self._recipe.learning_rate / 10:.1e})"]
-        hints.append(
-            f"a longer warm-up than {self._recipe.warmup_epochs:g} epochs (--warmup-epochs)"
-        )
-        if self._precision != "fp32":
-            hints.append(f"--precision fp32 in place of {self._precision}")
-        raise CvtError(
-            f"{what} at step {step + 1}, with a learning rate of {rate:.2e}",
-            hint=f"try {', '.join(hints[:-1])} or {hints[-1]}; the last good state is kept",
-        )
-
-
 def class_weights(labels: Any, num_classes: int) -> Tensor:
     """Factors (classes,) that make every class weigh the same: n / (classes x its images)."""
     counts = torch.bincount(torch.as_tensor(labels), minlength=num_classes).clamp(min=1)
@@ -446,31 +277,3 @@ def keep_memory() -> None:
     trim_threshold, mmap_max = -1, -4
     mallopt(mmap_max, 0)
     mallopt(trim_threshold, -1)
-
-
-def _recomputed(block: Block, forward: Callable[..., Tensor], *inputs: Any) -> Tensor:
-    if not torch.is_grad_enabled():
-        return forward(*inputs)
-
-    def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-        return nullcontext(), _statistics_kept(block)
-
-    result: Tensor = checkpoint(forward, *inputs, use_reentrant=False, context_fn=contexts)
-    return result
-
-
-@contextmanager
-def _statistics_kept(block: Block) -> Iterator[None]:
-    """Leave BatchNorm's running statistics alone: the first pass has moved them already."""
-    own = [
-        (module, name, buffer)
-        for module in block.modules()
-        for name, buffer in module.named_buffers(recurse=False)
-    ]
-    for module, name, buffer in own:
-        setattr(module, name, buffer.clone())
-    try:
-        yield
-    finally:
-        for module, name, buffer in own:
-            setattr(module, name, buffer)

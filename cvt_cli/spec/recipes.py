@@ -50,7 +50,7 @@ class Recipe:
     epochs: int
     batch_size: int  # images per step, over all processes and accumulated parts
     learning_rate: float  # peak, for this batch size
-    warmup_epochs: float  # linear; a cosine down to `training.LOWEST_RATE` follows
+    warmup_epochs: float  # linear; a cosine down to `schedule.LOWEST_RATE` follows
     weight_decay: float  # none on biases, norms and the class token
     augment: Augment | None  # None chooses by the number of images
     label_smoothing: float = 0.1

@@ -19,7 +19,8 @@ import torch.nn.functional as F
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from cvt_cli.finetuning.training import Part, Schedule, Trainer
+from cvt_cli.finetuning.schedule import Schedule
+from cvt_cli.finetuning.training import Part, Trainer
 from cvt_cli.spec.recipes import Recipe
 from tests_shared import (
     TESTS,

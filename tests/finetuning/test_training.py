@@ -22,14 +22,10 @@ from cvt_cli.base.errors import CvtError, DataError, UsageError
 from cvt_cli.datasets import labelled, layouts
 from cvt_cli.finetuning import batches as training_data
 from cvt_cli.finetuning import training
-from cvt_cli.finetuning.training import (
-    Part,
-    Schedule,
-    Trainer,
-    Watch,
-    parameter_groups,
-    schedule_of,
-)
+from cvt_cli.finetuning.parameters import freeze, parameter_groups
+from cvt_cli.finetuning.schedule import Schedule, schedule_of
+from cvt_cli.finetuning.training import Part, Trainer
+from cvt_cli.finetuning.watch import Watch
 from cvt_cli.model.engine import TorchEngine
 from cvt_cli.model.network import Block, CvT, fresh_model
 from cvt_cli.spec.config import VARIANTS, CvTConfig, StageConfig
@@ -259,14 +255,14 @@ def test_checkpointed_activations_learn_the_same_bits() -> None:
 
 def test_frozen_parts_keep_their_weights_and_statistics() -> None:
     model, before = small_model(), small_model()
-    trainer = make_trainer(model, frozen=training.freeze(model, ["stage0"]))
+    trainer = make_trainer(model, frozen=freeze(model, ["stage0"]))
 
     trainer.step([a_batch()])
 
     assert same(model.stage0, before.stage0)
     assert not same(model.stage1, before.stage1)
     with pytest.raises(UsageError, match="there is no part `stage7` to freeze"):
-        training.freeze(model, ["stage7"])
+        freeze(model, ["stage7"])
 
 
 def test_the_moving_average_covers_weights_and_statistics() -> None:

@@ -23,7 +23,8 @@ from transformers import CvtConfig, CvtForImageClassification
 from cvt_cli.datasets import layouts
 from cvt_cli.finetuning import batches as training_data
 from cvt_cli.finetuning import training
-from cvt_cli.finetuning.training import Schedule, Trainer
+from cvt_cli.finetuning.schedule import Schedule
+from cvt_cli.finetuning.training import Trainer
 from cvt_cli.model.devices import Precision
 from cvt_cli.model.network import fresh_model
 from cvt_cli.spec.config import VARIANTS
