@@ -7,8 +7,9 @@ from cvt_cli.base.package import __version__
 if TYPE_CHECKING:
     from cvt_cli.classifier import Classifier
     from cvt_cli.evaluation.evaluate import evaluate
+    from cvt_cli.finetuning.finetune import finetune
 
-__all__ = ["Classifier", "__version__", "evaluate"]
+__all__ = ["Classifier", "__version__", "evaluate", "finetune"]
 
 
 def __getattr__(name: str) -> object:
@@ -21,6 +22,10 @@ def __getattr__(name: str) -> object:
         from cvt_cli.evaluation.evaluate import evaluate
 
         return evaluate
+    if name == "finetune":
+        from cvt_cli.finetuning.finetune import finetune
+
+        return finetune
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

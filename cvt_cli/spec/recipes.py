@@ -17,6 +17,21 @@ RecipeName = Literal["default", "paper", "imagenet", "linear-probe", "quick"]
 RANDOM_CROPS_BELOW = 128
 """Input size in pixels below which images are padded and cropped, as is usual for CIFAR."""
 
+LIMITS: dict[str, tuple[float, float | None]] = {
+    "val_fraction": (0.001, 0.5),
+    "epochs": (1, None),
+    "batch_size": (2, None),
+    "accumulate": (1, None),
+    "lr": (1e-8, None),
+    "warmup_epochs": (0.0, None),
+    "weight_decay": (0.0, None),
+    "clip": (0.0, None),
+    "patience": (1, None),
+    "seed": (0, 2**63 - 1),
+    "workers": (0, 256),
+}
+"""Least and most of what a run may be told, by the names of options; None is without an end."""
+
 
 @dataclass(frozen=True)
 class Augmentation:

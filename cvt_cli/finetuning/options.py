@@ -1,0 +1,273 @@
+"""What a run can be told, and how that becomes its settings; imports no torch."""
+
+import math
+import re
+from collections.abc import Iterable
+from dataclasses import KW_ONLY, dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from cvt_cli.base import places, torchrun
+from cvt_cli.base.errors import UsageError
+from cvt_cli.base.progress import Say
+from cvt_cli.spec import recipes
+from cvt_cli.spec.config import Activation, CvTConfig
+from cvt_cli.spec.recipes import Augment, Recipe, RecipeName
+
+if TYPE_CHECKING:
+    from cvt_cli.finetuning.job import Settings
+    from cvt_cli.model.devices import Precision
+
+DEFAULT_VAL_FRACTION = 0.1
+
+OF_A_RECIPE = {
+    "epochs": "epochs",
+    "lr": "learning_rate",
+    "warmup_epochs": "warmup_epochs",
+    "weight_decay": "weight_decay",
+    "clip": "clip_norm",
+    "augment": "augment",
+}
+"""Options that override a field of the recipe, and which."""
+
+_TOLD_ANEW = frozenset(
+    "--resume --data --data-dir --offline --device --gpus --workers --max-time".split()
+)
+"""What a run that goes on may be told anew, since its weights do not depend on it."""
+
+_OF_STEPS = frozenset(
+    "--epochs --lr --warmup-epochs --weight-decay --clip --augment --freeze --patience --max-time "
+    "--accumulate --checkpoint-activations --sync-bn --gpus --workers".split()
+)
+"""What a linear probe, which takes no steps, has no use for."""
+
+_CHOICES = {
+    "activation": get_args(Activation),
+    "recipe": get_args(RecipeName),
+    "augment": get_args(Augment),
+    "class_weights": ("balanced",),
+}
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a run is told, each as after the option of ``cvt finetune`` that is called so.
+
+    None is what was not told. A ``~`` in front of a path is written out.
+
+    Raises:
+        UsageError: a value that no run can have, whatever else is told.
+    """
+
+    data: str | Path | None = None  # a folder, an archive or a known set
+    _: KW_ONLY
+    data_dir: Path | None = None  # where known sets are kept
+    val_fraction: float | None = None  # of the training images, that the best epoch is chosen by
+    model: str | Path | None = None  # the checkpoint to start from
+    revision: str | None = None  # of a hub repository
+    offline: bool | None = None  # ask no hub
+    variant: str | None = None  # the architecture to train from scratch
+    res: int | str | None = None  # input size in pixels
+    activation: Activation | None = None
+    freeze: str | None = None  # parts that are not trained, with commas between
+    recipe: RecipeName | None = None
+    epochs: int | None = None
+    batch_size: int | None = None  # images that a process computes together
+    accumulate: int | None = None  # parts of a step; by default 1
+    lr: float | None = None  # the peak learning rate
+    warmup_epochs: float | None = None
+    weight_decay: float | None = None
+    clip: float | None = None  # largest norm of all gradients together; 0 is without
+    augment: Augment | None = None
+    class_weights: Literal["balanced"] | None = None
+    patience: int | None = None  # epochs without a better one
+    max_time: str | None = None  # such as "1h30m"
+    seed: int | None = None  # by default 0
+    device: str | None = None  # by default "auto"
+    sync_bn: bool | None = None  # take BatchNorm's statistics over all processes
+    precision: str | None = None  # by default "auto"
+    checkpoint_activations: bool | None = None  # compute each block twice, to save memory
+    workers: int | None = None  # processes that decode
+    resume: Path | None = None  # the run to go on with
+    output: Path | None = None  # the run folder to make
+
+    def __post_init__(self) -> None:
+        for name, value in self._told().items():
+            if value == "":
+                raise UsageError(f"{_option(name)} is empty; leave it out, or say something")
+            if name in ("data", "data_dir", "model", "resume", "output"):
+                written_out = places.expanded(str(value))
+                kind = str if name in ("data", "model") else Path
+                object.__setattr__(self, name, kind(written_out))
+        if self.model and self.variant:
+            raise UsageError(
+                "give either --model, a checkpoint to start from, or --variant, to start from "
+                "scratch"
+            )
+        for name in ("lr", "clip", "warmup_epochs", "weight_decay"):
+            value = getattr(self, name)
+            if value is not None and not math.isfinite(value):
+                raise UsageError(f"{_option(name)} is {value}; it must be a finite number")
+        for name, (least, most) in recipes.LIMITS.items():
+            value = getattr(self, name)
+            if value is not None and not least <= value <= (math.inf if most is None else most):
+                accepted = f"at least {least}" + ("" if most is None else f" and at most {most}")
+                raise UsageError(f"{_option(name)} is {value}; it must be {accepted}")
+        for name, choices in _CHOICES.items():
+            if (value := getattr(self, name)) is not None and value not in choices:
+                known = ", ".join(f"`{one}`" for one in choices)
+                raise UsageError(f"{_option(name)} is `{value}`; accepted are {known}")
+
+    def _told(self) -> dict[str, Any]:
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: value for name, value in values.items() if value is not None}
+
+    @property
+    def told(self) -> list[str]:
+        """What was told, by the names of the command's options: "--lr"."""
+        return [_option(name) for name in self._told()]
+
+    def refuse(self, names: Iterable[str], why: str) -> None:
+        """Raises UsageError, with a sentence that says why, if one of these options was told."""
+        if found := [name for name in self.told if name in frozenset(names)]:
+            raise UsageError(f"{' and '.join(found)}: {why}")
+
+    def refuse_steps(self) -> None:
+        """Raises UsageError for what a linear probe has no use for, and for several processes."""
+        self.refuse(_OF_STEPS, "a linear probe takes no training steps, and runs alone")
+        torchrun.refuse("a linear probe")
+
+    def check_together(self) -> None:
+        """Raises UsageError if something is missing, or has no effect beside the rest."""
+        if self.max_time:
+            parse_duration(self.max_time)
+        if self.resume is not None:
+            if settled := [option for option in self.told if option not in _TOLD_ANEW]:
+                raise UsageError(
+                    f"{' and '.join(settled)} {'is' if len(settled) == 1 else 'are'} settled by "
+                    "the run that --resume goes on with",
+                    hint="leave it out, or start another run",
+                )
+        elif self.data is None:
+            raise UsageError(
+                "there is no --data to train on",
+                hint="name a folder with a folder of images per class, or a known set, for example "
+                "--data cifar10",
+            )
+        elif self.base_recipe.optimizer == "newton":
+            self.refuse_steps()
+        if self.variant:
+            self.refuse(["--revision"], "it is of a checkpoint's, and --variant has none")
+
+    @property
+    def recipe_name(self) -> RecipeName:
+        """The recipe asked for, or else the one that goes with how the run starts."""
+        return self.recipe or ("imagenet" if self.variant else "default")
+
+    @property
+    def base_recipe(self) -> Recipe:
+        """The recipe as it is before options override it."""
+        return recipes.RECIPES[self.recipe_name]
+
+    def overridden(self, recipe: Recipe, batch_size: int | None = None) -> Recipe:
+        """The recipe with what the options say in place of its own, for other batches if given."""
+        changes = {field: getattr(self, name) for name, field in OF_A_RECIPE.items()}
+        return recipe.override(**changes, batch_size=batch_size)
+
+    def share_out(self, recipe: Recipe, images: int, say: Say) -> tuple[Recipe, int]:
+        """The recipe for the images of a step, and how many of them a process computes together.
+
+        Args:
+            recipe: overridden already.
+            images: to train on.
+            say: told where the data has fewer than a step.
+        """
+        shares = (self.accumulate or 1) * torchrun.count()
+        if self.batch_size is None:
+            recipe = recipes.for_few_images(recipe, images)
+        part = self.batch_size or max(1, recipe.batch_size // shares)
+        if part * shares > images:
+            part = max(1, images // shares)
+            say(f"batch size {part}: the data has no more training images")
+        return recipe.override(batch_size=part * shares, learning_rate=self.lr), part
+
+    def settings(
+        self, config: CvTConfig, images: int, precision: "Precision", command: str, say: Say
+    ) -> "Settings":
+        """The settings of a new run.
+
+        Each option has its place here or in `SETTLED_ELSEWHERE`; one that has none is an error.
+
+        Args:
+            config: of the network.
+            images: to train on.
+            precision: that the device computes in.
+            command: that starts the run.
+            say: told of what turns out otherwise than asked.
+
+        Raises:
+            UsageError: a recipe that cannot be trained by.
+        """
+        from cvt_cli.finetuning.job import Settings  # which imports torch
+
+        left = {
+            field.name: getattr(self, field.name)
+            for field in fields(self)
+            if field.name not in SETTLED_ELSEWHERE
+        }
+        take = left.pop
+        data = str(take("data"))
+        named = recipes.named_recipe(self.recipe_name, config, data, images)
+        recipe, part = self.share_out(self.overridden(named), images, say)
+        for name in ("recipe", "batch_size", *OF_A_RECIPE):
+            take(name)
+        max_time, freeze = take("max_time"), take("freeze")
+        settings = Settings(
+            data=data,
+            command=command,
+            recipe=recipe,
+            seed=take("seed") or 0,
+            precision=precision,
+            batch_size=part,
+            accumulate=take("accumulate") or 1,
+            freeze=tuple(freeze.split(",")) if freeze else (),
+            class_weights=take("class_weights") == "balanced",
+            patience=take("patience"),
+            max_time_sec=parse_duration(max_time) if max_time else None,
+            sync_batchnorm=bool(take("sync_bn")),
+            checkpoint_activations=bool(take("checkpoint_activations")),
+        )
+        assert not left, f"no place in the settings for {', '.join(left)}"
+        return settings
+
+
+@dataclass(frozen=True)
+class CommandOptions(Options):
+    """What the command alone can be told besides."""
+
+    gpus: int | None = None  # CUDA devices to start a process for each
+    dry_run: bool | None = None  # end after the plan
+
+
+SETTLED_ELSEWHERE = frozenset(
+    "data_dir val_fraction model revision offline variant res activation device precision workers "
+    "resume output gpus dry_run".split()
+)
+"""Options of which the images are made, the model, the device, the folder and the processes."""
+
+
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def parse_duration(text: str) -> float:
+    """Seconds of "2h", "90m", "1h30m" or "45s".
+
+    Raises:
+        UsageError: it is no such time.
+    """
+    parts = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", text.strip())
+    if not text.strip() or parts is None:
+        raise UsageError(f"`{text}` is no time; accepted are such as `2h`, `1h30m`, `90m`, `45s`")
+    hours, minutes, seconds = (int(part or 0) for part in parts.groups())
+    return float(3600 * hours + 60 * minutes + seconds)

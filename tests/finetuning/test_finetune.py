@@ -1,0 +1,91 @@
+"""`cvt_cli.finetune` from Python does what `cvt finetune` does."""
+
+import inspect
+import json
+from pathlib import Path
+
+import pytest
+
+import cvt_cli
+from cvt_cli import Classifier, finetune
+from cvt_cli.base.errors import CvtError, DataError, UsageError
+from tests_shared import TESTS
+
+IMAGES, MODEL = TESTS / "kept" / "images", TESTS / "kept" / "model"
+SHORT = {"val_fraction": 0.3, "epochs": 2, "warmup_epochs": 0.1, "batch_size": 8, "workers": 0}
+"""Of training on 21 images of a network that takes some milliseconds a step."""
+
+
+def test_training_from_python_gives_the_bits_of_the_command(cvt, tmp_path: Path, capfd) -> None:
+    run, other = tmp_path / "python", tmp_path / "command"
+    words = [
+        word for name, value in SHORT.items() for word in (f"--{name.replace('_', '-')}", value)
+    ]
+
+    result = finetune(IMAGES, model=MODEL, output=run, **SHORT)
+    captured = capfd.readouterr()
+    said = cvt("finetune", "--data", IMAGES, "--model", MODEL, *words, "--output", other, "--json")
+
+    assert captured.out == "" and "epoch 2/2: loss" in captured.err
+    assert result.best == run / "best" and result.run == run
+    as_json = json.loads(json.dumps(result.to_json()))  # tuples are lists there
+    assert as_json == json.loads((run / "results.json").read_text())
+    assert list(result.to_json()) == list(said.json)
+    assert (result.val_top1, result.steps) == (said.json["val_top1"], said.json["steps"])
+    weights = [folder / "last" / "model.safetensors" for folder in (run, other)]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+    assert result.command.startswith(f"finetune(data={str(IMAGES)!r}, val_fraction=0.3, ")
+    picture = next(path for path in sorted(IMAGES.rglob("*")) if path.is_file())
+    assert Classifier(result.best)(picture)[0].label in {p.name for p in IMAGES.iterdir()}
+
+
+def test_a_run_is_gone_on_with_from_python(tmp_path: Path) -> None:
+    run, whole = tmp_path / "run", tmp_path / "whole"
+    first = finetune(IMAGES, model=MODEL, output=run, max_time="0s", **SHORT)
+    assert first.steps == 1
+
+    result = finetune(resume=run, max_time="1h", workers=0)
+
+    straight = finetune(IMAGES, model=MODEL, output=whole, **SHORT)
+    assert result.steps == straight.steps and result.val_top1 == straight.val_top1
+    weights = [folder / "last" / "model.safetensors" for folder in (run, whole)]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("told", "kind", "message"),
+    [
+        ({}, UsageError, "there is no --data to train on"),
+        ({"resume": "run", "seed": 0}, UsageError, "--seed is settled by the run"),
+        ({"data": IMAGES, "recipe": "linear-probe", "lr": 1}, UsageError, "--lr: a linear probe"),
+        ({"data": IMAGES, "data_dir": "x"}, UsageError, "--data-dir: it is where known sets are"),
+        ({"data": IMAGES, "variant": "huge"}, UsageError, "there is no variant `huge`"),
+        ({"data": IMAGES, "max_time": "soon"}, UsageError, "`soon` is no time"),
+        ({"data": IMAGES, "device": "cuda:63"}, CvtError, "device `cuda:63` is not available"),
+        ({"data": "nowhere"}, DataError, ""),
+        ({"data": IMAGES, "output": MODEL}, CvtError, f"`{MODEL}` exists and is not an empty"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_trained_is_explained_as_by_the_command(
+    cvt, told, kind: type[CvtError], message: str
+) -> None:
+    words = [w for name, value in told.items() for w in (f"--{name.replace('_', '-')}", value)]
+
+    with pytest.raises(kind) as caught:
+        finetune(**told)
+
+    said = cvt("finetune", *words)
+    assert str(caught.value).startswith(message)
+    assert f"error: {caught.value}" in said.stderr
+    assert said.exit_code == (2 if kind is UsageError else 1) or "cuda" in message
+
+
+def test_the_function_says_what_it_takes_and_is_there_when_it_is_asked_for() -> None:
+    taken = inspect.signature(finetune).parameters
+
+    assert next(iter(taken)) == "data" and {"model", "epochs", "resume"} < set(taken)
+    assert not {"gpus", "dry_run", "show_recipe"} & set(taken)
+    assert "finetune" in cvt_cli.__all__ and "finetune" in dir(cvt_cli)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'epoch'"):
+        finetune(IMAGES, epoch=1)

@@ -1,0 +1,87 @@
+"""What a run can be told is the same on the command line and from Python."""
+
+from dataclasses import dataclass, fields
+
+import pytest
+import typer.main
+
+from cvt_cli.base.errors import UsageError
+from cvt_cli.cli import app
+from cvt_cli.commands import options as shared
+from cvt_cli.finetuning.options import CommandOptions, Options
+from cvt_cli.spec import recipes
+from cvt_cli.spec.config import VARIANTS
+
+
+def test_every_option_of_the_command_can_be_told_from_python_under_its_name() -> None:
+    command = typer.main.get_command(app).commands["finetune"]
+    names = {name.removeprefix("--") for name in shared.names_of(command).values()}
+
+    told = {field.name.replace("_", "-") for field in fields(CommandOptions)}
+
+    assert told == names - {"show-recipe", "json", "help"}
+    assert told - {field.name.replace("_", "-") for field in fields(Options)} == {"gpus", "dry-run"}
+
+
+@pytest.mark.parametrize("name", recipes.LIMITS)
+def test_a_number_beyond_its_limits_is_refused_before_anything_is_read(name: str) -> None:
+    least, most = recipes.LIMITS[name]
+    option = f"--{name.replace('_', '-')}"
+    below = least - 1 if isinstance(least, int) else least / 2 or -0.1
+
+    with pytest.raises(UsageError, match=f"{option} is {below}; it must be at least {least}"):
+        Options("nowhere", **{name: below})
+    if most is not None:
+        with pytest.raises(UsageError, match=f"{option} is .*at most"):
+            Options("nowhere", **{name: most * 2})
+    assert getattr(Options("nowhere", **{name: least}), name) == least
+
+
+@pytest.mark.parametrize(
+    ("told", "message"),
+    [
+        ({"recipe": "best"}, "--recipe is `best`; accepted are `default`, `paper`"),
+        ({"augment": "much"}, "--augment is `much`; accepted are `none`, `crop-flip`"),
+        ({"class_weights": "all"}, "--class-weights is `all`; accepted are `balanced`"),
+        ({"activation": "relu"}, "--activation is `relu`; accepted are "),
+        ({"freeze": ""}, "--freeze is empty"),
+        ({"lr": float("nan")}, "--lr is nan; it must be a finite number"),
+        ({"model": "x", "variant": "nano"}, "give either --model, a checkpoint to start from"),
+    ],
+    ids=str,
+)
+def test_a_value_that_no_run_can_have_is_explained(told, message: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        Options("nowhere", **told)
+
+    assert str(caught.value).startswith(message)
+
+
+def test_what_is_told_has_its_place_in_the_settings() -> None:
+    options = Options(
+        "my_folder", epochs=7, batch_size=6, accumulate=2, lr=0.25, warmup_epochs=1.5,
+        weight_decay=0.125, clip=3.0, augment="none", freeze="stage0,stage1",
+        class_weights="balanced", patience=4, max_time="1h30m", seed=11,
+        checkpoint_activations=True,
+    )  # fmt: skip
+
+    settings = options.settings(VARIANTS["nano"], 100, "fp32", "cvt finetune", print)
+
+    recipe = settings.recipe
+    assert (recipe.name, recipe.epochs, recipe.batch_size) == ("default", 7, 12)
+    assert (recipe.learning_rate, recipe.warmup_epochs) == (0.25, 1.5)
+    assert (recipe.weight_decay, recipe.clip_norm, recipe.augment) == (0.125, 3.0, "none")
+    assert (settings.data, settings.command) == ("my_folder", "cvt finetune")
+    assert (settings.batch_size, settings.accumulate, settings.seed) == (6, 2, 11)
+    assert (settings.freeze, settings.class_weights) == (("stage0", "stage1"), True)
+    assert (settings.patience, settings.max_time_sec) == (4, 5400.0)
+    assert (settings.checkpoint_activations, settings.sync_batchnorm) == (True, False)
+
+
+def test_an_option_that_nobody_settles_is_an_error_and_not_passed_over() -> None:
+    @dataclass(frozen=True)
+    class More(Options):
+        momentum: float | None = None
+
+    with pytest.raises(AssertionError, match="no place in the settings for momentum"):
+        More("my_folder").settings(VARIANTS["nano"], 100, "fp32", "cvt finetune", print)
