@@ -1,20 +1,17 @@
 """``cvt benchmark``: how fast every engine is here."""
 
-from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from cvt_cli.base import machine, torchrun
+from cvt_cli.base import torchrun
 from cvt_cli.base.errors import UsageError
 from cvt_cli.base.text import human_bytes
-from cvt_cli.checkpoints import architecture, export_metadata
 from cvt_cli.commands import options, output
-from cvt_cli.spec.config import parse_size
 
-VERSIONS = ("cvt-cli", "torch", "onnxruntime", "openvino", "transformers")
-"""Of what can be measured."""
+if TYPE_CHECKING:
+    from cvt_cli.export.benchmark import Benchmark
 
 
 def benchmark(
@@ -91,112 +88,80 @@ def benchmark(
     Example: cvt benchmark --against transformers --precision fp32,bf16
     """
     torchrun.refuse("a benchmark")
-    if variant and model:
-        raise UsageError("give --variant or --model, not both")
+    from cvt_cli.evaluation import plots
     from cvt_cli.export import benchmark as measuring
+    from cvt_cli.export import sides
 
-    size = parse_size(res) if res else None
-    networks = []
-    names: list[str | None] = [*model] if model else [None]
-    for name in names:
-        path = Path(name or "")
-        if export_metadata.format_of(path):
-            networks.append(measuring.Network.of_file(path, size))
-            continue
-        ((costs, config),) = architecture.architectures_of(
-            variant or (None if name else "13"), name, res, None, output.access()
-        )
-        networks.append(measuring.Network.of(costs.variant, config, costs.height, costs.width))
+    networks = sides.networks_of(variant, model or (), res, output.access())
     if against is None and all(network.file for network in networks):
         options.refuse(ctx, ["--precision"], "a file has its own")
-        if device not in ("auto", "cpu"):
-            raise UsageError(f"`{networks[0].name}` runs on the CPU here, not on `{device}`")
-    import tempfile
-
-    from cvt_cli.evaluation import plots
-    from cvt_cli.model import devices
-
     if plot is not None:
         plots.check(plot)
-
-    place = devices.choose_device(device)
-    try:
-        batch_sizes = [int(part) for part in measuring.names_of(batch_size)]
-    except ValueError:
-        batch_sizes = []
-    if not batch_sizes or min(batch_sizes) < 1:
-        raise UsageError(f"`{batch_size}` are no batch sizes; accepted are positive integers: 1,8")
-    networks = [n if n.file else replace(n, device=str(place)) for n in networks]
-    sides = measuring.sides(
+    found = measuring.benchmark(
         networks,
-        measuring.names_of(engine) if engine else None,
-        measuring.names_of(precision),
-        batch_sizes,
-        against is not None,
+        engines=_parts(engine) if engine else None,
+        precisions=_parts(precision),
+        batch_sizes=_batch_sizes(batch_size),
+        against_transformers=against is not None,
+        rounds=rounds,
+        device=device,
+        say=output.note,
+        progress=output.progress,
     )
-    hardware = devices.hardware(place)
-    one = networks[0] if len({(n.height, n.width) for n in networks}) == 1 else None
-    kinds = {"exported" if network.file else "random" for network in networks}
-    weights = " and ".join(sorted(kinds))
-    title = f"{', '.join(network.name for network in networks)}"
-    if one is not None:
-        title += f" at {one.height}x{one.width}"
-    title += f", {weights} weights"
-    output.note(f"{title}; {place}, {hardware}; {len(sides)} sides, {rounds} rounds")
-    with tempfile.TemporaryDirectory() as folder:
-        rows = measuring.measure(
-            sides,
-            rounds=rounds,
-            ratios=against is not None or len(networks) > 1,
-            folder=Path(folder),
-            progress=output.progress,
-        )
-    single = networks[0] if len(networks) == 1 else None
-    versions = machine.versions(VERSIONS)
-    document = {
-        "model": single and single.name,
-        "height": one and one.height,
-        "width": one and one.width,
-        "macs": single and single.macs,
-        "weights": weights,
-        "device": str(place),
-        "hardware": hardware,
-        "rounds": rounds,
-        "versions": versions,
-        "rows": [row.to_json() for row in rows],
-    }
     if plot is not None:
-        plots.draw_benchmark(document, plot)
+        plots.draw_benchmark(found.to_json(), plot)
     if json_output:
-        output.print_json(document)
-        return
+        output.print_json(found.to_json())
+    else:
+        _print(found, "transformers, eager, fp32" if against else "the first row")
+
+
+def _parts(text: str) -> list[str]:
+    """The parts of a list with commas."""
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _batch_sizes(text: str) -> list[int]:
+    try:
+        found = [int(part) for part in _parts(text)]
+    except ValueError:
+        found = []
+    if not found or min(found) < 1:
+        raise UsageError(f"`{text}` are no batch sizes; accepted are positive integers: 1,8")
+    return found
+
+
+def _print(found: "Benchmark", baseline: str) -> None:
+    from cvt_cli.export.benchmark import ratio_text, title_of
+
+    several = len(found.networks) > 1
     output.print_table(
-        f"{title}, {place}, {hardware}, median of {rounds} rounds",
+        f"{title_of(found.networks)}, {found.device}, {found.hardware}, "
+        f"median of {found.rounds} rounds",
         (
-            *(("model",) if single is None else ()),
+            *(("model",) if several else ()),
             *("engine", "", "batch", "images/s", "range", "ratio", "of peak", "start"),
             *("first call", "peak memory"),
         ),
         [
             (
-                *((row.side.network.name,) if single is None else ()),
+                *((row.side.network.name,) if several else ()),
                 row.side.engine,
                 row.side.precision,
                 str(row.side.batch_size),
                 f"{row.images_per_sec:.1f}",
                 f"{row.slowest:.1f} to {row.fastest:.1f}",
-                measuring.ratio_text(row),
+                ratio_text(row),
                 "" if row.share_of_peak is None else f"{100 * row.share_of_peak:.0f} %",
                 f"{row.startup_sec:.2f} s",
                 f"{row.first_call_sec:.2f} s",
                 human_bytes(row.peak_memory_bytes),
             )
-            for row in rows
+            for row in found.rows
         ],
-        text_columns=2 if single else 3,
+        text_columns=3 if several else 2,
     )
-    shown = ", ".join(f"{name} {version}" for name, version in versions.items())
-    baseline = "transformers, eager, fp32" if against else "the first row"
+    shown = ", ".join(f"{name} {version}" for name, version in found.versions.items())
     output.emit(
         f"ratio: to {baseline}, at the same batch size, the median of\n"
         "the rounds' ratios, or their range where they do not agree; of peak: of the rate of a\n"

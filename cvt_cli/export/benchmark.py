@@ -7,102 +7,32 @@ an order that is reversed every other round, and the medians are compared.
 Imports torch only inside functions, so that a runtime's process does without it.
 """
 
-import multiprocessing
-import signal
 import statistics
+import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any
 
 from cvt_cli.base import machine
-from cvt_cli.base.errors import CvtError, UsageError
-from cvt_cli.base.progress import Progress
-from cvt_cli.checkpoints import export_metadata, folders
-from cvt_cli.checkpoints.export_metadata import Record
-from cvt_cli.checkpoints.names import to_transformers
-from cvt_cli.engines import runtimes
-from cvt_cli.spec.config import CvTConfig
-from cvt_cli.spec.costs import costs
-from cvt_cli.spec.labels import unnamed
+from cvt_cli.base.errors import UsageError
+from cvt_cli.base.progress import Progress, Say
+from cvt_cli.export.sides import Network, Side, sides_of
+from cvt_cli.export.worker import Worker, random_network
 
 if TYPE_CHECKING:
     from cvt_cli.model.devices import Precision
-    from cvt_cli.model.network import CvT
-
-Runner = Callable[[NDArray[Any]], Any]
-Name = Literal["torch", "onnxruntime", "openvino", "transformers"]
-
-SHORTEST_TURN_SEC = 0.5
-"""A side computes at least this long in every round."""
 
 MOST_APART = 2.0
 """How much the largest of the rounds' ratios may be of the least, for their median to be one."""
 
+VERSIONS = ("cvt-cli", "torch", "onnxruntime", "openvino", "transformers")
+"""The packages whose versions a result depends on."""
+
 _PEAK_SIZE = 2048
 """Of the square matrices whose product shows what the processor can do."""
-
-
-@dataclass(frozen=True)
-class Network:
-    """What a side runs, and where."""
-
-    name: str
-    config: CvTConfig
-    height: int  # of the images in pixels
-    width: int
-    macs: int  # multiply-accumulates of one image
-    device: str = "cpu"  # of torch and transformers; the other engines run on the CPU
-    file: Path | None = None  # one that `cvt export` wrote; else the weights are random
-    record: Record | None = None  # what it says of itself
-
-    @classmethod
-    def of(cls, name: str, config: CvTConfig, height: int, width: int) -> "Network":
-        """One with random weights."""
-        return cls(name, config, height, width, costs(name, config, height, width).macs)
-
-    @classmethod
-    def of_file(cls, path: Path, size: tuple[int, int] | None = None) -> "Network":
-        """One that was exported.
-
-        Raises:
-            UsageError: it does not take this size.
-            CheckpointError: it is damaged, or another tool wrote it.
-        """
-        record = export_metadata.read(path).at(size, path)
-        height, width = record.preprocessing.height, record.preprocessing.width
-        network = cls.of(str(path), record.config, height, width)
-        return replace(network, file=path, record=record)
-
-    @property
-    def engines(self) -> tuple[Name, ...]:
-        """Those that run the file, its own first."""
-        assert self.file is not None
-        form = export_metadata.format_of(self.file)
-        return {"onnx": ("onnxruntime", "openvino"), "openvino": ("openvino",)}.get(
-            form, ("torch",)
-        )
-
-
-@dataclass(frozen=True)
-class Side:
-    """One way to run a network."""
-
-    engine: Name  # "transformers": its eager network, the usual baseline
-    precision: str
-    batch_size: int
-    network: Network
-
-    @property
-    def needs_graph(self) -> bool:
-        """Whether it runs a graph that is still to be made."""
-        return self.network.file is None and self.engine in ("onnxruntime", "openvino")
 
 
 @dataclass(frozen=True)
@@ -140,71 +70,106 @@ class Row:
         }
 
 
-def sides(
+@dataclass(frozen=True)
+class Benchmark:
+    """What was measured of all sides, and where."""
+
+    networks: tuple[Network, ...]
+    device: str
+    hardware: str
+    rounds: int
+    versions: Mapping[str, str]
+    rows: tuple[Row, ...]
+
+    @property
+    def single(self) -> Network | None:
+        """The network, if there is one."""
+        return self.networks[0] if len(self.networks) == 1 else None
+
+    def to_json(self) -> dict[str, Any]:
+        """The documented keys."""
+        single, alike = self.single, _of_one_size(self.networks)
+        return {
+            "model": single and single.name,
+            "height": alike and alike.height,
+            "width": alike and alike.width,
+            "macs": single and single.macs,
+            "weights": _weights(self.networks),
+            "device": self.device,
+            "hardware": self.hardware,
+            "rounds": self.rounds,
+            "versions": self.versions,
+            "rows": [row.to_json() for row in self.rows],
+        }
+
+
+def benchmark(
     networks: Sequence[Network],
+    *,
     engines: Sequence[str] | None,
     precisions: Sequence[str],
     batch_sizes: Sequence[int],
     against_transformers: bool,
-) -> list[Side]:
-    """Every combination that can run; the baseline first for each batch size.
+    rounds: int,
+    device: str,
+    say: Say,
+    progress: Progress,
+) -> Benchmark:
+    """Measure every side of these networks in turn.
 
     Args:
-        networks: a file runs in its own precision; the first one's architecture is the baseline's.
-        engines: None for all that are installed, of a file its own.
+        networks: at least one; the first is what the ratios are to.
+        engines: as of `sides_of`, and so are the next three.
         precisions: of what is no file.
         batch_sizes: images per call.
-        against_transformers: whether its eager network is the baseline.
+        against_transformers: whether its eager network is what the ratios are to.
+        rounds: how often every side has its turn.
+        device: what follows ``--device``.
+        say: told what is measured.
+        progress: of the rounds.
 
     Raises:
-        UsageError: an engine or precision that does not exist, or an engine that is not installed
-            or does not run a file.
+        UsageError: there is no such engine, precision or device, or a file does not run on it.
+        CvtError: a side's process ended, as for want of memory.
     """
-    for name in (*(engines or ()), *(("transformers",) if against_transformers else ())):
-        if name not in ("torch", "onnxruntime", "openvino", "transformers"):
-            raise UsageError(
-                f"there is no engine `{name}`; accepted are `torch`, `onnxruntime`, `openvino`"
-            )
-        if not runtimes.installed(name):
-            raise UsageError(f"`{name}` is not installed", hint=f"pip install {name}")
-    for asked in precisions:
-        if asked not in ("fp32", "bf16", "fp16"):
-            raise UsageError(
-                f"there is no precision `{asked}`; accepted are `fp32`, `bf16`, `fp16`"
-            )
-    found = []
-    every = [n for n in ("torch", "onnxruntime", "openvino") if runtimes.installed(n)]
-    for batch_size in batch_sizes:
-        if against_transformers:
-            plain = replace(networks[0], file=None, record=None)
-            found.append(Side("transformers", "fp32", batch_size, plain))
-        for network in networks:
-            if network.record is not None:
-                found += _sides_of_file(network, network.record, engines, batch_size)
-                continue
-            for engine in every if engines is None else engines:
-                for asked in precisions:
-                    if engine == "onnxruntime" and asked != "fp32":
-                        continue
-                    if engine == "openvino" and asked == "fp16":
-                        continue
-                    if engine == "torch" and asked == "fp16" and network.device == "cpu":
-                        continue
-                    found.append(Side(engine, asked, batch_size, network))
-    return found
+    if not against_transformers and all(network.file for network in networks):
+        if device not in ("auto", "cpu"):
+            raise UsageError(f"`{networks[0].name}` runs on the CPU here, not on `{device}`")
+    from cvt_cli.model import devices
+
+    place = devices.choose_device(device)
+    networks = [n if n.file else replace(n, device=str(place)) for n in networks]
+    sides = sides_of(networks, engines, precisions, batch_sizes, against_transformers)
+    hardware = devices.hardware(place)
+    say(f"{title_of(networks)}; {place}, {hardware}; {len(sides)} sides, {rounds} rounds")
+    with tempfile.TemporaryDirectory() as folder:
+        rows = measure(
+            sides,
+            rounds=rounds,
+            ratios=against_transformers or len(networks) > 1,
+            folder=Path(folder),
+            progress=progress,
+        )
+    return Benchmark(
+        tuple(networks), str(place), hardware, rounds, machine.versions(VERSIONS), tuple(rows)
+    )
 
 
-def _sides_of_file(
-    network: Network, record: Record, engines: Sequence[str] | None, batch_size: int
-) -> list[Side]:
-    found = []
-    for engine in network.engines[:1] if engines is None else engines:
-        if engine in network.engines:
-            found.append(Side(engine, record.precision, batch_size, network))
-        else:
-            runs = " and ".join(f"`{name}`" for name in network.engines)
-            raise UsageError(f"`{network.file}` runs on {runs}, not on `{engine}`")
-    return found
+def title_of(networks: Sequence[Network]) -> str:
+    """The networks in words."""
+    alike = _of_one_size(networks)
+    at = f" at {alike.height}x{alike.width}" if alike else ""
+    names = ", ".join(network.name for network in networks)
+    return f"{names}{at}, {_weights(networks)} weights"
+
+
+def _of_one_size(networks: Sequence[Network]) -> Network | None:
+    """One of the networks, if all take images of one size."""
+    return networks[0] if len({(n.height, n.width) for n in networks}) == 1 else None
+
+
+def _weights(networks: Sequence[Network]) -> str:
+    return " and ".join(sorted({"exported" if n.file else "random" for n in networks}))
 
 
 def measure(
@@ -244,7 +209,7 @@ def measure(
             )
         }
         workers = [
-            stack.enter_context(_Worker(side, side.network.file or graphs.get(side.network)))
+            stack.enter_context(Worker(side, side.network.file or graphs.get(side.network)))
             for side in asked
         ]
         with progress("benchmark", rounds * len(asked), unit="turns") as advance:
@@ -256,26 +221,45 @@ def measure(
                     rates[index].append(workers[index].turn())
                     advance(1, "")
         memory = [worker.stop() for worker in workers]
-    baselines: dict[int, list[float]] = {}
+    return _rows(workers, rates, peaks, memory, ratios)
+
+
+def _rows(
+    workers: Sequence[Worker],
+    rates: Sequence[Sequence[float]],
+    peaks: Mapping[tuple[str, str], Sequence[float]],
+    memory: Sequence[int],
+    ratios: bool,
+) -> list[Row]:
+    """What follows from the rounds.
+
+    Args:
+        workers: one for each side.
+        rates: images per second of each side in every round.
+        peaks: FLOP/s of a matrix product in every round, by device and precision.
+        memory: peak memory of each side in bytes.
+        ratios: whether the first side of each batch size is the baseline of the others.
+    """
+    baselines: dict[int, Sequence[float]] = {}
     rows = []
     for worker, own, used in zip(workers, rates, memory, strict=True):
-        side = worker.side
+        side, rate = worker.side, statistics.median(own)
         against = baselines.setdefault(side.batch_size, own) if ratios else None
-        rate = statistics.median(own)
         paired = against and [a / b for a, b in zip(own, against, strict=True)]
         peak = peaks.get((side.network.device, side.precision))
+        flops = 2 * side.network.macs * rate
         rows.append(
             Row(
-                side,
-                rate,
-                min(own),
-                max(own),
-                statistics.median(paired) if paired and agree(paired) else None,
-                (min(paired), max(paired)) if paired else None,
-                worker.startup_sec,
-                worker.first_call_sec,
-                peak and 2 * side.network.macs * rate / statistics.median(peak),
-                used,
+                side=side,
+                images_per_sec=rate,
+                slowest=min(own),
+                fastest=max(own),
+                ratio=statistics.median(paired) if paired and agree(paired) else None,
+                ratios=(min(paired), max(paired)) if paired else None,
+                startup_sec=worker.startup_sec,
+                first_call_sec=worker.first_call_sec,
+                share_of_peak=flops / statistics.median(peak) if peak else None,
+                peak_memory_bytes=used,
             )
         )
     return rows
@@ -305,139 +289,6 @@ def _random_graph(network: Network, path: Path) -> Path:
     return path
 
 
-class _Worker:
-    """One side in its process; the others sleep while it has its turn."""
-
-    def __init__(self, side: Side, graph: Path | None) -> None:
-        context = multiprocessing.get_context("spawn")
-        self.side = side
-        self._connection, theirs = context.Pipe()
-        self._process = context.Process(
-            target=_work, args=(theirs, time.time(), side, graph), daemon=True
-        )
-        self._process.start()
-        theirs.close()  # so that its end is noticed
-        self.startup_sec, self.first_call_sec = self._receive()
-
-    def turn(self) -> float:
-        """Images per second."""
-        self._connection.send(True)
-        return self._receive()  # type: ignore[no-any-return]
-
-    def stop(self) -> int:
-        """Its peak memory in bytes."""
-        self._connection.send(False)
-        return self._receive()  # type: ignore[no-any-return]
-
-    def _receive(self) -> Any:
-        try:
-            received = self._connection.recv()
-        except EOFError:
-            self._process.join()
-            raise CvtError(
-                f"the process of {self.side.engine} in {self.side.precision} at batch "
-                f"{self.side.batch_size} ended with exit code {self._process.exitcode}",
-                hint="if it was killed for want of memory, try a smaller --batch-size or --res",
-            ) from None
-        if isinstance(received, CvtError):
-            raise received
-        return received
-
-    def __enter__(self) -> "_Worker":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._process.kill()
-        self._process.join()
-
-
-def _work(connection: Connection, spawned: float, side: Side, graph: Path | None) -> None:
-    """What a side's process does: say when it is ready, then compute when told to."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the first process's affair
-    generator, network = np.random.default_rng(0), side.network
-    height, width = network.height, network.width
-    batch: NDArray[Any]
-    if network.record is not None and network.record.preprocessing_inside:
-        batch = generator.integers(0, 256, (side.batch_size, height, width, 3), np.uint8)
-    else:
-        shape = (side.batch_size, 3, height, width)
-        batch = generator.standard_normal(shape, dtype=np.float32)
-    weights_sec, model = 0.0, None
-    try:
-        if network.file is None and side.engine in ("torch", "transformers"):
-            import torch  # noqa: F401  its import belongs to the start, the making of weights not
-
-            started = time.perf_counter()
-            model = random_network(network.config)
-            weights_sec = time.perf_counter() - started
-        runner = _runner(side, model, graph)
-    except CvtError as error:
-        connection.send(error)
-        return
-    startup_sec = time.time() - spawned - weights_sec
-    first_call_sec = _seconds(runner, batch)
-    calls = max(1, round(SHORTEST_TURN_SEC / _seconds(runner, batch)))
-    connection.send((startup_sec, first_call_sec))
-    while connection.recv():
-        runner(batch)  # what the side before left in the caches is gone
-        started = time.perf_counter()
-        for _ in range(calls):
-            runner(batch)
-        connection.send(calls * side.batch_size / (time.perf_counter() - started))
-    connection.send(_peak_memory(network.device if model else "cpu"))
-
-
-def _seconds(runner: Runner, batch: NDArray[Any]) -> float:
-    started = time.perf_counter()
-    runner(batch)
-    return time.perf_counter() - started
-
-
-def random_network(config: CvTConfig) -> "CvT":
-    """A network with random weights, which is as fast as one with others."""
-    from cvt_cli.model.network import fresh_model
-
-    return fresh_model(config, seed=0).eval()
-
-
-def _runner(side: Side, model: "CvT | None", graph: Path | None) -> Runner:
-    record, macs = side.network.record, side.network.macs * side.batch_size
-    if side.engine == "onnxruntime" or side.engine == "openvino":
-        assert graph is not None
-        return runtimes.open_graph(side.engine, graph, side.precision, record, macs=macs)
-    import torch
-
-    from cvt_cli.model.engine import ExportedEngine, TorchEngine
-
-    if record is not None:
-        assert graph is not None
-        return ExportedEngine(graph, record, macs)
-    assert model is not None
-    place = torch.device(side.network.device)
-    if side.engine == "torch":
-        return TorchEngine(model, place, side.precision, macs)
-    return _transformers(model, place)
-
-
-def _transformers(model: "CvT", device: Any) -> Runner:
-    """The same network in transformers, eager, float32."""
-    import torch
-    from transformers import CvtConfig, CvtForImageClassification
-
-    names = unnamed(model.config.num_classes)
-    config = CvtConfig(**folders.transformers_config(model.config, names, ""))
-    theirs = CvtForImageClassification(config)
-    state = {to_transformers(name): t for name, t in model.state_dict().items()}
-    theirs.load_state_dict(state)
-    theirs.eval().to(device)
-
-    def run(batch: NDArray[np.float32]) -> Any:
-        with torch.inference_mode():
-            return theirs(torch.from_numpy(batch).to(device)).logits.cpu()
-
-    return run
-
-
 def _matrix_rate(device: str, precision: "Precision") -> float:
     """FLOP/s of a product of two square matrices on torch, the fastest of three."""
     import torch
@@ -452,17 +303,3 @@ def _matrix_rate(device: str, precision: "Precision") -> float:
         (left @ right)[0, 0].item()  # waits for the device
         best = min(best, time.perf_counter() - started)
     return 2 * _PEAK_SIZE**3 / best
-
-
-def _peak_memory(device: str) -> int:
-    """Peak memory in bytes of this process so far; on CUDA, of the device."""
-    if device.startswith("cuda"):
-        import torch
-
-        return torch.cuda.max_memory_allocated(device)
-    return machine.peak_memory()
-
-
-def names_of(text: str) -> list[str]:
-    """The parts of a list with commas."""
-    return [part.strip() for part in text.split(",") if part.strip()]

@@ -19,6 +19,7 @@ from cvt_cli.engines.protocol import Engine
 from cvt_cli.export import benchmark, graphs, verification
 from cvt_cli.export.benchmark import Row
 from cvt_cli.export.preprocessing import InsidePreprocessing, require
+from cvt_cli.export.sides import Network, Side
 from cvt_cli.export.verification import Parity, Pictures, Verification
 from cvt_cli.model import weights
 from cvt_cli.model.engine import ExportedEngine, TorchEngine
@@ -170,10 +171,10 @@ def export(
         found = verification.verify(reference, file, record, verify_on, parity, advance)
     engine = file.name
     del file, reference  # their threads would disturb what is measured next
-    network = benchmark.Network.of_file(made)
+    network = Network.of_file(made)
     sides = [
-        benchmark.Side("torch", "fp32", 1, replace(network, file=None, record=None)),
-        benchmark.Side(engine, record.precision, 1, network),  # type: ignore[arg-type]
+        Side("torch", "fp32", 1, replace(network, file=None, record=None)),
+        Side(engine, record.precision, 1, network),  # type: ignore[arg-type]
     ]
     speed = benchmark.measure(
         sides,

@@ -1,0 +1,183 @@
+"""What a benchmark runs: networks, and the engines and precisions that each of them can run on."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal, get_args
+
+from cvt_cli.base.errors import UsageError
+from cvt_cli.checkpoints import export_metadata
+from cvt_cli.checkpoints.architecture import architectures_of
+from cvt_cli.checkpoints.export_metadata import Precision, Record
+from cvt_cli.checkpoints.locate import Access
+from cvt_cli.engines import runtimes
+from cvt_cli.spec.config import CvTConfig, parse_size
+from cvt_cli.spec.costs import costs
+
+Name = Literal["torch", "onnxruntime", "openvino", "transformers"]
+
+
+@dataclass(frozen=True)
+class Network:
+    """What a side runs, and where."""
+
+    name: str
+    config: CvTConfig
+    height: int  # of the images in pixels
+    width: int
+    macs: int  # multiply-accumulates of one image
+    device: str = "cpu"  # of torch and transformers; the other engines run on the CPU
+    file: Path | None = None  # one that `cvt export` wrote; else the weights are random
+    record: Record | None = None  # what it says of itself
+
+    @classmethod
+    def of(cls, name: str, config: CvTConfig, height: int, width: int) -> "Network":
+        """One with random weights."""
+        return cls(name, config, height, width, costs(name, config, height, width).macs)
+
+    @classmethod
+    def of_file(cls, path: Path, size: tuple[int, int] | None = None) -> "Network":
+        """One that was exported.
+
+        Raises:
+            UsageError: it does not take this size.
+            CheckpointError: it is damaged, or another tool wrote it.
+        """
+        record = export_metadata.read(path).at(size, path)
+        height, width = record.preprocessing.height, record.preprocessing.width
+        network = cls.of(str(path), record.config, height, width)
+        return replace(network, file=path, record=record)
+
+    @property
+    def engines(self) -> tuple[Name, ...]:
+        """Those that run the file, its own first."""
+        assert self.file is not None
+        form = export_metadata.format_of(self.file)
+        if form == "onnx":
+            return ("onnxruntime", "openvino")
+        return ("openvino",) if form == "openvino" else ("torch",)
+
+
+@dataclass(frozen=True)
+class Side:
+    """One way to run a network."""
+
+    engine: Name  # "transformers": its eager network, the usual baseline
+    precision: Precision
+    batch_size: int
+    network: Network
+
+    @property
+    def needs_graph(self) -> bool:
+        """Whether it runs a graph that is still to be made."""
+        return self.network.file is None and self.engine in ("onnxruntime", "openvino")
+
+
+def networks_of(
+    variant: str | None, models: Sequence[str], res: str | None, access: Access
+) -> list[Network]:
+    """What follows ``--variant`` or ``--model``; by default CvT-13.
+
+    Raises:
+        UsageError: both, no such size, or a file does not take it.
+        CheckpointError, ConfigError: as `architectures_of`, or a file is damaged.
+    """
+    if variant and models:
+        raise UsageError("give --variant or --model, not both")
+    size = parse_size(res) if res else None
+    networks = []
+    names: Sequence[str | None] = models or [None]
+    for name in names:
+        if name is not None and export_metadata.format_of(Path(name)):
+            networks.append(Network.of_file(Path(name), size))
+            continue
+        wanted = variant or (None if name else "13")
+        ((found, config),) = architectures_of(wanted, name, res, None, access)
+        networks.append(Network.of(found.variant, config, found.height, found.width))
+    return networks
+
+
+def sides_of(
+    networks: Sequence[Network],
+    engines: Sequence[str] | None,
+    precisions: Sequence[str],
+    batch_sizes: Sequence[int],
+    against_transformers: bool,
+) -> list[Side]:
+    """Every combination that can run; the baseline first for each batch size.
+
+    Args:
+        networks: a file runs in its own precision; the first one's architecture is the baseline's.
+        engines: None for all that are installed, of a file its own.
+        precisions: of what is no file.
+        batch_sizes: images per call.
+        against_transformers: whether its eager network is the baseline.
+
+    Raises:
+        UsageError: an engine or precision that does not exist, or an engine that is not installed
+            or does not run a file.
+    """
+    asked = None if engines is None else [_engine(name) for name in engines]
+    if against_transformers:
+        _engine("transformers")
+    wanted = [_precision(name) for name in precisions]
+    found = []
+    every: tuple[Name, ...] = ("torch", "onnxruntime", "openvino")
+    installed = [name for name in every if runtimes.installed(name)]
+    for batch_size in batch_sizes:
+        if against_transformers:
+            plain = replace(networks[0], file=None, record=None)
+            found.append(Side("transformers", "fp32", batch_size, plain))
+        for network in networks:
+            if network.record is not None:
+                found += _sides_of_file(network, network.record, asked, batch_size)
+                continue
+            found += [
+                Side(engine, precision, batch_size, network)
+                for engine in (installed if asked is None else asked)
+                for precision in wanted
+                if not _is_lacking(engine, precision, network.device)
+            ]
+    return found
+
+
+def _engine(name: str) -> Name:
+    """Raises UsageError if there is no engine of this name, or it is not installed."""
+    found: Name | None = next((known for known in get_args(Name) if known == name), None)
+    if found is None:
+        raise UsageError(
+            f"there is no engine `{name}`; accepted are `torch`, `onnxruntime`, `openvino`"
+        )
+    if not runtimes.installed(name):
+        raise UsageError(f"`{name}` is not installed", hint=f"pip install {name}")
+    return found
+
+
+def _precision(name: str) -> Precision:
+    """Raises UsageError if a network with random weights runs in no precision of this name."""
+    found: Precision | None = next((k for k in get_args(Precision) if k == name != "int8"), None)
+    if found is None:
+        raise UsageError(f"there is no precision `{name}`; accepted are `fp32`, `bf16`, `fp16`")
+    return found
+
+
+def _is_lacking(engine: Name, precision: Precision, device: str) -> bool:
+    """Whether an engine does not run random weights in a precision."""
+    if engine == "onnxruntime":
+        return precision != "fp32"
+    if engine == "torch":
+        return precision == "fp16" and device == "cpu"
+    return engine == "openvino" and precision == "fp16"
+
+
+def _sides_of_file(
+    network: Network, record: Record, engines: Sequence[Name] | None, batch_size: int
+) -> list[Side]:
+    found = []
+    for engine in network.engines[:1] if engines is None else engines:
+        if engine in network.engines:
+            found.append(Side(engine, record.precision, batch_size, network))
+        else:
+            runs = " and ".join(f"`{name}`" for name in network.engines)
+            raise UsageError(f"`{network.file}` runs on {runs}, not on `{engine}`")
+    return found

@@ -1,0 +1,174 @@
+"""The process in which one side of a benchmark runs, started and told by the first process.
+
+Imports torch only inside functions, so that a runtime's process does without it.
+"""
+
+import multiprocessing
+import signal
+import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cvt_cli.base import machine
+from cvt_cli.base.errors import CvtError
+from cvt_cli.checkpoints import folders
+from cvt_cli.checkpoints.names import to_transformers
+from cvt_cli.engines import runtimes
+from cvt_cli.export.sides import Side
+from cvt_cli.spec.config import CvTConfig
+from cvt_cli.spec.labels import unnamed
+
+if TYPE_CHECKING:
+    from cvt_cli.model.network import CvT
+
+Runner = Callable[[NDArray[Any]], Any]
+
+SHORTEST_TURN_SEC = 0.5
+"""A side computes at least this long in every round."""
+
+
+class Worker:
+    """One side in its process; the others sleep while it has its turn."""
+
+    def __init__(self, side: Side, graph: Path | None) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.side = side
+        self._connection, theirs = context.Pipe()
+        self._process = context.Process(
+            target=_work, args=(theirs, time.time(), side, graph), daemon=True
+        )
+        self._process.start()
+        theirs.close()  # so that its end is noticed
+        self.startup_sec, self.first_call_sec = self._receive()
+
+    def turn(self) -> float:
+        """Images per second."""
+        self._connection.send(True)
+        return self._receive()
+
+    def stop(self) -> int:
+        """Its peak memory in bytes."""
+        self._connection.send(False)
+        return self._receive()
+
+    def _receive(self) -> Any:
+        try:
+            received = self._connection.recv()
+        except EOFError:
+            self._process.join()
+            raise CvtError(
+                f"the process of {self.side.engine} in {self.side.precision} at batch "
+                f"{self.side.batch_size} ended with exit code {self._process.exitcode}",
+                hint="if it was killed for want of memory, try a smaller --batch-size or --res",
+            ) from None
+        if isinstance(received, CvtError):
+            raise received
+        return received
+
+    def __enter__(self) -> "Worker":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
+        self._process.join()
+
+
+def _work(connection: Connection, spawned: float, side: Side, graph: Path | None) -> None:
+    """What a side's process does: say when it is ready, then compute when told to."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the first process's affair
+    generator, network = np.random.default_rng(0), side.network
+    height, width = network.height, network.width
+    batch: NDArray[Any]
+    if network.record is not None and network.record.preprocessing_inside:
+        batch = generator.integers(0, 256, (side.batch_size, height, width, 3), np.uint8)
+    else:
+        shape = (side.batch_size, 3, height, width)
+        batch = generator.standard_normal(shape, dtype=np.float32)
+    weights_sec, model = 0.0, None
+    try:
+        if network.file is None and side.engine in ("torch", "transformers"):
+            import torch  # noqa: F401  its import belongs to the start, the making of weights not
+
+            started = time.perf_counter()
+            model = random_network(network.config)
+            weights_sec = time.perf_counter() - started
+        runner = _runner(side, model, graph)
+    except CvtError as error:
+        connection.send(error)
+        return
+    startup_sec = time.time() - spawned - weights_sec
+    first_call_sec = _seconds(runner, batch)
+    calls = max(1, round(SHORTEST_TURN_SEC / _seconds(runner, batch)))
+    connection.send((startup_sec, first_call_sec))
+    while connection.recv():
+        runner(batch)  # what the side before left in the caches is gone
+        started = time.perf_counter()
+        for _ in range(calls):
+            runner(batch)
+        connection.send(calls * side.batch_size / (time.perf_counter() - started))
+    connection.send(_peak_memory(network.device if model else "cpu"))
+
+
+def _seconds(runner: Runner, batch: NDArray[Any]) -> float:
+    started = time.perf_counter()
+    runner(batch)
+    return time.perf_counter() - started
+
+
+def random_network(config: CvTConfig) -> "CvT":
+    """A network with random weights, which is as fast as one with others."""
+    from cvt_cli.model.network import fresh_model
+
+    return fresh_model(config, seed=0).eval()
+
+
+def _runner(side: Side, model: "CvT | None", graph: Path | None) -> Runner:
+    record, macs = side.network.record, side.network.macs * side.batch_size
+    if side.engine == "onnxruntime" or side.engine == "openvino":
+        assert graph is not None
+        return runtimes.open_graph(side.engine, graph, side.precision, record, macs=macs)
+    import torch
+
+    from cvt_cli.model.engine import ExportedEngine, TorchEngine
+
+    if record is not None:
+        assert graph is not None
+        return ExportedEngine(graph, record, macs)
+    assert model is not None and side.precision != "int8"
+    place = torch.device(side.network.device)
+    if side.engine == "torch":
+        return TorchEngine(model, place, side.precision, macs)
+    return _transformers(model, place)
+
+
+def _transformers(model: "CvT", device: Any) -> Runner:
+    """The same network in transformers, eager, float32."""
+    import torch
+    from transformers import CvtConfig, CvtForImageClassification
+
+    names = unnamed(model.config.num_classes)
+    config = CvtConfig(**folders.transformers_config(model.config, names, ""))
+    theirs: Any = CvtForImageClassification(config)
+    state = {to_transformers(name): t for name, t in model.state_dict().items()}
+    theirs.load_state_dict(state)
+    theirs.eval().to(device)
+
+    def run(batch: NDArray[np.float32]) -> Any:
+        with torch.inference_mode():
+            return theirs(torch.from_numpy(batch).to(device)).logits.cpu()
+
+    return run
+
+
+def _peak_memory(device: str) -> int:
+    """Peak memory in bytes of this process so far; on CUDA, of the device."""
+    if device.startswith("cuda"):
+        import torch
+
+        return torch.cuda.max_memory_allocated(device)
+    return machine.peak_memory()
