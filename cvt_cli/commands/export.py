@@ -7,13 +7,16 @@ import typer
 
 from cvt_cli import loading
 from cvt_cli.base import files, torchrun
-from cvt_cli.base.errors import CheckpointError, CvtError, UsageError
+from cvt_cli.base.errors import CvtError, UsageError
 from cvt_cli.base.text import human_bytes, printable
 from cvt_cli.checkpoints import export_metadata
 from cvt_cli.checkpoints.export_metadata import Format
+from cvt_cli.checkpoints.locate import Access
 from cvt_cli.commands import options, output
+from cvt_cli.spec.config import Activation
 
 if TYPE_CHECKING:
+    from cvt_cli.export.convert import Layout
     from cvt_cli.export.export import Exported
 
 FILE = "File"
@@ -129,31 +132,14 @@ def export(
     _check_options(ctx, form, precision, int8, calibration)
     _refuse_existing(target, overwrite)
     access = output.access(revision, offline)
+    if form == "safetensors":
+        _convert(model, target, layout, res, activation, access, json_output)
+        return
+    from cvt_cli.export import verification
+
     with files.workplace(target) as folder:
-        if form == "safetensors":
-            from cvt_cli.export import export as exporting
-
-            checkpoint, loaded = loading.load_checkpoint(model, res, activation, access)
-            record = checkpoint.record_of_export(loaded.described)
-            stored = loading.verified(checkpoint, access)
-            converted = exporting.convert(
-                stored, loaded, checkpoint.card, record, layout, target, folder
-            )
-            for message in loaded.notes:
-                output.note(message)
-            if json_output:
-                output.print_json(converted.to_json())
-                return
-            output.emit(
-                f"{printable(str(target))}: {converted.tensors} tensors "
-                f"({human_bytes(converted.bytes)}) under {layout}'s names, equal bit by bit to "
-                f"{printable(record.model)}'s"
-            )
-            return
-        from cvt_cli.export import verification
-
         # Before torch is waited for.
-        images = verification.Pictures.of(verify_data or verification.PACKAGED)
+        verify_on = verification.Pictures.of(verify_data or verification.PACKAGED)
         measured_on = None
         if calibration is not None:
             most = verification.MOST_CALIBRATION_IMAGES
@@ -163,12 +149,7 @@ def export(
         in_precision: export_metadata.Precision = "int8" if int8 else precision
         exporting.check(form, in_precision, with_preprocessing, dynamic_size)
         checkpoint, loaded = loading.load_checkpoint(model, res, activation, access)
-        if not loaded.labels.named:
-            raise CheckpointError(
-                f"`{model}` does not name its {len(loaded.labels)} classes, so that no file of it "
-                "could say what it answers",
-                hint="put a `config.json` with its `id2label` beside the weights",
-            )
+        exporting.refuse_unnamed(loaded, model)
         for message in loaded.notes:
             output.note(message)
         record = checkpoint.record_of_export(
@@ -184,7 +165,7 @@ def export(
             target,
             folder,
             calibration=measured_on,
-            verify_on=images,
+            verify_on=verify_on,
             say=access.say,
             progress=access.progress,
         )
@@ -192,14 +173,36 @@ def export(
         output.print_json(result.to_json())
     else:
         _print(result)
-    if not result.verification.passed:
-        raise CvtError(
-            f"the file differs from the checkpoint by more than `{record.precision}` may: it is "
-            f"kept as `{result.path}`",
-            hint="the figures are above and in "
-            f"`{exporting.json_beside(result.path)}`; the float precisions differ less, and "
-            "calibration on more and likelier images helps --int8",
-        )
+    result.refuse_if_failed()
+
+
+def _convert(
+    model: str,
+    target: Path,
+    layout: "Layout",
+    res: str | None,
+    activation: Activation | None,
+    access: Access,
+    json_output: bool,
+) -> None:
+    """Write a checkpoint's tensors as they are."""
+    with files.workplace(target) as folder:
+        from cvt_cli.export import convert
+
+        checkpoint, loaded = loading.load_checkpoint(model, res, activation, access)
+        record = checkpoint.record_of_export(loaded.described)
+        stored, card = loading.verified(checkpoint, access), checkpoint.card
+        converted = convert.convert(stored, loaded, card, record, layout, target, folder)
+        for message in loaded.notes:
+            output.note(message)
+    if json_output:
+        output.print_json(converted.to_json())
+        return
+    output.emit(
+        f"{printable(str(target))}: {converted.tensors} tensors "
+        f"({human_bytes(converted.bytes)}) under {layout}'s names, equal bit by bit to "
+        f"{printable(record.model)}'s"
+    )
 
 
 def _check_options(

@@ -1,19 +1,16 @@
 """A checkpoint to a file that runs elsewhere, verified before it has its name."""
 
 import json
-import os
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from cvt_cli.base import files, machine
-from cvt_cli.base.errors import CheckpointError, UsageError
+from cvt_cli.base.errors import CheckpointError, CvtError, UsageError
 from cvt_cli.base.progress import Progress, Say
-from cvt_cli.checkpoints import folders
 from cvt_cli.checkpoints.export_metadata import SUFFIXES, GraphFormat, Precision, Record
-from cvt_cli.checkpoints.names import to_transformers
 from cvt_cli.engines import runtimes
 from cvt_cli.engines.protocol import Engine
 from cvt_cli.export import benchmark, graphs, verification
@@ -21,11 +18,8 @@ from cvt_cli.export.benchmark import Row
 from cvt_cli.export.preprocessing import InsidePreprocessing, require
 from cvt_cli.export.sides import Network, Side
 from cvt_cli.export.verification import Parity, Pictures, Verification
-from cvt_cli.model import weights
 from cvt_cli.model.engine import ExportedEngine, TorchEngine
 from cvt_cli.model.weights import LoadedCheckpoint
-
-Layout = Literal["transformers", "reference"]
 
 FAILED = ".failed"
 """Suffix of a file that differs too much from the checkpoint."""
@@ -58,6 +52,16 @@ class Exported:
     def bytes(self) -> int:
         """Of the file, of an ``.xml`` with its ``.bin``."""
         return sum(path.stat().st_size for path in files_of(self.path))
+
+    def refuse_if_failed(self) -> None:
+        """Raises CvtError if it differs from the checkpoint by more than it may."""
+        if not self.verification.passed:
+            raise CvtError(
+                f"the file differs from the checkpoint by more than `{self.record.precision}` may: "
+                f"it is kept as `{self.path}`",
+                hint=f"the figures are above and in `{json_beside(self.path)}`; the float "
+                "precisions differ less, and calibration on more and likelier images helps --int8",
+            )
 
     def to_json(self) -> dict[str, Any]:
         """The documented keys."""
@@ -118,6 +122,16 @@ def check(form: GraphFormat, precision: Precision, inside: bool, dynamic_size: b
         raise UsageError(
             f"exporting to `{form}` needs {' and '.join(f'`{name}`' for name in missing)}",
             hint=f"pip install 'cvt-cli[{extra}]'",
+        )
+
+
+def refuse_unnamed(loaded: LoadedCheckpoint, model: str) -> None:
+    """Raises CheckpointError if a checkpoint does not name its classes."""
+    if not loaded.labels.named:
+        raise CheckpointError(
+            f"`{model}` does not name its {len(loaded.labels)} classes, so that no file of it "
+            "could say what it answers",
+            hint="put a `config.json` with its `id2label` beside the weights",
         )
 
 
@@ -243,108 +257,3 @@ def _rename(made: Path, path: Path) -> None:
             files.rename(source, target)
     except OSError as error:
         raise files.unwritable(path, error) from error
-
-
-# --- safetensors: the same tensors under other names
-
-
-@dataclass(frozen=True)
-class Converted:
-    """A checkpoint in another layout, read again and compared bit by bit."""
-
-    path: Path  # a file, or a folder in the hub's form
-    layout: Layout
-    tensors: int
-    bytes: int
-    record: Record
-
-    def to_json(self) -> dict[str, Any]:
-        """The documented keys."""
-        return {
-            "file": str(self.path),
-            "format": "safetensors",
-            "layout": self.layout,
-            "bytes": self.bytes,
-            "tensors": self.tensors,
-            "equal_bit_by_bit": True,
-            "model": self.record.model,
-            "source": self.record.source,
-            "revision": self.record.revision,
-            "weights_sha256": self.record.weights_sha256,
-            "licence": self.record.licence,
-        }
-
-
-def convert(
-    stored: Path,
-    loaded: LoadedCheckpoint,
-    card: str | None,
-    record: Record,
-    layout: Layout,
-    target: Path,
-    workplace: Path,
-) -> Converted:
-    """Write the tensors of a checkpoint as they are stored, under the names of a layout.
-
-    Args:
-        stored: the file with the tensors.
-        loaded: the same as a model, which shows that they are a whole checkpoint.
-        card: the model card for a folder, if there is one.
-        record: kept in the header of a file.
-        layout: of the names.
-        target: a ``.safetensors`` file, else a folder in the hub's form.
-        workplace: a folder on the same file system.
-
-    Raises:
-        UsageError: a folder in another layout than transformers'.
-        CvtError: it cannot be written.
-        CheckpointError: what was written is not what was read.
-    """
-    as_folder = target.suffix != SUFFIXES["safetensors"]
-    if as_folder and layout != "transformers":
-        raise UsageError(
-            f"a folder is in the hub's form, with the names of transformers, not `{layout}`",
-            hint="give a file: --output model.safetensors",
-        )
-    tensors = weights.read_tensors(stored)
-    renamed = tensors
-    if layout == "transformers":
-        renamed = {to_transformers(name): tensor for name, tensor in tensors.items()}
-    made = workplace / folders.WEIGHTS_FILE
-    try:
-        weights.write_safetensors(made, renamed, {} if as_folder else record.to_strings())
-        made.chmod(0o666 & ~_umask())  # safetensors lets nobody but the owner read
-    except OSError as error:
-        raise files.unwritable(target, error) from error
-    again = weights.read_tensors(made)
-    if not _equal(tensors, again):
-        raise CheckpointError(f"what was written to `{target}` is not what was read of `{stored}`")
-    if as_folder:
-        weights.write_description(target, loaded.described, card)
-        _rename(made, target / folders.WEIGHTS_FILE)
-    else:
-        _rename(made, target)
-    written = target / folders.WEIGHTS_FILE if as_folder else target
-    return Converted(target, layout, len(tensors), written.stat().st_size, record)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-def _equal(some: dict[str, torch.Tensor], others: dict[str, torch.Tensor]) -> bool:
-    """Whether two sets of tensors are the same, bit by bit, not a number included."""
-    if some.keys() != others.keys():
-        return False
-    return all(
-        tensor.dtype == others[name].dtype
-        and tensor.shape == others[name].shape
-        and _bits(tensor).equal(_bits(others[name]))
-        for name, tensor in some.items()
-    )
-
-
-def _bits(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.contiguous().reshape(-1).view(torch.uint8)
