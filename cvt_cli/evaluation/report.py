@@ -1,10 +1,8 @@
 """An evaluation as a page for people: one HTML file that needs nothing else (extra ``plots``)."""
 
-import base64
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -15,68 +13,12 @@ from cvt_cli.base import files
 from cvt_cli.datasets.labelled import LabelledImages
 from cvt_cli.evaluation import plots
 from cvt_cli.evaluation.judge import Subject
-from cvt_cli.prediction import classify
-from cvt_cli.prediction.writers import as_text
+from cvt_cli.prediction import classify, pages
 
 _EXTREMES = 15
 """Worst and best classes that are shown where there are too many for all."""
 
 _HALF_PAGE = 520  # CSS pixels
-
-_STYLE = """
-:root { color-scheme: light dark; --back: #f4f4f2; --card: #fff; --text: #1b1b1b; --soft: #6b6b6b;
-  --line: #e2e2df; --bar: #0072b2; --track: #ececea; --mark: #d55e00; --bad: #b3261e; }
-@media (prefers-color-scheme: dark) { :root { --back: #161616; --card: #222; --text: #eee;
-  --soft: #9a9a9a; --line: #333; --bar: #3d97d3; --track: #303030; --mark: #f5a742;
-  --bad: #f2867f; } }
-* { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 1120px; padding: 28px 20px 60px; background: var(--back);
-  color: var(--text); font: 14px/1.45 system-ui, sans-serif; }
-h1 { margin: 0 0 4px; font-size: 24px; overflow-wrap: anywhere; }
-h2 { margin: 0 0 2px; font-size: 17px; }
-p { margin: 0; }
-.soft { color: var(--soft); font-size: 12.5px; overflow-wrap: anywhere; }
-section { margin-top: 18px; padding: 18px 20px; background: var(--card);
-  border: 1px solid var(--line); border-radius: 10px; }
-section > .soft { max-width: 80ch; margin-bottom: 12px; }
-.cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(190px, 1fr)); gap: 12px;
-  margin-top: 18px; }
-.card { padding: 12px 16px; background: var(--card); border: 1px solid var(--line);
-  border-radius: 10px; }
-.card b { display: block; font-size: 25px; line-height: 1.25; }
-.card.bad b { color: var(--bad); }
-.pictured { display: block; max-width: 100%; height: auto; margin: 0 auto; }
-.side { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(400px, 100%), 1fr));
-  gap: 8px 32px; align-items: start; }
-.side > * { min-width: 0; }
-table + .soft { margin-top: 10px; }
-table { width: 100%; border-collapse: collapse; }
-th { text-align: left; font-weight: 600; font-size: 12.5px; color: var(--soft); }
-th, td { padding: 3px 10px 3px 0; border-bottom: 1px solid var(--line); overflow-wrap: anywhere; }
-.number { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums; }
-h3 { margin: 12px 0 4px; font-size: 13px; color: var(--soft); }
-.bar { display: flex; align-items: center; gap: 10px; padding: 2px 0; font-size: 13px; }
-.bar .name { flex: 0 0 34%; text-align: right; overflow-wrap: anywhere; line-height: 1.2; }
-.bar .track { position: relative; flex: 1; height: 14px; background: var(--track);
-  border-radius: 3px; }
-.bar .track * { position: absolute; }
-.bar .share { left: 0; top: 0; bottom: 0; background: var(--bar); border-radius: 3px; }
-.bar .range { top: 6px; height: 2px; background: var(--text);
-  box-shadow: 0 0 0 1px var(--card); }
-.bar .all { top: -3px; bottom: -3px; width: 2px; margin-left: -1px; background: var(--mark); }
-.bar .count { flex: 0 0 118px; white-space: nowrap; font-variant-numeric: tabular-nums; }
-summary { margin-top: 12px; cursor: pointer; color: var(--soft); }
-.mistakes { display: grid; grid-template-columns: repeat(auto-fill, minmax(160px, 1fr));
-  gap: 12px; }
-figure { margin: 0; border: 1px solid var(--line); border-radius: 8px; overflow: hidden; }
-figure .thumbnail { height: 150px; display: flex; align-items: center; justify-content: center;
-  background: var(--back); }
-figure img { max-width: 100%; max-height: 100%; min-height: 96px; }
-figcaption { padding: 8px 10px 10px; font-size: 13px; line-height: 1.35; }
-figcaption span { color: var(--soft); }
-figcaption .soft { font-size: 11px; margin-top: 4px; }
-@media print { .card, .bar, figure, picture { break-inside: avoid; } }
-"""
 
 
 @dataclass(frozen=True)
@@ -128,31 +70,20 @@ def write_report(
         CvtError: the file cannot be written.
     """
     plots.require()
-    sections = [
-        _calibration(document),
-        _confusions(document, matrix, names),
-        _classes(document),
-        _groups(document),
-        _mistakes(mistakes),
-    ]
-    page = f"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{_text(title)}</title>
-<style>{_STYLE}</style>
-</head>
-<body>
-<header>
-<h1>{_text(title)}</h1>
-<p class="soft">{_text(_conditions(document))}</p>
-</header>
-<div class="cards">
-{"".join(_cards(document))}</div>
-{"".join(sections)}</body>
-</html>
-"""
+    page = pages.template("report.html").render(
+        title=title,
+        conditions=_conditions(document),
+        cards=list(_cards(document)),
+        average=100 * document["top1"],
+        calibration=_calibration(document),
+        confusions=_confusions(document, matrix, names),
+        classes=_classes(document),
+        readable=plots.READABLE_CLASSES,
+        extremes=_EXTREMES,
+        groups=[_bar(row["group"], row) for row in (document["groups"] or {}).get("groups", ())],
+        gap=(document["groups"] or {}).get("largest_gap"),
+        mistakes=mistakes,
+    )
     path = folder / "index.html"
     files.write_text(path, page)
     return path
@@ -191,11 +122,6 @@ def report_on(
     return write_report(folder, title, document, matrix, labels, mistakes)
 
 
-def _text(text: object) -> str:
-    """Text for the page: escaped, and with nothing that UTF-8 lacks, as file names may have."""
-    return escape(as_text(str(text)))
-
-
 def _percent(share: float | None) -> str:
     return "none" if share is None else f"{100 * share:.2f} %"
 
@@ -224,7 +150,17 @@ def _conditions(document: Mapping[str, Any]) -> str:
 # --- the headline numbers
 
 
-def _cards(document: Mapping[str, Any]) -> Iterable[str]:
+@dataclass(frozen=True)
+class _Card:
+    """A number in large letters."""
+
+    name: str
+    value: str
+    notes: tuple[str, ...]
+    bad: bool = False
+
+
+def _cards(document: Mapping[str, Any]) -> Iterator[_Card]:
     n = document["n"]
     yield _card(
         "top-1",
@@ -277,55 +213,39 @@ def _between(interval: Sequence[float]) -> str:
     return f"95 %: {100 * low:.2f} to {100 * high:.2f}"
 
 
-def _card(name: str, value: str, *notes: str, bad: bool = False) -> str:
-    lines = "".join(f'<p class="soft">{_text(note)}</p>' for note in notes)
-    kind = "card bad" if bad else "card"
-    return f'<div class="{kind}">{_text(name)}<b>{_text(value)}</b>{lines}</div>\n'
+def _card(name: str, value: str, *notes: str, bad: bool = False) -> _Card:
+    return _Card(name, value, notes, bad)
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    """A PNG for light and one for dark pages."""
+
+    light: bytes
+    dark: bytes
+
+    @property
+    def width(self) -> int:
+        """Of the picture on the page, in CSS pixels: half of its own, so that it is sharp."""
+        return int.from_bytes(self.light[16:20]) // 2  # after signature and head of the first chunk
 
 
 # --- the sections
 
 
-def _section(name: str, explained: str, *content: str) -> str:
-    return (
-        f'<section>\n<h2>{_text(name)}</h2>\n<p class="soft">{_text(explained)}</p>\n'
-        + "".join(content)
-        + "</section>\n"
-    )
-
-
-def _picture(light: bytes, dark: bytes, what: str) -> str:
-    """A PNG drawn for light and for dark pages, at half its pixels so that it is sharp."""
-    return (
-        f'<picture><source media="(prefers-color-scheme: dark)" srcset="{_uri(dark, "png")}">'
-        f'<img class="pictured" style="width: {_width(light)}px" alt="{_text(what)}" '
-        f'src="{_uri(light, "png")}">'
-        "</picture>\n"
-    )
-
-
-def _width(png: bytes) -> int:
-    """Of the picture on the page, in CSS pixels."""
-    return int.from_bytes(png[16:20]) // 2  # after the signature and the head of the first chunk
-
-
-def _uri(picture: bytes, kind: str) -> str:
-    return f"data:image/{kind};base64,{base64.b64encode(picture).decode()}"
-
-
-def _calibration(document: Mapping[str, Any]) -> str:
-    found = document.get("calibration")
+def _calibration(document: Mapping[str, Any]) -> dict[str, Any] | None:
+    found = document["calibration"]
     if not found:
-        return ""
+        return None
     bins = found["bins"]
-    rows = [
+    numbers = [
         ("expected calibration error", _percent(found["ece"])),
         ("negative log-likelihood", f"{found['nll']:.4f} nats"),
         ("Brier score", f"{found['brier']:.4f}"),
     ]
-    advice = ""
+    gain = None
     if (temperature := found["temperature"]) is not None:
-        rows[2:2] = [
+        numbers[2:2] = [
             ("the same at the best temperature", f"{found['nll_at_temperature']:.4f} nats"),
             ("best temperature", f"{temperature:.3f}"),
         ]
@@ -336,39 +256,22 @@ def _calibration(document: Mapping[str, Any]) -> str:
             if temperature < 0.95
             else "there is little to gain"
         )
-        if found.get("temperature_at_bound"):
+        if found["temperature_at_bound"]:
             gain += ", and more so than this temperature, the last that is tried, can mend"
-        advice = (
-            '<p class="soft">Dividing the logits by the best temperature, which is found on these '
-            f"images, gives the least loss: {gain}.</p>"
-        )
-    numbers = "".join(
-        f'<tr><td>{name}</td><td class="number">{value}</td></tr>' for name, value in rows
-    )
-    return _section(
-        "Can its probabilities be believed?",
-        "Answers sorted by their probability into bins. Where a bar ends at its diamond, answers "
-        "are right as often as their probability says; a bar below it means too sure, above it "
-        "not sure enough. The expected calibration error is the mean distance of the two, "
-        "weighted by images. Whiskers, cards and bars have 95 % intervals (Wilson).",
-        '<div class="side"><div>',
-        _picture(
-            plots.reliability(bins, "light"), plots.reliability(bins, "dark"), "reliability diagram"
-        ),
-        f"</div><div><table>{numbers}</table>{advice}</div></div>\n",
-    )
+    drawn = _Drawn(plots.reliability(bins, "light"), plots.reliability(bins, "dark"))
+    return {"numbers": numbers, "gain": gain, "drawn": drawn}
 
 
 def _confusions(
     document: Mapping[str, Any], matrix: NDArray[np.int64], names: Sequence[str]
-) -> str:
+) -> dict[str, Any]:
     totals = np.array([row["n"] for row in document["classes"]], np.int64)
-    pictured, layout = "", ""
+    drawn = None
     if len(names):
-        light = plots.confusion(matrix, totals, names, "light")
-        dark = plots.confusion(matrix, totals, names, "dark")
-        pictured = _picture(light, dark, "confusion matrix")
-        layout = ' class="side"' if _width(light) <= _HALF_PAGE else ""
+        drawn = _Drawn(
+            plots.confusion(matrix, totals, names, "light"),
+            plots.confusion(matrix, totals, names, "dark"),
+        )
     explained = "Colours are shares of the true class's images, on a scale that shows the rare ones"
     if len(names) <= plots.READABLE_CLASSES:
         explained += "; numbers are images. The diagonal is what is right."
@@ -379,97 +282,28 @@ def _confusions(
     answered = document["n"] - (0 if document["n_skipped"] else document["n_failed"])
     if (outside := answered - int(matrix.sum())) > 0:
         explained += f" {_images(outside)} taken for a class that the data lacks are not in it."
-    rows = "".join(
-        f"<tr><td>{_text(row['label'])}</td><td>{_text(row['predicted'])}</td>"
-        f'<td class="number">{row["n"]:,}</td></tr>'
-        for row in document["confusions"]
-    )
-    table = (
-        "<h3>Most confused</h3>\n<table><tr><th>true class</th><th>taken for</th>"
-        f'<th class="number">images</th></tr>{rows}</table>\n'
-        if rows
-        else '<p class="soft">No image is taken for another class.</p>\n'
-    )
-    return _section(
-        "What is taken for what?",
-        explained,
-        f"<div{layout}><div>{pictured}</div><div>{table}</div></div>\n",
-    )
+    return {
+        "explained": explained,
+        "drawn": drawn,
+        "beside": drawn is not None and drawn.width <= _HALF_PAGE,
+        "rows": document["confusions"],
+    }
 
 
-def _classes(document: Mapping[str, Any]) -> str:
+def _classes(document: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A bar for each class that has images, the hardest first."""
     rows = [row for row in document["classes"] if row["n"]]
-    if not rows:
-        return ""
-    ordered = sorted(rows, key=lambda row: row["accuracy"])
-    named = [(row["label"], row) for row in ordered]
-    average = document["top1"]
-    explained = (
-        "Share of each class's images that is right, with 95 % intervals; the upright line is the "
-        f"accuracy over all images, {_percent(average)}."
-    )
-    if len(named) <= plots.READABLE_CLASSES:
-        return _section("Which classes are hard?", explained, _bars(named, average))
-    return _section(
-        "Which classes are hard?",
-        explained,
-        f'<div class="side"><div><h3>The {_EXTREMES} worst</h3>',
-        _bars(named[:_EXTREMES], average),
-        f"</div><div><h3>The {_EXTREMES} best</h3>",
-        _bars(named[: -_EXTREMES - 1 : -1], average),
-        f"</div></div>\n<details><summary>all {len(named):,} classes, worst first</summary>",
-        _bars(named, average),
-        "</details>\n",
-    )
+    ordered = sorted(rows, key=lambda row: float(row["accuracy"]))
+    return [_bar(row["label"], row) for row in ordered]
 
 
-def _groups(document: Mapping[str, Any]) -> str:
-    found = document.get("groups")
-    if not found:
-        return ""
-    explained = (
-        "Share of each group's images that is right, with 95 % intervals; the upright line is the "
-        "accuracy over all images."
-    )
-    if (gap := found["largest_gap"])["gap"]:
-        explained += (
-            f" The largest gap is {100 * gap['gap']:.2f} points, between {gap['best']} and "
-            f"{gap['worst']}."
-        )
-    return _section(
-        "Does it treat groups alike?",
-        explained,
-        _bars([(row["group"], row) for row in found["groups"]], document["top1"]),
-    )
-
-
-def _bars(rows: Sequence[tuple[str, Mapping[str, Any]]], average: float) -> str:
-    """A bar for each name; real text, so that it can be searched for and is in any script."""
-    return "".join(
-        f'<div class="bar"><span class="name">{_text(name)}</span><span class="track">'
-        f'<span class="share" style="width: {100 * row["accuracy"]:.2f}%"></span>'
-        f'<span class="range" style="left: {100 * row["interval"][0]:.2f}%; '
-        f'right: {100 - 100 * row["interval"][1]:.2f}%"></span>'
-        f'<span class="all" style="left: {100 * average:.2f}%"></span></span>'
-        f'<span class="count">{100 * row["accuracy"]:.1f} % '
-        f'<span class="soft">of {row["n"]:,}</span></span></div>\n'
-        for name, row in rows
-    )
-
-
-def _mistakes(mistakes: Sequence[Mistake]) -> str:
-    if not mistakes:
-        return ""
-    cards = "".join(
-        f'<figure><div class="thumbnail"><img alt="" src="{_uri(found.thumbnail, "jpeg")}"></div>'
-        f"<figcaption><b>{_text(found.predicted)}</b> {100 * found.score:.1f} %<br>"
-        f"<span>is</span> {_text(found.label)}"
-        f'<div class="soft">{_text(found.path)}</div></figcaption></figure>\n'
-        for found in mistakes
-    )
-    return _section(
-        "Where is it surely wrong?",
-        "The wrong answers with the highest probability. Some are the model's mistakes, some are "
-        "the labels'.",
-        f'<div class="mistakes">\n{cards}</div>\n',
-    )
+def _bar(name: str, row: Mapping[str, Any]) -> dict[str, Any]:
+    """A rate as a bar, in per cent."""
+    low, high = row["interval"]
+    return {
+        "name": name,
+        "share": 100 * row["accuracy"],
+        "low": 100 * low,
+        "high": 100 * high,
+        "images": f"{row['n']:,}",
+    }
