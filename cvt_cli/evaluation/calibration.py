@@ -115,7 +115,11 @@ class CalibrationSums:
         }
 
     def add_state(self, state: Mapping[str, Any]) -> None:
-        """Add what another evaluation counted; raises as `added`."""
+        """Add what another evaluation counted.
+
+        Raises:
+            ValueError, KeyError, TypeError: it is no such state (`added`).
+        """
         # Version 0.1 summed other losses, and no slopes, for the temperature.
         self.has_curve = self.has_curve and all(name in state for name in _CURVE)
         for name in ("brier_sum", *_BINNED, *(_CURVE if self.has_curve else ())):

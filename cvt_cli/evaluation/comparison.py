@@ -15,7 +15,7 @@ from cvt_cli.prediction.writers import as_text, require_parquet
 SUFFIXES = (".jsonl", ".csv", ".parquet")
 
 RESAMPLES = 10_000
-"""Of the images, for the interval of the difference."""
+"""How often the images are drawn again, for the interval of the difference."""
 
 _HINT = "`cvt evaluate --predictions FILE` writes what is compared here"
 
@@ -78,7 +78,7 @@ class Comparison:
 
     @property
     def p_value(self) -> float:
-        """Of McNemar's exact test, two-sided."""
+        """The two-sided p-value of McNemar's exact test."""
         return mcnemar(self.only_a, self.only_b)
 
     def to_json(self) -> dict[str, Any]:

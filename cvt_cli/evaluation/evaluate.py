@@ -1,5 +1,6 @@
 """Models on labelled images: what `cvt evaluate` does, as a function."""
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -93,7 +94,7 @@ def evaluate(  # type: ignore[misc]  # the options are the same in both, and are
     else:
         asked = model
     settings = _Settings(
-        data=places.expanded(str(data)),
+        data=_data(data),
         split=split,
         data_dir=_path(data_dir),
         label_map=_path(label_map),
@@ -146,6 +147,13 @@ class _Settings:
         """A part of the data."""
         data_dir = self.data_dir or places.data_dir()
         return open_dataset(self.data, part, data_dir, offline=offline, say=say)
+
+
+def _data(data: Place) -> str:
+    """A name or a path as ``--data`` takes it, where a known set's name wins over a folder."""
+    if isinstance(data, Path) and str(data) in KNOWN_SETS:
+        return os.path.join(os.curdir, data)
+    return places.expanded(str(data))
 
 
 def _path(place: Place | None) -> Path | None:

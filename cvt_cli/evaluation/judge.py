@@ -48,7 +48,7 @@ class Subject:
     class_index: NDArray[np.int64]  # the model's class of each of the data's
     result: Counts
     groups: Mapping[str, str] = field(default_factory=dict)  # by image name
-    real: Mapping[str, Sequence[int]] = field(default_factory=dict)  # ReaL's labels, likewise
+    real: Mapping[str, Sequence[int]] = field(default_factory=dict)  # ReaL's labels by image name
     judged: Callable[[Judged, str | None], None] | None = None  # told of every image, in order,
     #                                                               and of its file's SHA-256
     truth: "Truth" = field(default_factory=lambda: Truth())

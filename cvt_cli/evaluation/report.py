@@ -226,7 +226,7 @@ class _Drawn:
 
     @property
     def width(self) -> int:
-        """Of the picture on the page, in CSS pixels: half of its own, so that it is sharp."""
+        """Width on the page in CSS pixels: half of the picture's own, so that it is sharp."""
         return int.from_bytes(self.light[16:20]) // 2  # after signature and head of the first chunk
 
 

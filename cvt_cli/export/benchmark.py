@@ -32,7 +32,7 @@ VERSIONS = ("cvt-cli", "torch", "onnxruntime", "openvino", "transformers")
 """The packages whose versions a result depends on."""
 
 _PEAK_SIZE = 2048
-"""Of the square matrices whose product shows what the processor can do."""
+"""Rows of the square matrices whose product shows what the processor can do."""
 
 
 @dataclass(frozen=True)

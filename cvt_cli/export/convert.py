@@ -58,7 +58,7 @@ def convert(
 
     Args:
         stored: the file with the tensors.
-        loaded: the same as a model, which shows that they are a whole checkpoint.
+        loaded: the model that they make, which shows that they are a whole checkpoint.
         card: the model card for a folder, if there is one.
         record: kept in the header of a file.
         layout: of the names.

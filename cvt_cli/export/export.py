@@ -45,12 +45,12 @@ class Exported:
     record: Record
     verification: Verification
     speed: tuple[Row, Row]  # torch's in float32 on the CPU, and the file's; of one image at a time
-    verified_on: str  # which images
-    calibrated_on: int | None  # images
+    verified_on: str  # the images that it was compared on, in words
+    calibrated_on: int | None  # number of images that its ranges were measured on, for "int8"
 
     @property
     def bytes(self) -> int:
-        """Of the file, of an ``.xml`` with its ``.bin``."""
+        """Size of the file in bytes; an ``.xml`` is counted with its ``.bin``."""
         return sum(path.stat().st_size for path in files_of(self.path))
 
     def refuse_if_failed(self) -> None:
@@ -97,7 +97,7 @@ class Exported:
 
 
 def check(form: GraphFormat, precision: Precision, inside: bool, dynamic_size: bool) -> None:
-    """Whether files can be made so here; asked before a checkpoint is fetched.
+    """Refuse what cannot be exported here; asked before a checkpoint is fetched.
 
     Raises:
         UsageError: no runtime takes it, or what makes or runs it is not installed.

@@ -35,7 +35,7 @@ from cvt_cli.model.network import CvT
 from cvt_cli.spec.config import SMALLEST_SIZE
 
 OPSET = 18
-"""Of ONNX; what the exporter writes without converting."""
+"""The version of ONNX's operators that the exporter writes without converting."""
 
 PREPROCESSING_FILE = "preprocessing.onnx"
 """Name of what `write` leaves beside a file with preprocessing inside: that alone."""
@@ -76,7 +76,7 @@ def write_onnx(
         model: in its training form, on the CPU.
         path: of the file, which is written whole or not at all.
         height: of the images in pixels.
-        width: likewise.
+        width: of the images in pixels.
         metadata: kept inside the file, by name.
         precision: of weights and of what is computed: "fp32", "fp16" or "bf16".
         dynamic_size: take images of any height and width; else of these alone.

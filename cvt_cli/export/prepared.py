@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from cvt_cli.model.weights import LoadedCheckpoint
 
 _MAKERS = ("torch", "onnx", "onnxscript")
-"""Of a graph; another version of them may write another one."""
+"""Packages that make a graph; another version of them may write another one."""
 
 
 def graph_of(checkpoint: Checkpoint, said: CheckpointConfig) -> tuple[Path, Conditions]:

@@ -69,7 +69,7 @@ class Pictures:
 
 @dataclass(frozen=True)
 class Arrays:
-    """The same as a network's input, float32 (1, 3, H, W)."""
+    """Pictures as a network's input, float32 (1, 3, H, W)."""
 
     pictures: Pictures
     preprocessing: Preprocessing
@@ -80,12 +80,14 @@ class Arrays:
 
 
 TOLERANCES: dict[Precision, float] = {"fp32": 2e-4, "fp16": 0.05, "bf16": 0.5, "int8": 0.25}
-"""How far logits may be from torch's in float32, in standard deviations of torch's logits: the
-largest difference; of "int8" the root mean square over images, since rounding to 256 steps leaves
-outliers. What was measured of CvT-13 and nano: 1e-5, 0.01, 0.15 and 0.1."""
+"""How far logits may be from torch's in float32, in standard deviations of torch's logits.
+
+It is the largest difference that is held against this, but for "int8" the root mean square over
+images, since rounding to 256 steps leaves outliers. CvT-13 and nano measured 1e-5, 0.01, 0.15, 0.1.
+"""
 
 INSIDE_TOLERANCE = 0.1
-"""What preprocessing inside adds, since some grey levels differ by one."""
+"""How much more is allowed with preprocessing inside, since some grey levels differ by one."""
 
 _IMAGES_AT_ONCE = 8
 
@@ -125,7 +127,7 @@ class Verification:
 
     @property
     def largest_difference(self) -> float:
-        """Of any logit in any check."""
+        """The largest difference of any logit in any check."""
         return max(check.largest_difference for check in self.checks)
 
     @property

@@ -74,6 +74,15 @@ def test_the_checks_are_those_of_the_command(options: dict[str, object], message
         evaluate(IMAGES, MODEL, **options)
 
 
+def test_a_path_is_a_folder_also_where_a_known_set_has_its_name(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(IMAGES, "cifar10")
+
+    assert evaluate(Path("cifar10"), MODEL).root == Path("cifar10")
+    with pytest.raises(DataError):
+        evaluate("cifar10", MODEL, offline=True)
+
+
 def test_data_that_is_not_there_is_said() -> None:
     with pytest.raises(DataError, match="`nowhere` does not exist"):
         evaluate("nowhere", MODEL)
