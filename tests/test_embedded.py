@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from cvt_cli.model import weights
-from cvt_cli.spec.config import VARIANTS
 from cvt_cli.spec.published import CHECKPOINTS
+from cvt_cli.spec.variants import VARIANTS
 
 FOLDER = CHECKPOINTS["cvt-nano-cifar10"].embedded
 
@@ -27,7 +27,7 @@ def test_it_is_small_complete_and_the_variant_it_says() -> None:
     assert sum(path.stat().st_size for path in FOLDER.iterdir()) < 2_000_000
     loaded = weights.load(FOLDER)
     assert loaded.notes == ()
-    assert loaded.model.config == VARIANTS["nano"]
+    assert loaded.model.config == VARIANTS["nano"].config
     assert loaded.preprocessing.height == loaded.preprocessing.width == 32
 
 

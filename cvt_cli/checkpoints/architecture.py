@@ -3,8 +3,10 @@
 from cvt_cli.base.errors import CheckpointError, UsageError
 from cvt_cli.checkpoints import headers
 from cvt_cli.checkpoints.locate import Access, Repository, find, held
-from cvt_cli.spec.config import DEFAULT_SIZES, VARIANTS, CvTConfig, parse_size, parse_variant
+from cvt_cli.spec import variants
+from cvt_cli.spec.config import CvTConfig, parse_size
 from cvt_cli.spec.costs import Costs, costs
+from cvt_cli.spec.variants import VARIANTS, parse_variant
 
 
 def read_architecture(text: str, access: Access) -> tuple[str, CvTConfig, tuple[int, int]]:
@@ -19,20 +21,19 @@ def read_architecture(text: str, access: Access) -> tuple[str, CvTConfig, tuple[
     if isinstance(found, Repository):
         if found.known:
             known = found.known
-            return known.name, VARIANTS[known.variant], (known.size, known.size)
+            return known.name, VARIANTS[known.variant].config, (known.size, known.size)
         found = held(found, access, need="config")
     if found.needs_torch:
-        *first, last = VARIANTS
         raise CheckpointError(
             f"`{found.path}` cannot be read without torch, which this command does not load",
-            hint="give the architecture in place of the file: "
-            f"--variant {', '.join(first)} or {last}",
+            hint=f"give the architecture in place of the file: --variant {variants.names()}",
         )
     if found.kind == "file" and found.record is None:  # it does not say its input size
         shapes = headers.safetensors_shapes(found.path)
         variant, config = headers.variant_of_shapes(shapes, found.path)
-        size = found.known.size if found.known else DEFAULT_SIZES[variant]
-        return found.name, config, (size, size)
+        if found.known:
+            return found.name, config, (found.known.size, found.known.size)
+        return found.name, config, VARIANTS[variant].size
     said = found.described()
     return found.name, said.config, (said.preprocessing.height, said.preprocessing.width)
 
@@ -75,12 +76,9 @@ def architectures_of(
         asked = [(name, config, [own_size])]
     elif variant:
         key = parse_variant(variant)
-        asked = [(key, VARIANTS[key], [(DEFAULT_SIZES[key],) * 2])]
+        asked = [(key, VARIANTS[key].config, [VARIANTS[key].size])]
     else:
-        asked = [
-            (key, config, [(32, 32)] if key == "nano" else [(224, 224), (384, 384)])
-            for key, config in VARIANTS.items()
-        ]
+        asked = [(key, v.config, v.sizes) for key, v in VARIANTS.items()]
     found = []
     for name, config, own in asked:
         config = config.with_classes(num_classes or config.num_classes)

@@ -15,17 +15,15 @@ from cvt_cli.base.errors import CheckpointError, ConfigError
 from cvt_cli.base.limits import LARGEST_CONFIG_BYTES, MOST_STAGES
 from cvt_cli.spec import labels
 from cvt_cli.spec.config import (
-    DEFAULT_SIZES,
-    VARIANTS,
     Activation,
     CvTConfig,
     StageConfig,
     shown,
-    variant_of,
 )
 from cvt_cli.spec.labels import Labels
 from cvt_cli.spec.preprocessing import Preprocessing
 from cvt_cli.spec.published import KnownCheckpoint
+from cvt_cli.spec.variants import VARIANTS, preprocessing_of, variant_of
 
 CONFIG_FILE = "config.json"
 PREPROCESSING_FILE = "preprocessor_config.json"
@@ -169,9 +167,8 @@ def read_folder(
         if not known:
             notes.append(assumed_gelu(f"`{folder / CONFIG_FILE}` does not say the activation"))
     if preprocessing is None:
-        variant = variant_of(config) or ""
-        default = known.size if known else DEFAULT_SIZES.get(variant, 224)
-        preprocessing = Preprocessing.of_variant(variant, *(size or (default, default)))
+        known_size = (known.size, known.size) if known else None
+        preprocessing = preprocessing_of(config, size or known_size)
         notes.append(
             f"`{folder}` has no `{PREPROCESSING_FILE}`: "
             f"taken as {preprocessing.describe()}; --res overrules the size"
@@ -252,7 +249,7 @@ def config_from_transformers(config: dict[str, Any]) -> tuple[CvTConfig, Labels]
     """
     if config.get("num_channels", 3) != 3:
         raise ConfigError(f"`num_channels` is {shown(config['num_channels'])}; only 3 is supported")
-    published = VARIANTS["13"].stages  # transformers' defaults are CvT-13's
+    published = VARIANTS["13"].config.stages  # transformers' defaults are CvT-13's
     defaults: dict[str, list[Any]] = {
         "patch_sizes": [s.kernel for s in published],
         "patch_stride": [s.stride for s in published],

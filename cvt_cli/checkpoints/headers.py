@@ -13,9 +13,9 @@ from cvt_cli.base.limits import LARGEST_HEADER_BYTES
 from cvt_cli.checkpoints.folders import CheckpointConfig, assumed_gelu, unreadable
 from cvt_cli.checkpoints.names import is_transformers, reference_names
 from cvt_cli.spec import labels
-from cvt_cli.spec.config import VARIANTS, Activation, CvTConfig, shown
-from cvt_cli.spec.preprocessing import Preprocessing
+from cvt_cli.spec.config import Activation, CvTConfig, shown
 from cvt_cli.spec.published import KnownCheckpoint
+from cvt_cli.spec.variants import VARIANTS
 
 Shape = tuple[int, ...]
 
@@ -122,16 +122,16 @@ def variant_of_shapes(shapes: Mapping[Any, Shape], source: Path) -> tuple[str, C
             "`stage0.patch_embed.proj.weight` and `head.weight` "
             "(nor the names that transformers gives them)"
         )
-    for variant, config in VARIANTS.items():
-        stages = [(stage.width, stage.depth, stage.kernel) for stage in config.stages]
+    for name, variant in VARIANTS.items():
+        stages = [(stage.width, stage.depth, stage.kernel) for stage in variant.config.stages]
         found = [(e[0], d, e[-1]) for e, d in zip(embeddings, depths, strict=True)]
         if stages == found:
             try:
-                return variant, config.with_classes(head[0])
+                return name, variant.config.with_classes(head[0])
             except ConfigError as error:
                 raise CheckpointError(f"`{source}`: {error}") from None
     widths = [shape[0] for shape in embeddings]
-    known = ", ".join(f"`{variant}`" for variant in VARIANTS)
+    known = ", ".join(f"`{name}`" for name in VARIANTS)
     raise CheckpointError(
         f"`{source}`: widths {widths} and depths {depths} are no known variant's ({known}), "
         "and a bare state dict does not hold the number of heads",
@@ -177,7 +177,7 @@ def describe_tensors(
     if activation is None and known is None and is_transformers(map(str, shapes)):
         activation = "gelu"
         notes.append(assumed_gelu(f"`{path.name}` has the names that transformers gives tensors"))
-    preprocessing = Preprocessing.of_variant(variant, *size)
+    preprocessing = VARIANTS[variant].preprocessing.with_size(*size)
     return CheckpointConfig(config.with_activation(activation), names, preprocessing, tuple(notes))
 
 

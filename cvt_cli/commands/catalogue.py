@@ -15,10 +15,11 @@ from cvt_cli.checkpoints.folders import CheckpointConfig
 from cvt_cli.checkpoints.locate import Access
 from cvt_cli.checkpoints.store import Snapshot
 from cvt_cli.spec import labels, published
-from cvt_cli.spec.config import VARIANTS, Activation, variant_of
+from cvt_cli.spec.config import Activation
 from cvt_cli.spec.costs import costs
 from cvt_cli.spec.preprocessing import Preprocessing
 from cvt_cli.spec.published import CHECKPOINTS, KnownCheckpoint
+from cvt_cli.spec.variants import VARIANTS, variant_of
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ def known_checkpoints() -> list[Known]:
 
 
 def _known(checkpoint: KnownCheckpoint) -> Known:
-    config = VARIANTS[checkpoint.variant].with_classes(checkpoint.num_classes)
+    config = VARIANTS[checkpoint.variant].config.with_classes(checkpoint.num_classes)
     cost = costs(checkpoint.variant, config, checkpoint.size, checkpoint.size)
     cached = store.find(checkpoint.repository) if checkpoint.repository else None
     if cached and cached.weights is None:
@@ -153,7 +154,7 @@ def describe(
     if isinstance(found, locate.Repository):
         known = found.known
         if known and not store.find(found.name, access.revision):
-            config = VARIANTS[known.variant].with_classes(known.num_classes)
+            config = VARIANTS[known.variant].config.with_classes(known.num_classes)
             preprocessing = Preprocessing.published(*(size or (known.size, known.size)))
             config = config.with_activation(activation)
             said = CheckpointConfig(config, labels.imagenet(), preprocessing)

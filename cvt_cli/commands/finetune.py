@@ -13,7 +13,7 @@ from cvt_cli.base import torchrun
 from cvt_cli.base.errors import UsageError
 from cvt_cli.base.progress import silent, unheard
 from cvt_cli.commands import options, output
-from cvt_cli.spec import published, recipes
+from cvt_cli.spec import published, recipes, variants
 
 if TYPE_CHECKING:
     from cvt_cli.finetuning.results import Result
@@ -71,7 +71,7 @@ Variant = Annotated[
     str | None,
     typer.Option(
         parser=options.text,
-        help="Architecture to train from scratch: 13, 21, w24 or nano.",
+        help=f"Architecture to train from scratch: {variants.names()}.",
         rich_help_panel=options.MODEL,
         show_default=False,
     ),

@@ -5,7 +5,8 @@ from typing import Annotated
 import typer
 
 from cvt_cli.commands import catalogue, options, output
-from cvt_cli.spec.config import parse_size, variant_of
+from cvt_cli.spec.config import parse_size
+from cvt_cli.spec.variants import variant_of
 
 
 def info(

@@ -9,7 +9,7 @@ import typer
 from cvt_cli import loading
 from cvt_cli.base import places
 from cvt_cli.base.errors import UsageError
-from cvt_cli.spec import published
+from cvt_cli.spec import published, variants
 from cvt_cli.spec.config import Activation as ActivationName
 
 MODEL = "Model"
@@ -104,7 +104,7 @@ Variant = Annotated[
     str | None,
     typer.Option(
         parser=text,
-        help="Architecture: 13, 21, w24 or nano.",
+        help=f"Architecture: {variants.names()}.",
         rich_help_panel=MODEL,
         show_default=False,
     ),

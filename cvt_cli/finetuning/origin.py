@@ -8,8 +8,9 @@ from cvt_cli.checkpoints.locate import Access
 from cvt_cli.model import network as networks
 from cvt_cli.model import weights
 from cvt_cli.model.network import CvT
-from cvt_cli.spec.config import DEFAULT_SIZES, VARIANTS, Activation, parse_size, parse_variant
+from cvt_cli.spec.config import Activation, parse_size
 from cvt_cli.spec.preprocessing import Preprocessing
+from cvt_cli.spec.variants import VARIANTS, parse_variant
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ def start_of_training(
             )
         return Start(Path(checkpoint.name).stem, network, loaded.preprocessing, notes)
     key = parse_variant(variant or "")
-    config = VARIANTS[key].with_classes(len(classes)).with_activation(activation)
-    size = parse_size(res) if res else (DEFAULT_SIZES[key],) * 2
-    preprocessing = Preprocessing.of_variant(key, *size)
+    chosen = VARIANTS[key]
+    config = chosen.config.with_classes(len(classes)).with_activation(activation)
+    preprocessing = chosen.preprocessing.with_size(*(parse_size(res) if res else chosen.size))
     return Start(key, networks.fresh_model(config, seed), preprocessing, ())

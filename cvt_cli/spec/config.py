@@ -1,6 +1,6 @@
 """What a CvT is made of: one frozen value per architecture (paper, table 1).
 
-Costs, model, weights and model cards derive from these values; no other file knows the numbers.
+Costs, model, weights and model cards derive from these values; `variants` has those with a name.
 Only what published CvTs use can be written down here: depthwise convolutional projections with
 BatchNorm (kernel 3, stride 1 for queries and 2 for keys and values), a class token in the last
 stage alone, no position embedding.
@@ -134,15 +134,6 @@ class CvTConfig:
         return self if activation is None else replace(self, activation=activation)
 
 
-def variant_of(config: CvTConfig) -> str | None:
-    """The variant that a config is, whatever its classes, activation and stochastic depth."""
-
-    def plan(config: CvTConfig) -> list[StageConfig]:
-        return [replace(stage, drop_path=0.0) for stage in config.stages]
-
-    return next((key for key, value in VARIANTS.items() if plan(value) == plan(config)), None)
-
-
 def _is_count(value: object, most: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 < value <= most
 
@@ -154,58 +145,6 @@ def shown(value: object) -> str:
     except (RecursionError, ValueError):  # nested deeply, or a number of too many digits
         text = f"of type {type(value).__name__}"
     return text if len(text) <= 60 else f"{text[:59]}…"
-
-
-def _published(
-    widths: tuple[int, int, int],
-    depths: tuple[int, int, int],
-    heads: tuple[int, int, int],
-    drop_path: float,
-) -> CvTConfig:
-    """A variant of the paper's table 1: 7/4/2 then 3/2/1 embeddings, stochastic depth last."""
-    embeddings = ((7, 4, 2), (3, 2, 1), (3, 2, 1))
-    rates = (0.0, 0.0, drop_path)
-    return CvTConfig(
-        tuple(
-            StageConfig(width, depth, head, *embedding, drop_path=rate)
-            for width, depth, head, embedding, rate in zip(
-                widths, depths, heads, embeddings, rates, strict=True
-            )
-        )
-    )
-
-
-VARIANTS: dict[str, CvTConfig] = {
-    "13": _published((64, 192, 384), (1, 2, 10), (1, 3, 6), drop_path=0.1),
-    "21": _published((64, 192, 384), (1, 4, 16), (1, 3, 6), drop_path=0.1),
-    "w24": _published((192, 768, 1024), (2, 2, 20), (3, 12, 16), drop_path=0.3),
-    # Ours, for images of about 32 pixels: it starts at half of the image's resolution, not at a
-    # quarter. Its ten classes are CIFAR-10's.
-    "nano": CvTConfig(
-        (
-            StageConfig(32, 1, 1, 5, 2, 2, mlp_ratio=2.0),
-            StageConfig(64, 2, 2, 3, 2, 1, mlp_ratio=2.0),
-            StageConfig(160, 3, 5, 3, 2, 1, mlp_ratio=2.0, drop_path=0.1),
-        ),
-        num_classes=10,
-    ),
-}
-
-DEFAULT_SIZES: dict[str, int] = {"13": 224, "21": 224, "w24": 224, "nano": 32}
-"""Input size in pixels of a bare variant when ``--res`` does not say."""
-
-
-def parse_variant(text: str) -> str:
-    """The key in `VARIANTS` of ``13``, ``cvt-13``, ``CvT-W24``, …
-
-    Raises:
-        UsageError: there is no such variant.
-    """
-    name = text.strip().lower().replace("_", "-").removeprefix("cvt-")
-    if name not in VARIANTS:
-        known = ", ".join(f"`{variant}`" for variant in VARIANTS)
-        raise UsageError(f"there is no variant `{text}`; accepted are {known}")
-    return name
 
 
 def parse_size(text: str) -> tuple[int, int]:

@@ -12,19 +12,12 @@ from typing import Any, Literal
 from cvt_cli.spec.config import (
     KEY_VALUE_STRIDE,
     PROJECTION_KERNEL,
-    VARIANTS,
     CvTConfig,
     StageConfig,
 )
+from cvt_cli.spec.variants import VARIANTS
 
 Kind = Literal["linear", "convolution", "attention", "other"]
-
-# Paper, tables 2 and 3: parameters, and MACs by input size, all with 1000 classes.
-_PAPER: dict[str, tuple[int, dict[int, int]]] = {
-    "13": (19_980_000, {224: 4_530_000_000, 384: 16_300_000_000}),
-    "21": (31_540_000, {224: 7_130_000_000, 384: 24_900_000_000}),
-    "w24": (276_700_000, {224: 60_860_000_000, 384: 193_200_000_000}),
-}
 
 
 @dataclass(frozen=True)
@@ -99,10 +92,10 @@ def costs(name: str, config: CvTConfig, height: int, width: int) -> Costs:
     rows.append(Cost(None, "final norm", "other", 2 * in_channels, 0))
     rows.append(Cost(None, "head", "linear", head, in_channels * config.num_classes))
     paper_params, paper_macs = None, None
-    for variant, (params, macs) in _PAPER.items():
-        if config.stages == VARIANTS[variant].stages and config.num_classes == 1000:
-            paper_params = params
-            paper_macs = macs.get(height) if height == width else None
+    for variant in VARIANTS.values():
+        if config.stages == variant.config.stages and config.num_classes == 1000:
+            paper_params = variant.paper_params
+            paper_macs = variant.paper_macs.get(height) if height == width else None
     return Costs(name, height, width, config.num_classes, tuple(rows), paper_params, paper_macs)
 
 

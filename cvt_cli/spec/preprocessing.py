@@ -87,13 +87,6 @@ class Preprocessing:
         """What the published models use at this size."""
         return cls(height, width, "crop").with_size(height, width)
 
-    @classmethod
-    def of_variant(cls, variant: str, height: int, width: int) -> "Preprocessing":
-        """What a variant is trained with from scratch; nano sees all of its small images."""
-        if variant == "nano":
-            return cls(height, width, "crop", crop_pct=1.0).with_size(height, width)
-        return cls.published(height, width)
-
     def with_size(self, height: int, width: int) -> "Preprocessing":
         """The same at another input size: crop below 384 pixels, squash from there up.
 

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from cvt_cli.base.errors import UsageError
 from cvt_cli.spec.config import CvTConfig
+from cvt_cli.spec.variants import VARIANTS, variant_of
 
 Optimizer = Literal["adamw", "sgd", "newton"]
 Augment = Literal["none", "crop-flip", "medium", "imagenet"]
@@ -153,7 +154,9 @@ def named_recipe(
     recipe = RECIPES[name]
     if name == "imagenet" and config is not None:
         depth = sum(stage.depth for stage in config.stages)
-        recipe = replace(recipe, weight_decay=0.05 if depth <= 13 else 0.1)
+        variant = variant_of(config)
+        decay = VARIANTS[variant].weight_decay if variant else 0.05 if depth <= 13 else 0.1
+        recipe = replace(recipe, weight_decay=decay)
     if name == "paper":
         recipe = replace(recipe, steps=steps_of_the_paper(data, images))
     if recipe.augment is None and images:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from cvt_cli.spec.config import VARIANTS
+from cvt_cli.spec.variants import VARIANTS
 from tests_shared import CHELSEA, as_transformers_saves, golden_state
 
 
@@ -61,7 +61,7 @@ def test_another_number_of_classes_changes_the_head_alone(cvt) -> None:
 
 def test_a_checkpoint_stands_for_its_architecture(cvt, tmp_path: Path) -> None:
     path = tmp_path / "m.safetensors"
-    save_file(golden_state(VARIANTS["nano"].with_classes(7)), path)
+    save_file(golden_state(VARIANTS["nano"].config.with_classes(7)), path)
 
     assert cvt("flops", "--model", "cvt-nano-cifar10", "--json").json["height"] == 32
     assert cvt("flops", "--model", "cvt_21_384", "--json").json["macs"] == 24_849_091_584
@@ -71,7 +71,7 @@ def test_a_checkpoint_stands_for_its_architecture(cvt, tmp_path: Path) -> None:
 def test_a_checkpoint_is_read_by_the_same_rules_as_for_predicting(cvt, tmp_path: Path) -> None:
     # A copy of the hub's repository whose preprocessing file says 224.
     folder = tmp_path / "cvt-13-384-22k"
-    as_transformers_saves(folder, VARIANTS["13"])
+    as_transformers_saves(folder, VARIANTS["13"].config)
 
     for path in (folder, folder / "model.safetensors"):
         counted = cvt("flops", "--model", path, "--json").json
@@ -109,7 +109,7 @@ def test_a_wrong_option_is_explained(cvt, arguments: list[str], code: int, messa
 
 
 def test_a_pickle_needs_its_variant_named(cvt, tmp_path: Path) -> None:
-    torch.save(golden_state(VARIANTS["nano"]), tmp_path / "m.pth")
+    torch.save(golden_state(VARIANTS["nano"].config), tmp_path / "m.pth")
 
     result = cvt("flops", "--model", tmp_path / "m.pth")
 

@@ -20,9 +20,9 @@ from pyarrow import parquet
 from torchvision import transforms
 
 from cvt_cli.model import weights
-from cvt_cli.spec.config import VARIANTS
 from cvt_cli.spec.labels import Labels, imagenet
 from cvt_cli.spec.preprocessing import Preprocessing
+from cvt_cli.spec.variants import VARIANTS
 from tests_shared import CHELSEA, TINY, Machine, Result, golden_model, test_data
 
 NANO = ["--model", "cvt-nano-cifar10"]
@@ -360,7 +360,7 @@ def test_every_photographs_top5_equals_an_independent_scripts(
     for photo in photos:
         (tmp_path / "val" / photo.parent.name).mkdir(parents=True, exist_ok=True)
         shutil.copy(photo, tmp_path / "val" / photo.parent.name)
-    model = golden_model(VARIANTS[variant])
+    model = golden_model(VARIANTS[variant].config)
     weights.save(tmp_path / "model", model, imagenet(), Preprocessing.published(size, size), "")
 
     result = cvt(

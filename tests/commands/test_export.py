@@ -24,9 +24,9 @@ from cvt_cli.checkpoints.names import is_transformers
 from cvt_cli.engines import runtimes
 from cvt_cli.export import verification
 from cvt_cli.model import weights
-from cvt_cli.spec.config import VARIANTS
 from cvt_cli.spec.labels import Labels, imagenet
 from cvt_cli.spec.preprocessing import Preprocessing
+from cvt_cli.spec.variants import VARIANTS
 from tests_shared import CHELSEA, TESTS, TINY, Machine, golden_model, golden_state, test_data
 
 NANO = "cvt-nano-cifar10"
@@ -795,8 +795,8 @@ LAYOUTS = ("reference", "transformers")
     [*(v for v in VARIANTS if v != "w24"), pytest.param("w24", marks=pytest.mark.slow)],
 )
 def test_layouts_are_converted_to_each_other_bit_by_bit(cvt, tmp_path: Path, variant: str) -> None:
-    size = 32 if variant == "nano" else 224
-    state = golden_state(VARIANTS[variant])
+    size = VARIANTS[variant].preprocessing.height
+    state = golden_state(VARIANTS[variant].config)
     state["norm.weight"][0] = -0.0
     save_file(state, tmp_path / "0.safetensors")
 
@@ -844,7 +844,7 @@ def test_a_half_stored_checkpoint_keeps_its_types_and_its_card(cvt, tmp_path: Pa
 def test_transformers_opens_a_converted_folder(tmp_path: Path, cvt_process) -> None:
     from transformers import CvtForImageClassification
 
-    source = checkpoint(tmp_path / "13", VARIANTS["13"], 224, imagenet())
+    source = checkpoint(tmp_path / "13", VARIANTS["13"].config, 224, imagenet())
     file = cvt_process("export", source, "-o", tmp_path / "a.safetensors", "--layout", "reference")
     folder = cvt_process(
         "export", tmp_path / "a.safetensors", "--format", "safetensors", "-o", tmp_path / "again"
@@ -862,7 +862,7 @@ def test_transformers_opens_a_converted_folder(tmp_path: Path, cvt_process) -> N
 
 @pytest.mark.parametrize("name", ["a.onnx", slow("a.xml"), slow("a.pt2")])
 def test_cvt_13_at_a_small_size_says_the_same_in_every_format(tmp_path: Path, name: str) -> None:
-    source = checkpoint(tmp_path / "model", VARIANTS["13"], 64, imagenet())
+    source = checkpoint(tmp_path / "model", VARIANTS["13"].config, 64, imagenet())
 
     result = run(tmp_path, "export", source, "-o", tmp_path / name, "--json")
 
@@ -878,7 +878,7 @@ def test_every_variant_counts_what_torch_counts_on_photographs(
     tmp_path: Path, variant: str, size: int, name: str
 ) -> None:
     photos = test_data("photos/val")
-    source = checkpoint(tmp_path / "model", VARIANTS[variant], size, imagenet())
+    source = checkpoint(tmp_path / "model", VARIANTS[variant].config, size, imagenet())
     target = tmp_path / name
 
     result = run(tmp_path, "export", source, "-o", target, "--verify-data", photos, "--json")

@@ -12,9 +12,9 @@ from PIL import Image
 
 from cvt_cli.images import decode, transform
 from cvt_cli.model import weights
-from cvt_cli.spec.config import VARIANTS
 from cvt_cli.spec.labels import Labels, imagenet
 from cvt_cli.spec.preprocessing import Preprocessing
+from cvt_cli.spec.variants import VARIANTS
 from tests_shared import CHELSEA, TINY, golden_model, golden_state
 
 CIFAR10 = "airplane automobile bird cat deer dog frog horse ship truck".split()
@@ -129,7 +129,7 @@ def test_another_resolution_is_used_and_printed(cvt) -> None:
 
 def test_original_weights_answer_with_imagenet_classes(cvt, tmp_path: Path) -> None:
     path = tmp_path / "CvT-13-224x224-IN-1k.pth"
-    torch.save(golden_state(VARIANTS["13"]), path)
+    torch.save(golden_state(VARIANTS["13"].config), path)
 
     document = cvt("predict", CHELSEA, "--model", path, "--json").json
 

@@ -10,7 +10,7 @@ from cvt_cli.cli import app
 from cvt_cli.commands import options as shared
 from cvt_cli.finetuning.options import CommandOptions, Options
 from cvt_cli.spec import recipes
-from cvt_cli.spec.config import VARIANTS
+from cvt_cli.spec.variants import VARIANTS
 
 
 def test_every_option_of_the_command_can_be_told_from_python_under_its_name() -> None:
@@ -65,7 +65,7 @@ def test_what_is_told_has_its_place_in_the_settings() -> None:
         checkpoint_activations=True,
     )  # fmt: skip
 
-    settings = options.settings(VARIANTS["nano"], 100, "fp32", "cvt finetune", print)
+    settings = options.settings(VARIANTS["nano"].config, 100, "fp32", "cvt finetune", print)
 
     recipe = settings.recipe
     assert (recipe.name, recipe.epochs, recipe.batch_size) == ("default", 7, 12)
@@ -84,4 +84,4 @@ def test_an_option_that_nobody_settles_is_an_error_and_not_passed_over() -> None
         momentum: float | None = None
 
     with pytest.raises(AssertionError, match="no place in the settings for momentum"):
-        More("my_folder").settings(VARIANTS["nano"], 100, "fp32", "cvt finetune", print)
+        More("my_folder").settings(VARIANTS["nano"].config, 100, "fp32", "cvt finetune", print)

@@ -28,9 +28,10 @@ from cvt_cli.finetuning.training import Part, Trainer
 from cvt_cli.finetuning.watch import Watch
 from cvt_cli.model.engine import TorchEngine
 from cvt_cli.model.network import Block, CvT, fresh_model
-from cvt_cli.spec.config import VARIANTS, CvTConfig, StageConfig
+from cvt_cli.spec.config import CvTConfig, StageConfig
 from cvt_cli.spec.preprocessing import Preprocessing
 from cvt_cli.spec.recipes import AUGMENTATIONS, Recipe, named_recipe
+from cvt_cli.spec.variants import VARIANTS
 from tests_shared import golden, golden_config, golden_input, golden_model
 
 STEP = golden("train-tiny")
@@ -117,7 +118,7 @@ def test_losses_gradients_and_an_adamw_step_equal_the_official_ones(model: CvT) 
 @pytest.mark.parametrize("name", ["cvt-13", "cvt-21", "cvt-w24"])
 def test_biases_norms_and_the_class_token_are_not_decayed(name: str) -> None:
     with torch.device("meta"):
-        model = CvT(VARIANTS[name.removeprefix("cvt-")])
+        model = CvT(VARIANTS[name.removeprefix("cvt-")].config)
 
     decayed, spared = sorted(parameter_groups(model, 0.05), key=lambda g: -g["weight_decay"])
 
@@ -130,13 +131,13 @@ def test_biases_norms_and_the_class_token_are_not_decayed(name: str) -> None:
 
 
 def test_the_imagenet_recipe_is_the_reference_files() -> None:
-    recipe = named_recipe("imagenet", VARIANTS["13"])
+    recipe = named_recipe("imagenet", VARIANTS["13"].config)
 
     assert (recipe.epochs, recipe.batch_size, recipe.learning_rate) == (300, 2048, 0.002)
     assert (recipe.warmup_epochs, recipe.weight_decay, recipe.augment) == (5, 0.05, "imagenet")
     assert recipe.label_smoothing == 0.1
-    assert named_recipe("imagenet", VARIANTS["21"]).weight_decay == 0.1
-    assert named_recipe("imagenet", VARIANTS["w24"]).weight_decay == 0.1
+    assert named_recipe("imagenet", VARIANTS["21"].config).weight_decay == 0.1
+    assert named_recipe("imagenet", VARIANTS["w24"].config).weight_decay == 0.1
 
 
 @pytest.mark.parametrize(
@@ -166,7 +167,7 @@ def test_the_default_recipe_varies_images_by_how_many_there_are(images: int, aug
 
 
 def test_the_learning_rate_is_linear_in_the_batch_unless_given() -> None:
-    recipe = named_recipe("imagenet", VARIANTS["13"])
+    recipe = named_recipe("imagenet", VARIANTS["13"].config)
 
     assert recipe.override(batch_size=512).learning_rate == pytest.approx(0.0005)
     assert recipe.override(batch_size=512, learning_rate=0.1).learning_rate == 0.1
@@ -178,7 +179,7 @@ def test_the_learning_rate_is_linear_in_the_batch_unless_given() -> None:
 
 
 def test_the_learning_rate_warms_up_and_follows_a_cosine() -> None:
-    schedule = schedule_of(named_recipe("imagenet", VARIANTS["13"]), 10)
+    schedule = schedule_of(named_recipe("imagenet", VARIANTS["13"].config), 10)
 
     rates = [schedule(step) for step in (0, 25, 50, 1525, 3000)]
 
@@ -222,7 +223,7 @@ def test_stochastic_depth_drops_branches_and_keeps_the_stream() -> None:
 
 
 def test_stochastic_depth_rises_within_the_stage() -> None:
-    rates = VARIANTS["w24"].stages[2].drop_path_rates
+    rates = VARIANTS["w24"].config.stages[2].drop_path_rates
 
     assert (rates[0], rates[-1], len(rates)) == (0.0, pytest.approx(0.3), 20)
     assert np.diff(rates) == pytest.approx(0.3 / 19)
@@ -650,7 +651,7 @@ def test_batches_are_the_same_through_pipes(signdigits: Path) -> None:
 
 
 def test_a_seed_gives_the_same_fresh_weights() -> None:
-    config = CvTConfig(VARIANTS["nano"].stages, 3)
+    config = CvTConfig(VARIANTS["nano"].config.stages, 3)
 
     same = zip(
         fresh_model(config, 7).state_dict().values(),

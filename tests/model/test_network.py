@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from cvt_cli.model.network import Block, CvT, drop_path, init_weights, pointwise
-from cvt_cli.spec.config import VARIANTS, CvTConfig
+from cvt_cli.spec.config import CvTConfig
+from cvt_cli.spec.variants import VARIANTS
 from tests_shared import (
     GOLDEN_CASES,
     golden,
@@ -73,12 +74,12 @@ def test_tensor_names_shapes_and_order_are_the_official_ones(name: str) -> None:
 
 @pytest.mark.parametrize(("variant", "name"), [("13", "cvt-13"), ("w24", "cvt-w24")])
 def test_variants_are_what_the_official_yaml_files_say(variant: str, name: str) -> None:
-    assert VARIANTS[variant] == golden_config(golden(f"golden-{name}")["spec"], 1000)
+    assert VARIANTS[variant].config == golden_config(golden(f"golden-{name}")["spec"], 1000)
 
 
 @pytest.mark.parametrize("size", [(32, 32), (33, 47), (64, 32), (95, 101)])
 def test_any_size_from_32_up_works(size: tuple[int, int]) -> None:
-    model = CvT(VARIANTS["nano"]).eval()
+    model = CvT(VARIANTS["nano"].config).eval()
 
     with torch.inference_mode():
         assert model(torch.zeros(1, 3, *size)).shape == (1, 10)
@@ -175,7 +176,7 @@ def test_a_linear_layer_as_a_convolution_is_the_same_function(width: int, to: in
 
 
 def test_stochastic_depth_rises_linearly_inside_each_stage() -> None:
-    model = CvT(VARIANTS["13"])
+    model = CvT(VARIANTS["13"].config)
 
     rates = [block.drop_path_rate for block in model.get_submodule("stage2").blocks]
 
@@ -198,7 +199,7 @@ def test_bfloat16_on_a_cpu_stays_close_to_float32() -> None:
 
 def test_fresh_weights_have_the_official_spread() -> None:
     torch.manual_seed(0)
-    model = CvT(VARIANTS["nano"])
+    model = CvT(VARIANTS["nano"].config)
     init_weights(model)
 
     weight = model.get_parameter("stage2.blocks.0.mlp.fc1.weight")

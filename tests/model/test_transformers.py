@@ -9,9 +9,9 @@ from transformers import AutoImageProcessor, CvtConfig, CvtForImageClassificatio
 
 from cvt_cli.images import decode, transform
 from cvt_cli.model import weights
-from cvt_cli.spec.config import VARIANTS
 from cvt_cli.spec.labels import Labels
 from cvt_cli.spec.preprocessing import Preprocessing
+from cvt_cli.spec.variants import VARIANTS
 from tests_shared import CHELSEA, TINY, golden, golden_input, golden_model
 
 transformers.logging.set_verbosity_error()
@@ -25,7 +25,7 @@ NAMES = Labels(tuple("abcdefghij"))
 def test_transformers_loads_a_written_folder_with_nothing_missing(
     tmp_path: Path, variant: str
 ) -> None:
-    config = VARIANTS[variant].with_classes(10)
+    config = VARIANTS[variant].config.with_classes(10)
     weights.save(tmp_path, golden_model(config), NAMES, Preprocessing(224, 224, "crop"), "")
 
     model, info = CvtForImageClassification.from_pretrained(tmp_path, output_loading_info=True)

@@ -14,10 +14,10 @@ from cvt_cli.base.errors import CheckpointError, ConfigError, CvtError, UsageErr
 from cvt_cli.checkpoints.names import to_reference, to_transformers
 from cvt_cli.model import weights
 from cvt_cli.spec import labels
-from cvt_cli.spec.config import VARIANTS
 from cvt_cli.spec.labels import Labels
 from cvt_cli.spec.preprocessing import Preprocessing
 from cvt_cli.spec.published import find
+from cvt_cli.spec.variants import VARIANTS
 from tests_shared import (
     CHELSEA,
     TINY,
@@ -29,7 +29,7 @@ from tests_shared import (
     golden_state,
 )
 
-NANO = VARIANTS["nano"]
+NANO = VARIANTS["nano"].config
 NAMES = Labels(tuple("abcdefghij"))
 SQUARE = Preprocessing(64, 64, "crop")
 
@@ -106,20 +106,20 @@ def test_an_original_state_dict_loads(
     loaded = weights.load(path, size=(64, 64))
 
     assert torch.equal(logits(loaded.model), logits(golden_model(NANO)))
-    assert loaded.preprocessing == Preprocessing.of_variant("nano", 64, 64)
+    assert loaded.preprocessing == VARIANTS["nano"].preprocessing.with_size(64, 64)
     assert loaded.labels == labels.unnamed(10)
     assert "does not name its 10 classes" in loaded.notes[0]
 
 
 def test_an_original_file_name_tells_size_and_classes(tmp_path: Path) -> None:
     path = tmp_path / "CvT-13-384x384-IN-22k.pth"
-    torch.save(golden_state(VARIANTS["13"]), path)
+    torch.save(golden_state(VARIANTS["13"].config), path)
 
     loaded = weights.load(path, find(path.name))
 
     assert loaded.preprocessing == Preprocessing(384, 384, "squash")
     assert loaded.labels == labels.imagenet()
-    assert loaded.model.config == VARIANTS["13"]
+    assert loaded.model.config == VARIANTS["13"].config
 
 
 def test_an_unknown_state_dict_needs_its_input_size(tmp_path: Path) -> None:
@@ -352,7 +352,7 @@ def test_a_folder_that_does_not_state_its_activation_is_taken_as_exact_gelu(
     tmp_path: Path,
 ) -> None:
     folder = tmp_path
-    as_transformers_saves(folder, VARIANTS["13"])
+    as_transformers_saves(folder, VARIANTS["13"].config)
 
     guessed = weights.load(folder)
     published = weights.load(folder, find("cvt-13"))
@@ -365,7 +365,7 @@ def test_a_folder_that_does_not_state_its_activation_is_taken_as_exact_gelu(
 
 
 def test_the_wrong_size_beside_a_published_checkpoint_is_overruled(tmp_path: Path) -> None:
-    as_transformers_saves(tmp_path, VARIANTS["13"])
+    as_transformers_saves(tmp_path, VARIANTS["13"].config)
 
     loaded = weights.load(tmp_path, find("microsoft/cvt-13-384-22k"))
 

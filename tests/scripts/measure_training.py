@@ -27,9 +27,9 @@ from cvt_cli.finetuning.schedule import Schedule
 from cvt_cli.finetuning.training import Trainer
 from cvt_cli.model.devices import Precision
 from cvt_cli.model.network import fresh_model
-from cvt_cli.spec.config import VARIANTS
 from cvt_cli.spec.preprocessing import Preprocessing
 from cvt_cli.spec.recipes import AUGMENTATIONS, RECIPES
+from cvt_cli.spec.variants import VARIANTS
 
 BATCH, SIZE = 16, 224
 TURN = 8  # steps
@@ -44,7 +44,7 @@ def ours(precision: Precision, device: torch.device) -> Callable[[], object]:
 def trainer_of(precision: Precision, device: torch.device) -> Trainer:
     recipe = replace(RECIPES["default"], augment="none", batch_size=BATCH, layer_decay=1.0)
     return Trainer(
-        fresh_model(VARIANTS["13"], 0),
+        fresh_model(VARIANTS["13"].config, 0),
         recipe,
         Schedule(1e-4, 1000, 0),
         device=device,

@@ -8,8 +8,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from cvt_cli.model.network import CvT
-from cvt_cli.spec.config import VARIANTS
 from cvt_cli.spec.costs import costs, tensor_shapes
+from cvt_cli.spec.variants import VARIANTS
 from tests_shared import golden, golden_config, with_all_tokens
 
 MACS = golden("macs")["models"]
@@ -18,7 +18,7 @@ MACS = golden("macs")["models"]
 def config_of(name: str):
     if name.startswith("tiny"):
         return golden_config(golden("golden-tiny")["spec"], 1000)
-    return VARIANTS[name.removeprefix("cvt-")]
+    return VARIANTS[name.removeprefix("cvt-")].config
 
 
 @pytest.mark.parametrize("key", MACS)
@@ -50,22 +50,22 @@ def test_macs_are_half_of_what_the_flop_counter_finds(
     variant: str, height: int, width: int
 ) -> None:
     with torch.device("meta"):
-        model = CvT(VARIANTS[variant]).eval()
+        model = CvT(VARIANTS[variant].config).eval()
         batch = torch.empty(1, 3, height, width)
 
     # The plain attention kernel is two matrix products that the counter knows on every version.
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         with_all_tokens(model, batch)
 
-    counted = costs(variant, VARIANTS[variant], height, width)
+    counted = costs(variant, VARIANTS[variant].config, height, width)
     assert counted.macs * 2 == counter.get_total_flops()
     assert counted.params == sum(parameter.numel() for parameter in model.parameters())
 
 
 def test_facts_hold_to_the_digit() -> None:
-    params = {name: costs(name, config, 224, 224).params for name, config in VARIANTS.items()}
+    params = {name: costs(name, v.config, 224, 224).params for name, v in VARIANTS.items()}
     gigamacs = {
-        (name, size): round(costs(name, VARIANTS[name], size, size).macs / 1e9, 3)
+        (name, size): round(costs(name, VARIANTS[name].config, size, size).macs / 1e9, 3)
         for name in ("13", "21", "w24")
         for size in (224, 384)
     }
@@ -82,19 +82,19 @@ def test_facts_hold_to_the_digit() -> None:
 
 
 def test_the_paper_is_quoted_only_where_it_speaks() -> None:
-    assert costs("13", VARIANTS["13"], 224, 224).paper_macs == 4_530_000_000
-    assert costs("13", VARIANTS["13"], 256, 256).paper_macs is None
-    assert costs("13", VARIANTS["13"], 256, 256).paper_params == 19_980_000
-    assert costs("13", VARIANTS["13"].with_classes(10), 224, 224).paper_params is None
-    assert costs("nano", VARIANTS["nano"], 32, 32).paper_params is None
+    assert costs("13", VARIANTS["13"].config, 224, 224).paper_macs == 4_530_000_000
+    assert costs("13", VARIANTS["13"].config, 256, 256).paper_macs is None
+    assert costs("13", VARIANTS["13"].config, 256, 256).paper_params == 19_980_000
+    assert costs("13", VARIANTS["13"].config.with_classes(10), 224, 224).paper_params is None
+    assert costs("nano", VARIANTS["nano"].config, 32, 32).paper_params is None
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_the_shapes_of_all_tensors_are_those_of_the_network(variant: str) -> None:
     with torch.device("meta"):
-        state = CvT(VARIANTS[variant]).state_dict()
+        state = CvT(VARIANTS[variant].config).state_dict()
 
-    assert tensor_shapes(VARIANTS[variant]) == {n: tuple(t.shape) for n, t in state.items()}
-    trained = {n: s for n, s in tensor_shapes(VARIANTS[variant]).items() if ".bn.r" not in n}
+    assert tensor_shapes(VARIANTS[variant].config) == {n: tuple(t.shape) for n, t in state.items()}
+    trained = {n: s for n, s in tensor_shapes(VARIANTS[variant].config).items() if ".bn.r" not in n}
     counted = sum(math.prod(s) for n, s in trained.items() if not n.endswith("_tracked"))
-    assert counted == costs(variant, VARIANTS[variant], 224, 224).params
+    assert counted == costs(variant, VARIANTS[variant].config, 224, 224).params

@@ -99,7 +99,7 @@ def test_an_extreme_shape_is_resampled_close_to_the_whole(monkeypatch) -> None:
     image = noise(5, 5000)
 
     whole = transform.resize(image, record)
-    monkeypatch.setattr(decode, "LARGEST_RESIZED", 1000)
+    monkeypatch.setattr(transform, "LARGEST_RESIZED", 1000)
     box = transform.resize(image, record)
 
     difference = abs(np.asarray(whole, dtype=int) - np.asarray(box, dtype=int))

@@ -11,10 +11,10 @@ from safetensors.torch import save_file
 from cvt_cli.base.progress import silent
 from cvt_cli.checkpoints.locate import Access, locate
 from cvt_cli.model import weights
-from cvt_cli.spec.config import VARIANTS
 from cvt_cli.spec.labels import Labels
 from cvt_cli.spec.preprocessing import Preprocessing
 from cvt_cli.spec.published import CHECKPOINTS, find, nearest
+from cvt_cli.spec.variants import VARIANTS
 from tests_shared import CHELSEA, TINY, change_config, golden_model, golden_state
 
 NOBODY = Access(say=lambda message: None, progress=silent)
@@ -259,8 +259,8 @@ def test_every_option_that_a_message_names_is_one_of_the_command(
     cvt, mine: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    save_file(golden_state(VARIANTS["nano"]), "bare.safetensors")
-    torch.save(golden_state(VARIANTS["nano"]), "bare.pth")
+    save_file(golden_state(VARIANTS["nano"].config), "bare.safetensors")
+    torch.save(golden_state(VARIANTS["nano"].config), "bare.pth")
     mine.rename("silent")  # says neither activation nor preprocessing
     change_config(Path("silent"), activation=None)
     if arguments[0] != "push":
