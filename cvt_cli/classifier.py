@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from cvt_cli.engines.ready import ReadyModel
-    from cvt_cli.prediction.classify import Answer, Prediction, Wishes
+    from cvt_cli.prediction.answers import Answer, Prediction
+    from cvt_cli.prediction.classify import Wishes
 
     One = (
         str | os.PathLike[str] | bytes | IO[bytes] | PIL.Image.Image | NDArray[np.generic]
@@ -206,7 +207,7 @@ class Classifier:
         """A dict of arrays or of one row, or a DataFrame, with columns for the answers."""
         import numpy as np
 
-        from cvt_cli.prediction.writers import prediction_columns
+        from cvt_cli.prediction.answers import prediction_columns
 
         columns = [name for name in IMAGE_COLUMNS if name in table]
         if not columns:

@@ -12,6 +12,11 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+def as_utf8(name: str) -> str:
+    """A file name as text that UTF-8 can hold."""
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
 def csv_row(values: Iterable[Any]) -> str:
     """A row of a CSV table, without the line's end; what could end one in a text is quoted."""
     import csv

@@ -17,7 +17,7 @@ from cvt_cli.base.files import refuse_overwriting
 from cvt_cli.commands import options, output
 
 if TYPE_CHECKING:
-    from cvt_cli.prediction.classify import Answer
+    from cvt_cli.prediction.answers import Answer
 
 
 def predict(
@@ -140,10 +140,16 @@ def predict(
     written = [*files, *([resume] if resume is not None else [])]
     refuse_overwriting(written, [image.removeprefix("@") for image in images])
     from cvt_cli.images import decode, sources
-    from cvt_cli.prediction import classify, writers
+    from cvt_cli.prediction import answers as answering
+    from cvt_cli.prediction import classify, gallery, tables
+    from cvt_cli.prediction import features as vectors_of
+    from cvt_cli.prediction.answered import Answered, not_answered
 
     _check_shared(images, sources.readable_once(images))
-    writers.check(parquet, features)
+    if features is not None:
+        vectors_of.check_suffix(features)
+    if parquet is not None:
+        tables.require_parquet()
     shows_through = decode.colour(background) if background else None
     rank, several = torchrun.rank(), torchrun.count() > 1
     listing = sources.Listing(images, torchrun.is_mine if several else None)
@@ -158,10 +164,10 @@ def predict(
     wanted = iter(listing)
     results, failed, done = [], 0, 0
     with ExitStack() as stack:
-        lines: writers.JsonLines | None = None
+        lines: Answered | None = None
         if resume is not None:
             # Its lock is held before anything is loaded, so that a second process waits for it.
-            lines = stack.enter_context(writers.JsonLines(torchrun.own_path(resume), output.note))
+            lines = stack.enter_context(Answered(torchrun.own_path(resume), output.note))
             engine = loading.engine_to_go_on_with(lines.made, engine)
         classifier = loading.load_classifier(
             model,
@@ -204,19 +210,19 @@ def predict(
             done, failed = lines.done, lines.failed
             if done:
                 output.note(f"{done} images are answered in `{lines.path}` already")
-            wanted = writers.not_answered(lines, wanted, workers or machine.threads(), hashes)
-        outputs: list[writers.Page | writers.Parquet | writers.Features] = []
+            wanted = not_answered(lines, wanted, workers or machine.threads(), hashes)
+        outputs: list[gallery.Page | tables.Parquet | vectors_of.Features] = []
         if parquet is not None:
-            row = partial(writers.flat_row, top_k=top_k, threshold=threshold is not None)
-            table = writers.Parquet(
-                torchrun.own_path(parquet), conditions, row, classify.Answer("")
+            row = partial(answering.flat_row, top_k=top_k, threshold=threshold is not None)
+            table = tables.Parquet(
+                torchrun.own_path(parquet), conditions, row, answering.Answer("")
             )
             outputs.append(stack.enter_context(table))
         if html is not None:
-            page = writers.Page(torchrun.own_path(html), conditions, classifier.describe())
+            page = gallery.Page(torchrun.own_path(html), conditions, classifier.describe())
             outputs.append(stack.enter_context(page))
         if features is not None:
-            vectors = writers.Features(torchrun.own_path(features), conditions)
+            vectors = vectors_of.Features(torchrun.own_path(features), conditions)
             outputs.append(stack.enter_context(vectors))
         answers = classify.classify(
             classifier.engine,
@@ -247,7 +253,7 @@ def predict(
             elif jsonl:
                 output.print_json_line(answer.to_json())
             elif csv:
-                columns = writers.flat_row(answer, top_k, threshold is not None)
+                columns = answering.flat_row(answer, top_k, threshold is not None)
                 if answered == 1:
                     output.print_csv_row(columns)
                 output.print_csv_row(columns.values())

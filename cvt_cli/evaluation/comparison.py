@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from cvt_cli.base.errors import DataError, UsageError
-from cvt_cli.prediction.writers import as_text, require_parquet
+from cvt_cli.base.text import as_utf8
+from cvt_cli.prediction.tables import require_parquet
 
 SUFFIXES = (".jsonl", ".csv", ".parquet")
 
@@ -213,7 +214,7 @@ def _line(row: Mapping[str, Any], where: str) -> Line:
         if value is not None and not isinstance(value, str):
             raise DataError(f"{where}: `{key}` is {value!r}, not text", hint=_HINT)
         # Tables hold odd file names escaped, JSON may hold them as they are.
-        return as_text(value) if value else None
+        return as_utf8(value) if value else None
 
     path, label, correct = text("path"), text("label"), row.get("correct")
     error, predicted = text("error"), text("label_1")

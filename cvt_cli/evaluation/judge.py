@@ -15,7 +15,8 @@ from cvt_cli.base.progress import Progress, silent
 from cvt_cli.datasets.labelled import LabelledImages
 from cvt_cli.engines.protocol import Engine, logits_of, prepared
 from cvt_cli.evaluation.counts import Counts
-from cvt_cli.prediction.classify import Prediction, ahead, batches, top_predictions, waiting_bytes
+from cvt_cli.prediction.answers import Prediction
+from cvt_cli.prediction.classify import ahead, batches, top_predictions, waiting_bytes
 from cvt_cli.spec.labels import Labels
 from cvt_cli.spec.preprocessing import Preprocessing
 

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from cvt_cli.base import files
 from cvt_cli.base.errors import UsageError
+from cvt_cli.base.text import as_utf8
 from cvt_cli.evaluation.metrics import wilson
-from cvt_cli.prediction.writers import as_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -394,5 +394,5 @@ def classes_per_cell(count: int) -> int:
 
 
 def _shortened(name: str) -> str:
-    name = " ".join(as_text(name).split())
+    name = " ".join(as_utf8(name).split())
     return name if len(name) <= _LONGEST_NAME else name[: _LONGEST_NAME - 1].rstrip(" ,") + "…"

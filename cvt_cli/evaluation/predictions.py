@@ -12,11 +12,13 @@ from cvt_cli.base import torchrun
 from cvt_cli.base.conditions import Conditions, names_hash
 from cvt_cli.base.errors import ImageError, UsageError
 from cvt_cli.base.progress import Progress, Say
+from cvt_cli.base.text import as_utf8
 from cvt_cli.datasets.labelled import LabelledImages
+from cvt_cli.evaluation.counted import Counted, Line
 from cvt_cli.evaluation.judge import Judged, Subject
-from cvt_cli.prediction import writers
+from cvt_cli.prediction.answers import prediction_columns
 from cvt_cli.prediction.classify import ahead
-from cvt_cli.prediction.writers import Checkpointed, Line, as_text, prediction_columns
+from cvt_cli.prediction.tables import Csv, Parquet, require_parquet
 
 
 def check(path: Path | None, resume: bool, models: int) -> None:
@@ -34,7 +36,7 @@ def check(path: Path | None, resume: bool, models: int) -> None:
 def require(path: Path | None) -> None:
     """Raises UsageError if a package is missing that writes such a file."""
     if path is not None and path.suffix.lower() == ".parquet":
-        writers.require_parquet()
+        require_parquet()
 
 
 def name_in_files(model: str) -> str:
@@ -44,7 +46,7 @@ def name_in_files(model: str) -> str:
 
 def row(item: Judged, top_k: int) -> dict[str, Any]:
     """A row of a table: ``path``, ``label``, ``correct``, ``error``, ``label_1``, …."""
-    start = {"path": as_text(item.path), "label": item.label, "correct": item.correct}
+    start = {"path": as_utf8(item.path), "label": item.label, "correct": item.correct}
     return {**start, "error": item.error, **prediction_columns(item.predictions, top_k)}
 
 
@@ -58,17 +60,17 @@ class PredictionFiles:
         say: told what is done already, and if another process has to be waited for.
 
     Raises:
-        UsageError, CvtError: as of `Checkpointed`.
+        UsageError, CvtError: as of `Counted`.
     """
 
     def __init__(self, path: Path | None, resume: bool, several: bool, say: Say) -> None:
         self._path, self._several, self._say = path, several, say
         self._stack = ExitStack()
-        self._lines: list[tuple[Checkpointed, Subject]] = []
-        self._first: Checkpointed | None = None
+        self._lines: list[tuple[Counted, Subject]] = []
+        self._first: Counted | None = None
         if path is not None and path.suffix.lower() == ".jsonl" and not several:
             # Its lock is held before anything is loaded, so that a second process waits for it.
-            lines = Checkpointed(torchrun.own_path(path), resume, say)
+            lines = Counted(torchrun.own_path(path), resume, say)
             self._first = self._stack.enter_context(lines)
 
     @property
@@ -119,7 +121,7 @@ class PredictionFiles:
         if path.suffix.lower() != ".jsonl":
             one.judged = self._stack.enter_context(_table(path, conditions, one)).write
             return
-        lines = self._first or self._stack.enter_context(Checkpointed(path, False, self._say))
+        lines = self._first or self._stack.enter_context(Counted(path, False, self._say))
         lines.begin(_kept_under(conditions, one))
         if lines.counted is not None:
             check_lines(
@@ -152,13 +154,11 @@ class PredictionFiles:
         self._stack.__exit__(kind, error, trace)
 
 
-def _table(
-    path: Path, conditions: Mapping[str, Any], one: Subject
-) -> writers.Csv | writers.Parquet:
+def _table(path: Path, conditions: Mapping[str, Any], one: Subject) -> Csv | Parquet:
     of_item, empty = partial(row, top_k=one.result.k), Judged("", "")
     if path.suffix.lower() == ".csv":
-        return writers.Csv(path, of_item, empty)
-    return writers.Parquet(path, conditions, of_item, empty)
+        return Csv(path, of_item, empty)
+    return Parquet(path, conditions, of_item, empty)
 
 
 def _kept_under(conditions: Mapping[str, Any], one: Subject) -> Conditions:

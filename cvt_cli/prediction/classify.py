@@ -17,14 +17,13 @@ from cvt_cli.base.errors import ImageError
 from cvt_cli.base.machine import threads
 from cvt_cli.engines.protocol import Engine, features_of, logits_of, prepared
 from cvt_cli.images.decode import Colour
+from cvt_cli.prediction.answers import UNKNOWN, Answer, Prediction
 from cvt_cli.spec.labels import Labels
 from cvt_cli.spec.preprocessing import Preprocessing
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-UNKNOWN = "unknown"
-"""The answer where no class is as likely as the threshold asks."""
 
 THUMBNAIL_PIXELS = 224
 """Of the longer side."""
@@ -50,35 +49,6 @@ class Loadable(Protocol):
     ) -> Image.Image:
         """Decode it to RGB (see `images.decode`); raises ImageError."""
         ...
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """One class and how likely it is."""
-
-    index: int  # of the class among the model's
-    wnid: str | None  # WordNet identifier, for ImageNet's classes
-    label: str
-    score: float  # probability, 0 … 1, of all the model's classes
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What the model says of one image, or why it cannot."""
-
-    path: str
-    predictions: tuple[Prediction, ...] = ()  # the likeliest first
-    error: str | None = None
-    answer: str | None = None  # with a threshold: the likeliest class, or UNKNOWN
-    features: NDArray[np.float32] | None = None  # (C,), where they were asked for
-    thumbnail: bytes | None = None  # a small JPEG, where it was asked for
-
-    def to_json(self) -> dict[str, Any]:
-        """The documented keys: ``predictions``, or ``error`` in its place."""
-        if self.error is not None:
-            return {"path": self.path, "error": self.error}
-        given = {} if self.answer is None else {"answer": self.answer}
-        return {"path": self.path, **given, "predictions": [vars(p) for p in self.predictions]}
 
 
 @dataclass(frozen=True)

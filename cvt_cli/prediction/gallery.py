@@ -1,9 +1,13 @@
 """A page of thumbnails with their answers: one HTML file that needs nothing else."""
 
 import base64
+from collections.abc import Mapping
 from html import escape
+from pathlib import Path
+from typing import IO, Any
 
-from cvt_cli.prediction.classify import UNKNOWN, Answer
+from cvt_cli.prediction.answers import UNKNOWN, Answer
+from cvt_cli.prediction.whole import WholeFile
 
 _STYLE = """
 :root { color-scheme: light dark; --back: #f4f4f2; --card: #fff; --text: #1b1b1b; --soft: #6b6b6b;
@@ -121,3 +125,23 @@ END = f"""</main>
 </body>
 </html>
 """
+
+
+class Page(WholeFile):
+    """A self-contained HTML page of thumbnails with their answers."""
+
+    def __init__(self, path: Path, conditions: Mapping[str, Any], describe: str) -> None:
+        self._start = start(str(conditions["model"]), describe)
+        super().__init__(path)
+
+    def _begin(self) -> None:
+        self._file: IO[str] = self._stack.enter_context(
+            self._temporary.open("w", encoding="utf-8", errors="backslashreplace")
+        )
+        self._file.write(self._start)
+
+    def _add(self, answer: Answer) -> None:
+        self._file.write(card(answer))
+
+    def _finish(self) -> None:
+        self._file.write(END)

@@ -5,7 +5,7 @@ import functools
 from typing import TYPE_CHECKING, Any
 
 from cvt_cli.base.package import DATA
-from cvt_cli.prediction.writers import as_text
+from cvt_cli.base.text import as_utf8
 
 if TYPE_CHECKING:
     from jinja2 import Environment, Template
@@ -18,7 +18,7 @@ def _environment() -> "Environment":
 
     def writable(value: Any) -> Any:
         """Text without what UTF-8 lacks, as file names may have it."""
-        return as_text(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+        return as_utf8(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
     environment = Environment(
         loader=FileSystemLoader(DATA / "templates", encoding="utf-8"),

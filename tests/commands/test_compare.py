@@ -19,7 +19,7 @@ from cvt_cli.cli import _App
 from cvt_cli.commands.compare import compare
 from cvt_cli.evaluation import comparison
 from cvt_cli.evaluation.comparison import Line
-from cvt_cli.prediction import writers
+from cvt_cli.prediction import tables
 from tests_shared import Result
 
 
@@ -248,7 +248,7 @@ def test_a_parquet_table_of_cvt_predict_has_no_true_classes(tmp_path: Path) -> N
 def test_without_pyarrow_parquet_is_refused(
     files: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(writers, "find_spec", lambda _: None)
+    monkeypatch.setattr(tables, "find_spec", lambda _: None)
 
     with pytest.raises(UsageError, match="pyarrow, which is not installed") as raised:
         comparison.read(files[0].with_suffix(".parquet"))

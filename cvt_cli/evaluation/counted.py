@@ -1,0 +1,122 @@
+"""JSON lines of an evaluation, and beside them what was counted so far, to go on counting."""
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from cvt_cli.base import conditions, files, text
+from cvt_cli.base.conditions import Conditions
+from cvt_cli.base.errors import UsageError
+from cvt_cli.base.progress import Say
+from cvt_cli.prediction.resumable import ResumableLines, with_version
+
+SAVE_EVERY_SEC = 5.0
+"""Of an evaluation: what a kill can cost."""
+
+
+class Line(NamedTuple):
+    """What a line says of its image."""
+
+    path: str
+    label: str  # the right class
+    sha256: str | None  # of its file; None if that could not be read, empty if it is not said
+
+
+class Counted(ResumableLines):
+    """JSON lines, and beside them ``FILE.state.json``: the counts of the lines that it tells of.
+
+    Args:
+        path: of the lines.
+        resume: go on with what is there; else begin anew.
+        say: as of `ResumableLines`, whose errors it raises too.
+
+    Attributes:
+        lines: those that are there.
+        counted: what was counted of them; None where the file is new.
+        truth: hashes of what the images were judged by; None if unknown.
+    """
+
+    def __init__(self, path: Path, resume: bool, say: Say) -> None:
+        self.lines: list[Line] = []
+        self.counted: dict[str, Any] | None = None
+        self.truth: dict[str, str] | None = None
+        self._state_path = path.with_name(path.name + ".state.json")
+        self._conditions = Conditions({})
+        self._resume = resume
+        self._saved = time.monotonic()
+        super().__init__(path, f"writing predictions to `{path}`", say, self._read)
+
+    def _read(self) -> None:
+        """Note what is done, and cut off the lines that were not counted any more."""
+        if not (self._resume and self.path.stat().st_size):
+            self._state_path.unlink(missing_ok=True)
+            self.cut(0)
+            return
+        try:
+            end = self._read_state(text.read_json(self._state_path))
+        except FileNotFoundError:
+            raise UsageError(
+                f"`{self.path}` exists, but not `{self._state_path}`, which says how it was made",
+                hint="give another file, or move this one away; without --resume it is replaced",
+            ) from None
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise self.unfit(error) from None
+        for known in self.lines:
+            self.refuse_other_shares(known.path)
+        self.cut(end)
+
+    def _read_state(self, state: Any) -> int:
+        """Note what a state and the lines that it tells of say; where the last of these ends."""
+        noted = state.pop("sha256", None)
+        self.made, self.counted = dict(state["conditions"]), state["counted"]
+        # Version 0.1 noted no hash, and no version among the conditions.
+        if noted != conditions.json_hash(state) and (noted or "version" in self.made):
+            raise ValueError("it is damaged")
+        self.truth = state.get("truth")
+        end = 0
+        with self.path.open("rb") as file:
+            while end < state["bytes"] and (line := file.readline()):
+                end += len(line)
+                said = json.loads(line)
+                self.lines.append(Line(said["path"], said["label"], said.get("sha256", "")))
+        if end != state["bytes"] or len(self.lines) != state["done"]:
+            raise ValueError(f"it is of {state['done']} images, {len(self.lines)} have a line")
+        return end
+
+    def unfit(self, error: Exception) -> UsageError:
+        """What to tell the user of a state that cannot be gone on from."""
+        return UsageError(
+            f"`{self._state_path}` does not fit `{self.path}`: {error}",
+            hint="without --resume the evaluation begins anew",
+        )
+
+    def begin(self, wanted: Conditions) -> None:
+        """Go on under these conditions, which the next `save` notes.
+
+        Raises:
+            UsageError: what is there was made under others.
+        """
+        self.are_noted(wanted)
+        self._conditions = with_version(wanted)
+
+    def save(
+        self, done: int, counted: Callable[[], Any], truth: Mapping[str, str], at_once: bool = False
+    ) -> None:
+        """Note that so many items are done, unless that was noted a moment ago."""
+        if not at_once and time.monotonic() - self._saved < SAVE_EVERY_SEC:
+            return
+        if (size := self.on_disk()) is None:  # a device or a pipe is not gone on with
+            return
+        state = {
+            "conditions": self._conditions.values,
+            "done": done,
+            "bytes": size,
+            "counted": counted(),
+            "truth": truth,
+        }
+        files.write_text(
+            self._state_path, json.dumps({**state, "sha256": conditions.json_hash(state)})
+        )
+        self._saved = time.monotonic()

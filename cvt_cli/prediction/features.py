@@ -1,0 +1,68 @@
+"""Features of images in a file: .npz or .safetensors."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cvt_cli.base import files, text
+from cvt_cli.base.errors import UsageError
+from cvt_cli.prediction.answers import Answer
+from cvt_cli.prediction.whole import WholeFile
+
+SUFFIXES = (".npz", ".safetensors")
+
+
+class Features(WholeFile):
+    """``features`` (n, C) in float32 with the images' ``paths``, as .npz or .safetensors.
+
+    The rows wait in a file beside it, so that memory does not grow with them. Safetensors hold no
+    text: there the paths are JSON in the metadata.
+    """
+
+    def __init__(self, path: Path, conditions: Mapping[str, Any]) -> None:
+        self._safetensors = path.suffix.lower() == ".safetensors"
+        self._conditions = conditions
+        self._paths: list[str] = []
+        self._width = 0
+        super().__init__(path)
+
+    def _begin(self) -> None:
+        self._rows_path = self._stack.enter_context(files.workplace(self._path)) / "rows"
+        self._rows = self._stack.enter_context(self._rows_path.open("wb"))
+
+    def _add(self, answer: Answer) -> None:  # an image that could not be read has no row
+        if answer.features is not None:
+            self._width = len(answer.features)
+            self._rows.write(answer.features.tobytes())
+            self._paths.append(text.as_utf8(answer.path))
+
+    def _finish(self) -> None:
+        self._rows.flush()
+        shape = (len(self._paths), self._width)
+        features: NDArray[np.float32] = np.zeros(shape, np.float32)
+        if self._paths:
+            features = np.memmap(self._rows_path, np.float32, "r", shape=shape)
+        conditions = json.dumps(self._conditions)
+        if self._safetensors:
+            from safetensors.numpy import save_file
+
+            metadata = {"paths": json.dumps(self._paths), "conditions": conditions}
+            mode = self._temporary.stat().st_mode  # as the umask says; save_file takes 0600
+            save_file({"features": features}, self._temporary, metadata)
+            self._temporary.chmod(mode)
+        else:
+            with self._temporary.open("wb") as file:  # savez adds a suffix to a name
+                np.savez(
+                    file, features=features, paths=np.array(self._paths), conditions=conditions
+                )
+
+
+def check_suffix(path: Path) -> None:
+    """Raises UsageError for a file that features cannot be written as."""
+    if path.suffix.lower() not in SUFFIXES:
+        accepted = " and ".join(f"`{suffix}`" for suffix in SUFFIXES)
+        raise UsageError(f"features cannot be written as `{path}`; accepted are {accepted}")

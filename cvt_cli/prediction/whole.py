@@ -1,0 +1,63 @@
+"""Files that appear when all of them is written, and not at all where that fails."""
+
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from cvt_cli.base import files
+from cvt_cli.base.errors import CvtError
+
+
+class WholeFile:
+    """A file that is written beside its place and appears when its context ends without an error.
+
+    Raises:
+        CvtError: it cannot be written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._stack = ExitStack()
+        self._temporary = self._stack.enter_context(files.replacing(path))
+        try:
+            self._begin()
+        except BaseException as error:
+            self._stack.close()
+            if isinstance(error, OSError):
+                raise files.unwritable(path, error) from error
+            raise
+
+    def _begin(self) -> None:
+        raise NotImplementedError
+
+    def _add(self, item: Any) -> None:
+        raise NotImplementedError
+
+    def _finish(self) -> None:
+        raise NotImplementedError
+
+    def write(self, item: Any, sha256: str | None = None) -> None:
+        """Add the next answer; the hash of its image's file has no place here."""
+        try:
+            self._add(item)
+        except OSError as error:
+            raise files.unwritable(self._path, error) from error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if error is None:
+            try:
+                self._finish()
+            except OSError as failure:
+                unwritable = files.unwritable(self._path, failure)
+                self._stack.__exit__(CvtError, unwritable, None)
+                raise unwritable from failure
+        self._stack.__exit__(kind, error, trace)
