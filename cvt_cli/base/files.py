@@ -142,9 +142,9 @@ def refuse_overwriting(written: Sequence[Path], read: Iterable[str]) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file in UTF-8, whole or not at all."""
+    """Write a text file in UTF-8, whole or not at all; what UTF-8 has not is escaped."""
     with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def rename(temporary: Path, path: Path) -> None:

@@ -315,6 +315,8 @@ def finetune(
         if dry_run:
             if json_output and alone:
                 output.print_json(ready.plan)
+            if ready.job.images.unreadable:
+                raise typer.Exit(1)
             return
         result = ready.start()
     if alone:

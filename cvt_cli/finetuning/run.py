@@ -188,7 +188,7 @@ class Run:
         self._say_to(message)
         if self._log is not None and torchrun.rank() == 0:
             try:
-                with self._log.open("a", encoding="utf-8") as file:
+                with self._log.open("a", encoding="utf-8", errors="backslashreplace") as file:
                     file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {message}\n")
             except OSError as error:
                 raise files.unwritable(self._log, error) from error

@@ -47,8 +47,8 @@ def check_images(
         progress: told of every image.
 
     Raises:
-        DataError: there is one class alone, a class has too few readable images, or the validation
-            images have other classes.
+        DataError: there is one class alone, a class has a name that no checkpoint can have or too
+            few readable images, or the validation images have other classes.
     """
     if len(found.classes) < 2:
         raise DataError(
@@ -57,6 +57,16 @@ def check_images(
             hint="expected is one folder per class with image files in it, such as "
             "`DATA/cat/1.jpg` and `DATA/dog/1.jpg`",
         )
+    for name in found.classes:
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            shown = name.encode(errors="backslashreplace").decode()
+            raise DataError(
+                f"the name of the class `{shown}` in `{found.root}` is not in UTF-8, as the class "
+                "names of a checkpoint have to be",
+                hint="rename its folder",
+            ) from None
     unreadable: list[str] = []
     prints, by_size, headers = [], [], False
     readable = []

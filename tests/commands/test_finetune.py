@@ -244,6 +244,8 @@ def test_unreadable_images_are_left_out_and_listed(cvt, digits: Path, tmp_path: 
     assert result.exit_code == 1
     assert f"1 unreadable left out: 1/{bad[0].name}: not an image" in result.stderr
     assert (result.json["train_n"], result.json["n_unreadable"]) == (179, 1)
+    dry = cvt("finetune", "--data", tmp_path / "data", "--variant", "nano", "--dry-run")
+    assert dry.exit_code == 1 and "1 unreadable left out" in dry.stderr
 
     for path in bad:
         path.write_text("<html>")
@@ -582,6 +584,25 @@ def test_what_was_set_aside_is_not_taken_from_other_data_without_a_word(
         ours = place != "other"
         assert ("`data` is not known as the data of" in held.stderr) is not ours
         assert ("of these 30 images were trained on" in whole.stdout) is ours
+
+
+def test_names_that_are_not_in_utf_8_are_written_or_refused_before_anything_is_trained(
+    cvt, tmp_path: Path
+) -> None:
+    data, run = (tmp_path / os.fsdecode(name) for name in (b"da\xffta", b"ru\xffn"))
+    shutil.copytree(KEPT / "images", data)
+    (data / "red" / "0.png").rename(data / "red" / os.fsdecode(b"\xff.png"))
+    options = ["--data", data, "--model", KEPT / "model", "--epochs", 1, "--warmup-epochs", 0.1]
+
+    result = cvt("finetune", *options, "--workers", 0, "-o", run)
+    (data / "red").rename(data / os.fsdecode(b"r\xe9d"))
+    refused = cvt("finetune", *options, "-o", tmp_path / "other")
+
+    assert result.exit_code == 0, result.stderr
+    assert "da\\udcffta` with `cvt finetune`" in (run / "best" / "README.md").read_text()
+    assert "epoch 1/1" in (run / "log.txt").read_text()
+    assert refused.exit_code == 1
+    assert "the name of the class `r\\udce9d` in" in refused.stderr
 
 
 def test_few_images_get_smaller_batches_and_enough_steps(cvt) -> None:
