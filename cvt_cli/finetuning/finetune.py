@@ -142,7 +142,17 @@ def _new(
     n = len(images.training)
     settings = options.settings(start.model.config, n, precision, command, say)
     workers = _workers(options.workers, device)
-    job = Job(start.name, start.model, start.preprocessing, images, settings, device, workers)
+    job = Job(
+        start.name,
+        start.model,
+        start.preprocessing,
+        images,
+        settings,
+        device,
+        workers,
+        start.repository,
+        start.license,
+    )
     run = Run(job, say=say, progress=progress)
     plan = run.plan(fraction)
     for line in plans.describe(plan):

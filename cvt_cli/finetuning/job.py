@@ -62,6 +62,8 @@ class Job:
     settings: Settings
     device: torch.device
     workers: int  # processes that decode
+    repository: str | None = None  # of the hub, where it starts from one
+    license: str | None = None  # of what it starts from, where that is known
 
     @property
     def labels(self) -> Labels:

@@ -21,6 +21,8 @@ class Start:
     model: CvT
     preprocessing: Preprocessing
     notes: tuple[str, ...]
+    repository: str | None = None  # of the hub
+    license: str | None = None
 
 
 def start_of_training(
@@ -50,7 +52,8 @@ def start_of_training(
                 f"head replaced: {len(loaded.labels)} classes of `{checkpoint.name}`, "
                 f"{len(classes)} other ones in the data",
             )
-        return Start(Path(checkpoint.name).stem, network, loaded.preprocessing, notes)
+        name, repository = Path(checkpoint.name).stem, checkpoint.repository
+        return Start(name, network, loaded.preprocessing, notes, repository, checkpoint.licence)
     key = parse_variant(variant or "")
     chosen = VARIANTS[key]
     config = chosen.config.with_classes(len(classes)).with_activation(activation)

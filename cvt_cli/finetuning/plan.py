@@ -105,6 +105,8 @@ def _model(job: Job) -> dict[str, Any]:
     trained = job.model if job.takes_steps else job.model.head
     return {
         "start": job.name,
+        "repository": job.repository,
+        "license": job.license,
         "params": sum(p.numel() for p in job.model.parameters()),
         "trained_params": sum(p.numel() for p in trained.parameters() if p.requires_grad),
         "config": folders.transformers_config(job.model.config, job.labels, __version__),

@@ -14,6 +14,7 @@ import torch
 from cvt_cli.base import files, torchrun
 from cvt_cli.base.package import __version__
 from cvt_cli.checkpoints import cards
+from cvt_cli.checkpoints.cards import Score
 from cvt_cli.evaluation import metrics, plots
 from cvt_cli.finetuning.batches import Batches
 from cvt_cli.finetuning.job import Job
@@ -181,7 +182,18 @@ def _card(name: str, job: Job, batches: Batches, row: Epoch, epochs: int) -> str
         },
         limits="It knows the classes that it was trained on and answers with one of them "
         "whatever the picture shows.",
+        license=job.license,
+        base_model=job.repository,
+        data=settings.data,
+        scores=[
+            Score(name, correct / n, Path(settings.data).name, _validation_part(job))
+            for name, correct in (("top-1", row.val_correct), ("top-5", row.val_correct_top5))
+        ],
     )
+
+
+def _validation_part(job: Job) -> str:
+    return "train, a part set aside" if job.images.set_aside else "val"
 
 
 def _used(job: Job) -> dict[str, str]:

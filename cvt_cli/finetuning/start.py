@@ -129,8 +129,18 @@ def job_of(
         settings = replace(settings, batch_size=plan["step_images"] // shares)
     config, _ = folders.config_from_transformers(plan["model"]["config"])
     preprocessing = Preprocessing.from_transformers(plan["model"]["preprocessing"])
-    start = plan["model"]["start"]
-    return Job(start, CvT(config), preprocessing, images, settings, device, workers)
+    start = plan["model"]
+    return Job(
+        start["start"],
+        CvT(config),
+        preprocessing,
+        images,
+        settings,
+        device,
+        workers,
+        start.get("repository"),  # the version before does not say it
+        start.get("license"),
+    )
 
 
 def batches_of(job: Job, say: Say) -> Batches:
