@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -122,10 +123,17 @@ class Index:
             with _opened_zip(str(self.path), os.getpid()).open(info) as file:
                 if info.compress_type == zipfile.ZIP_BZIP2:
                     return _unpacked_bzip2(self.path, info, limit)
-                return file.read(limit + 1)
+                if info.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                    return file.read(limit + 1)
+                # Of other kinds zipfile unpacks all that it has read: of few bytes, some megabytes.
+                pieces = iter(partial(file.read, _PIECE), b"")
+                return b"".join(islice(pieces, limit // _PIECE + 1))
         except ARCHIVE_ERRORS as error:
             raise ImageError(f"damaged in the archive: {error}") from None
 
+
+_PIECE = 4096
+"""Bytes, as few as zipfile reads at once."""
 
 _ZIP_LENGTHS = 26
 """Where in a member's header the lengths of its name and its extra field are, two bytes each."""

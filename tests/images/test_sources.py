@@ -11,6 +11,7 @@ import socket
 import tarfile
 import threading
 import time
+import tracemalloc
 import zipfile
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -21,7 +22,8 @@ import pytest
 from PIL import Image
 
 from cvt_cli.base import limits
-from cvt_cli.images import sources, web
+from cvt_cli.base.errors import ImageError
+from cvt_cli.images import archives, sources, web
 from cvt_cli.images.finding import Passed
 from tests_shared import CHELSEA, TESTS, Machine
 
@@ -503,6 +505,26 @@ def test_what_kilobytes_unpack_to_is_not_held_whole(machine: Machine, tmp_path: 
     assert len(in_gz) == 2
     assert all("headers say more than 1,048,576 bytes" in line["error"] for line in in_gz)
     assert peak < 1_000_000_000
+
+
+def test_what_lzma_unpacks_beyond_its_announced_size_is_not_held_whole(tmp_path: Path) -> None:
+    zeroes = bytes(128 * 1024**2)
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_LZMA) as archive:
+        archive.writestr("zeroes.png", zeroes)
+        archive.write(BOATS, "boats.jpg")
+    size = len(zeroes).to_bytes(4, "little")
+    path.write_bytes(path.read_bytes().replace(size, b"\xe8\3\0\0"))
+    index = archives.zip_index(path)
+
+    tracemalloc.start()
+    with pytest.raises(ImageError, match="damaged in the archive: Bad CRC-32"):
+        index.open("zeroes.png")
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+
+    assert peak < len(zeroes)
+    assert index.open("boats.jpg").read() == BOATS.read_bytes()
 
 
 def test_large_members_of_archives_are_not_in_memory_together(
