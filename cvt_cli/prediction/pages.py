@@ -9,19 +9,20 @@ from cvt_cli.base.text import as_utf8
 
 if TYPE_CHECKING:
     from jinja2 import Environment, Template
+    from markupsafe import Markup
 
 
 @functools.cache
 def _environment() -> "Environment":
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
-    from markupsafe import Markup
 
     def writable(value: Any) -> Any:
         """Text without what UTF-8 lacks, as file names may have it."""
-        return as_utf8(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+        return as_utf8(value) if type(value) is str and not value.isascii() else value
 
     environment = Environment(
         loader=FileSystemLoader(DATA / "templates", encoding="utf-8"),
+        auto_reload=False,
         autoescape=True,
         undefined=StrictUndefined,
         finalize=writable,
@@ -29,7 +30,7 @@ def _environment() -> "Environment":
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters["data_uri"] = data_uri
+    environment.filters["data_uri"] = _data_uri
     return environment
 
 
@@ -38,6 +39,9 @@ def template(name: str) -> "Template":
     return _environment().get_template(name)
 
 
-def data_uri(picture: bytes, kind: str) -> str:
+def _data_uri(picture: bytes, kind: str) -> "Markup":
     """A picture as an address that holds it: ``kind`` is "png" or "jpeg"."""
-    return f"data:image/{kind};base64,{base64.b64encode(picture).decode()}"
+    from markupsafe import Markup
+
+    # Base64 has no character that would be escaped, and is too long to search for one.
+    return Markup(f"data:image/{kind};base64,{base64.b64encode(picture).decode()}")
