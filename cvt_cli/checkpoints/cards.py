@@ -101,11 +101,16 @@ def _header(
     from huggingface_hub import EvalResult, ModelCardData  # slow to import
 
     known = HUB_DATASETS.get(data or "")
+
+    def readable(text: str) -> str:
+        """YAML has no place for what is not in UTF-8."""
+        return text.encode(errors="backslashreplace").decode()
+
     results = [
         EvalResult(
             task_type="image-classification",
             dataset_type=HUB_DATASETS.get(score.data, "image-folder"),
-            dataset_name=score.data,
+            dataset_name=readable(score.data),
             dataset_split=score.split,
             metric_type="accuracy",
             metric_name=score.name,
@@ -117,7 +122,7 @@ def _header(
         library_name="cvt-cli",
         pipeline_tag="image-classification",
         tags=["image-classification", "cvt"],
-        model_name=name,
+        model_name=readable(name),
         license=license and license.lower(),
         base_model=base_model,
         datasets=[known] if known else None,

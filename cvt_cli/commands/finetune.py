@@ -300,11 +300,7 @@ def finetune(
         return
     told.check_together()
     if gpus is not None:
-        if device not in ("auto", "cuda"):
-            raise UsageError(f"--gpus {gpus} trains on CUDA devices, not on `{device}`")
-        if torchrun.count() > 1 and gpus != torchrun.count():
-            raise UsageError(f"--gpus {gpus}: torchrun has started {torchrun.count()} processes")
-        _start_on(gpus)
+        _start_on(gpus, device)
 
     from cvt_cli.finetuning.finetune import evaluated_by, prepared
 
@@ -337,9 +333,17 @@ def _told(ctx: typer.Context) -> dict[str, Any]:
     }
 
 
-def _start_on(gpus: int) -> None:
+def _start_on(gpus: int, device: str) -> None:
     """Start this command again under torchrun, a process for each CUDA device, and do not return;
-    for one device, or in a process that torchrun has started, only see whether they are there."""
+    for one device, or in a process that torchrun has started, only see whether they are there.
+
+    Raises:
+        UsageError: they are not there, or something else was asked for too.
+    """
+    if device not in ("auto", "cuda"):
+        raise UsageError(f"--gpus {gpus} trains on CUDA devices, not on `{device}`")
+    if torchrun.count() > 1 and gpus != torchrun.count():
+        raise UsageError(f"--gpus {gpus}: torchrun has started {torchrun.count()} processes")
     import torch
 
     found = torch.cuda.device_count()

@@ -231,8 +231,8 @@ class Batches:
         workers: processes that decode; 0 decodes in this one.
         pin: hold batches where a CUDA device fetches them faster.
         shared: workers hand batches over in shared memory, else through pipes.
-        every_image: as above; else a step has exactly ``step_images`` and an epoch leaves out what
-            is left at its end.
+        every_image: an epoch has all images; else a step has exactly ``step_images``, and an epoch
+            leaves out what is left at its end.
     """
 
     def __init__(

@@ -48,7 +48,7 @@ class Images:
     unreadable: tuple[str, ...]  # names of the images left out, with the reason
     only_headers: bool  # damage behind a header was not looked for
     fingerprint: str  # of all of them, by content
-    size_fingerprint: str = ""  # likewise by the files' sizes, as a plan of version 1 has it
+    size_fingerprint: str = ""  # of all of them, by the files' sizes: plans of version 1
 
 
 @dataclass(frozen=True)

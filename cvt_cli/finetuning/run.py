@@ -99,10 +99,13 @@ class Run:
         return self._run(folder, first)
 
     def go_on(self, folder: Path) -> Result:
-        """Train on from where a run was left; see `begin`.
+        """Train on from where a run was left, to the result that it would have had.
 
         Raises:
-            CvtError: as `begin`, or the run's state does not fit.
+            CvtError: the folder cannot be written to, the run's state does not fit, or the loss is
+                no longer a number.
+            DataError: an image cannot be read, or others are set aside than when it began.
+            KeyboardInterrupt: the run was asked to stop; what is saved was said.
         """
 
         def restored() -> Position:

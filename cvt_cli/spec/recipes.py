@@ -44,7 +44,7 @@ class Augmentation:
     colour_jitter: float = 0.0  # of brightness, contrast and saturation
     erasing: float = 0.0  # probability that a rectangle is filled with noise
     mixup: float = 0.0  # alpha of the Beta distribution (Zhang et al. 2018); 0 is without
-    cutmix: float = 0.0  # likewise (Yun et al. 2019)
+    cutmix: float = 0.0  # alpha of the Beta distribution (Yun et al. 2019); 0 is without
     mixed: float = 0.0  # probability that a batch is mixed at all; then by either
 
 
@@ -149,7 +149,7 @@ def named_recipe(
         config: of the network; the official code decays CvT-13's weights by 0.05, the larger
             ones' by 0.1 (experiments/imagenet/cvt/*.yaml).
         data: as the user named it; the paper's steps depend on it.
-        images: to train on, likewise; 0 leaves open what depends on them.
+        images: to train on; 0 leaves open what depends on them.
     """
     recipe = RECIPES[name]
     if name == "imagenet" and config is not None:

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 import torch
 
-from cvt_cli.model.network import CvT
+from cvt_cli.model.network import CvT, fresh_model
 from cvt_cli.spec.config import CvTConfig, StageConfig
 
 TESTS = Path(__file__).parents[1]
@@ -273,3 +273,9 @@ GOLDEN_CASES = [
     for position, case in enumerate(golden(f"golden-{name}")["cases"])
 ]
 """Names of golden files and positions of the cases in them, for parametrize."""
+
+
+def small_model(drop_path: float = 0.0) -> CvT:
+    """Two stages that take some milliseconds a step, with three classes."""
+    stages = (StageConfig(8, 1, 1, 5, 2, 2), StageConfig(16, 2, 2, 3, 2, 1, drop_path=drop_path))
+    return fresh_model(CvTConfig(stages, 3), 1)
