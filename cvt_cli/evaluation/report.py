@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from cvt_cli.base import files
 from cvt_cli.datasets.labelled import LabelledImages
-from cvt_cli.evaluation import plots
+from cvt_cli.evaluation import plots, report_plots
 from cvt_cli.evaluation.judge import Subject
 from cvt_cli.prediction import classify, pages
 
@@ -78,7 +78,7 @@ def write_report(
         calibration=_calibration(document),
         confusions=_confusions(document, matrix, names),
         classes=_classes(document),
-        readable=plots.READABLE_CLASSES,
+        readable=report_plots.READABLE_CLASSES,
         extremes=_EXTREMES,
         groups=[_bar(row["group"], row) for row in (document["groups"] or {}).get("groups", ())],
         gap=(document["groups"] or {}).get("largest_gap"),
@@ -258,7 +258,7 @@ def _calibration(document: Mapping[str, Any]) -> dict[str, Any] | None:
         )
         if found["temperature_at_bound"]:
             gain += ", and more so than this temperature, the last that is tried, can mend"
-    drawn = _Drawn(plots.reliability(bins, "light"), plots.reliability(bins, "dark"))
+    drawn = _Drawn(report_plots.reliability(bins, "light"), report_plots.reliability(bins, "dark"))
     return {"numbers": numbers, "gain": gain, "drawn": drawn}
 
 
@@ -269,15 +269,15 @@ def _confusions(
     drawn = None
     if len(names):
         drawn = _Drawn(
-            plots.confusion(matrix, totals, names, "light"),
-            plots.confusion(matrix, totals, names, "dark"),
+            report_plots.confusion(matrix, totals, names, "light"),
+            report_plots.confusion(matrix, totals, names, "dark"),
         )
     explained = "Colours are shares of the true class's images, on a scale that shows the rare ones"
-    if len(names) <= plots.READABLE_CLASSES:
+    if len(names) <= report_plots.READABLE_CLASSES:
         explained += "; numbers are images. The diagonal is what is right."
     else:
         explained += ". The diagonal is what is right; classes are in the model's order."
-        if (together := plots.classes_per_cell(len(names))) > 1:
+        if (together := report_plots.classes_per_cell(len(names))) > 1:
             explained += f" Each cell is {together} x {together} neighbouring classes."
     answered = document["n"] - (0 if document["n_skipped"] else document["n_failed"])
     if (outside := answered - int(matrix.sum())) > 0:
