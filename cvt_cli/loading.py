@@ -43,12 +43,6 @@ runtime saves a quarter; to prepare takes 10 to 20 s (CvT-13, two cores)."""
 MOST_UNNAMED_CLASSES = 1000
 """A larger head without a class list is refused: no one can read its answers."""
 
-DECIDE = (
-    *("model", "revision", "weights_sha256", "classes_sha256", "activation", "preprocessing"),
-    *("engine", "precision"),
-)
-"""Those of the conditions of a result that must be the same for it to be gone on with."""
-
 
 def verified(checkpoint: Checkpoint, access: Access) -> Path:
     """The file to read a checkpoint's tensors from; of a hub repository verified, as safetensors.

@@ -12,6 +12,12 @@ from cvt_cli.spec.config import Activation
 from cvt_cli.spec.labels import Labels
 from cvt_cli.spec.preprocessing import Preprocessing
 
+DECIDE = (
+    *("model", "revision", "weights_sha256", "classes_sha256", "activation", "preprocessing"),
+    *("engine", "precision"),
+)
+"""Those of the conditions of a result that must be the same for it to be gone on with."""
+
 
 @dataclass(frozen=True)
 class ReadyModel:

@@ -7,13 +7,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from cvt_cli import loading
 from cvt_cli.base import torchrun
 from cvt_cli.base.conditions import Conditions, names_hash
 from cvt_cli.base.errors import ImageError, UsageError
 from cvt_cli.base.progress import Progress, Say
 from cvt_cli.base.text import as_utf8
 from cvt_cli.datasets.labelled import LabelledImages
+from cvt_cli.engines.ready import DECIDE
 from cvt_cli.evaluation.counted import Counted, Line
 from cvt_cli.evaluation.judge import Judged, Subject
 from cvt_cli.prediction.answers import prediction_columns
@@ -170,7 +170,7 @@ def _kept_under(conditions: Mapping[str, Any], one: Subject) -> Conditions:
         among = f"{len(present)} of {len(one.labels)}, {indices[:16]}"
     return Conditions(
         {
-            **{name: conditions[name] for name in (*loading.DECIDE, "exif")},
+            **{name: conditions[name] for name in (*DECIDE, "exif")},
             "processes": torchrun.count(),
             "skipped": one.result.skipped,
             "k": one.result.k,
