@@ -13,9 +13,9 @@ from cvt_cli.base import streams
 from cvt_cli.base.errors import CvtError, ImageError, UsageError
 from cvt_cli.base.progress import silent
 from cvt_cli.checkpoints.locate import Access
-from cvt_cli.loading import EngineName
 from cvt_cli.spec import published
 from cvt_cli.spec.config import Activation
+from cvt_cli.spec.formats import EngineChoice
 
 if TYPE_CHECKING:
     import numpy as np
@@ -81,7 +81,7 @@ class Classifier:
         res: int | str | None = None,
         activation: Activation | None = None,
         device: str = "auto",
-        engine: EngineName = "auto",
+        engine: EngineChoice = "auto",
         precision: str = "auto",
         revision: str | None = None,
         offline: bool = False,

@@ -7,7 +7,7 @@ import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from cvt_cli.base import machine, stamps
 from cvt_cli.base.errors import CheckpointError, CvtError, UnreachableError, UsageError
@@ -23,6 +23,7 @@ from cvt_cli.spec.config import (
     parse_size,
 )
 from cvt_cli.spec.costs import costs
+from cvt_cli.spec.formats import FORMATS, EngineChoice, EngineName, Runtime
 from cvt_cli.spec.published import DEFAULT_MODEL as DEFAULT_MODEL
 
 if TYPE_CHECKING:
@@ -30,8 +31,6 @@ if TYPE_CHECKING:
     from cvt_cli.engines.ready import ReadyModel
     from cvt_cli.model.weights import LoadedCheckpoint
 
-
-EngineName = Literal["auto", "torch", "onnxruntime", "openvino"]
 
 MANY_IMAGES = 50
 """From here on OpenVINO's faster rate outweighs its slower start (CvT-13 at 224, two cores)."""
@@ -89,7 +88,7 @@ def load_checkpoint(
 class _Asked:
     """What is asked of an engine, each as after the option of that name."""
 
-    engine: EngineName
+    engine: EngineChoice
     device: str
     precision: str
     images: int  # how many there are to answer
@@ -104,7 +103,7 @@ def load_classifier(
     precision: str,
     access: Access,
     *,
-    engine: EngineName = "auto",
+    engine: EngineChoice = "auto",
     images: int = 1,
     together: int = 1,
     or_embedded: bool = False,
@@ -259,9 +258,9 @@ def _run(opened: _Opened, asked: _Asked, access: Access) -> "tuple[Engine, str]"
     return TorchEngine(opened.load().model, place, precision, macs), why
 
 
-def engine_to_go_on_with(made: Mapping[str, Any] | None, asked: EngineName) -> EngineName:
+def engine_to_go_on_with(made: Mapping[str, Any] | None, asked: EngineChoice) -> EngineChoice:
     """The engine for what was begun under conditions: its own, unless another is asked for."""
-    begun = next((e for e in get_args(EngineName) if made and made.get("engine") == e), asked)
+    begun = next((e for e in get_args(EngineChoice) if made and made.get("engine") == e), asked)
     return begun if asked == "auto" else asked
 
 
@@ -278,30 +277,27 @@ def _run_exported(checkpoint: Checkpoint, record: Record, asked: _Asked) -> "Eng
         raise UsageError(f"`{path}` runs on the CPU here, not on `{asked.device}`")
     height, width = record.preprocessing.height, record.preprocessing.width
     macs = asked.together * costs(checkpoint.name, record.config, height, width).macs
-    if form == "pt2":
-        if asked.engine not in ("auto", "torch"):
-            raise UsageError(f"`{path}` runs on `torch`, not on `{asked.engine}`")
-        if asked.precision not in ("auto", record.precision):
-            raise UsageError(f"`{path}` is in `{record.precision}`, not in `{asked.precision}`")
-        from cvt_cli.model.engine import ExportedEngine
-
-        return ExportedEngine(path, record, macs)
     from cvt_cli.engines import runtimes
 
-    able: tuple[runtimes.Runtime, ...] = ("openvino",)
-    if form == "onnx":
-        able = ("onnxruntime", "openvino")
-    if asked.engine != "auto" and asked.engine not in able:
+    assert form is not None
+    able = FORMATS[form].engines
+    if asked.engine not in ("auto", *able):
         runs = " and ".join(f"`{name}`" for name in able)
         raise UsageError(f"`{path}` runs on {runs}, not on `{asked.engine}`")
     wanted = [name for name in able if name == asked.engine]
     chosen = [*wanted, *(name for name in able if runtimes.installed(name)), able[0]][0]
-    return runtimes.open_graph(chosen, path, asked.precision, record, macs=macs)
+    if chosen != "torch":
+        return runtimes.open_graph(chosen, path, asked.precision, record, macs=macs)
+    if asked.precision not in ("auto", record.precision):
+        raise UsageError(f"`{path}` is in `{record.precision}`, not in `{asked.precision}`")
+    from cvt_cli.model.engine import ExportedEngine
+
+    return ExportedEngine(path, record, macs)
 
 
 def _choose_engine(
     asked: _Asked, macs: int, prepared: Callable[[], bool]
-) -> tuple[Literal["torch", "onnxruntime", "openvino"], str]:
+) -> tuple[EngineName, str]:
     """The engine asked for; for "auto" the fastest for this work; and why.
 
     On a CPU a prepared graph on a runtime that is installed beats torch: it starts in a fraction of
@@ -318,8 +314,8 @@ def _choose_engine(
     from cvt_cli.engines import runtimes
 
     engine, device, images = asked.engine, asked.device, asked.images
-    if engine not in get_args(EngineName):  # from Python
-        accepted = ", ".join(f"`{name}`" for name in get_args(EngineName))
+    if engine not in get_args(EngineChoice):  # from Python
+        accepted = ", ".join(f"`{name}`" for name in get_args(EngineChoice))
         raise UsageError(f"engine `{engine}`; accepted are {accepted}")
     if engine == "onnxruntime" or engine == "openvino":
         if device not in ("auto", "cpu"):
@@ -329,7 +325,7 @@ def _choose_engine(
         return engine, "asked for with --engine"
     if device not in ("auto", "cpu") or (device == "auto" and machine.may_have_gpu()):
         return "torch", "the other engines run on the CPU alone"
-    preferred: tuple[runtimes.Runtime, ...] = ("onnxruntime", "openvino")
+    preferred: tuple[Runtime, ...] = ("onnxruntime", "openvino")
     if images >= MANY_IMAGES:
         preferred = ("openvino", "onnxruntime")
     wanted = "fp32" if asked.precision == "auto" else asked.precision

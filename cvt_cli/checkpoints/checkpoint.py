@@ -11,10 +11,11 @@ from typing import Literal
 
 from cvt_cli.base import conditions, stamps
 from cvt_cli.checkpoints import export_metadata, folders, headers, hub_client, store
-from cvt_cli.checkpoints.export_metadata import GraphFormat, Precision, Record
+from cvt_cli.checkpoints.export_metadata import Record
 from cvt_cli.checkpoints.folders import CheckpointConfig
 from cvt_cli.checkpoints.store import Snapshot
 from cvt_cli.spec.config import Activation
+from cvt_cli.spec.formats import FilePrecision, GraphFormat, format_of, second_file
 from cvt_cli.spec.published import KnownCheckpoint
 
 Kind = Literal["repository", "embedded", "folder", "graph", "file"]
@@ -55,7 +56,7 @@ class Checkpoint:
         kind: Kind = "folder" if folder else "file"
         if known and known.embedded == path:
             kind = "embedded"
-        elif export_metadata.format_of(path):
+        elif format_of(path):
             kind = "graph"
         return cls(name or str(path), path, kind, folder, known)
 
@@ -68,7 +69,7 @@ class Checkpoint:
     @property
     def format(self) -> GraphFormat | None:
         """The format of a graph; None of anything else."""
-        return export_metadata.format_of(self.path) if self.kind == "graph" else None
+        return format_of(self.path) if self.kind == "graph" else None
 
     @property
     def identity(self) -> KnownCheckpoint | None:
@@ -183,8 +184,8 @@ class Checkpoint:
         if announced is not None and len(announced) == 64:
             return announced
         files = [self.tensors]
-        if self.format == "openvino":
-            files.append(self.path.with_suffix(".bin"))
+        if self.kind == "graph" and (second := second_file(self.path)):
+            files.append(second)
         try:
             hashes = [stamps.hash_of(path) for path in files]
         except OSError as error:
@@ -196,7 +197,7 @@ class Checkpoint:
         described: CheckpointConfig,
         *,
         inside: bool = False,
-        precision: Precision = "fp32",
+        precision: FilePrecision = "fp32",
         dynamic_size: bool = False,
     ) -> Record:
         """What a file that is made of this checkpoint shall say of itself.

@@ -9,10 +9,10 @@ import io
 import json
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import BinaryIO, Literal, get_args
+from typing import BinaryIO, get_args
 from xml.etree import ElementTree
 
 from cvt_cli.base import text
@@ -22,19 +22,9 @@ from cvt_cli.base.package import __version__
 from cvt_cli.checkpoints import folders, headers
 from cvt_cli.checkpoints.folders import CheckpointConfig
 from cvt_cli.spec.config import Activation, CvTConfig, shown
+from cvt_cli.spec.formats import FORMATS, FilePrecision, GraphFormat, format_of
 from cvt_cli.spec.labels import Labels
 from cvt_cli.spec.preprocessing import Preprocessing
-
-GraphFormat = Literal["onnx", "openvino", "pt2"]
-Format = Literal["onnx", "openvino", "pt2", "safetensors"]
-Precision = Literal["fp32", "fp16", "bf16", "int8"]
-
-SUFFIXES: dict[Format, str] = {
-    "onnx": ".onnx",
-    "openvino": ".xml",
-    "pt2": ".pt2",
-    "safetensors": ".safetensors",
-}
 
 PIXELS = "pixels"
 """Name of the input of a file with preprocessing inside; else it is `images`."""
@@ -66,7 +56,7 @@ class Record:
     labels: Labels
     preprocessing: Preprocessing
     preprocessing_inside: bool = False  # the file takes uint8 RGB (B, H, W, 3) of any size
-    precision: Precision = "fp32"
+    precision: FilePrecision = "fp32"
     dynamic_size: bool = False  # the file takes images of any height and width
     version: str = __version__  # of this project
     bin_sha256: str | None = field(default=None, compare=False)  # of an .xml: its .bin's
@@ -111,7 +101,7 @@ class Record:
         preprocessing = text.parsed_json(texts["preprocessing"])
         for name in ("mean", "std"):
             preprocessing[name] = tuple(preprocessing[name])
-        if texts["precision"] not in get_args(Precision):
+        if texts["precision"] not in get_args(FilePrecision):
             raise ValueError(f"there is no precision `{shown(texts['precision'])}`")
         return cls(
             texts["model"],
@@ -165,36 +155,6 @@ def _truth(value: str) -> bool:
     return {"true": True, "false": False}[value]
 
 
-def resolve(form: Format | None, output: Path) -> Format:
-    """The format that is asked for, by name or by the suffix of the file.
-
-    Raises:
-        UsageError: neither says it, or one says another than the other.
-    """
-    by_suffix = next((f for f, suffix in SUFFIXES.items() if suffix == output.suffix.lower()), None)
-    suffixes = ", ".join(f"`{suffix}` ({name})" for name, suffix in SUFFIXES.items())
-    folder = "; safetensors also a folder, whose name has no suffix"
-    if form is None:
-        if by_suffix is None:
-            raise UsageError(
-                f"`{output}` does not say the format; accepted are {suffixes}{folder}",
-                hint="or name it: --format onnx",
-            )
-        return by_suffix
-    if by_suffix != form and not (form == "safetensors" and not output.suffix):
-        raise UsageError(
-            f"`{output}` has not the suffix of {form}; accepted are {suffixes}{folder}"
-        )
-    return form
-
-
-def format_of(path: Path) -> GraphFormat | None:
-    """The format of an existing file, by its suffix; None for what is no graph."""
-    found = (f for f, suffix in SUFFIXES.items() if suffix == path.suffix.lower())
-    known = next(found, None)
-    return known if known != "safetensors" and path.is_file() else None
-
-
 UNREADABLE: tuple[type[Exception], ...] = (
     *(OSError, EOFError, LookupError, OverflowError, NotImplementedError, RuntimeError),
     *(ValueError, zipfile.BadZipFile, zlib.error, ElementTree.ParseError),
@@ -208,7 +168,11 @@ def read(path: Path) -> Record:
     Raises:
         CheckpointError: it is damaged, or another tool wrote it.
     """
-    readers = {"onnx": _read_onnx, "openvino": _read_openvino, "pt2": _read_pt2}
+    readers: dict[GraphFormat, Callable[[Path], dict[str, str]]] = {
+        "onnx": _read_onnx,
+        "openvino": _read_openvino,
+        "pt2": _read_pt2,
+    }
     form = format_of(path)
     assert form is not None
     try:
@@ -220,7 +184,7 @@ def read(path: Path) -> Record:
             f"`{path}` was not written by `cvt export`: it has no metadata that says how images "
             "are prepared for it and what its classes are",
             hint="export it again from its checkpoint: "
-            f"cvt export MODEL --format {form} --output FILE{SUFFIXES[form]}",
+            f"cvt export MODEL --format {form} --output FILE{FORMATS[form].suffix}",
         )
     return _record(texts, path)
 

@@ -9,10 +9,11 @@ from typing import Literal
 from cvt_cli.base import places
 from cvt_cli.base.errors import CheckpointError, UnreachableError, UsageError
 from cvt_cli.base.progress import Progress, Say
-from cvt_cli.checkpoints import export_metadata, folders, hub, hub_client, store
+from cvt_cli.checkpoints import folders, hub, hub_client, store
 from cvt_cli.checkpoints.checkpoint import Checkpoint
 from cvt_cli.checkpoints.store import Snapshot
 from cvt_cli.spec import published
+from cvt_cli.spec.formats import FORMATS
 from cvt_cli.spec.published import KnownCheckpoint
 
 
@@ -157,7 +158,7 @@ def fetched(snapshot: Snapshot) -> Checkpoint:
 
 def _repository(text: str) -> str | None:
     """The hub repository that a text can mean; None for what can only be a path."""
-    suffixes = (*folders.SUFFIXES, *export_metadata.SUFFIXES.values())
+    suffixes = (*folders.SUFFIXES, *(form.suffix for form in FORMATS.values()))
     if not hub_client.REPOSITORY.fullmatch(text) or ".." in text or Path(text).suffix in suffixes:
         return None
     return None if Path(text).parent.exists() else text

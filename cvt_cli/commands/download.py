@@ -1,6 +1,6 @@
 """``cvt download``: fetch checkpoints ahead."""
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
@@ -10,6 +10,7 @@ from cvt_cli.base.text import human_bytes
 from cvt_cli.checkpoints import locate
 from cvt_cli.commands import catalogue, options, output
 from cvt_cli.commands.catalogue import Held
+from cvt_cli.spec.formats import Runtime
 from cvt_cli.spec.published import CHECKPOINTS
 
 
@@ -28,7 +29,7 @@ def download(
     ] = False,
     revision: options.Revision = None,
     engine: Annotated[
-        Literal["onnxruntime", "openvino"] | None,
+        Runtime | None,
         typer.Option(
             help="Also prepare the graph that this runtime starts from, at the model's own size.",
             rich_help_panel=options.RUN,

@@ -9,11 +9,11 @@ from cvt_cli import loading
 from cvt_cli.base import files, torchrun
 from cvt_cli.base.errors import CvtError, UsageError
 from cvt_cli.base.text import human_bytes, printable
-from cvt_cli.checkpoints import export_metadata
-from cvt_cli.checkpoints.export_metadata import Format
 from cvt_cli.checkpoints.locate import Access
 from cvt_cli.commands import options, output
+from cvt_cli.spec import formats
 from cvt_cli.spec.config import Activation
+from cvt_cli.spec.formats import FormatName
 
 if TYPE_CHECKING:
     from cvt_cli.export.convert import Layout
@@ -48,7 +48,7 @@ def export(
         ),
     ],
     form: Annotated[
-        Format | None,
+        FormatName | None,
         typer.Option(
             "--format",
             help="What to write; by default what the suffix of the file says.",
@@ -128,7 +128,7 @@ def export(
     Example: cvt export cvt-nano-cifar10 --output nano.onnx
     """
     torchrun.refuse("an export")
-    form = export_metadata.resolve(form, target)
+    form = formats.resolve(form, target)
     _check_options(ctx, form, precision, int8, calibration)
     _refuse_existing(target, overwrite)
     access = output.access(revision, offline)
@@ -146,7 +146,7 @@ def export(
             measured_on = verification.Pictures.of(calibration, most)
         from cvt_cli.export import export as exporting
 
-        in_precision: export_metadata.Precision = "int8" if int8 else precision
+        in_precision: formats.FilePrecision = "int8" if int8 else precision
         exporting.check(form, in_precision, with_preprocessing, dynamic_size)
         checkpoint, loaded = loading.load_checkpoint(model, res, activation, access)
         exporting.refuse_unnamed(loaded, model)
@@ -206,7 +206,7 @@ def _convert(
 
 
 def _check_options(
-    ctx: typer.Context, form: Format, precision: str, int8: bool, calibration: Path | None
+    ctx: typer.Context, form: FormatName, precision: str, int8: bool, calibration: Path | None
 ) -> None:
     """Raises UsageError for options that do not go together, or have no effect."""
     if form == "safetensors":
@@ -233,8 +233,8 @@ def _check_options(
 def _refuse_existing(target: Path, overwrite: bool) -> None:
     """Raises CvtError if something is there that would be replaced."""
     beside = [target, target.with_name(target.name + ".json")]
-    if target.suffix == export_metadata.SUFFIXES["openvino"]:
-        beside.append(target.with_suffix(".bin"))
+    if second := formats.second_file(target):
+        beside.append(second)
     there = [p for p in beside if p.exists() and not (p.is_dir() and not any(p.iterdir()))]
     if there and not overwrite:
         raise CvtError(f"`{there[0]}` exists and was not replaced", hint="--overwrite replaces it")

@@ -6,11 +6,11 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from cvt_cli import loading
 from cvt_cli.base import places
 from cvt_cli.base.errors import UsageError
 from cvt_cli.spec import published, variants
 from cvt_cli.spec.config import Activation as ActivationName
+from cvt_cli.spec.formats import EngineChoice
 
 MODEL = "Model"
 DATA = "Data"
@@ -201,7 +201,7 @@ Device = Annotated[
     ),
 ]
 Engine = Annotated[
-    loading.EngineName,
+    EngineChoice,
     typer.Option(
         help="Runtime; auto is torch on a GPU, else the fastest that is installed and whose graph "
         "is prepared already or pays for being prepared.",

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,9 +19,8 @@ from cvt_cli.base import machine, stamps
 from cvt_cli.base.conditions import Conditions
 from cvt_cli.base.errors import CheckpointError, CvtError, UsageError
 from cvt_cli.base.progress import Say
-from cvt_cli.checkpoints.export_metadata import PIXELS, SUFFIXES, Record
-
-Runtime = Literal["onnxruntime", "openvino"]
+from cvt_cli.checkpoints.export_metadata import PIXELS, Record
+from cvt_cli.spec.formats import PRECISIONS, Runtime, by_suffix
 
 _MUCH = 10**15
 """MACs that pay for every thread."""
@@ -50,10 +49,10 @@ def can_prepare() -> bool:
 
 def computes_in(runtime: Runtime, precision: str) -> bool:
     """Whether a runtime, which must be installed, computes in a precision on this processor."""
+    if precision not in PRECISIONS[runtime]:
+        return False
     if precision == "fp32":
         return True
-    if runtime == "onnxruntime" or precision != "bf16":
-        return False
     import openvino
 
     return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
@@ -281,7 +280,7 @@ def _unreadable(
             hint="delete it; a graph of the cache is made again, another by `cvt export`",
         )
     hint = "export it again, if it is damaged"
-    if runtime == "openvino" and path.suffix.lower() == SUFFIXES["onnx"]:
+    if runtime == "openvino" and by_suffix(path) == "onnx":
         hint = (
             "onnxruntime runs it (`--engine onnxruntime`), if it is sound; for OpenVINO export an "
             ".xml"

@@ -23,9 +23,9 @@ from cvt_cli.evaluation import annotations, judge, predictions, report
 from cvt_cli.evaluation.judge import Subject
 from cvt_cli.evaluation.predictions import PredictionFiles
 from cvt_cli.evaluation.result import Part, Result, published_beside
-from cvt_cli.loading import EngineName
 from cvt_cli.spec import published
 from cvt_cli.spec.config import Activation
+from cvt_cli.spec.formats import EngineChoice
 
 Place = str | Path
 
@@ -54,7 +54,7 @@ def evaluate(  # type: ignore[misc]  # the options are the same in both, and are
     batch_size: int = 64,
     workers: int | None = None,
     device: str = "auto",
-    engine: EngineName = "auto",
+    engine: EngineChoice = "auto",
     precision: str = "auto",
     top_k: int = 5,
     predictions: Place | None = None,
@@ -136,7 +136,7 @@ class _Settings:
     batch_size: int
     workers: int | None
     device: str
-    engine: EngineName
+    engine: EngineChoice
     precision: str
     top_k: int
     predictions: Path | None
@@ -279,7 +279,7 @@ def _loaded(
     images: LabelledImages,
     table: dict[str, str] | None,
     settings: _Settings,
-    engine: EngineName,
+    engine: EngineChoice,
     mine: int,
     access: Access,
 ) -> tuple[ReadyModel, Subject]:

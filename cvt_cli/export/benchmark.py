@@ -23,7 +23,7 @@ from cvt_cli.export.sides import Network, Side, sides_of
 from cvt_cli.export.worker import Worker, random_network
 
 if TYPE_CHECKING:
-    from cvt_cli.model.devices import Precision
+    from cvt_cli.spec.formats import Precision
 
 MOST_APART = 2.0
 """How much the largest of the rounds' ratios may be of the least, for their median to be one."""

@@ -10,10 +10,11 @@ import torch
 from cvt_cli.base import files
 from cvt_cli.base.errors import CheckpointError, UsageError
 from cvt_cli.checkpoints import folders
-from cvt_cli.checkpoints.export_metadata import SUFFIXES, Record
+from cvt_cli.checkpoints.export_metadata import Record
 from cvt_cli.checkpoints.names import to_transformers
 from cvt_cli.model import weights
 from cvt_cli.model.weights import LoadedCheckpoint
+from cvt_cli.spec.formats import FORMATS
 
 Layout = Literal["transformers", "reference"]
 
@@ -70,7 +71,7 @@ def convert(
         CvtError: it cannot be written.
         CheckpointError: what was written is not what was read.
     """
-    as_folder = target.suffix != SUFFIXES["safetensors"]
+    as_folder = target.suffix != FORMATS["safetensors"].suffix
     if as_folder and layout != "transformers":
         raise UsageError(
             f"a folder is in the hub's form, with the names of transformers, not `{layout}`",

@@ -10,7 +10,7 @@ import torch
 from cvt_cli.base import files, machine
 from cvt_cli.base.errors import CheckpointError, CvtError, UsageError
 from cvt_cli.base.progress import Progress, Say
-from cvt_cli.checkpoints.export_metadata import SUFFIXES, GraphFormat, Precision, Record
+from cvt_cli.checkpoints.export_metadata import Record
 from cvt_cli.engines import runtimes
 from cvt_cli.engines.protocol import Engine
 from cvt_cli.export import benchmark, graphs, verification
@@ -20,6 +20,7 @@ from cvt_cli.export.sides import Network, Side
 from cvt_cli.export.verification import Parity, Pictures, Verification
 from cvt_cli.model.engine import ExportedEngine, TorchEngine
 from cvt_cli.model.weights import LoadedCheckpoint
+from cvt_cli.spec.formats import FORMATS, FilePrecision, GraphFormat, second_file
 
 FAILED = ".failed"
 """Suffix of a file that differs too much from the checkpoint."""
@@ -27,12 +28,6 @@ FAILED = ".failed"
 SPEED_ROUNDS = 5
 
 _VERSIONS = ("cvt-cli", "torch", "onnx", "onnxruntime", "openvino", "nncf", "pillow")
-
-_IMPOSSIBLE: dict[tuple[GraphFormat, Precision], str] = {
-    ("onnx", "bf16"): "ONNX Runtime has no bfloat16 convolution on a CPU, and loads no such file",
-    ("pt2", "int8"): "PyTorch's own quantisation is in a package, torchao, that this tool does not "
-    "use",
-}
 
 
 @dataclass(frozen=True)
@@ -96,28 +91,28 @@ class Exported:
         }
 
 
-def check(form: GraphFormat, precision: Precision, inside: bool, dynamic_size: bool) -> None:
+def check(form: GraphFormat, precision: FilePrecision, inside: bool, dynamic_size: bool) -> None:
     """Refuse what cannot be exported here; asked before a checkpoint is fetched.
 
     Raises:
         UsageError: no runtime takes it, or what makes or runs it is not installed.
     """
-    if reason := _IMPOSSIBLE.get((form, precision)):
+    row = FORMATS[form]
+    if reason := row.impossible.get(precision):
+        able = [name for name, f in FORMATS.items() if f.engines and "int8" not in f.impossible]
         raise UsageError(
             f"`{form}` is not exported in `{precision}`: {reason}",
-            hint="`--precision fp32` every format takes, `--int8` onnx and openvino",
+            hint=f"`--precision fp32` every format takes, `--int8` {' and '.join(able)}",
         )
     if inside and dynamic_size:
         raise UsageError(
             "--with-preprocessing takes images of any size already, and resizes them to one; "
             "give it without --dynamic-size"
         )
-    extra = {"onnx": "onnxruntime", "openvino": "openvino"}.get(form)
-    packages = {"onnx": ["onnxruntime"], "openvino": ["openvino"], "pt2": []}[form]
-    if extra:
-        packages += ["onnx", "onnxscript"]
-    if precision == "int8" and form == "openvino":
-        extra, packages = "nncf", [*packages, "nncf"]
+    extra, packages = row.extra, list(row.packages)
+    if precision == "int8" and row.int8_package:
+        extra = row.int8_package
+        packages.append(extra)
     if missing := [package for package in packages if not runtimes.installed(package)]:
         raise UsageError(
             f"exporting to `{form}` needs {' and '.join(f'`{name}`' for name in missing)}",
@@ -217,33 +212,29 @@ def open_file(form: GraphFormat, path: Path, record: Record) -> Engine:
         UsageError: that is not installed.
         CheckpointError: the file is damaged.
     """
-    if form == "pt2":
+    engine = FORMATS[form].engines[0]
+    if engine == "torch":
         return ExportedEngine(path, record)
-    return runtimes.open_graph(
-        "onnxruntime" if form == "onnx" else "openvino", path, "auto", record
-    )
+    return runtimes.open_graph(engine, path, "auto", record)
 
 
 def _parity(form: GraphFormat, record: Record, workplace: Path, pictures: Pictures) -> Parity:
     """Run the preprocessing alone, in the runtime of the file."""
-    if form == "pt2":
+    engine = FORMATS[form].engines[0]
+    if engine == "torch":
         module = InsidePreprocessing(record.preprocessing)
         return verification.pixel_parity(
             record.preprocessing, lambda pixels: module(torch.tensor(pixels)).numpy(), pictures
         )
-    run = runtimes.open_preprocessing(
-        "onnxruntime" if form == "onnx" else "openvino", workplace / graphs.PREPROCESSING_FILE
-    )
+    run = runtimes.open_preprocessing(engine, workplace / graphs.PREPROCESSING_FILE)
     return verification.pixel_parity(record.preprocessing, run, pictures)
 
 
 def files_of(path: Path) -> list[Path]:
     """An exported file and what belongs to it: of an ``.xml`` the ``.bin``."""
     name = path.name.removesuffix(FAILED)
-    if not name.endswith(SUFFIXES["openvino"]):
-        return [path]
-    binary = name.removesuffix(SUFFIXES["openvino"]) + ".bin" + path.name[len(name) :]
-    return [path.with_name(binary), path]
+    second = second_file(path.with_name(name))
+    return [second.with_name(second.name + path.name[len(name) :]), path] if second else [path]
 
 
 def json_beside(path: Path) -> Path:

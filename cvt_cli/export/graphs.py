@@ -24,7 +24,6 @@ from cvt_cli.checkpoints.export_metadata import (
     OPENVINO_SECTION,
     PIXELS,
     PT2_FILE,
-    GraphFormat,
     Record,
 )
 from cvt_cli.engines import runtimes
@@ -33,6 +32,7 @@ from cvt_cli.export.preprocessing import InsidePreprocessing
 from cvt_cli.model.inference import InferenceCvT, inference_form
 from cvt_cli.model.network import CvT
 from cvt_cli.spec.config import SMALLEST_SIZE
+from cvt_cli.spec.formats import GraphFormat
 
 OPSET = 18
 """The version of ONNX's operators that the exporter writes without converting."""

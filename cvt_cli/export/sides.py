@@ -8,11 +8,12 @@ from typing import Literal, get_args
 from cvt_cli.base.errors import UsageError
 from cvt_cli.checkpoints import export_metadata
 from cvt_cli.checkpoints.architecture import architectures_of
-from cvt_cli.checkpoints.export_metadata import Precision, Record
+from cvt_cli.checkpoints.export_metadata import Record
 from cvt_cli.checkpoints.locate import Access
 from cvt_cli.engines import runtimes
 from cvt_cli.spec.config import CvTConfig, parse_size
 from cvt_cli.spec.costs import costs
+from cvt_cli.spec.formats import FORMATS, PRECISIONS, FilePrecision, Precision, format_of
 
 Name = Literal["torch", "onnxruntime", "openvino", "transformers"]
 
@@ -52,10 +53,9 @@ class Network:
     def engines(self) -> tuple[Name, ...]:
         """Those that run the file, its own first."""
         assert self.file is not None
-        form = export_metadata.format_of(self.file)
-        if form == "onnx":
-            return ("onnxruntime", "openvino")
-        return ("openvino",) if form == "openvino" else ("torch",)
+        form = format_of(self.file)
+        assert form is not None
+        return FORMATS[form].engines
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Side:
     """One way to run a network."""
 
     engine: Name  # "transformers": its eager network, the usual baseline
-    precision: Precision
+    precision: FilePrecision
     batch_size: int
     network: Network
 
@@ -88,7 +88,7 @@ def networks_of(
     networks = []
     names: Sequence[str | None] = models or [None]
     for name in names:
-        if name is not None and export_metadata.format_of(Path(name)):
+        if name is not None and format_of(Path(name)):
             networks.append(Network.of_file(Path(name), size))
             continue
         wanted = variant or (None if name else "13")
@@ -155,19 +155,17 @@ def _engine(name: str) -> Name:
 
 def _precision(name: str) -> Precision:
     """Raises UsageError if a network with random weights runs in no precision of this name."""
-    found: Precision | None = next((k for k in get_args(Precision) if k == name != "int8"), None)
+    found: Precision | None = next((k for k in get_args(Precision) if k == name), None)
     if found is None:
         raise UsageError(f"there is no precision `{name}`; accepted are `fp32`, `bf16`, `fp16`")
     return found
 
 
-def _is_lacking(engine: Name, precision: Precision, device: str) -> bool:
+def _is_lacking(engine: Name, precision: FilePrecision, device: str) -> bool:
     """Whether an engine does not run random weights in a precision."""
-    if engine == "onnxruntime":
-        return precision != "fp32"
-    if engine == "torch":
-        return precision == "fp16" and device == "cpu"
-    return engine == "openvino" and precision == "fp16"
+    if engine == "torch" and device == "cpu" and precision == "fp16":
+        return True
+    return engine != "transformers" and precision not in PRECISIONS[engine]
 
 
 def _sides_of_file(

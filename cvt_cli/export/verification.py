@@ -13,10 +13,11 @@ from PIL import Image
 from cvt_cli.base.errors import DataError, ImageError
 from cvt_cli.base.package import DATA
 from cvt_cli.base.progress import Advance
-from cvt_cli.checkpoints.export_metadata import Precision, Record
+from cvt_cli.checkpoints.export_metadata import Record
 from cvt_cli.engines.protocol import Engine, logits_of, prepared
 from cvt_cli.images import decode, finding, transform
 from cvt_cli.spec.config import SMALLEST_SIZE
+from cvt_cli.spec.formats import FilePrecision
 from cvt_cli.spec.preprocessing import Preprocessing
 
 PACKAGED = DATA / "verification"
@@ -79,7 +80,7 @@ class Arrays:
             yield transform.preprocess(picture, self.preprocessing)[None]
 
 
-TOLERANCES: dict[Precision, float] = {"fp32": 2e-4, "fp16": 0.05, "bf16": 0.5, "int8": 0.25}
+TOLERANCES: dict[FilePrecision, float] = {"fp32": 2e-4, "fp16": 0.05, "bf16": 0.5, "int8": 0.25}
 """How far logits may be from torch's in float32, in standard deviations of torch's logits.
 
 It is the largest difference that is held against this, but for "int8" the root mean square over
@@ -120,7 +121,7 @@ class Parity:
 class Verification:
     """What was measured, and whether it is good enough."""
 
-    precision: Precision
+    precision: FilePrecision
     tolerance: float  # in standard deviations of torch's logits
     checks: tuple[Check, ...]
     parity: Parity | None

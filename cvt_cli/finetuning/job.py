@@ -10,9 +10,9 @@ from cvt_cli.base import machine
 from cvt_cli.datasets.labelled import LabelledImages
 from cvt_cli.finetuning import training
 from cvt_cli.model import devices, engine
-from cvt_cli.model.devices import Precision
 from cvt_cli.model.network import CvT
 from cvt_cli.spec.costs import costs
+from cvt_cli.spec.formats import Precision
 from cvt_cli.spec.labels import Labels
 from cvt_cli.spec.preprocessing import Preprocessing
 from cvt_cli.spec.recipes import Recipe

@@ -16,7 +16,7 @@ from cvt_cli.spec.recipes import Augment, Recipe, RecipeName
 
 if TYPE_CHECKING:
     from cvt_cli.finetuning.job import Settings
-    from cvt_cli.model.devices import Precision
+    from cvt_cli.spec.formats import Precision
 
 DEFAULT_VAL_FRACTION = 0.1
 

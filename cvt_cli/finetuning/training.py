@@ -25,8 +25,8 @@ from cvt_cli.finetuning.parameters import parameter_groups
 from cvt_cli.finetuning.recomputation import recompute_blocks
 from cvt_cli.finetuning.schedule import Schedule
 from cvt_cli.model import devices
-from cvt_cli.model.devices import Precision
 from cvt_cli.model.network import CvT
+from cvt_cli.spec.formats import Precision
 from cvt_cli.spec.recipes import AUGMENTATIONS, Recipe
 
 Part = tuple[Tensor, Tensor]

@@ -5,7 +5,7 @@ import math
 from torch import Tensor
 
 from cvt_cli.base.errors import CvtError
-from cvt_cli.model.devices import Precision
+from cvt_cli.spec.formats import Precision
 from cvt_cli.spec.recipes import Recipe
 
 RUNAWAY = 3.0

@@ -1,14 +1,12 @@
 """Where and how precisely to compute: CUDA, MPS or CPU; float32, bfloat16 or float16."""
 
 from contextlib import AbstractContextManager
-from typing import Literal
 
 import torch
 
 from cvt_cli.base import machine, torchrun
 from cvt_cli.base.errors import UsageError
-
-Precision = Literal["fp32", "bf16", "fp16"]
+from cvt_cli.spec.formats import Precision
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 

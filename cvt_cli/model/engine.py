@@ -18,10 +18,10 @@ from cvt_cli.base.errors import CheckpointError
 from cvt_cli.checkpoints import export_metadata
 from cvt_cli.checkpoints.export_metadata import Record
 from cvt_cli.model import devices
-from cvt_cli.model.devices import Precision
 from cvt_cli.model.inference import inference_form
 from cvt_cli.model.network import CvT
 from cvt_cli.spec.config import shown
+from cvt_cli.spec.formats import Precision
 
 _most_threads: int | None = None  # of this process, where it may not have as many as it wants
 

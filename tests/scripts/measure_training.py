@@ -25,8 +25,8 @@ from cvt_cli.finetuning import batches as training_data
 from cvt_cli.finetuning import training
 from cvt_cli.finetuning.schedule import Schedule
 from cvt_cli.finetuning.training import Trainer
-from cvt_cli.model.devices import Precision
 from cvt_cli.model.network import fresh_model
+from cvt_cli.spec.formats import Precision
 from cvt_cli.spec.preprocessing import Preprocessing
 from cvt_cli.spec.recipes import AUGMENTATIONS, RECIPES
 from cvt_cli.spec.variants import VARIANTS

@@ -1,0 +1,114 @@
+"""File formats of checkpoints and graphs, and the engines that run them: one row for each.
+
+To add a format is to add a row here, what reads its metadata (`export_metadata`) and what writes it
+(`export/graphs.py`); which engine runs it, what it needs and what is impossible is asked here.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from cvt_cli.base.errors import UsageError
+
+FormatName = Literal["onnx", "openvino", "pt2", "safetensors"]
+GraphFormat = Literal["onnx", "openvino", "pt2"]  # of files that are run as they are
+
+Runtime = Literal["onnxruntime", "openvino"]  # engines that run a graph without torch
+EngineName = Literal["torch", "onnxruntime", "openvino"]
+EngineChoice = Literal["auto", "torch", "onnxruntime", "openvino"]  # what follows --engine
+
+Precision = Literal["fp32", "bf16", "fp16"]  # that a checkpoint is computed in
+FilePrecision = Literal["fp32", "fp16", "bf16", "int8"]  # of an exported file
+
+PRECISIONS: dict[EngineName, tuple[Precision, ...]] = {
+    "torch": ("fp32", "bf16", "fp16"),
+    "onnxruntime": ("fp32",),
+    "openvino": ("fp32", "bf16"),  # bf16 where the processor has it
+}
+"""What an engine computes a checkpoint in."""
+
+
+@dataclass(frozen=True)
+class Format:
+    """A format that `cvt export` writes."""
+
+    suffix: str
+    engines: tuple[EngineName, ...] = ()  # those that run it, its own first; none of mere tensors
+    extra: str | None = None  # the extra of this package that brings all that it needs
+    packages: tuple[str, ...] = ()  # what writes and runs it
+    int8_package: str | None = None  # needed for int8 beside these; an extra has its name
+    impossible: Mapping[FilePrecision, str] = field(default_factory=dict)  # with the reason
+    second_suffix: str | None = None  # of the file that belongs to it, beside it
+
+
+FORMATS: dict[FormatName, Format] = {
+    "onnx": Format(
+        ".onnx",
+        ("onnxruntime", "openvino"),
+        "onnxruntime",
+        ("onnxruntime", "onnx", "onnxscript"),
+        impossible={
+            "bf16": "ONNX Runtime has no bfloat16 convolution on a CPU, and loads no such file"
+        },
+    ),
+    "openvino": Format(
+        ".xml",
+        ("openvino",),
+        "openvino",
+        ("openvino", "onnx", "onnxscript"),
+        int8_package="nncf",
+        second_suffix=".bin",
+    ),
+    "pt2": Format(
+        ".pt2",
+        ("torch",),
+        impossible={
+            "int8": "PyTorch's own quantisation is in a package, torchao, that this tool does not "
+            "use"
+        },
+    ),
+    "safetensors": Format(".safetensors"),
+}
+
+
+def by_suffix(path: Path) -> FormatName | None:
+    """The format that a file's name says."""
+    suffix = path.suffix.lower()
+    return next((name for name, form in FORMATS.items() if form.suffix == suffix), None)
+
+
+def format_of(path: Path) -> GraphFormat | None:
+    """The format of an existing file, by its suffix; None for what is no graph."""
+    found = by_suffix(path)
+    return found if found and found != "safetensors" and path.is_file() else None
+
+
+def second_file(path: Path) -> Path | None:
+    """The file that belongs to another, of an ``.xml`` the ``.bin``; None of most."""
+    found = by_suffix(path)
+    suffix = FORMATS[found].second_suffix if found else None
+    return path.with_suffix(suffix) if suffix else None
+
+
+def resolve(form: FormatName | None, output: Path) -> FormatName:
+    """The format that is asked for, by name or by the suffix of the file.
+
+    Raises:
+        UsageError: neither says it, or one says another than the other.
+    """
+    said = by_suffix(output)
+    suffixes = ", ".join(f"`{form.suffix}` ({name})" for name, form in FORMATS.items())
+    folder = "; safetensors also a folder, whose name has no suffix"
+    if form is None:
+        if said is None:
+            raise UsageError(
+                f"`{output}` does not say the format; accepted are {suffixes}{folder}",
+                hint="or name it: --format onnx",
+            )
+        return said
+    if said != form and not (form == "safetensors" and not output.suffix):
+        raise UsageError(
+            f"`{output}` has not the suffix of {form}; accepted are {suffixes}{folder}"
+        )
+    return form
