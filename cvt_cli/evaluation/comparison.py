@@ -14,6 +14,7 @@ from cvt_cli.base.text import as_utf8
 from cvt_cli.prediction.tables import require_parquet
 
 SUFFIXES = (".jsonl", ".csv", ".parquet")
+"""The kinds of predictions files, which `cvt evaluate` writes."""
 
 RESAMPLES = 10_000
 """How often the images are drawn again, for the interval of the difference."""

@@ -14,6 +14,7 @@ from cvt_cli.base.progress import Progress, Say
 from cvt_cli.base.text import as_utf8
 from cvt_cli.datasets.labelled import LabelledImages
 from cvt_cli.engines.ready import DECIDE
+from cvt_cli.evaluation.comparison import SUFFIXES
 from cvt_cli.evaluation.counted import Counted, Line
 from cvt_cli.evaluation.judge import Judged, Subject
 from cvt_cli.prediction.answers import prediction_columns
@@ -24,7 +25,7 @@ from cvt_cli.prediction.tables import Csv, Parquet, require_parquet
 def check(path: Path | None, resume: bool, models: int) -> None:
     """Raises UsageError for a file that cannot be written, or not gone on with."""
     suffix = path.suffix.lower() if path else ""
-    if path is not None and suffix not in (".jsonl", ".csv", ".parquet"):
+    if path is not None and suffix not in SUFFIXES:
         raise UsageError(
             f"predictions cannot be written as `{path}`; "
             "accepted are `.jsonl`, `.csv` and `.parquet`"
