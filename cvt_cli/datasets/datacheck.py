@@ -15,7 +15,7 @@ from cvt_cli.images.archives import ARCHIVE_ERRORS
 from cvt_cli.prediction.classify import ahead
 
 DECODED_UP_TO = 20_000
-"""Of more images than this only the headers are read."""
+"""Images; in a larger set the headers alone are read."""
 
 
 @dataclass(frozen=True)
@@ -23,13 +23,13 @@ class DataCheck:
     """What a set of labelled images holds."""
 
     n: int  # images, unreadable ones included
-    per_class: tuple[int, ...]  # likewise of each class
+    per_class: tuple[int, ...]  # images of each class
     smallest_class: str  # the first of those with the fewest images
     smallest_count: int
     unreadable: tuple[tuple[int, str], ...]  # index of the image and the reason, by index
     only_headers: bool  # damage behind a header was not looked for
     fingerprint: str  # SHA-256, hexadecimal: another one means other data
-    size_fingerprint: str  # likewise by the files' sizes alone, as earlier versions took it
+    size_fingerprint: str  # one by the files' sizes alone, which earlier versions took
 
 
 def check(data: LabelledImages, workers: int, progress: Progress = silent) -> DataCheck:

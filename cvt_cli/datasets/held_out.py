@@ -25,7 +25,7 @@ class Origin:
     unreadable: tuple[str, ...]  # left out: "name: reason"
     n: int  # images that were trained on, and those set aside from them
     fingerprint: str  # of all of these, and of those that could not be read
-    chosen_from: tuple[Path, int, str]  # likewise of the images that hold `validation`
+    chosen_from: tuple[Path, int, str]  # root, n, fingerprint of what holds `validation`
 
     def trained_on(
         self, images: LabelledImages, opened: Callable[[], LabelledImages]

@@ -42,13 +42,13 @@ class LabelledImages:
         background: Colour | None = None,
         tell_hash: Callable[[str], None] | None = None,
     ) -> Image.Image:
-        """One image as RGB (see `images.decode`); may be called from several threads.
+        """One image as RGB, as `decode.decode` gives it; may be called from several threads.
 
         Args:
             index: of the image.
-            exif: as of `images.decode`, likewise the next two.
-            at_least: height and width.
-            background: of what is transparent.
+            exif: turn the picture upright as its EXIF orientation says.
+            at_least: height and width that a JPEG is decoded to at least; None decodes it whole.
+            background: what shows where the picture is transparent.
             tell_hash: told the image's `content_hash`, where it can be read.
 
         Raises:

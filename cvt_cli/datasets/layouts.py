@@ -117,7 +117,7 @@ def _nobody(message: str) -> None:
 
 
 def _once(say: Say | None) -> Say:
-    """Of several processes that open the same data, one says what it found."""
+    """What tells the user what was found; where several processes open the data, only one does."""
     return say if say is not None and torchrun.rank() == 0 else _nobody
 
 

@@ -17,7 +17,7 @@ class Engine(Protocol):
 
     @property
     def name(self) -> str:
-        """Of the runtime, such as "torch"."""
+        """The runtime's name, such as "torch"."""
         ...
 
     @property
@@ -50,7 +50,7 @@ class Engine(Protocol):
         ...
 
     def features(self, batch: NDArray[Any]) -> NDArray[np.float32]:
-        """Likewise to what the head reads: the class token after the last LayerNorm (B, C)."""
+        """Such images to what the head reads: the class token after the last LayerNorm (B, C)."""
         ...
 
 
@@ -69,7 +69,11 @@ def logits_of(engine: Engine, arrays: list[NDArray[Any]]) -> NDArray[np.float32]
 
 
 def features_of(engine: Engine, arrays: list[NDArray[Any]]) -> NDArray[np.float32]:
-    """Images as `prepared` gives them, to features (B, C); raises likewise."""
+    """Images as `prepared` gives them, to features (B, C).
+
+    Raises:
+        CheckpointError: a feature is infinite or not a number.
+    """
     return _finite(engine, _in_batches(engine.features, arrays))
 
 

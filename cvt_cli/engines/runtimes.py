@@ -116,7 +116,7 @@ def open_graph(
 
 
 class OnnxRuntimeEngine:
-    """A graph on ONNX Runtime's CPU provider (see `engine.Engine`)."""
+    """A graph on ONNX Runtime's CPU provider, as a `protocol.Engine`."""
 
     name: Runtime = "onnxruntime"
     device = "cpu"
@@ -146,7 +146,7 @@ class OnnxRuntimeEngine:
         return self._session.run(["logits"], {self._input: batch})[0]  # type: ignore[no-any-return]
 
     def features(self, batch: NDArray[Any]) -> NDArray[np.float32]:
-        """Likewise to what the head reads (B, C)."""
+        """Images to what the head reads (B, C)."""
         return self._session.run(["features"], {self._input: batch})[0]  # type: ignore[no-any-return]
 
 
@@ -198,7 +198,7 @@ class OpenVinoEngine:
         return np.array(self._compiled(batch)["logits"])
 
     def features(self, batch: NDArray[Any]) -> NDArray[np.float32]:
-        """Likewise to what the head reads (B, C)."""
+        """Images to what the head reads (B, C)."""
         return np.array(self._compiled(batch)["features"])
 
 

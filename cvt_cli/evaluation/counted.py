@@ -13,7 +13,7 @@ from cvt_cli.base.progress import Say
 from cvt_cli.prediction.resumable import ResumableLines, with_version
 
 SAVE_EVERY_SEC = 5.0
-"""Of an evaluation: what a kill can cost."""
+"""Time between two states, which is what a kill can cost."""
 
 
 class Line(NamedTuple):
@@ -30,7 +30,7 @@ class Counted(ResumableLines):
     Args:
         path: of the lines.
         resume: go on with what is there; else begin anew.
-        say: as of `ResumableLines`, whose errors it raises too.
+        say: told what `ResumableLines` says; its errors are raised here too.
 
     Attributes:
         lines: those that are there.

@@ -50,7 +50,7 @@ _PART = 1024**2
 
 
 def load(path: Path, exif: bool) -> Image.Image:
-    """Decode one image file; see `decode`."""
+    """Decode one image file to RGB, as `decode` does."""
     return decode(lambda: open_regular(path), exif)
 
 
@@ -88,7 +88,7 @@ def read(size: int, source: Callable[[_Argument], bytes], argument: _Argument) -
 
 
 def too_large() -> ImageError:
-    """Of a file that has more bytes than are read."""
+    """What to raise for a file that has more bytes than are read."""
     return ImageError(f"too large: more than {limits.LARGEST_FILE:,} bytes")
 
 

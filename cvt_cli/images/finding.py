@@ -43,7 +43,7 @@ class Passed:
 
     folders: set[str] = field(default_factory=set)  # with their paths
     files: Counter[str] = field(default_factory=Counter)  # by suffix
-    links: set[str] = field(default_factory=set)  # to folders, likewise
+    links: set[str] = field(default_factory=set)  # to folders, with the links' own paths
     replaced: set[str] = field(default_factory=set)  # members of archives, by a later one
 
     def add_file(self, name: str) -> None:

@@ -44,7 +44,7 @@ class Source:
         at_least: tuple[int, int] | None = None,
         background: Colour | None = None,
     ) -> Image.Image:
-        """Decode it; as `images.decode`, which see for the arguments and errors.
+        """Decode it to RGB; `decode.decode` has the arguments and the errors.
 
         One of a tar archive can be loaded once.
         """
@@ -78,13 +78,16 @@ class Listing:
     the inputs are gone through again.
 
     Args:
-        inputs: as of `sources`, whose errors it raises too.
+        inputs: what `sources` takes.
         is_wanted: whether a source of this name is one of them; by default all are.
 
     Attributes:
         total: how many there are; None where only reading tells (stdin, a list in a pipe, a tar).
         is_empty: whether no input names any image, as far as that is known before reading.
         passed: what was passed over, whole once all sources were given.
+
+    Raises:
+        UsageError: what opens an address is not installed.
     """
 
     def __init__(

@@ -153,7 +153,7 @@ def open_tree(path: Path) -> Tree:
 
 @dataclass(frozen=True)
 class Folder(Tree):
-    """A folder on disk; see `Tree`."""
+    """The tree of a folder on disk."""
 
     path: Path
 
@@ -237,7 +237,7 @@ def _not_too_large(path: Path, content: bytes) -> bytes:
 
 @dataclass(frozen=True)
 class Archive(Tree):
-    """A folder in a .zip or .tar, "" for all of it; see `Tree`."""
+    """The tree of a folder in a .zip or .tar; the folder "" is all of it."""
 
     index: Index
     folder: str = ""

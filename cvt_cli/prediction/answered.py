@@ -18,7 +18,7 @@ from cvt_cli.images.sources import Source
 from cvt_cli.prediction.resumable import ResumableLines, with_version
 
 _HASH_BYTES = 16
-"""Of a hash that are kept in memory for each line."""
+"""Bytes of each image's hash that are kept in memory."""
 _NO_HASH = bytes(_HASH_BYTES)
 
 
@@ -30,7 +30,7 @@ class Answered(ResumableLines):
 
     Args:
         path: of the lines.
-        say: as of `ResumableLines`, whose errors it raises too.
+        say: told what `ResumableLines` says; its errors are raised here too.
     """
 
     def __init__(self, path: Path, say: Say) -> None:

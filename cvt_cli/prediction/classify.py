@@ -26,7 +26,7 @@ Result = TypeVar("Result")
 
 
 THUMBNAIL_PIXELS = 224
-"""Of the longer side."""
+"""Pixels of a thumbnail's longer side."""
 
 
 _SMALL = 16 * 1024**2
@@ -47,7 +47,7 @@ class Loadable(Protocol):
         at_least: tuple[int, int] | None = None,
         background: Colour | None = None,
     ) -> Image.Image:
-        """Decode it to RGB (see `images.decode`); raises ImageError."""
+        """Decode it to RGB, as `decode.decode` does; raises ImageError."""
         ...
 
 

@@ -181,7 +181,7 @@ def predict(inputs: Sequence[str], asked: Asked, load: Load, say: Say) -> Iterat
     Under torchrun the processes share the images, and each writes files of its own.
 
     Args:
-        inputs: as of `sources.sources`.
+        inputs: what `sources.sources` takes.
         asked: what is asked of every image.
         load: called once, after the file that is gone on with was locked and read.
         say: told what is there already, and if another process has to be waited for.
