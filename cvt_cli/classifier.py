@@ -58,7 +58,7 @@ class Classifier:
 
     Args:
         model: as after ``--model``; by default ``cvt-21-384-22k``.
-        res: as after ``--res``, likewise what follows.
+        res: input size, as after ``--res``: 384 or "384x512".
         activation: of the MLPs, against what the checkpoint says.
         device: "auto", "cuda", "cuda:1", "mps" or "cpu".
         engine: "auto", "torch", "onnxruntime" or "openvino".

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, get_args
 from cvt_cli.base import machine, stamps
 from cvt_cli.base.errors import CheckpointError, CvtError, UnreachableError, UsageError
 from cvt_cli.checkpoints import locate, store
-from cvt_cli.checkpoints.architecture import architectures_of as architectures_of
 from cvt_cli.checkpoints.checkpoint import Checkpoint
 from cvt_cli.checkpoints.export_metadata import Record
 from cvt_cli.checkpoints.folders import CheckpointConfig
@@ -24,7 +23,6 @@ from cvt_cli.spec.config import (
 )
 from cvt_cli.spec.costs import costs
 from cvt_cli.spec.formats import FORMATS, EngineChoice, EngineName, Runtime
-from cvt_cli.spec.published import DEFAULT_MODEL as DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from cvt_cli.engines.protocol import Engine
@@ -36,8 +34,11 @@ MANY_IMAGES = 50
 """From here on OpenVINO's faster rate outweighs its slower start (CvT-13 at 224, two cores)."""
 
 WORTH_PREPARING_MACS = 3_000_000_000_000
-"""Work for each thread from which on a graph is prepared unasked: some 80 s on torch, of which a
-runtime saves a quarter; to prepare takes 10 to 20 s (CvT-13, two cores)."""
+"""Work for each thread, in MACs, from which on a graph is prepared unasked.
+
+It is some 80 s on torch. A runtime saves a quarter of that, and to prepare the graph takes 10 to
+20 s (CvT-13, two cores).
+"""
 
 MOST_UNNAMED_CLASSES = 1000
 """A larger head without a class list is refused: no one can read its answers."""

@@ -30,13 +30,13 @@ PIXELS = "pixels"
 """Name of the input of a file with preprocessing inside; else it is `images`."""
 
 OPENVINO_SECTION = "cvt"
-"""Of the run-time information in an ``.xml``."""
+"""The section of an ``.xml``'s run-time information that is ours."""
 
 PT2_FILE = "cvt.json"
 """Name of the extra file in a ``.pt2``."""
 
 BIN_HASH = "bin_sha256"
-"""Of the ``.bin`` that belongs to an ``.xml``, in that section."""
+"""Name in that section of the SHA-256 of the ``.bin`` that belongs to the ``.xml``."""
 
 _VERSION = "cvt_cli_version"
 _METADATA_PROPS = 14

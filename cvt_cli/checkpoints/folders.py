@@ -36,7 +36,7 @@ BEST, LAST = "best", "last"
 """The checkpoint folders of a training run."""
 
 SUFFIXES = (".safetensors", ".bin", ".pth", ".pt")
-"""Of the files that hold tensors."""
+"""The suffixes of files that hold tensors."""
 
 
 def unreadable(path: Path, error: OSError) -> CheckpointError:

@@ -90,7 +90,7 @@ def evaluate(  # type: ignore[misc]  # the options are the same in both, and are
     """
     asked: Sequence[Place]
     if model is None or isinstance(model, str | Path):
-        asked = [loading.DEFAULT_MODEL if model is None else model]
+        asked = [published.DEFAULT_MODEL if model is None else model]
     else:
         asked = model
     settings = _Settings(

@@ -42,7 +42,7 @@ if hasattr(os, "register_at_fork"):
 
 
 class TorchEngine:
-    """Runs a `CvT` in its inference form on a torch device (see `engine.Engine`).
+    """Runs a `CvT` in its inference form on a torch device (see `protocol.Engine`).
 
     Args:
         model: in its training form; it stays as it is and where it is.
@@ -92,7 +92,7 @@ class TorchEngine:
 
 
 class ExportedEngine:
-    """Runs a ``.pt2`` that `graphs` wrote on the CPU (see `engine.Engine`).
+    """Runs a ``.pt2`` that `graphs` wrote on the CPU (see `protocol.Engine`).
 
     Args:
         path: of the file.

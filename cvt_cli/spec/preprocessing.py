@@ -1,9 +1,10 @@
 """How an image becomes the network's input: a record, never a guess.
 
 Every checkpoint has one; it is written into everything that is saved and printed with every result.
-The arithmetic is in `images.py`. What the published numbers were measured with: below 384 pixels
+The arithmetic is in `images/transform.py`. The published numbers were measured so: below 384 pixels
 the shorter side is resized to size / 0.875 and the centre cropped; from 384 up the whole image is
-squashed to the size, with no crop. Always PIL's bicubic, ImageNet's mean and standard deviation.
+squashed to the size, with no crop; always with PIL's bicubic, ImageNet's mean and standard
+deviation.
 """
 
 import math

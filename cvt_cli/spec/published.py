@@ -13,13 +13,17 @@ from cvt_cli.base.package import DATA
 
 @dataclass(frozen=True)
 class Scores:
-    """What others measured on ImageNet-1k; all in per cent."""
+    """Accuracies on ImageNet-1k, in per cent.
 
-    paper_top1: float  # table 3 of the paper
-    top1: float  # a third party's own measurement of the published weights
-    top5: float  # likewise
-    real: float  # ImageNet-ReaL top-1, likewise
-    v2: float  # ImageNet-V2 top-1, likewise
+    The first is in table 3 of the paper. The others a third party measured on the published
+    weights.
+    """
+
+    paper_top1: float
+    top1: float
+    top5: float
+    real: float  # top-1 with the labels of ImageNet-ReaL
+    v2: float  # top-1 on the images of ImageNet-V2
 
 
 @dataclass(frozen=True)

@@ -82,8 +82,8 @@ class Recipe:
     def override(self, **changes: Any) -> "Recipe":
         """The recipe with the changes that are not None.
 
-        Another batch size scales the learning rate with it, unless that is given too; epochs take
-        the place of steps, and a quarter of them is the longest warm-up that is not asked for.
+        Another batch size scales the learning rate with it, unless that is given too. Where epochs
+        are given, steps are dropped, and a warm-up that is not given is at most a quarter of them.
 
         Raises:
             UsageError: a value that cannot be trained with.
