@@ -38,22 +38,6 @@ def read_architecture(text: str, access: Access) -> tuple[str, CvTConfig, tuple[
     return found.name, said.config, (said.preprocessing.height, said.preprocessing.width)
 
 
-def costs_of(
-    variant: str | None,
-    model: str | None,
-    res: str | None,
-    num_classes: int | None,
-    access: Access,
-) -> list[Costs]:
-    """What ``flops`` and ``count-params`` are asked for; without a model, all variants.
-
-    Raises:
-        UsageError, CheckpointError, ConfigError: as `architectures_of`.
-    """
-    found = architectures_of(variant, model, res, num_classes, access)
-    return [costs for costs, _ in found]
-
-
 def architectures_of(
     variant: str | None,
     model: str | None,

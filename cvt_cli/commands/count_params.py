@@ -3,7 +3,7 @@
 import typer
 
 from cvt_cli.base.text import human_count
-from cvt_cli.checkpoints.architecture import costs_of
+from cvt_cli.checkpoints.architecture import architectures_of
 from cvt_cli.commands import options, output
 from cvt_cli.spec.costs import Costs
 
@@ -25,7 +25,8 @@ def count_params(
     """
     if not json_output:  # which has the MACs too
         options.refuse(ctx, ["--res"], "the number of parameters does not depend on it")
-    found = costs_of(variant, model, res, num_classes, output.access())
+    asked = architectures_of(variant, model, res, num_classes, output.access())
+    found = [costs for costs, _ in asked]
     if json_output:
         output.print_costs_json(found)
     elif len(found) == 1:

@@ -1,7 +1,7 @@
 """``cvt flops``: multiply-accumulates and FLOPs, by arithmetic."""
 
 from cvt_cli.base.text import human_count
-from cvt_cli.checkpoints.architecture import costs_of
+from cvt_cli.checkpoints.architecture import architectures_of
 from cvt_cli.commands import options, output
 from cvt_cli.spec.costs import Costs
 
@@ -20,7 +20,8 @@ def flops(
 
     Example: cvt flops --variant 21 --res 384
     """
-    found = costs_of(variant, model, res, num_classes, output.access())
+    asked = architectures_of(variant, model, res, num_classes, output.access())
+    found = [costs for costs, _ in asked]
     if json_output:
         output.print_costs_json(found)
     elif len(found) == 1:
