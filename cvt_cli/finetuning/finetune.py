@@ -74,18 +74,15 @@ def finetune(options: Options) -> Result:
         CvtError: one of its children, as the command explains it; messages are on stderr.
         KeyboardInterrupt: the run was asked to stop, also by SIGTERM; what is saved was said.
     """
-    told = ", ".join(f"{name[2:].replace('-', '_')}={value!r}" for name, value in _shown(options))
+    told = [
+        f"{name}={(str(value) if isinstance(value, Path) else value)!r}"
+        for name, value in options.values.items()
+    ]
     say = streams.say if torchrun.rank() == 0 else unheard
     access = Access(say, silent, options.revision, bool(options.offline))
     options.check_together()
-    with prepared(options, f"finetune({told})", access, silent) as ready:
+    with prepared(options, f"finetune({', '.join(told)})", access, silent) as ready:
         return ready.start()
-
-
-def _shown(options: Options) -> Iterator[tuple[str, Any]]:
-    for name in options.told:
-        value = getattr(options, name[2:].replace("-", "_"))
-        yield name, str(value) if isinstance(value, Path) else value
 
 
 @contextmanager

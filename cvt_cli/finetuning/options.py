@@ -92,7 +92,7 @@ class Options:
     output: Path | None = None  # the run folder to make
 
     def __post_init__(self) -> None:
-        for name, value in self._told().items():
+        for name, value in self.values.items():
             if value == "":
                 raise UsageError(f"{_option(name)} is empty; leave it out, or say something")
             if name in ("data", "data_dir", "model", "resume", "output"):
@@ -118,14 +118,16 @@ class Options:
                 known = ", ".join(f"`{one}`" for one in choices)
                 raise UsageError(f"{_option(name)} is `{value}`; accepted are {known}")
 
-    def _told(self) -> dict[str, Any]:
+    @property
+    def values(self) -> dict[str, Any]:
+        """What was told, by the names of the fields."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: value for name, value in values.items() if value is not None}
 
     @property
     def told(self) -> list[str]:
         """What was told, by the names of the command's options: "--lr"."""
-        return [_option(name) for name in self._told()]
+        return [_option(name) for name in self.values]
 
     def refuse(self, names: Iterable[str], why: str) -> None:
         """Raises UsageError, with a sentence that says why, if one of these options was told."""
