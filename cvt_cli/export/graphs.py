@@ -6,6 +6,7 @@ computes. With preprocessing inside it takes `pixels` (see `graph_preprocessing`
 made from ONNX.
 """
 
+import io
 import json
 import logging
 import warnings
@@ -242,7 +243,11 @@ def _write_pt2(model: CvT, record: Record, path: Path) -> None:
         # Not needed to run it, and the only part of the file that would be pickled.
         program.example_inputs = None
         texts = json.dumps(record.to_strings())
-        torch.export.save(program, path, extra_files={PT2_FILE: texts})
+        # Not to the file itself: on a full disk torch's writer ends the process (SIGABRT).
+        content = io.BytesIO()
+        torch.export.save(program, content, extra_files={PT2_FILE: texts})
+    with path.open("wb") as file:
+        file.write(content.getbuffer())
 
 
 @contextmanager

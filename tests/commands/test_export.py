@@ -520,13 +520,14 @@ def test_an_unwritable_target_is_named_before_anything_is_computed(cvt, tmp_path
     assert f"cannot write `{tmp_path / 'file' / 'a.onnx'}`" in result.stderr
 
 
-def test_a_full_disk_leaves_nothing_and_is_explained(machine: Machine) -> None:
+@pytest.mark.parametrize("name", ["a.onnx", "a.pt2"])
+def test_a_full_disk_leaves_nothing_and_is_explained(machine: Machine, name: str) -> None:
     machine.popen = {
         "preexec_fn": lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))
     }
     target = machine.home / "out"
 
-    result = machine.run("export", NANO, "--output", target / "a.onnx", HF_HUB_OFFLINE="1")
+    result = machine.run("export", NANO, "--output", target / name, HF_HUB_OFFLINE="1")
 
     assert result.exit_code == 1
     assert "cannot write" in result.stderr and "Traceback" not in result.stderr
