@@ -60,6 +60,15 @@ def test_light_commands_import_nothing_heavy(arguments: tuple[str, ...]) -> None
     assert not loaded_by(command(*arguments)) & HEAVY
 
 
+def test_help_loads_nothing_of_checkpoints() -> None:
+    script = f"{command('--help')}\nimport sys; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    loaded = set(done.stdout.split("\n")[-2].split())
+
+    assert "cvt_cli.commands.push" in loaded
+    assert not [m for m in loaded if m.startswith(("cvt_cli.checkpoints", "cvt_cli.loading"))]
+
+
 def test_predicting_imports_neither_torchvision_nor_the_hub() -> None:
     photo = str(TESTS / "photos" / "chelsea.png")
     loaded = loaded_by(command("predict", photo, "--model", "cvt-nano-cifar10"))

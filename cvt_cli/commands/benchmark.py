@@ -14,68 +14,77 @@ if TYPE_CHECKING:
     from cvt_cli.export.benchmark import Benchmark
 
 
+Models = Annotated[
+    list[str] | None,
+    typer.Option(
+        parser=options.place,
+        metavar="NAME|PATH",
+        help="A checkpoint's architecture in place of --variant, or a file of cvt export; "
+        "given several times, the first is what the others' ratios are to.",
+        rich_help_panel=options.MODEL,
+        show_default=False,
+    ),
+]
+Engines = Annotated[
+    str | None,
+    typer.Option(
+        parser=options.text,
+        metavar="NAME,…",
+        help="Engines; by default every one that is installed, of a file its own.",
+        rich_help_panel=options.RUN,
+        show_default=False,
+    ),
+]
+Precisions = Annotated[
+    str,
+    typer.Option(
+        parser=options.text,
+        metavar="NAME,…",
+        help="fp32, bf16, fp16; an engine that lacks one is left out, and a file has its own.",
+        rich_help_panel=options.RUN,
+    ),
+]
+BatchSizes = Annotated[
+    str,
+    typer.Option(
+        parser=options.text, metavar="N,…", help="Images per call.", rich_help_panel=options.RUN
+    ),
+]
+Against = Annotated[
+    Literal["transformers"] | None,
+    typer.Option(
+        help="Baseline of the ratios: its eager network in fp32.",
+        rich_help_panel=options.RUN,
+        show_default=False,
+    ),
+]
+Rounds = Annotated[
+    int, typer.Option(min=1, help="Turns of every side.", rich_help_panel=options.RUN)
+]
+Plot = Annotated[
+    Path | None,
+    typer.Option(
+        parser=options.path,
+        metavar="FILE",
+        help="Draw the rates too: .png, .svg or .pdf.",
+        rich_help_panel=options.OUTPUT,
+        show_default=False,
+    ),
+]
+
+
 def benchmark(
     ctx: typer.Context,
     variant: options.Variant = None,
-    model: Annotated[
-        list[str] | None,
-        typer.Option(
-            parser=options.place,
-            metavar="NAME|PATH",
-            help="A checkpoint's architecture in place of --variant, or a file of cvt export; "
-            "given several times, the first is what the others' ratios are to.",
-            rich_help_panel=options.MODEL,
-            show_default=False,
-        ),
-    ] = None,
+    model: Models = None,
     res: options.Res = None,
-    engine: Annotated[
-        str | None,
-        typer.Option(
-            parser=options.text,
-            metavar="NAME,…",
-            help="Engines; by default every one that is installed, of a file its own.",
-            rich_help_panel=options.RUN,
-            show_default=False,
-        ),
-    ] = None,
-    precision: Annotated[
-        str,
-        typer.Option(
-            parser=options.text,
-            metavar="NAME,…",
-            help="fp32, bf16, fp16; an engine that lacks one is left out, and a file has its own.",
-            rich_help_panel=options.RUN,
-        ),
-    ] = "fp32",
-    batch_size: Annotated[
-        str,
-        typer.Option(
-            parser=options.text, metavar="N,…", help="Images per call.", rich_help_panel=options.RUN
-        ),
-    ] = "1,8",
-    against: Annotated[
-        Literal["transformers"] | None,
-        typer.Option(
-            help="Baseline of the ratios: its eager network in fp32.",
-            rich_help_panel=options.RUN,
-            show_default=False,
-        ),
-    ] = None,
-    rounds: Annotated[
-        int, typer.Option(min=1, help="Turns of every side.", rich_help_panel=options.RUN)
-    ] = 5,
+    engine: Engines = None,
+    precision: Precisions = "fp32",
+    batch_size: BatchSizes = "1,8",
+    against: Against = None,
+    rounds: Rounds = 5,
     device: options.Device = "auto",
-    plot: Annotated[
-        Path | None,
-        typer.Option(
-            parser=options.path,
-            metavar="FILE",
-            help="Draw the rates too: .png, .svg or .pdf.",
-            rich_help_panel=options.OUTPUT,
-            show_default=False,
-        ),
-    ] = None,
+    plot: Plot = None,
     json_output: options.Json = False,
 ) -> None:
     """Measure images per second of every engine, side by side.

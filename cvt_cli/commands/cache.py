@@ -7,8 +7,7 @@ import typer
 from cvt_cli.base import files, places
 from cvt_cli.base.errors import CvtError, UsageError
 from cvt_cli.base.text import human_bytes
-from cvt_cli.checkpoints import store
-from cvt_cli.commands import catalogue, options, output
+from cvt_cli.commands import options, output
 
 app = typer.Typer(no_args_is_help=True, help="Show, check and clear what is kept on this machine.")
 
@@ -29,6 +28,8 @@ def list_(json_output: options.Json = False) -> None:
 
     Example: cvt cache list
     """
+    from cvt_cli.commands import catalogue
+
     rows = catalogue.held([])
     if json_output:
         output.print_json([row.to_json() for row in rows])
@@ -60,6 +61,8 @@ def path(names: Names = None, json_output: options.Json = False) -> None:
 
     Example: cvt cache path cvt-13
     """
+    from cvt_cli.commands import catalogue
+
     if names:
         folders = {row.name: str(row.snapshot.folder) for row in catalogue.held(names)}
     else:
@@ -85,6 +88,9 @@ def verify(names: Names = None, json_output: options.Json = False) -> None:
 
     Example: cvt cache verify
     """
+    from cvt_cli.checkpoints import store
+    from cvt_cli.commands import catalogue
+
     verdicts = {True: "right", False: "damaged", None: "no hash known"}
     checks = [
         (row.name, file, right)
@@ -135,6 +141,9 @@ def remove(
 
     Example: cvt cache remove cvt-13
     """
+    from cvt_cli.checkpoints import store
+    from cvt_cli.commands import catalogue
+
     if bool(names) == everything:
         raise UsageError("give the names of checkpoints, or --all")
     repositories = sorted(

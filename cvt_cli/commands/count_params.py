@@ -1,11 +1,14 @@
 """``cvt count-params``: trainable parameters, by arithmetic."""
 
+from typing import TYPE_CHECKING
+
 import typer
 
 from cvt_cli.base.text import human_count
-from cvt_cli.checkpoints.architecture import architectures_of
 from cvt_cli.commands import options, output
-from cvt_cli.spec.costs import Costs
+
+if TYPE_CHECKING:
+    from cvt_cli.spec.costs import Costs
 
 
 def count_params(
@@ -23,6 +26,8 @@ def count_params(
 
     Example: cvt count-params --variant 21
     """
+    from cvt_cli.checkpoints.architecture import architectures_of
+
     if not json_output:  # which has the MACs too
         options.refuse(ctx, ["--res"], "the number of parameters does not depend on it")
     asked = architectures_of(variant, model, res, num_classes, output.access())
@@ -48,7 +53,7 @@ def count_params(
         )
 
 
-def _print_one(costs: Costs) -> None:
+def _print_one(costs: "Costs") -> None:
     output.print_table(
         f"{costs.variant}, {costs.num_classes} classes",
         ("stage", "operation", "parameters", "share"),

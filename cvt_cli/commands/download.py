@@ -4,12 +4,9 @@ from typing import Annotated
 
 import typer
 
-from cvt_cli import loading
 from cvt_cli.base.errors import UsageError
 from cvt_cli.base.text import human_bytes
-from cvt_cli.checkpoints import locate
-from cvt_cli.commands import catalogue, options, output
-from cvt_cli.commands.catalogue import Held
+from cvt_cli.commands import options, output
 from cvt_cli.spec.formats import Runtime
 from cvt_cli.spec.published import CHECKPOINTS
 
@@ -45,6 +42,11 @@ def download(
 
     Example: cvt download cvt-13 cvt-21-384-22k
     """
+    from cvt_cli import loading
+    from cvt_cli.checkpoints import locate
+    from cvt_cli.commands import catalogue
+    from cvt_cli.commands.catalogue import Held
+
     if bool(names) == everything:
         raise UsageError("give the names of checkpoints, or --all", hint="`cvt models` lists them")
     wanted = names or [c.name for c in CHECKPOINTS.values() if c.repository]

@@ -16,70 +16,126 @@ if TYPE_CHECKING:
     from cvt_cli.evaluation.result import Result
 
 
+Models = Annotated[
+    list[str] | None,
+    typer.Option(
+        parser=options.place,
+        metavar="NAME|PATH",
+        help="A checkpoint, as for predict; given twice, both are evaluated on each image. "
+        f"By default {DEFAULT_MODEL}.",
+        rich_help_panel=options.MODEL,
+        show_default=False,
+    ),
+]
+Split = Annotated[
+    Literal["val"] | None,
+    typer.Option(
+        help="val: those images alone that the run which made the model chose its best epoch "
+        "by; of a folder without parts, what it set aside.",
+        rich_help_panel=options.DATA,
+        show_default=False,
+    ),
+]
+LabelMap = Annotated[
+    Path | None,
+    typer.Option(
+        parser=options.path,
+        metavar="FILE",
+        help="JSON that maps the data's classes to the model's names, WNIDs or indices.",
+        rich_help_panel=options.DATA,
+        show_default=False,
+    ),
+]
+Real = Annotated[
+    Path | None,
+    typer.Option(
+        parser=options.path,
+        metavar="FILE",
+        help="ReaL's real.json, for its accuracy beside.",
+        rich_help_panel=options.DATA,
+        show_default=False,
+    ),
+]
+GroupsFile = Annotated[
+    Path | None,
+    typer.Option(
+        parser=options.path,
+        metavar="FILE",
+        help="CSV with the columns path and group, for the accuracy of each group.",
+        rich_help_panel=options.DATA,
+        show_default=False,
+    ),
+]
+SkipUnreadable = Annotated[
+    bool,
+    typer.Option(
+        "--skip-unreadable",
+        help="Leave unreadable images out in place of counting them as wrong.",
+        rich_help_panel=options.DATA,
+    ),
+]
+TopK = Annotated[
+    int,
+    typer.Option(
+        "--top-k", "-k", min=2, help="The second accuracy.", rich_help_panel=options.OUTPUT
+    ),
+]
+Expect = Annotated[
+    float | None,
+    typer.Option(
+        min=0,
+        max=1,
+        metavar="TOP1",
+        help="Fail unless top-1 is this fraction, such as 0.816.",
+        rich_help_panel=options.OUTPUT,
+        show_default=False,
+    ),
+]
+Tolerance = Annotated[
+    float, typer.Option(min=0, help="Of --expect.", rich_help_panel=options.OUTPUT)
+]
+Predictions = Annotated[
+    Path | None,
+    typer.Option(
+        parser=options.path,
+        metavar="FILE",
+        help="Write what was said of every image: .jsonl, .csv or .parquet.",
+        rich_help_panel=options.OUTPUT,
+        show_default=False,
+    ),
+]
+Resume = Annotated[
+    bool,
+    typer.Option(
+        "--resume",
+        help="Go on with the --predictions file (.jsonl) of an interrupted run.",
+        rich_help_panel=options.OUTPUT,
+    ),
+]
+Report = Annotated[
+    Path | None,
+    typer.Option(
+        parser=options.path,
+        metavar="FOLDER",
+        help="Write a page with pictures: confusions, calibration, classes, worst mistakes.",
+        rich_help_panel=options.OUTPUT,
+        show_default=False,
+    ),
+]
+
+
 def evaluate(
     ctx: typer.Context,
     data: options.Data,
-    model: Annotated[
-        list[str] | None,
-        typer.Option(
-            parser=options.place,
-            metavar="NAME|PATH",
-            help="A checkpoint, as for predict; given twice, both are evaluated on each image. "
-            f"By default {DEFAULT_MODEL}.",
-            rich_help_panel=options.MODEL,
-            show_default=False,
-        ),
-    ] = None,
+    model: Models = None,
     revision: options.Revision = None,
     offline: options.Offline = False,
     data_dir: options.DataDir = None,
-    split: Annotated[
-        Literal["val"] | None,
-        typer.Option(
-            help="val: those images alone that the run which made the model chose its best epoch "
-            "by; of a folder without parts, what it set aside.",
-            rich_help_panel=options.DATA,
-            show_default=False,
-        ),
-    ] = None,
-    label_map: Annotated[
-        Path | None,
-        typer.Option(
-            parser=options.path,
-            metavar="FILE",
-            help="JSON that maps the data's classes to the model's names, WNIDs or indices.",
-            rich_help_panel=options.DATA,
-            show_default=False,
-        ),
-    ] = None,
-    real: Annotated[
-        Path | None,
-        typer.Option(
-            parser=options.path,
-            metavar="FILE",
-            help="ReaL's real.json, for its accuracy beside.",
-            rich_help_panel=options.DATA,
-            show_default=False,
-        ),
-    ] = None,
-    groups: Annotated[
-        Path | None,
-        typer.Option(
-            parser=options.path,
-            metavar="FILE",
-            help="CSV with the columns path and group, for the accuracy of each group.",
-            rich_help_panel=options.DATA,
-            show_default=False,
-        ),
-    ] = None,
-    skip_unreadable: Annotated[
-        bool,
-        typer.Option(
-            "--skip-unreadable",
-            help="Leave unreadable images out in place of counting them as wrong.",
-            rich_help_panel=options.DATA,
-        ),
-    ] = False,
+    split: Split = None,
+    label_map: LabelMap = None,
+    real: Real = None,
+    groups: GroupsFile = None,
+    skip_unreadable: SkipUnreadable = False,
     res: options.Res = None,
     activation: options.Activation = None,
     exif: options.Exif = False,
@@ -88,54 +144,12 @@ def evaluate(
     device: options.Device = "auto",
     engine: options.Engine = "auto",
     precision: options.Precision = "auto",
-    top_k: Annotated[
-        int,
-        typer.Option(
-            "--top-k", "-k", min=2, help="The second accuracy.", rich_help_panel=options.OUTPUT
-        ),
-    ] = 5,
-    expect: Annotated[
-        float | None,
-        typer.Option(
-            min=0,
-            max=1,
-            metavar="TOP1",
-            help="Fail unless top-1 is this fraction, such as 0.816.",
-            rich_help_panel=options.OUTPUT,
-            show_default=False,
-        ),
-    ] = None,
-    tolerance: Annotated[
-        float, typer.Option(min=0, help="Of --expect.", rich_help_panel=options.OUTPUT)
-    ] = AGREEMENT,
-    predictions: Annotated[
-        Path | None,
-        typer.Option(
-            parser=options.path,
-            metavar="FILE",
-            help="Write what was said of every image: .jsonl, .csv or .parquet.",
-            rich_help_panel=options.OUTPUT,
-            show_default=False,
-        ),
-    ] = None,
-    resume: Annotated[
-        bool,
-        typer.Option(
-            "--resume",
-            help="Go on with the --predictions file (.jsonl) of an interrupted run.",
-            rich_help_panel=options.OUTPUT,
-        ),
-    ] = False,
-    report: Annotated[
-        Path | None,
-        typer.Option(
-            parser=options.path,
-            metavar="FOLDER",
-            help="Write a page with pictures: confusions, calibration, classes, worst mistakes.",
-            rich_help_panel=options.OUTPUT,
-            show_default=False,
-        ),
-    ] = None,
+    top_k: TopK = 5,
+    expect: Expect = None,
+    tolerance: Tolerance = AGREEMENT,
+    predictions: Predictions = None,
+    resume: Resume = False,
+    report: Report = None,
     verbose: options.Verbose = False,
     json_output: options.Json = False,
 ) -> None:
@@ -173,32 +187,42 @@ def evaluate(
         report=report,
         access=output.access(revision, offline, verbose),
     )
-    found, missed = results[0].metrics, []
+    missed = [] if expect is None else _missed(results, expect, tolerance)
     if torchrun.rank() == 0:
-        if expect is not None:
-            missed = [one for one in results if abs(one.metrics.top1 - expect) > tolerance]
-            for one in missed:
-                output.error(
-                    f"top-1 of `{one.model}` is {one.metrics.top1:.4f}, expected is {expect:.4f} "
-                    f"within {tolerance:g}"
-                )
-        for failure in found.failures:
-            output.error(f"`{results[0].root / failure.name}`: {failure.reason}")
-        if json_output:
-            documents = [one.to_json() for one in results]
-            output.print_json(documents[0] if len(documents) == 1 else documents)
-        else:
-            for one in results:
-                title = [one.model] if len(results) > 1 else []
-                output.emit("\n".join(title + _lines(one)))
-        if unreadable := len(found.failures):
-            output.note(
-                f"{unreadable} images could not be read and are left out"
-                if skip_unreadable
-                else f"{unreadable} of {found.n} images could not be read and count as wrong"
-            )
-    if missed or (found.failures and not skip_unreadable):
+        for message in missed:
+            output.error(message)
+        _print(results, skip_unreadable, json_output)
+    if missed or (results[0].metrics.failures and not skip_unreadable):
         raise typer.Exit(1)
+
+
+def _missed(results: "list[Result]", expect: float, tolerance: float) -> list[str]:
+    """What is said of the models whose top-1 is not what was expected."""
+    return [
+        f"top-1 of `{one.model}` is {one.metrics.top1:.4f}, expected is {expect:.4f} "
+        f"within {tolerance:g}"
+        for one in results
+        if abs(one.metrics.top1 - expect) > tolerance
+    ]
+
+
+def _print(results: "list[Result]", skip_unreadable: bool, json_output: bool) -> None:
+    found = results[0].metrics
+    for failure in found.failures:
+        output.error(f"`{results[0].root / failure.name}`: {failure.reason}")
+    if json_output:
+        documents = [one.to_json() for one in results]
+        output.print_json(documents[0] if len(documents) == 1 else documents)
+    else:
+        for one in results:
+            title = [one.model] if len(results) > 1 else []
+            output.emit("\n".join(title + _lines(one)))
+    if unreadable := len(found.failures):
+        output.note(
+            f"{unreadable} images could not be read and are left out"
+            if skip_unreadable
+            else f"{unreadable} of {found.n} images could not be read and count as wrong"
+        )
 
 
 def _lines(result: "Result") -> list[str]:

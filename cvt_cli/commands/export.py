@@ -5,17 +5,16 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from cvt_cli import loading
 from cvt_cli.base import files, torchrun
 from cvt_cli.base.errors import CvtError, UsageError
 from cvt_cli.base.text import human_bytes, printable
-from cvt_cli.checkpoints.locate import Access
 from cvt_cli.commands import options, output
 from cvt_cli.spec import formats
 from cvt_cli.spec.config import Activation
 from cvt_cli.spec.formats import FormatName
 
 if TYPE_CHECKING:
+    from cvt_cli.checkpoints.locate import Access
     from cvt_cli.export.convert import Layout
     from cvt_cli.export.export import Exported
 
@@ -23,95 +22,108 @@ FILE = "File"
 PRECISION = "Precision"
 
 
+Model = Annotated[
+    str,
+    typer.Argument(
+        parser=options.place,
+        metavar="MODEL",
+        help="A checkpoint, as after --model elsewhere.",
+        show_default=False,
+    ),
+]
+Target = Annotated[
+    Path,
+    typer.Option(
+        "--output",
+        "-o",
+        parser=options.path,
+        metavar="FILE",
+        help="The file: .onnx, .xml (OpenVINO, with a .bin beside it), .pt2 or .safetensors; "
+        "for safetensors also a folder.",
+        rich_help_panel=FILE,
+        show_default=False,
+    ),
+]
+Format = Annotated[
+    FormatName | None,
+    typer.Option(
+        "--format",
+        help="What to write; by default what the suffix of the file says.",
+        rich_help_panel=FILE,
+        show_default=False,
+    ),
+]
+TensorLayout = Annotated[
+    Literal["transformers", "reference"],
+    typer.Option(help="Names of the tensors in safetensors.", rich_help_panel=FILE),
+]
+WithPreprocessing = Annotated[
+    bool,
+    typer.Option(
+        "--with-preprocessing",
+        help="Take uint8 RGB (B, H, W, 3) of any size, and resize, crop and normalise inside.",
+        rich_help_panel=FILE,
+    ),
+]
+DynamicSize = Annotated[
+    bool,
+    typer.Option(
+        "--dynamic-size",
+        help="Take images of any height and width from 32 pixels; the batch is free anyway.",
+        rich_help_panel=FILE,
+    ),
+]
+Overwrite = Annotated[
+    bool,
+    typer.Option("--overwrite", help="Replace a file that exists.", rich_help_panel=FILE),
+]
+Precision = Annotated[
+    Literal["fp32", "fp16", "bf16"],
+    typer.Option(help="Of weights and of what is computed.", rich_help_panel=PRECISION),
+]
+Int8 = Annotated[
+    bool,
+    typer.Option(
+        "--int8",
+        help="8-bit integers, with ranges measured on images (onnx, openvino).",
+        rich_help_panel=PRECISION,
+    ),
+]
+Calibration = Annotated[
+    Path | None,
+    typer.Option(
+        parser=options.path,
+        metavar="FOLDER",
+        help="Images for --int8, such as the model will see; of many, 300 are taken.",
+        rich_help_panel=PRECISION,
+        show_default=False,
+    ),
+]
+VerifyData = Annotated[
+    Path | None,
+    typer.Option(
+        parser=options.path,
+        metavar="FOLDER",
+        help="Images to compare the file with torch on; by default ten of the package.",
+        rich_help_panel="Verification",
+        show_default=False,
+    ),
+]
+
+
 def export(
     ctx: typer.Context,
-    model: Annotated[
-        str,
-        typer.Argument(
-            parser=options.place,
-            metavar="MODEL",
-            help="A checkpoint, as after --model elsewhere.",
-            show_default=False,
-        ),
-    ],
-    target: Annotated[
-        Path,
-        typer.Option(
-            "--output",
-            "-o",
-            parser=options.path,
-            metavar="FILE",
-            help="The file: .onnx, .xml (OpenVINO, with a .bin beside it), .pt2 or .safetensors; "
-            "for safetensors also a folder.",
-            rich_help_panel=FILE,
-            show_default=False,
-        ),
-    ],
-    form: Annotated[
-        FormatName | None,
-        typer.Option(
-            "--format",
-            help="What to write; by default what the suffix of the file says.",
-            rich_help_panel=FILE,
-            show_default=False,
-        ),
-    ] = None,
-    layout: Annotated[
-        Literal["transformers", "reference"],
-        typer.Option(help="Names of the tensors in safetensors.", rich_help_panel=FILE),
-    ] = "transformers",
-    with_preprocessing: Annotated[
-        bool,
-        typer.Option(
-            "--with-preprocessing",
-            help="Take uint8 RGB (B, H, W, 3) of any size, and resize, crop and normalise inside.",
-            rich_help_panel=FILE,
-        ),
-    ] = False,
-    dynamic_size: Annotated[
-        bool,
-        typer.Option(
-            "--dynamic-size",
-            help="Take images of any height and width from 32 pixels; the batch is free anyway.",
-            rich_help_panel=FILE,
-        ),
-    ] = False,
-    overwrite: Annotated[
-        bool,
-        typer.Option("--overwrite", help="Replace a file that exists.", rich_help_panel=FILE),
-    ] = False,
-    precision: Annotated[
-        Literal["fp32", "fp16", "bf16"],
-        typer.Option(help="Of weights and of what is computed.", rich_help_panel=PRECISION),
-    ] = "fp32",
-    int8: Annotated[
-        bool,
-        typer.Option(
-            "--int8",
-            help="8-bit integers, with ranges measured on images (onnx, openvino).",
-            rich_help_panel=PRECISION,
-        ),
-    ] = False,
-    calibration: Annotated[
-        Path | None,
-        typer.Option(
-            parser=options.path,
-            metavar="FOLDER",
-            help="Images for --int8, such as the model will see; of many, 300 are taken.",
-            rich_help_panel=PRECISION,
-            show_default=False,
-        ),
-    ] = None,
-    verify_data: Annotated[
-        Path | None,
-        typer.Option(
-            parser=options.path,
-            metavar="FOLDER",
-            help="Images to compare the file with torch on; by default ten of the package.",
-            rich_help_panel="Verification",
-            show_default=False,
-        ),
-    ] = None,
+    model: Model,
+    target: Target,
+    form: Format = None,
+    layout: TensorLayout = "transformers",
+    with_preprocessing: WithPreprocessing = False,
+    dynamic_size: DynamicSize = False,
+    overwrite: Overwrite = False,
+    precision: Precision = "fp32",
+    int8: Int8 = False,
+    calibration: Calibration = None,
+    verify_data: VerifyData = None,
     res: options.Res = None,
     activation: options.Activation = None,
     revision: options.Revision = None,
@@ -127,6 +139,8 @@ def export(
 
     Example: cvt export cvt-nano-cifar10 --output nano.onnx
     """
+    from cvt_cli import loading
+
     torchrun.refuse("an export")
     form = formats.resolve(form, target)
     _check_options(ctx, form, precision, int8, calibration)
@@ -182,10 +196,12 @@ def _convert(
     layout: "Layout",
     res: str | None,
     activation: Activation | None,
-    access: Access,
+    access: "Access",
     json_output: bool,
 ) -> None:
     """Write a checkpoint's tensors as they are."""
+    from cvt_cli import loading
+
     with files.workplace(target) as folder:
         from cvt_cli.export import convert
 

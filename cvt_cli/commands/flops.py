@@ -1,9 +1,12 @@
 """``cvt flops``: multiply-accumulates and FLOPs, by arithmetic."""
 
+from typing import TYPE_CHECKING
+
 from cvt_cli.base.text import human_count
-from cvt_cli.checkpoints.architecture import architectures_of
 from cvt_cli.commands import options, output
-from cvt_cli.spec.costs import Costs
+
+if TYPE_CHECKING:
+    from cvt_cli.spec.costs import Costs
 
 
 def flops(
@@ -20,6 +23,8 @@ def flops(
 
     Example: cvt flops --variant 21 --res 384
     """
+    from cvt_cli.checkpoints.architecture import architectures_of
+
     asked = architectures_of(variant, model, res, num_classes, output.access())
     found = [costs for costs, _ in asked]
     if json_output:
@@ -45,7 +50,7 @@ def flops(
         )
 
 
-def _print_one(costs: Costs) -> None:
+def _print_one(costs: "Costs") -> None:
     output.print_table(
         f"{costs.variant} at {costs.height}x{costs.width}, {costs.num_classes} classes, one image",
         ("stage", "operation", "kind", "MACs", "FLOPs", "share"),

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from cvt_cli.commands import catalogue, options, output
+from cvt_cli.commands import options, output
 from cvt_cli.spec.config import parse_size
 from cvt_cli.spec.variants import variant_of
 
@@ -32,6 +32,8 @@ def info(
 
     Example: cvt info cvt-13
     """
+    from cvt_cli.commands import catalogue
+
     size = parse_size(res) if res else None
     found = catalogue.describe(model, output.access(revision, offline), size, activation)
     document = found.to_json()

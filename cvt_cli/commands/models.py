@@ -1,7 +1,7 @@
 """``cvt models``: every checkpoint that is known by name."""
 
 from cvt_cli.base.text import human_bytes
-from cvt_cli.commands import catalogue, options, output
+from cvt_cli.commands import options, output
 
 
 def models(json_output: options.Json = False) -> None:
@@ -12,6 +12,8 @@ def models(json_output: options.Json = False) -> None:
 
     Example: cvt models
     """
+    from cvt_cli.commands import catalogue
+
     known = catalogue.known_checkpoints()
     if json_output:
         output.print_json([row.to_json() for row in known])

@@ -13,11 +13,11 @@ from cvt_cli.base import streams
 from cvt_cli.base.errors import CvtError
 from cvt_cli.base.progress import Advance, Unit
 from cvt_cli.base.text import csv_row, duration, human_bytes, printable
-from cvt_cli.checkpoints.locate import Access
-from cvt_cli.spec.costs import Costs
 
 if TYPE_CHECKING:
+    from cvt_cli.checkpoints.locate import Access
     from cvt_cli.engines.ready import ReadyModel
+    from cvt_cli.spec.costs import Costs
 
 PLAIN_INTERVAL_SEC = 30.0
 """Between two progress lines where stderr is no terminal."""
@@ -136,8 +136,10 @@ def print_table(
     _write("\n".join(lines if on_a_terminal else [line.rstrip() for line in lines]))
 
 
-def access(revision: str | None = None, offline: bool = False, verbose: bool = False) -> Access:
+def access(revision: str | None = None, offline: bool = False, verbose: bool = False) -> "Access":
     """Fetch models where they are asked for, and say and show that on stderr."""
+    from cvt_cli.checkpoints.locate import Access
+
     access = Access(note, progress, revision, offline)
     return replace(access, detail=note) if verbose else access
 
@@ -200,7 +202,7 @@ def stage_name(stage: int | None) -> str:
     return "" if stage is None else f"stage {stage}"
 
 
-def print_costs_json(found: Sequence[Costs]) -> None:
+def print_costs_json(found: "Sequence[Costs]") -> None:
     """One object for one model, a list for several."""
     documents = [costs.to_json() for costs in found]
     print_json(documents[0] if len(documents) == 1 else documents)

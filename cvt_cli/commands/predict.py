@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cvt_cli import loading
 from cvt_cli.base import progress, torchrun
 from cvt_cli.base.errors import UsageError
 from cvt_cli.commands import options, output
@@ -139,6 +138,8 @@ def predict(
 
     Example: cvt predict photo.jpg --model cvt-nano-cifar10
     """
+    from cvt_cli import loading
+
     printed = [name for name, asked in (("--json", json_output), ("--jsonl", jsonl), ("--csv", csv))
                if asked]  # fmt: skip
     _check_options(ctx, printed, [parquet, html, features], resume, features)
@@ -159,24 +160,18 @@ def predict(
     )
 
     def load(made: dict[str, Any] | None, total: int | None) -> "ReadyModel":
+        access = output.access(revision, offline, verbose)
         ready = loading.load_classifier(
-            model,
-            res,
-            activation,
-            device,
-            precision,
-            output.access(revision, offline, verbose),
+            model, res, activation, device, precision, access,
             engine=loading.engine_to_go_on_with(made, engine),
             images=loading.MANY_IMAGES if total is None else total,
             together=batch_size if total is None else min(total, batch_size),
             or_embedded=True,
-        )
+        )  # fmt: skip
         if torchrun.rank() == 0:
             output.note_conditions(ready)
             if fast_decode:
-                output.note(
-                    "--fast-decode: large JPEGs are read at a part of their size, not exact"
-                )
+                output.note("--fast-decode: large JPEGs are read at part of their size, not exact")
         return ready
 
     to_files = resume is not None or bool(asked.files)

@@ -6,7 +6,6 @@ from typing import Annotated
 import typer
 
 from cvt_cli.base import torchrun
-from cvt_cli.checkpoints import upload
 from cvt_cli.commands import options, output
 
 
@@ -42,6 +41,8 @@ def push(
 
     Example: cvt push my_run user/my-cvt
     """
+    from cvt_cli.checkpoints import upload
+
     torchrun.refuse("a push")
     pushed = upload.push(
         run, repository, private=private, say=output.note, progress=output.progress
