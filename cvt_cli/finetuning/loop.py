@@ -158,12 +158,12 @@ class Loop:
                 advance(images, "")
                 now = perf_counter()
                 if why := torchrun.largest(self._why_end(now)):
-                    self._watch.all_good()
+                    self._watch.all_good(trainer.model.parameters())
                     return why
                 if trainer.step_number == self._total:
                     break
                 if now - saved > interval:
-                    self._watch.all_good()
+                    self._watch.all_good(trainer.model.parameters())
                     position.seconds = now - self._begun
                     self._save()
                     saved = perf_counter()
@@ -171,7 +171,7 @@ class Loop:
                 if self._events is not None and trainer.step_number % 50 == 0:
                     values = {"loss": float(loss), "learning_rate": rate}
                     self._events.add(trainer.step_number, values)
-        self._watch.all_good()
+        self._watch.all_good(trainer.model.parameters())
         return _WHOLE
 
     def _why_end(self, now: float) -> int:

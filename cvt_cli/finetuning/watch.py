@@ -1,7 +1,9 @@
 """Whether the loss of a run still makes sense."""
 
 import math
+from collections.abc import Iterable
 
+import torch
 from torch import Tensor
 
 from cvt_cli.base.errors import CvtError
@@ -44,11 +46,22 @@ class Watch:
             self._look(*self._before)
         self._before = loss, step, rate
 
-    def all_good(self) -> None:
-        """Look at the last one too, before what was learnt from it is kept."""
-        if self._before is not None:
-            self._look(*self._before)
-            self._before = None
+    def all_good(self, weights: Iterable[Tensor]) -> None:
+        """Look at the last loss too, and at the weights, before what was learnt from it is kept.
+
+        Args:
+            weights: as the last step has left them.
+
+        Raises:
+            CvtError: the run is lost.
+        """
+        if self._before is None:
+            return
+        self._look(*self._before)
+        _, step, rate = self._before
+        self._before = None
+        if not torch.stack([tensor.isfinite().all() for tensor in weights]).all():
+            raise self._lost("the weights are no finite numbers any more", step, rate)
 
     def _look(self, loss: Tensor, step: int, rate: float) -> None:
         value = loss.item()
@@ -60,13 +73,16 @@ class Watch:
             if math.isfinite(value)
             else f"the loss is {value}"
         )
+        raise self._lost(what, step, rate)
+
+    def _lost(self, what: str, step: int, rate: float) -> CvtError:
         hints = [f"a tenth of the learning rate (--lr {self._recipe.learning_rate / 10:.1e})"]
         hints.append(
             f"a longer warm-up than {self._recipe.warmup_epochs:g} epochs (--warmup-epochs)"
         )
         if self._precision != "fp32":
             hints.append(f"--precision fp32 in place of {self._precision}")
-        raise CvtError(
+        return CvtError(
             f"{what} at step {step + 1}, with a learning rate of {rate:.2e}",
             hint=f"try {', '.join(hints[:-1])} or {hints[-1]}; the last good state is kept",
         )

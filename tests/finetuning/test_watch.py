@@ -25,7 +25,7 @@ def test_a_lost_run_is_stopped_with_what_to_change(losses: Sequence[float], mess
     with pytest.raises(CvtError, match=message) as caught:
         for step, loss in enumerate(losses):
             watch(torch.tensor(loss), step, 1e-3)
-        watch.all_good()
+        watch.all_good([torch.ones(2)])
 
     assert "--lr 1.0e-04" in caught.value.hint and "--precision fp32" in caught.value.hint
 
@@ -35,8 +35,17 @@ def test_a_loss_that_falls_is_let_go_on() -> None:
 
     for step in range(100):
         watch(torch.tensor(3.0 - step / 50), step, 1e-3)
-    watch.all_good()
+    watch.all_good([torch.ones(2)])
 
     with pytest.raises(CvtError, match="the loss is nan at step 101"):  # it did look
         watch(torch.tensor(float("nan")), 100, 1e-3)
-        watch.all_good()
+        watch.all_good([torch.ones(2)])
+
+
+def test_weights_that_the_last_step_has_ruined_are_not_kept() -> None:
+    watch = Watch(10, PLAIN, "fp32")
+
+    watch(torch.tensor(2.0), 0, 1e-3)
+
+    with pytest.raises(CvtError, match="the weights are no finite numbers any more at step 1"):
+        watch.all_good([torch.ones(2), torch.tensor([1.0, float("inf")])])
