@@ -2,10 +2,12 @@
 
 import os
 import signal
+import sys
 import tarfile
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -95,7 +97,9 @@ def cvt() -> Callable[..., Result]:
     """Run a command line in this process; an exception that is a bug escapes."""
 
     def run(*arguments: object) -> Result:
-        result = CliRunner().invoke(app, [str(a) for a in arguments], catch_exceptions=False)
+        line = [str(a) for a in arguments]
+        with mock.patch.object(sys, "argv", ["cvt", *line]):  # a run's plan keeps it
+            result = CliRunner().invoke(app, line, catch_exceptions=False)
         return Result(result.exit_code, result.stdout, result.stderr)
 
     return run

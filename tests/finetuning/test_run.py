@@ -250,7 +250,7 @@ def test_what_ended_before_its_first_state_can_be_begun_again(
     assert "--resume" not in begun.stderr
     assert resumed.exit_code == 1
     assert f"`{run}` holds no run to go on with: it ended before" in resumed.stderr
-    assert "hint: begin it again: cvt " in resumed.stderr
+    assert "hint: begin it again: cvt finetune --data " in resumed.stderr
     assert again.exit_code == 0, again.stderr
 
 
