@@ -17,10 +17,7 @@ from cvt_cli.checkpoints.export_metadata import Record
 from cvt_cli.checkpoints.folders import CheckpointConfig
 from cvt_cli.checkpoints.locate import Access
 from cvt_cli.spec import published
-from cvt_cli.spec.config import (
-    Activation,
-    parse_size,
-)
+from cvt_cli.spec.config import Activation, parse_size
 from cvt_cli.spec.costs import costs
 from cvt_cli.spec.formats import FORMATS, EngineChoice, EngineName, Runtime
 

@@ -241,6 +241,24 @@ _FIXED: dict[str, Any] = {
 }
 
 
+# transformers' name of what each stage has a value of, and ours.
+_COLUMNS = {
+    "patch_sizes": "kernel",
+    "patch_stride": "stride",
+    "patch_padding": "padding",
+    "embed_dim": "width",
+    "num_heads": "heads",
+    "depth": "depth",
+    "mlp_ratio": "mlp_ratio",
+    "drop_path_rate": "drop_path",
+}
+
+
+def _columns(stages: tuple[StageConfig, ...]) -> dict[str, list[Any]]:
+    """Lists with one value per stage, as a ``config.json`` has them."""
+    return {theirs: [getattr(s, ours) for s in stages] for theirs, ours in _COLUMNS.items()}
+
+
 def config_from_transformers(config: dict[str, Any]) -> tuple[CvTConfig, Labels]:
     """The network and the class names of a ``config.json``.
 
@@ -250,17 +268,7 @@ def config_from_transformers(config: dict[str, Any]) -> tuple[CvTConfig, Labels]
     if config.get("num_channels", 3) != 3:
         raise ConfigError(f"`num_channels` is {shown(config['num_channels'])}; only 3 is supported")
     published = VARIANTS["13"].config.stages  # transformers' defaults are CvT-13's
-    defaults: dict[str, list[Any]] = {
-        "patch_sizes": [s.kernel for s in published],
-        "patch_stride": [s.stride for s in published],
-        "patch_padding": [s.padding for s in published],
-        "embed_dim": [s.width for s in published],
-        "num_heads": [s.heads for s in published],
-        "depth": [s.depth for s in published],
-        "mlp_ratio": [s.mlp_ratio for s in published],
-        "drop_path_rate": [s.drop_path for s in published],
-    }
-    columns = {name: config.get(name, default) for name, default in defaults.items()}
+    columns = {name: config.get(name, default) for name, default in _columns(published).items()}
     number = len(columns["embed_dim"]) if isinstance(columns["embed_dim"], list) else 0
     for name, values in columns.items():
         if not isinstance(values, list) or len(values) != number or not number:
@@ -276,12 +284,8 @@ def config_from_transformers(config: dict[str, Any]) -> tuple[CvTConfig, Labels]
     class_tokens = [False] * (number - 1) + [True]
     if config.get("cls_token", class_tokens) != class_tokens:
         raise ConfigError(f"`cls_token` is {shown(config['cls_token'])}; only {class_tokens} is")
-    stages = tuple(
-        StageConfig(width, depth, heads, kernel, stride, padding, mlp_ratio, drop_path)
-        for kernel, stride, padding, width, heads, depth, mlp_ratio, drop_path in zip(
-            *columns.values(), strict=True
-        )
-    )
+    rows = zip(*columns.values(), strict=True)
+    stages = tuple(StageConfig(**dict(zip(_COLUMNS.values(), row, strict=True))) for row in rows)
     if "id2label" in config:
         names = labels.from_id2label(config["id2label"])
     else:  # transformers leaves out its own default, two unnamed classes
@@ -295,20 +299,16 @@ def transformers_config(config: CvTConfig, names: Labels, version: str) -> dict[
     """The content of a ``config.json`` that transformers and `read_folder` read."""
     stages = config.stages
     fixed = {name: [value] * len(stages) for name, value in _FIXED.items()}
+    columns = _columns(stages)
+    drop_path = columns.pop("drop_path_rate")  # transformers writes it further down
     return {
         "architectures": ["CvtForImageClassification"],
         "model_type": "cvt",
         "num_channels": 3,
-        "patch_sizes": [s.kernel for s in stages],
-        "patch_stride": [s.stride for s in stages],
-        "patch_padding": [s.padding for s in stages],
-        "embed_dim": [s.width for s in stages],
-        "num_heads": [s.heads for s in stages],
-        "depth": [s.depth for s in stages],
-        "mlp_ratio": [s.mlp_ratio for s in stages],
+        **columns,
         "attention_drop_rate": [0.0] * len(stages),
         "drop_rate": [0.0] * len(stages),
-        "drop_path_rate": [s.drop_path for s in stages],
+        "drop_path_rate": drop_path,
         "cls_token": [False] * (len(stages) - 1) + [True],
         **fixed,
         "initializer_range": 0.02,
