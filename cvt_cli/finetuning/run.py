@@ -176,10 +176,10 @@ class Run:
         return results.finish(folder, self.job, position, part)
 
     def _save(self, folder: Path, position: Position) -> None:
-        if torchrun.rank() == 0:
-            with self._stop.later():
+        with self._stop.later():  # what is said of the state is noted before anybody may ask
+            if torchrun.rank() == 0:
                 state.save(folder, position, self.job.model, self.trainer)
-        self._note_saved()
+            self._note_saved()
         self._stop.obey()
 
     def _note_saved(self) -> None:
