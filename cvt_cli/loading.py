@@ -228,11 +228,11 @@ def _run(opened: _Opened, asked: _Asked, access: Access) -> "tuple[Engine, str]"
         UsageError: there is no such device, precision or engine, or it is not installed.
         CheckpointError: the weights are damaged.
     """
-    from cvt_cli.export import prepared
+    from cvt_cli.export import graph_cache
 
     checkpoint = opened.checkpoint
     # It may read the weights for their hash.
-    graph_of = functools.cache(lambda: prepared.graph_of(checkpoint, opened.described))
+    graph_of = functools.cache(lambda: graph_cache.graph_of(checkpoint, opened.described))
     chosen, why = _choose_engine(asked, opened.macs, lambda: graph_of()[0].is_file())
     macs = opened.macs * asked.together
     if chosen != "torch":
@@ -241,7 +241,7 @@ def _run(opened: _Opened, asked: _Asked, access: Access) -> "tuple[Engine, str]"
         graph, made_under = graph_of()
         try:
             if not stamps.is_right(graph):
-                prepared.prepare(graph, made_under, checkpoint, opened.load(), access)
+                graph_cache.prepare(graph, made_under, checkpoint, opened.load(), access)
             running = runtimes.open_graph(chosen, graph, asked.precision, macs=macs, say=access.say)
             return running, why
         except CvtError as error:

@@ -99,9 +99,9 @@ def benchmark(
     torchrun.refuse("a benchmark")
     from cvt_cli.evaluation import plots
     from cvt_cli.export import benchmark as measuring
-    from cvt_cli.export import sides
+    from cvt_cli.export import benchmark_sides
 
-    networks = sides.networks_of(variant, model or (), res, output.access())
+    networks = benchmark_sides.networks_of(variant, model or (), res, output.access())
     if against is None and all(network.file for network in networks):
         options.refuse(ctx, ["--precision"], "a file has its own")
     if plot is not None:

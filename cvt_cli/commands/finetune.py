@@ -288,7 +288,7 @@ def finetune(
 
     Example: cvt finetune --data my_folder --model cvt-nano-cifar10 --epochs 20
     """
-    from cvt_cli.finetuning.options import CommandOptions
+    from cvt_cli.finetuning.settings import CommandOptions
 
     told = CommandOptions(**_told(ctx))
     if show_recipe:

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 from cvt_cli.base import machine
 from cvt_cli.base.errors import UsageError
 from cvt_cli.base.progress import Progress, Say
-from cvt_cli.export.sides import Network, Side, sides_of
-from cvt_cli.export.worker import Worker, random_network
+from cvt_cli.export.benchmark_sides import Network, Side, sides_of
+from cvt_cli.export.benchmark_worker import Worker, random_network
 
 if TYPE_CHECKING:
     from cvt_cli.spec.formats import Precision

@@ -15,8 +15,8 @@ from cvt_cli.engines import runtimes
 from cvt_cli.engines.protocol import Engine
 from cvt_cli.export import benchmark, graphs, verification
 from cvt_cli.export.benchmark import Row
-from cvt_cli.export.preprocessing import InsidePreprocessing, require
-from cvt_cli.export.sides import Network, Side
+from cvt_cli.export.benchmark_sides import Network, Side
+from cvt_cli.export.preprocessing_graph import InsidePreprocessing, require
 from cvt_cli.export.verification import Parity, Pictures, Verification
 from cvt_cli.model.engine import ExportedEngine, TorchEngine
 from cvt_cli.model.weights import LoadedCheckpoint

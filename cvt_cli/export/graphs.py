@@ -29,7 +29,7 @@ from cvt_cli.checkpoints.export_metadata import (
 )
 from cvt_cli.engines import runtimes
 from cvt_cli.export import quantise
-from cvt_cli.export.preprocessing import InsidePreprocessing
+from cvt_cli.export.preprocessing_graph import InsidePreprocessing
 from cvt_cli.model.inference import InferenceCvT, inference_form
 from cvt_cli.model.network import CvT
 from cvt_cli.spec.config import SMALLEST_SIZE

@@ -18,11 +18,11 @@ from cvt_cli.checkpoints.locate import Access
 from cvt_cli.datasets import held_out, layouts, torchvision_sets
 from cvt_cli.finetuning import origin
 from cvt_cli.finetuning import plan as plans
-from cvt_cli.finetuning import start as starts
+from cvt_cli.finetuning import preparation as starts
 from cvt_cli.finetuning.job import Images, Job
-from cvt_cli.finetuning.options import DEFAULT_VAL_FRACTION, Options, parse_duration
 from cvt_cli.finetuning.results import Result
 from cvt_cli.finetuning.run import Run
+from cvt_cli.finetuning.settings import DEFAULT_VAL_FRACTION, Options, parse_duration
 from cvt_cli.model import devices
 from cvt_cli.spec import published
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from cvt_cli.base import machine
 from cvt_cli.datasets.labelled import LabelledImages
-from cvt_cli.finetuning import training
+from cvt_cli.finetuning import trainer
 from cvt_cli.model import devices, engine
 from cvt_cli.model.network import CvT
 from cvt_cli.spec.costs import costs
@@ -100,4 +100,4 @@ class Job:
         """Factors of the loss of each class's images (classes,), where classes weigh the same."""
         if not self.settings.class_weights:
             return None
-        return training.class_weights(self.images.training.labels, len(self.labels))
+        return trainer.class_weights(self.images.training.labels, len(self.labels))

@@ -20,7 +20,7 @@ from cvt_cli.finetuning.batches import Batches, workers_watched
 from cvt_cli.finetuning.job import Job, Settings
 from cvt_cli.finetuning.state import STATE_FILE
 from cvt_cli.finetuning.tensor_files import read_about
-from cvt_cli.finetuning.training import Trainer
+from cvt_cli.finetuning.trainer import Trainer
 from cvt_cli.model import devices, engine
 from cvt_cli.spec.preprocessing import Preprocessing
 from cvt_cli.spec.recipes import Recipe

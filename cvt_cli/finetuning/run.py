@@ -24,13 +24,13 @@ from typing import Any
 from cvt_cli.base import files, torchrun
 from cvt_cli.base.conditions import json_hash
 from cvt_cli.base.progress import Progress, Say, silent, unheard
-from cvt_cli.finetuning import plan, results, start, state
+from cvt_cli.finetuning import plan, preparation, results, state
 from cvt_cli.finetuning.job import Job
-from cvt_cli.finetuning.loop import Loop
+from cvt_cli.finetuning.probe_run import solve
 from cvt_cli.finetuning.results import Result
-from cvt_cli.finetuning.solving import solve
 from cvt_cli.finetuning.state import STATE_FILE, WHOLE_BEST, Position
 from cvt_cli.finetuning.stop import Stop
+from cvt_cli.finetuning.training_loop import Loop
 from cvt_cli.model import engine
 
 
@@ -54,8 +54,8 @@ class Run:
         self._started = perf_counter()
         self._stop = Stop()
         self._saved = ""  # what of it is on the disk, for who interrupts it
-        self.batches = start.batches_of(job, self._say)
-        self.trainer = start.trainer_of(job, self.batches) if job.takes_steps else None
+        self.batches = preparation.batches_of(job, self._say)
+        self.trainer = preparation.trainer_of(job, self.batches) if job.takes_steps else None
 
     def plan(self, val_fraction: float) -> dict[str, Any]:
         """What is going to happen, as JSON values (`plan.plan_of`)."""
@@ -75,7 +75,7 @@ class Run:
             KeyboardInterrupt: the run was asked to stop; what is saved was said.
         """
         if torchrun.rank() == 0:
-            start.check_free(folder)
+            preparation.check_free(folder)
             try:
                 folder.mkdir(parents=True, exist_ok=True)
             except OSError as error:
@@ -84,7 +84,7 @@ class Run:
         def first() -> Position:
             position = Position([], plan=json_hash(planned))
             if torchrun.rank() == 0:
-                start.check_free(folder)  # another process may have been faster
+                preparation.check_free(folder)  # another process may have been faster
                 images = self.job.images
                 split = {
                     "seed": self.job.settings.seed,
@@ -111,7 +111,7 @@ class Run:
         def restored() -> Position:
             # What an epoch that --max-time ended early took the place of; it goes on now.
             whole = folder / WHOLE_BEST
-            start.check_split(folder, self.job.images.validation)
+            preparation.check_split(folder, self.job.images.validation)
             position = state.restore(folder, self.job.model, self.trainer, self.batches.steps)
             self._note_saved()
             if torchrun.rank() == 0:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from cvt_cli.base.errors import CheckpointError
 from cvt_cli.finetuning.tensor_files import read_tensors, write_tensors
-from cvt_cli.finetuning.training import Trainer
+from cvt_cli.finetuning.trainer import Trainer
 from cvt_cli.model.network import CvT
 
 STATE_FILE = Path("state", "state.safetensors")

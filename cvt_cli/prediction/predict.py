@@ -17,9 +17,9 @@ from cvt_cli.engines.ready import DECIDE, ReadyModel
 from cvt_cli.images import decode, sources
 from cvt_cli.images.finding import Passed
 from cvt_cli.prediction import features, gallery, tables
-from cvt_cli.prediction.answered import Answered, not_answered
 from cvt_cli.prediction.answers import Answer, flat_row
 from cvt_cli.prediction.classify import Wishes, classify
+from cvt_cli.prediction.resume import Answered, not_answered
 
 Load = Callable[[dict[str, Any] | None, int | None], ReadyModel]
 """Loads the model, told the conditions of a file that is gone on with, and how many images there

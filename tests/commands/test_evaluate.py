@@ -105,7 +105,7 @@ def test_killed_and_resumed_it_ends_with_the_same_result(
     arguments += ["--predictions", path, "--resume"]
     whole = [*arguments[:-2], tmp_path / "whole.jsonl"]
     script = (
-        "import sys; from cvt_cli.evaluation import counted; counted.SAVE_EVERY_SEC = 0.02\n"
+        "import sys; from cvt_cli.evaluation import resume; resume.SAVE_EVERY_SEC = 0.02\n"
         "from cvt_cli.cli import app; app(sys.argv[1:], prog_name='cvt')"
     )
     generator = random.Random(0)

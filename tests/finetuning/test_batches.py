@@ -19,7 +19,7 @@ from PIL import Image
 from cvt_cli.base.errors import CvtError, DataError
 from cvt_cli.datasets import labelled, layouts
 from cvt_cli.finetuning import batches as training_data
-from cvt_cli.finetuning.training import Part
+from cvt_cli.finetuning.trainer import Part
 from cvt_cli.spec.preprocessing import Preprocessing
 from cvt_cli.spec.recipes import AUGMENTATIONS
 

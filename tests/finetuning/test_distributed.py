@@ -20,7 +20,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from cvt_cli.finetuning.schedule import Schedule
-from cvt_cli.finetuning.training import Part, Trainer
+from cvt_cli.finetuning.trainer import Part, Trainer
 from cvt_cli.spec.recipes import Recipe
 from tests_shared import (
     TESTS,
@@ -137,7 +137,7 @@ def trainer_of_whole() -> Trainer:
 # --- the command
 
 OFTEN = (
-    "from cvt_cli.finetuning import loop; loop.SAVE_EVERY_SEC = 0.05; "
+    "from cvt_cli.finetuning import training_loop; training_loop.SAVE_EVERY_SEC = 0.05; "
     "from cvt_cli.cli import app; app()"
 )
 """`cvt`, with a state after almost every step."""

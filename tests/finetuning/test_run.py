@@ -21,12 +21,12 @@ from safetensors import safe_open
 
 from cvt_cli.base import files
 from cvt_cli.finetuning import tensor_files
-from cvt_cli.finetuning.loop import Loop
+from cvt_cli.finetuning.training_loop import Loop
 from cvt_cli.model import weights
 from tests_shared import TESTS
 
 OFTEN = (
-    "from cvt_cli.finetuning import loop; loop.SAVE_EVERY_SEC = 0.05; "
+    "from cvt_cli.finetuning import training_loop; training_loop.SAVE_EVERY_SEC = 0.05; "
     "from cvt_cli.cli import app; app()"
 )
 """`cvt`, with a state after almost every step."""

@@ -22,9 +22,9 @@ from transformers import CvtConfig, CvtForImageClassification
 
 from cvt_cli.datasets import layouts
 from cvt_cli.finetuning import batches as training_data
-from cvt_cli.finetuning import training
+from cvt_cli.finetuning import trainer
 from cvt_cli.finetuning.schedule import Schedule
-from cvt_cli.finetuning.training import Trainer
+from cvt_cli.finetuning.trainer import Trainer
 from cvt_cli.model.network import fresh_model
 from cvt_cli.spec.formats import Precision
 from cvt_cli.spec.preprocessing import Preprocessing
@@ -113,7 +113,7 @@ PART = torch.randn(BATCH, 3, SIZE, SIZE), torch.randint(0, 1000, (BATCH,))
 
 def main(rounds: int, folder: str | None) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    training.keep_memory()
+    trainer.keep_memory()
     sides = {
         "transformers fp32": theirs(device),
         "cvt fp32": ours("fp32", device),

@@ -19,7 +19,7 @@ from cvt_cli.base.errors import CvtError
 from cvt_cli.checkpoints import folders
 from cvt_cli.checkpoints.names import to_transformers
 from cvt_cli.engines import runtimes
-from cvt_cli.export.sides import Side
+from cvt_cli.export.benchmark_sides import Side
 from cvt_cli.spec.config import CvTConfig
 from cvt_cli.spec.labels import unnamed
 

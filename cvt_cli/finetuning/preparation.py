@@ -17,13 +17,13 @@ from cvt_cli.checkpoints import folders
 from cvt_cli.datasets import datacheck
 from cvt_cli.datasets.labelled import LabelledImages
 from cvt_cli.finetuning import batches as training_data
-from cvt_cli.finetuning import training
+from cvt_cli.finetuning import trainer
 from cvt_cli.finetuning.batches import Batches
 from cvt_cli.finetuning.job import Images, Job, Settings
 from cvt_cli.finetuning.parameters import freeze
 from cvt_cli.finetuning.plan import PLAN_FILE, SPLIT_FILE
 from cvt_cli.finetuning.schedule import schedule_of
-from cvt_cli.finetuning.training import Trainer
+from cvt_cli.finetuning.trainer import Trainer
 from cvt_cli.model.network import CvT
 from cvt_cli.spec.preprocessing import Preprocessing
 from cvt_cli.spec.recipes import AUGMENTATIONS
@@ -205,7 +205,7 @@ def trainer_of(job: Job, batches: Batches) -> Trainer:
     """
     settings, recipe = job.settings, job.settings.recipe
     if job.device.type == "cpu":
-        training.keep_memory()
+        trainer.keep_memory()
     if not batches.steps:
         raise DataError(
             f"{len(job.images.training)} images to train on cannot be shared out among "

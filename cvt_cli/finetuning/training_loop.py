@@ -15,7 +15,7 @@ from cvt_cli.finetuning.job import Job
 from cvt_cli.finetuning.state import WHOLE_BEST, Epoch, Position
 from cvt_cli.finetuning.stop import Stop
 from cvt_cli.finetuning.tensorboard import Events
-from cvt_cli.finetuning.training import Trainer
+from cvt_cli.finetuning.trainer import Trainer
 from cvt_cli.finetuning.validation import validate
 from cvt_cli.finetuning.watch import Watch
 

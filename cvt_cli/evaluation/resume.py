@@ -10,7 +10,7 @@ from cvt_cli.base import conditions, files, text
 from cvt_cli.base.conditions import Conditions
 from cvt_cli.base.errors import UsageError
 from cvt_cli.base.progress import Say
-from cvt_cli.prediction.resumable import ResumableLines, with_version
+from cvt_cli.prediction.json_lines import ResumableLines, with_version
 
 SAVE_EVERY_SEC = 5.0
 """Time between two states, which is what a kill can cost."""

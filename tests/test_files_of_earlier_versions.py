@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from cvt_cli.finetuning.training import Trainer
+from cvt_cli.finetuning.trainer import Trainer
 from tests_shared import TESTS
 
 KEPT = TESTS / "kept"

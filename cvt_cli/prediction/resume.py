@@ -15,7 +15,7 @@ from cvt_cli.base.errors import CvtError, ImageError, UsageError
 from cvt_cli.base.progress import Say
 from cvt_cli.images import decode, sources
 from cvt_cli.images.sources import Source
-from cvt_cli.prediction.resumable import ResumableLines, with_version
+from cvt_cli.prediction.json_lines import ResumableLines, with_version
 
 _HASH_BYTES = 16
 """Bytes of each image's hash that are kept in memory."""

@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 
 from cvt_cli.base.errors import UsageError
-from cvt_cli.finetuning import training
+from cvt_cli.finetuning import trainer
 from cvt_cli.finetuning.parameters import freeze
 from cvt_cli.finetuning.schedule import Schedule
-from cvt_cli.finetuning.training import Trainer
+from cvt_cli.finetuning.trainer import Trainer
 from cvt_cli.model.engine import TorchEngine
 from cvt_cli.model.network import Block, CvT, fresh_model
 from cvt_cli.spec.config import CvTConfig, StageConfig
@@ -211,7 +211,7 @@ def test_a_trial_leaves_the_network_as_it_was() -> None:
 
 
 def test_balanced_classes_weigh_the_same() -> None:
-    weights = training.class_weights([0, 0, 0, 1], 2)
+    weights = trainer.class_weights([0, 0, 0, 1], 2)
 
     assert weights.tolist() == pytest.approx([4 / 6, 2.0])
 

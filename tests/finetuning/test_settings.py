@@ -8,7 +8,7 @@ import typer.main
 from cvt_cli.base.errors import UsageError
 from cvt_cli.cli import app
 from cvt_cli.commands import options as shared
-from cvt_cli.finetuning.options import CommandOptions, Options
+from cvt_cli.finetuning.settings import CommandOptions, Options
 from cvt_cli.spec import recipes
 from cvt_cli.spec.variants import VARIANTS
 
