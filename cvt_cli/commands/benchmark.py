@@ -16,23 +16,18 @@ if TYPE_CHECKING:
 
 Models = Annotated[
     list[str] | None,
-    typer.Option(
-        parser=options.place,
-        metavar="NAME|PATH",
-        help="A checkpoint's architecture in place of --variant, or a file of cvt export; "
+    options.text_option(
+        "NAME|PATH",
+        "A checkpoint's architecture in place of --variant, or a file of cvt export; "
         "given several times, the first is what the others' ratios are to.",
-        rich_help_panel=options.MODEL,
-        show_default=False,
+        options.MODEL,
+        parser=options.place,
     ),
 ]
 Engines = Annotated[
     str | None,
-    typer.Option(
-        parser=options.text,
-        metavar="NAME,…",
-        help="Engines; by default every one that is installed, of a file its own.",
-        rich_help_panel=options.RUN,
-        show_default=False,
+    options.text_option(
+        "NAME,…", "Engines; by default every one that is installed, of a file its own.", options.RUN
     ),
 ]
 Precisions = Annotated[
@@ -63,13 +58,7 @@ Rounds = Annotated[
 ]
 Plot = Annotated[
     Path | None,
-    typer.Option(
-        parser=options.path,
-        metavar="FILE",
-        help="Draw the rates too: .png, .svg or .pdf.",
-        rich_help_panel=options.OUTPUT,
-        show_default=False,
-    ),
+    options.path_option("FILE", "Draw the rates too: .png, .svg or .pdf.", options.OUTPUT),
 ]
 
 

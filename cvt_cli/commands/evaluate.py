@@ -18,13 +18,12 @@ if TYPE_CHECKING:
 
 Models = Annotated[
     list[str] | None,
-    typer.Option(
-        parser=options.place,
-        metavar="NAME|PATH",
-        help="A checkpoint, as for predict; given twice, both are evaluated on each image. "
+    options.text_option(
+        "NAME|PATH",
+        "A checkpoint, as for predict; given twice, both are evaluated on each image. "
         f"By default {DEFAULT_MODEL}.",
-        rich_help_panel=options.MODEL,
-        show_default=False,
+        options.MODEL,
+        parser=options.place,
     ),
 ]
 Split = Annotated[
@@ -38,32 +37,20 @@ Split = Annotated[
 ]
 LabelMap = Annotated[
     Path | None,
-    typer.Option(
-        parser=options.path,
-        metavar="FILE",
-        help="JSON that maps the data's classes to the model's names, WNIDs or indices.",
-        rich_help_panel=options.DATA,
-        show_default=False,
+    options.path_option(
+        "FILE",
+        "JSON that maps the data's classes to the model's names, WNIDs or indices.",
+        options.DATA,
     ),
 ]
 Real = Annotated[
     Path | None,
-    typer.Option(
-        parser=options.path,
-        metavar="FILE",
-        help="ReaL's real.json, for its accuracy beside.",
-        rich_help_panel=options.DATA,
-        show_default=False,
-    ),
+    options.path_option("FILE", "ReaL's real.json, for its accuracy beside.", options.DATA),
 ]
 GroupsFile = Annotated[
     Path | None,
-    typer.Option(
-        parser=options.path,
-        metavar="FILE",
-        help="CSV with the columns path and group, for the accuracy of each group.",
-        rich_help_panel=options.DATA,
-        show_default=False,
+    options.path_option(
+        "FILE", "CSV with the columns path and group, for the accuracy of each group.", options.DATA
     ),
 ]
 SkipUnreadable = Annotated[
@@ -96,12 +83,8 @@ Tolerance = Annotated[
 ]
 Predictions = Annotated[
     Path | None,
-    typer.Option(
-        parser=options.path,
-        metavar="FILE",
-        help="Write what was said of every image: .jsonl, .csv or .parquet.",
-        rich_help_panel=options.OUTPUT,
-        show_default=False,
+    options.path_option(
+        "FILE", "Write what was said of every image: .jsonl, .csv or .parquet.", options.OUTPUT
     ),
 ]
 Resume = Annotated[
@@ -114,12 +97,10 @@ Resume = Annotated[
 ]
 Report = Annotated[
     Path | None,
-    typer.Option(
-        parser=options.path,
-        metavar="FOLDER",
-        help="Write a page with pictures: confusions, calibration, classes, worst mistakes.",
-        rich_help_panel=options.OUTPUT,
-        show_default=False,
+    options.path_option(
+        "FOLDER",
+        "Write a page with pictures: confusions, calibration, classes, worst mistakes.",
+        options.OUTPUT,
     ),
 ]
 

@@ -33,15 +33,13 @@ Model = Annotated[
 ]
 Target = Annotated[
     Path,
-    typer.Option(
+    options.path_option(
+        "FILE",
+        "The file: .onnx, .xml (OpenVINO, with a .bin beside it), .pt2 or .safetensors; "
+        "for safetensors also a folder.",
+        FILE,
         "--output",
         "-o",
-        parser=options.path,
-        metavar="FILE",
-        help="The file: .onnx, .xml (OpenVINO, with a .bin beside it), .pt2 or .safetensors; "
-        "for safetensors also a folder.",
-        rich_help_panel=FILE,
-        show_default=False,
     ),
 ]
 Format = Annotated[
@@ -91,22 +89,18 @@ Int8 = Annotated[
 ]
 Calibration = Annotated[
     Path | None,
-    typer.Option(
-        parser=options.path,
-        metavar="FOLDER",
-        help="Images for --int8, such as the model will see; of many, 300 are taken.",
-        rich_help_panel=PRECISION,
-        show_default=False,
+    options.path_option(
+        "FOLDER",
+        "Images for --int8, such as the model will see; of many, 300 are taken.",
+        PRECISION,
     ),
 ]
 VerifyData = Annotated[
     Path | None,
-    typer.Option(
-        parser=options.path,
-        metavar="FOLDER",
-        help="Images to compare the file with torch on; by default ten of the package.",
-        rich_help_panel="Verification",
-        show_default=False,
+    options.path_option(
+        "FOLDER",
+        "Images to compare the file with torch on; by default ten of the package.",
+        "Verification",
     ),
 ]
 

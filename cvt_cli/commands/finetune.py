@@ -37,15 +37,14 @@ def _number(name: str, help: str, panel: str) -> Any:
 
 Data = Annotated[
     str | None,
-    typer.Option(
+    options.text_option(
+        "NAME|PATH",
+        "A folder, .zip or .tar in one of the usual layouts, or cifar10, cifar100, "
+        "oxford-iiit-pet, flowers102, imagenette.",
+        options.DATA,
         "--data",
         "--dataset",
         parser=options.place,
-        metavar="NAME|PATH",
-        help="A folder, .zip or .tar in one of the usual layouts, or cifar10, cifar100, "
-        "oxford-iiit-pet, flowers102, imagenette.",
-        rich_help_panel=options.DATA,
-        show_default=False,
     ),
 ]
 ValFraction = Annotated[
@@ -59,32 +58,26 @@ ValFraction = Annotated[
 ]
 Start = Annotated[
     str | None,
-    typer.Option(
+    options.text_option(
+        "NAME|PATH",
+        f"Checkpoint to start from; by default {published.DEFAULT_MODEL}.",
+        options.MODEL,
         parser=options.place,
-        metavar="NAME|PATH",
-        help=f"Checkpoint to start from; by default {published.DEFAULT_MODEL}.",
-        rich_help_panel=options.MODEL,
-        show_default=False,
     ),
 ]
 Variant = Annotated[
     str | None,
-    typer.Option(
-        parser=options.text,
-        help=f"Architecture to train from scratch: {variants.names()}.",
-        rich_help_panel=options.MODEL,
-        show_default=False,
+    options.text_option(
+        None, f"Architecture to train from scratch: {variants.names()}.", options.MODEL
     ),
 ]
 Freeze = Annotated[
     str | None,
-    typer.Option(
-        parser=options.text,
-        metavar="PARTS",
-        help="What is not trained, BatchNorm's statistics included: backbone, or stages such "
+    options.text_option(
+        "PARTS",
+        "What is not trained, BatchNorm's statistics included: backbone, or stages such "
         "as stage0,stage1.",
-        rich_help_panel=TRAINING,
-        show_default=False,
+        TRAINING,
     ),
 ]
 Recipe = Annotated[
@@ -168,12 +161,8 @@ Patience = Annotated[
 ]
 MaxTime = Annotated[
     str | None,
-    typer.Option(
-        parser=options.text,
-        metavar="TIME",
-        help="Stop after this time, such as 2h or 1h30m, with what was reached.",
-        rich_help_panel=TRAINING,
-        show_default=False,
+    options.text_option(
+        "TIME", "Stop after this time, such as 2h or 1h30m, with what was reached.", TRAINING
     ),
 ]
 Seed = Annotated[int, _number("seed", "Of every random choice.", TRAINING)]
@@ -213,12 +202,8 @@ Workers = Annotated[
 ]
 Resume = Annotated[
     Path | None,
-    typer.Option(
-        parser=options.path,
-        metavar="RUN",
-        help="Go on with a run where it was left, with its own settings.",
-        rich_help_panel=GOING_ON,
-        show_default=False,
+    options.path_option(
+        "RUN", "Go on with a run where it was left, with its own settings.", GOING_ON
     ),
 ]
 DryRun = Annotated[
@@ -231,14 +216,12 @@ DryRun = Annotated[
 ]
 Output = Annotated[
     Path | None,
-    typer.Option(
+    options.path_option(
+        "FOLDER",
+        "Run folder to make; by default one below `runs`.",
+        options.OUTPUT,
         "--output",
         "-o",
-        parser=options.path,
-        metavar="FOLDER",
-        help="Run folder to make; by default one below `runs`.",
-        rich_help_panel=options.OUTPUT,
-        show_default=False,
     ),
 ]
 

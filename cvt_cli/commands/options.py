@@ -1,6 +1,6 @@
 """Options that several commands share, declared once so that they mean the same everywhere."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -100,35 +100,48 @@ def source(value: str) -> str:
 # --- options
 
 
+def text_option(
+    metavar: str | None,
+    help: str,
+    panel: str,
+    *names: str,
+    parser: Callable[[str], Any] = text,
+) -> Any:
+    """An option that takes text, which ``parser`` reads; `help` states its default, if any."""
+    return typer.Option(
+        *names,
+        parser=parser,
+        metavar=metavar,
+        help=help,
+        rich_help_panel=panel,
+        show_default=False,
+    )
+
+
+def path_option(metavar: str, help: str, panel: str, *names: str) -> Any:
+    """An option that takes the path of a file or folder; as `text_option`."""
+    return text_option(metavar, help, panel, *names, parser=path)
+
+
 Variant = Annotated[
     str | None,
-    typer.Option(
-        parser=text,
-        help=f"Architecture: {variants.names()}.",
-        rich_help_panel=MODEL,
-        show_default=False,
-    ),
+    text_option(None, f"Architecture: {variants.names()}.", MODEL),
 ]
 Model = Annotated[
     str | None,
-    typer.Option(
-        parser=place,
-        metavar="NAME|PATH",
-        help="A checkpoint: a known name, a hub repository (owner/name), a folder, a .safetensors, "
+    text_option(
+        "NAME|PATH",
+        "A checkpoint: a known name, a hub repository (owner/name), a folder, a .safetensors, "
         "an original .pth or a file of cvt export; by default "
         f"{published.DEFAULT_MODEL}.",
-        rich_help_panel=MODEL,
-        show_default=False,
+        MODEL,
+        parser=place,
     ),
 ]
 Revision = Annotated[
     str | None,
-    typer.Option(
-        parser=text,
-        metavar="NAME",
-        help="Branch, tag, refs/pr/N or commit of a hub repository; by default main.",
-        rich_help_panel=MODEL,
-        show_default=False,
+    text_option(
+        "NAME", "Branch, tag, refs/pr/N or commit of a hub repository; by default main.", MODEL
     ),
 ]
 Offline = Annotated[
@@ -137,13 +150,12 @@ Offline = Annotated[
 ]
 Architecture = Annotated[
     str | None,
-    typer.Option(
+    text_option(
+        "NAME|PATH",
+        "A checkpoint's or an exported file's architecture in place of --variant.",
+        MODEL,
         "--model",
         parser=place,
-        metavar="NAME|PATH",
-        help="A checkpoint's or an exported file's architecture in place of --variant.",
-        rich_help_panel=MODEL,
-        show_default=False,
     ),
 ]
 NumClasses = Annotated[
@@ -152,12 +164,8 @@ NumClasses = Annotated[
 ]
 Res = Annotated[
     str | None,
-    typer.Option(
-        parser=text,
-        metavar="PIXELS",
-        help="Input size, 384 or 384x512 (height x width); by default the model's own.",
-        rich_help_panel=MODEL,
-        show_default=False,
+    text_option(
+        "PIXELS", "Input size, 384 or 384x512 (height x width); by default the model's own.", MODEL
     ),
 ]
 Activation = Annotated[
@@ -170,25 +178,22 @@ Activation = Annotated[
 ]
 Data = Annotated[
     str,
-    typer.Option(
+    text_option(
+        "NAME|PATH",
+        "A folder, .zip or .tar in one of the usual layouts, or cifar10, cifar100, "
+        "oxford-iiit-pet, flowers102, imagenette.",
+        DATA,
         "--data",
         "--dataset",
         parser=place,
-        metavar="NAME|PATH",
-        help="A folder, .zip or .tar in one of the usual layouts, or cifar10, cifar100, "
-        "oxford-iiit-pet, flowers102, imagenette.",
-        rich_help_panel=DATA,
-        show_default=False,
     ),
 ]
 DataDir = Annotated[
     Path | None,
-    typer.Option(
-        parser=path,
-        metavar="FOLDER",
-        help="Where known sets are kept, and fetched to; by default `data` in the cache folder.",
-        rich_help_panel=DATA,
-        show_default=False,
+    path_option(
+        "FOLDER",
+        "Where known sets are kept, and fetched to; by default `data` in the cache folder.",
+        DATA,
     ),
 ]
 Device = Annotated[
@@ -240,13 +245,11 @@ Exif = Annotated[
 ]
 Background = Annotated[
     str | None,
-    typer.Option(
-        parser=text,
-        metavar="COLOR",
-        help="What shows through transparent pixels, such as white or #ff8000; by default they "
+    text_option(
+        "COLOR",
+        "What shows through transparent pixels, such as white or #ff8000; by default they "
         "have the colours that the file holds for them.",
-        rich_help_panel=DATA,
-        show_default=False,
+        DATA,
     ),
 ]
 Verbose = Annotated[

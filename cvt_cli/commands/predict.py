@@ -62,42 +62,26 @@ Csv = Annotated[
 ]
 Resume = Annotated[
     Path | None,
-    typer.Option(
-        parser=options.path,
-        metavar="FILE",
-        help="Append JSON lines to a file, and pass over images that it answers already.",
-        rich_help_panel=options.OUTPUT,
-        show_default=False,
+    options.path_option(
+        "FILE",
+        "Append JSON lines to a file, and pass over images that it answers already.",
+        options.OUTPUT,
     ),
 ]
 Parquet = Annotated[
     Path | None,
-    typer.Option(
-        parser=options.path,
-        metavar="FILE",
-        help="Write a table.",
-        rich_help_panel=options.OUTPUT,
-        show_default=False,
-    ),
+    options.path_option("FILE", "Write a table.", options.OUTPUT),
 ]
 Html = Annotated[
     Path | None,
-    typer.Option(
-        parser=options.path,
-        metavar="FILE",
-        help="Write a page of thumbnails with their answers.",
-        rich_help_panel=options.OUTPUT,
-        show_default=False,
-    ),
+    options.path_option("FILE", "Write a page of thumbnails with their answers.", options.OUTPUT),
 ]
 Features = Annotated[
     Path | None,
-    typer.Option(
-        parser=options.path,
-        metavar="FILE",
-        help="Write the vectors before the head (.npz, .safetensors) in place of classes.",
-        rich_help_panel=options.OUTPUT,
-        show_default=False,
+    options.path_option(
+        "FILE",
+        "Write the vectors before the head (.npz, .safetensors) in place of classes.",
+        options.OUTPUT,
     ),
 ]
 
