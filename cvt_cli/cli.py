@@ -4,14 +4,15 @@ import errno
 import os
 import signal
 import warnings
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
 from cvt_cli.base import machine, streams
-from cvt_cli.base.errors import CvtError
+from cvt_cli.base.errors import CvtError, UsageError
 from cvt_cli.base.package import __version__
 from cvt_cli.commands import (
     benchmark,
@@ -38,8 +39,14 @@ _OF_THE_MACHINE = (
 """What a system says of files, disks and rights, wherever it says so: no bug of ours."""
 
 
+_NOT_UNDERSTOOD: type[Exception] = typer.BadParameter.__mro__[1]
+"""What typer raises of a command line that it cannot parse, and does not export."""
+
+
 class _App(TyperGroup):
     """Turns what a user can act on into a message and an exit code; bugs keep their traceback."""
+
+    _words: Sequence[str] = ()  # what follows `cvt`
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         # Pillow warns of odd but readable files; what cannot be read is reported by name.
@@ -60,14 +67,30 @@ class _App(TyperGroup):
             output.error(f"{place}{error.strerror}")
             raise SystemExit(1) from None
 
+    def make_context(self, info_name: Any, args: Any, *others: Any, **extra: Any) -> Any:
+        self._words = list(args)
+        with self._habits():
+            return super().make_context(info_name, args, *others, **extra)
+
     def invoke(self, ctx: Any) -> Any:
         try:
-            return super().invoke(ctx)
+            with self._habits():
+                return super().invoke(ctx)
         except KeyboardInterrupt:
             # One more Ctrl-C while the process ends is no reason for a traceback.
             with suppress(ValueError):  # not in the main thread
                 signal.signal(signal.SIGINT, lambda number, frame: None)
             raise
+
+    @contextmanager
+    def _habits(self) -> Iterator[None]:
+        """What other tools take, and this one does not, is answered with what is right here."""
+        try:
+            yield
+        except (_NOT_UNDERSTOOD, UsageError) as error:
+            from cvt_cli.commands import habits
+
+            raise habits.explain(self, self._words) or error from None
 
 
 app = typer.Typer(

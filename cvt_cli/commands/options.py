@@ -1,5 +1,6 @@
 """Options that several commands share, declared once so that they mean the same everywhere."""
 
+import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -79,15 +80,34 @@ def text(value: str) -> str:
 
 def place(value: str) -> str:
     """A path, or a name or an address in its place; ``~`` is written out."""
+    refuse_setting(value)
     try:
         return places.expanded(value)
     except UsageError as error:
         raise typer.BadParameter(str(error)) from None
 
 
+def refuse_setting(value: str) -> None:
+    """Raises BadParameter for ``epochs=3``, as other tools take settings, unless it is a file."""
+    if re.match(r"[a-z_\d]+=", value):
+        from cvt_cli.commands import habits
+
+        if habits.is_setting(value):
+            raise typer.BadParameter(f"`{value}` is no file; options are written `--name value`")
+
+
 def path(value: str) -> Path:
     """A path; ``~`` is written out."""
     return Path(place(value))
+
+
+def device(value: str) -> str:
+    """A device; a number alone, as other tools take it, is none."""
+    if value.isdigit() or value.lower() == "gpu":
+        raise typer.BadParameter(
+            f"`{value}` is no device; accepted are auto, cuda, cuda:1, cpu, mps"
+        )
+    return text(value)
 
 
 def source(value: str) -> str:
@@ -199,7 +219,7 @@ DataDir = Annotated[
 Device = Annotated[
     str,
     typer.Option(
-        parser=text,
+        parser=device,
         metavar="auto|cuda|cuda:1|mps|cpu",
         help="Where to compute.",
         rich_help_panel=RUN,

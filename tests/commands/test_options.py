@@ -213,7 +213,7 @@ def test_every_value_is_read_by_a_parser_that_refuses_an_empty_one(cvt, command:
 
 
 PARSERS: tuple[Callable[[str], Any], ...] = (
-    options.text, options.place, options.path, options.source,
+    options.text, options.place, options.path, options.source, options.device,
 )  # fmt: skip
 
 
