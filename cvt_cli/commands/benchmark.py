@@ -21,7 +21,18 @@ Models = Annotated[
         "A checkpoint's architecture in place of --variant, or a file of cvt export; "
         "given several times, the first is what the others' ratios are to.",
         options.MODEL,
+        "--model",
+        "-m",
         parser=options.place,
+    ),
+]
+Written = Annotated[
+    list[str] | None,
+    typer.Argument(
+        parser=options.place,
+        metavar="[MODEL...]",
+        help="A variant, or what follows --model.",
+        show_default=False,
     ),
 ]
 Engines = Annotated[
@@ -64,6 +75,7 @@ Plot = Annotated[
 
 def benchmark(
     ctx: typer.Context,
+    written: Written = None,
     variant: options.Variant = None,
     model: Models = None,
     res: options.Res = None,
@@ -90,6 +102,12 @@ def benchmark(
     from cvt_cli.export import benchmark as measuring
     from cvt_cli.export import benchmark_sides
 
+    if written and len(written) == 1:
+        several = " --model ".join(model or ()) or None
+        variant, one = options.architecture(written[0], variant, several)
+        model = [one] if one else None
+    else:
+        model = options.once(written, model, "--model")
     networks = benchmark_sides.networks_of(variant, model or (), res, output.access())
     if against is None and all(network.file for network in networks):
         options.refuse(ctx, ["--precision"], "a file has its own")

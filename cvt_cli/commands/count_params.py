@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 def count_params(
     ctx: typer.Context,
+    network: options.ArchitectureArgument = None,
     variant: options.Variant = None,
     model: options.Architecture = None,
     res: options.Res = None,
@@ -30,6 +31,7 @@ def count_params(
 
     if not json_output:  # which has the MACs too
         options.refuse(ctx, ["--res"], "the number of parameters does not depend on it")
+    variant, model = options.architecture(network, variant, model)
     asked = architectures_of(variant, model, res, num_classes, output.access())
     found = [costs for costs, _ in asked]
     if json_output:

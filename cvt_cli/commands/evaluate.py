@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from cvt_cli.base import torchrun
+from cvt_cli.base.errors import UsageError
 from cvt_cli.base.text import printable
 from cvt_cli.commands import options, output
 from cvt_cli.spec.published import AGREEMENT, DEFAULT_MODEL
@@ -23,6 +24,8 @@ Models = Annotated[
         "A checkpoint, as for predict; given twice, both are evaluated on each image. "
         f"By default {DEFAULT_MODEL}.",
         options.MODEL,
+        "--model",
+        "-m",
         parser=options.place,
     ),
 ]
@@ -107,7 +110,8 @@ Report = Annotated[
 
 def evaluate(
     ctx: typer.Context,
-    data: options.Data,
+    data_argument: options.DataArgument = None,
+    data: options.Data = None,
     model: Models = None,
     revision: options.Revision = None,
     offline: options.Offline = False,
@@ -143,6 +147,13 @@ def evaluate(
     """
     from cvt_cli.evaluation import evaluate as evaluating
 
+    data = options.once(data_argument, data, "--data")
+    if data is None:
+        raise UsageError(
+            "there is no data to evaluate on",
+            hint="name a folder with a folder of images per class, or a known set, for example "
+            "cvt evaluate cifar10",
+        )
     if expect is None:
         options.refuse(ctx, ["--tolerance"], "it is of --expect, which is not given")
     results = evaluating.evaluate(

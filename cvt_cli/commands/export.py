@@ -9,7 +9,7 @@ from cvt_cli.base import files, torchrun
 from cvt_cli.base.errors import CvtError, UsageError
 from cvt_cli.base.text import human_bytes, printable
 from cvt_cli.commands import options, output
-from cvt_cli.spec import formats
+from cvt_cli.spec import formats, published
 from cvt_cli.spec.config import Activation
 from cvt_cli.spec.formats import FormatName
 
@@ -22,8 +22,8 @@ FILE = "File"
 PRECISION = "Precision"
 
 
-Model = Annotated[
-    str,
+ModelArgument = Annotated[
+    str | None,
     typer.Argument(
         parser=options.place,
         metavar="MODEL",
@@ -31,12 +31,24 @@ Model = Annotated[
         show_default=False,
     ),
 ]
+Model = Annotated[
+    str | None,
+    options.text_option(
+        "NAME|PATH",
+        "The checkpoint, in place of the argument.",
+        options.MODEL,
+        "--model",
+        "-m",
+        parser=options.place,
+    ),
+]
 Target = Annotated[
-    Path,
+    Path | None,
     options.path_option(
         "FILE",
         "The file: .onnx, .xml (OpenVINO, with a .bin beside it), .pt2 or .safetensors; "
-        "for safetensors also a folder.",
+        "for safetensors also a folder. By default MODEL.onnx in this folder, or the suffix of "
+        "--format.",
         FILE,
         "--output",
         "-o",
@@ -107,8 +119,9 @@ VerifyData = Annotated[
 
 def export(
     ctx: typer.Context,
-    model: Model,
-    target: Target,
+    model_argument: ModelArgument = None,
+    model: Model = None,
+    target: Target = None,
     form: Format = None,
     layout: TensorLayout = "transformers",
     with_preprocessing: WithPreprocessing = False,
@@ -136,6 +149,12 @@ def export(
     from cvt_cli import loading
 
     torchrun.refuse("an export")
+    model = options.once(model_argument, model, "--model")
+    if model is None:
+        raise UsageError(
+            "there is no model to export", hint="for example cvt export cvt-nano-cifar10"
+        )
+    target = target or _default_target(model, form or "onnx", "int8" if int8 else precision)
     form = formats.resolve(form, target)
     _check_options(ctx, form, precision, int8, calibration)
     _refuse_existing(target, overwrite)
@@ -182,6 +201,20 @@ def export(
     else:
         _print(result)
     result.refuse_if_failed()
+
+
+def _default_target(model: str, form: FormatName, precision: str) -> Path:
+    """A file in this folder with the name of the model, and of its precision unless it is fp32."""
+    if known := published.find(model):
+        name = known.name
+    else:
+        path = Path(model).resolve() if Path(model).exists() else Path(model)
+        name = path.stem if path.is_file() else path.name
+        if name in ("best", "last"):  # of a run
+            name = path.parent.name
+    return Path(
+        name + ("" if precision == "fp32" else f"-{precision}") + formats.FORMATS[form].suffix
+    )
 
 
 def _convert(

@@ -29,24 +29,12 @@ OF_A_RECIPE = frozenset(
 """What has a part in a recipe that is shown."""
 
 
-def _number(name: str, help: str, panel: str) -> Any:
+def _number(name: str, help: str, panel: str, *names: str) -> Any:
     """A number within its limits, which hold from Python too."""
     least, most = recipes.LIMITS[name]
-    return typer.Option(min=least, max=most, help=help, rich_help_panel=panel)
+    return typer.Option(*names, min=least, max=most, help=help, rich_help_panel=panel)
 
 
-Data = Annotated[
-    str | None,
-    options.text_option(
-        "NAME|PATH",
-        "A folder, .zip or .tar in one of the usual layouts, or cifar10, cifar100, "
-        "oxford-iiit-pet, flowers102, imagenette.",
-        options.DATA,
-        "--data",
-        "--dataset",
-        parser=options.place,
-    ),
-]
 ValFraction = Annotated[
     float | None,
     _number(
@@ -62,6 +50,8 @@ Start = Annotated[
         "NAME|PATH",
         f"Checkpoint to start from; by default {published.DEFAULT_MODEL}.",
         options.MODEL,
+        "--model",
+        "-m",
         parser=options.place,
     ),
 ]
@@ -107,6 +97,8 @@ BatchSize = Annotated[
         "Images that a process computes together; by default the recipe's, shared out "
         "among processes and accumulated parts.",
         TRAINING,
+        "--batch-size",
+        "-b",
     ),
 ]
 Accumulate = Annotated[
@@ -228,7 +220,8 @@ Output = Annotated[
 
 def finetune(
     ctx: typer.Context,
-    data: Data = None,
+    data_argument: options.DataArgument = None,
+    data: options.Data = None,
     data_dir: options.DataDir = None,
     val_fraction: ValFraction = None,
     model: Start = None,
@@ -273,6 +266,7 @@ def finetune(
     """
     from cvt_cli.finetuning.settings import CommandOptions
 
+    options.once(data_argument, data, "--data")
     told = CommandOptions(**_told(ctx))
     if show_recipe:
         options.refuse_all_but(ctx, OF_A_RECIPE, "it is no part of a recipe (--show-recipe)")
@@ -310,7 +304,7 @@ def _told(ctx: typer.Context) -> dict[str, Any]:
     """What the user wrote, by the names of `CommandOptions`' fields."""
     given = frozenset(options.given(ctx)) - {"--show-recipe", "--json"}
     return {
-        name.removeprefix("--").replace("-", "_"): ctx.params[parameter]
+        name.removeprefix("--").replace("-", "_").lower(): ctx.params[parameter]
         for parameter, name in options.names_of(ctx.command).items()
         if name in given
     }

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
 
 
 def flops(
+    network: options.ArchitectureArgument = None,
     variant: options.Variant = None,
     model: options.Architecture = None,
     res: options.Res = None,
@@ -25,6 +26,7 @@ def flops(
     """
     from cvt_cli.checkpoints.architecture import architectures_of
 
+    variant, model = options.architecture(network, variant, model)
     asked = architectures_of(variant, model, res, num_classes, output.access())
     found = [costs for costs, _ in asked]
     if json_output:

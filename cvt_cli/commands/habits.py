@@ -541,5 +541,5 @@ def _arguments(command: Any, line: _Line) -> None:
             continue
         if line.positional:
             line.positional -= 1
-        elif f"--{metavar.lower()}" not in line.words:
+        elif not {f"--{metavar.lower()}", f"-{metavar.lower()[0]}", "--resume"} & {*line.words}:
             line.words.append(metavar.strip("."))

@@ -117,6 +117,40 @@ def source(value: str) -> str:
     return place(value)
 
 
+def once(written: Any, option: Any, name: str) -> Any:
+    """What is given as an argument, or after the option that takes the same.
+
+    Args:
+        written: the argument; None or empty where there is none.
+        option: what follows the option.
+        name: of the option, "--data".
+
+    Raises:
+        UsageError: both were given.
+    """
+    if written and option:
+        raise UsageError(f"`{written}` and {name} `{option}`: give one of them")
+    return written or option
+
+
+def architecture(
+    written: str | None, variant: str | None, model: str | None
+) -> tuple[str | None, str | None]:
+    """The variant, or the model, that an argument or the options name.
+
+    A known checkpoint's name, as "cvt-13", is the checkpoint's; "13" is the variant.
+
+    Raises:
+        UsageError: as `once`.
+    """
+    if written is None:
+        return variant, model
+    once(written, variant, "--variant")
+    once(written, model, "--model")
+    is_variant = variants.is_variant(written) and published.find(written) is None
+    return (written, None) if is_variant else (None, written)
+
+
 # --- options
 
 
@@ -155,6 +189,8 @@ Model = Annotated[
         "an original .pth or a file of cvt export; by default "
         f"{published.DEFAULT_MODEL}.",
         MODEL,
+        "--model",
+        "-m",
         parser=place,
     ),
 ]
@@ -175,7 +211,17 @@ Architecture = Annotated[
         "A checkpoint's or an exported file's architecture in place of --variant.",
         MODEL,
         "--model",
+        "-m",
         parser=place,
+    ),
+]
+ArchitectureArgument = Annotated[
+    str | None,
+    typer.Argument(
+        parser=place,
+        metavar="[MODEL]",
+        help=f"A variant ({variants.names()}), or what follows --model.",
+        show_default=False,
     ),
 ]
 NumClasses = Annotated[
@@ -196,8 +242,17 @@ Activation = Annotated[
         show_default=False,
     ),
 ]
+DataArgument = Annotated[
+    str | None,
+    typer.Argument(
+        parser=place,
+        metavar="DATA",
+        help="What follows --data.",
+        show_default=False,
+    ),
+]
 Data = Annotated[
-    str,
+    str | None,
     text_option(
         "NAME|PATH",
         "A folder, .zip or .tar in one of the usual layouts, or cifar10, cifar100, "
@@ -205,6 +260,7 @@ Data = Annotated[
         DATA,
         "--data",
         "--dataset",
+        "-d",
         parser=place,
     ),
 ]
@@ -240,6 +296,8 @@ Precision = Annotated[
 BatchSize = Annotated[
     int,
     typer.Option(
+        "--batch-size",
+        "-b",
         min=1,
         help="Images that are computed together; moves scores by rounding alone, by some 1e-6 in "
         "fp32, by hundredths in bf16.",

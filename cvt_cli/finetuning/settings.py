@@ -152,9 +152,9 @@ class Options:
                 )
         elif self.data is None:
             raise UsageError(
-                "there is no --data to train on",
+                "there is no data to train on",
                 hint="name a folder with a folder of images per class, or a known set, for example "
-                "--data cifar10",
+                "cvt finetune cifar10",
             )
         elif self.base_recipe.optimizer == "newton":
             self.refuse_steps()

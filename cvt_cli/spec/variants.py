@@ -117,13 +117,22 @@ def preprocessing_of(config: CvTConfig, size: tuple[int, int] | None) -> Preproc
     return own.with_size(*size) if size else own
 
 
+def _plain(text: str) -> str:
+    return text.strip().lower().replace("_", "-").removeprefix("cvt-")
+
+
+def is_variant(text: str) -> bool:
+    """Whether a text is the name of a variant, in any of its spellings."""
+    return _plain(text) in VARIANTS
+
+
 def parse_variant(text: str) -> str:
     """The key in `VARIANTS` of ``13``, ``cvt-13``, ``CvT-W24``, …
 
     Raises:
         UsageError: there is no such variant.
     """
-    name = text.strip().lower().replace("_", "-").removeprefix("cvt-")
+    name = _plain(text)
     if name not in VARIANTS:
         known = ", ".join(f"`{variant}`" for variant in VARIANTS)
         raise UsageError(f"there is no variant `{text}`; accepted are {known}")

@@ -27,13 +27,19 @@ HABITS = [
     ("train 'data=my pictures' epochs=3", "finetune --data 'my pictures' --epochs 3"),
     ("mode=train task=classify data=d", "finetune --data d"),
     ("classify predict model=m.pth source=a.jpg", "predict --model m.pth a.jpg"),
+    ("val", "evaluate DATA"),
+    ("test", "evaluate DATA"),
+    ("train", "finetune DATA"),
+    ("train d", "finetune d"),
+    ("train --resume_from_checkpoint r", "finetune --resume r"),
+    ("export format=onnx", "export --format onnx MODEL"),
     ("val data=d model=m batch=4", "evaluate --data d --model m --batch-size 4"),
     ("predict source=a.jpg model=m device=0", "predict a.jpg --model m --device cuda:0"),
     ("finetune data=d pretrained=True amp=True", "finetune --data d --precision bf16"),
     ("finetune --data d half=False", "finetune --data d"),
     (
-        "export m -o x.onnx format=engine half=True",
-        "export m -o x.onnx --format onnx --precision fp16",
+        "export model=m format=engine half=True",
+        "export --model m --format onnx --precision fp16",
     ),
     # one option by other names
     *(

@@ -55,7 +55,7 @@ def test_a_run_is_gone_on_with_from_python(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("told", "kind", "message"),
     [
-        ({}, UsageError, "there is no --data to train on"),
+        ({}, UsageError, "there is no data to train on"),
         ({"resume": "run", "seed": 0}, UsageError, "--seed is settled by the run"),
         ({"data": IMAGES, "recipe": "linear-probe", "lr": 1}, UsageError, "--lr: a linear probe"),
         ({"data": IMAGES, "data_dir": "x"}, UsageError, "--data-dir: it is where known sets are"),
