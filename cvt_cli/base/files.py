@@ -5,6 +5,7 @@ finds half of one. Who writes it holds a lock on it meanwhile, which the system 
 process ends: so a later process knows which temporary files nobody will finish (`swept`).
 """
 
+import errno
 import hashlib
 import os
 import platform
@@ -125,6 +126,17 @@ def refuse_unwritable(path: Path) -> None:
     if not path.exists() or path.is_file():  # a device or a pipe is written in place
         with workplace(path):
             pass
+
+
+def refuse_unwritable_place(path: Path) -> None:
+    """Raises CvtError if no file could be made there, once its folder is; nothing is made."""
+    place = path.parent
+    while not os.path.lexists(place) and place != place.parent:
+        place = place.parent
+    if not place.is_dir():
+        raise unwritable(path, NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR)))
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise unwritable(path, PermissionError(errno.EACCES, os.strerror(errno.EACCES)))
 
 
 def refuse_overwriting(written: Sequence[Path], read: Iterable[str]) -> None:

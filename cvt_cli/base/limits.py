@@ -8,6 +8,8 @@ import os
 import threading
 from collections import Counter, deque
 
+from cvt_cli.base import machine
+
 # --- what a config may ask for
 
 LARGEST_SIZE = 2048
@@ -56,7 +58,7 @@ LARGEST_TABLE = 512 * 1024**2
 """Bytes that are read at most of a file that is no image; CIFAR-100's largest has over 153 MB."""
 
 _MIB = 1024**2
-_PROCESSORS = os.cpu_count() or 1
+_PROCESSORS = machine.processors()
 
 LARGEST_WAITING = max(512, 64 * _PROCESSORS) * _MIB
 """Bytes of whole pictures that wait together for a model that prepares them itself."""

@@ -22,16 +22,18 @@ _BRIEF_SPINS = "1000"
 """Some 20 us, as most parts of a layer take; libgomp's own choice is milliseconds."""
 
 
-def threads() -> int:
-    """How many processors this process may use; those of a torchrun share a machine's.
-
-    A container's quota counts as its processors, rounded up.
-    """
+def processors() -> int:
+    """How many processors this process may use; a container's quota is rounded up to them."""
     own = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota = cpu_quota()
     if quota is not None:
         own = min(own, math.ceil(quota))
-    return max(1, own // torchrun.local_count())
+    return max(1, own)
+
+
+def threads() -> int:
+    """How many of them are this process's own; those of a torchrun share a machine's."""
+    return max(1, processors() // torchrun.local_count())
 
 
 def threads_for(macs: int) -> int:

@@ -51,6 +51,8 @@ def making(path: Path, conditions: Mapping[str, Any]) -> Iterator[Path]:
     """
     with suppress(OSError):
         beside(path).unlink()
+        if path.is_symlink():  # not of ours, and what it leads to is somebody's
+            path.unlink()
     with files.replacing(path) as temporary:
         yield temporary
         # Before it is renamed: afterwards another process may put its own there.

@@ -1,5 +1,6 @@
 """What a file of tensors is, told by its header, names and shapes, without reading a tensor."""
 
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -81,6 +82,24 @@ def safetensors_header(path: Path) -> Header:
             hint="fetch or copy it again",
         )
     return Header(shapes, dtypes, metadata)
+
+
+def order_metadata(path: Path) -> None:
+    """Sort the texts in the header of a safetensors file by name, in place.
+
+    Its library writes them in any order: so the same tensors and texts are the same file.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    with path.open("r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        header["__metadata__"] = dict(sorted(header.get("__metadata__", {}).items()))
+        content = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+        if len(content) <= length:  # as it does, being the same but for the order
+            file.seek(8)
+            file.write(content.ljust(length))
 
 
 def _is_size(value: object) -> bool:

@@ -9,14 +9,16 @@ import io
 import os
 import shlex
 import shutil
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cvt_cli.base import files, places
 from cvt_cli.base.errors import CheckpointError, CvtError, UnreachableError
+from cvt_cli.base.limits import LARGEST_CONFIG_BYTES
 from cvt_cli.base.package import __version__
 from cvt_cli.base.progress import Advance, Progress, Say
 from cvt_cli.base.text import human_bytes
@@ -34,10 +36,13 @@ from cvt_cli.spec import published
 from cvt_cli.spec.published import KnownCheckpoint
 
 if TYPE_CHECKING:
-    from huggingface_hub import ModelInfo
+    from huggingface_hub import HfFileMetadata, ModelInfo
 
 SMALL_FILE_SEC = 60.0
 """How long a config, a card, or what the hub says of a large file may take to come."""
+
+SILENT_SEC = 60.0
+"""Within which some of a large file must have come, after its headers and all the time."""
 
 
 def fetch(
@@ -71,7 +76,6 @@ def fetch(
         ConfigError: its config holds a value that no published CvT has.
         CvtError: the cache cannot be written to.
     """
-    import huggingface_hub
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
     if places.hub_dir().is_relative_to(files.NOWHERE):
@@ -91,14 +95,8 @@ def fetch(
         say(f"reading the config of {repository} at {snapshot.commit[:7]} from {endpoint()}")
     with _explained(repository, revision):
         for name in (folders.CONFIG_FILE, folders.PREPROCESSING_FILE, folders.CARD_FILE):
-            path = snapshot.folder / name
-            damaged = path.exists() and store.is_right(path) is False
             try:
-                download = partial(huggingface_hub.hf_hub_download, repository, name)
-                within(
-                    SMALL_FILE_SEC,
-                    partial(download, revision=snapshot.commit, force_download=damaged),
-                )
+                within(SMALL_FILE_SEC, partial(_fetch_small, snapshot, name))
             except LocalEntryNotFoundError:
                 raise
             except EntryNotFoundError:  # there is none, which the client takes down
@@ -245,12 +243,53 @@ def _broke_off(repository: str, error: BaseException) -> CheckpointError:
     )
 
 
+def _fetch_small(snapshot: Snapshot, name: str) -> None:
+    """Fetch a config or a card, unless it is there and right; a large one is refused unread."""
+    import huggingface_hub
+    from huggingface_hub.errors import EntryNotFoundError
+
+    path = snapshot.folder / name
+    damaged = path.exists() and store.is_right(path) is False
+    if damaged or not path.exists():
+        with suppress(EntryNotFoundError):  # the client takes that down below
+            size = _announced(snapshot, name).size or 0
+            if size > LARGEST_CONFIG_BYTES:
+                raise CheckpointError(
+                    f"`{name}` of `{snapshot.repository}` has more than the "
+                    f"{LARGEST_CONFIG_BYTES:,} bytes that are read of it at most: {size:,}"
+                )
+    huggingface_hub.hf_hub_download(
+        snapshot.repository, name, revision=snapshot.commit, force_download=damaged
+    )
+
+
+def _announced(snapshot: Snapshot, name: str) -> "HfFileMetadata":
+    """What the hub says of a file before it sends it."""
+    import huggingface_hub
+
+    return huggingface_hub.get_hf_file_metadata(_url(snapshot, name), headers=_headers())
+
+
+def _url(snapshot: Snapshot, name: str) -> str:
+    import huggingface_hub
+
+    return huggingface_hub.hf_hub_url(snapshot.repository, name, revision=snapshot.commit)
+
+
+def _headers() -> dict[str, str]:
+    from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
+
+    headers: dict[str, str] = build_hf_headers(library_name="cvt-cli", library_version=__version__)
+    return headers
+
+
 class _Counted(io.BufferedWriter):
     """A file that reports how many bytes are written to it, and takes no more than announced."""
 
     def __init__(self, path: Path, most: int, what: str, advance: Advance) -> None:
         super().__init__(io.FileIO(path, "r+"))
         self._most, self._what, self._advance = most, what, advance
+        self.last_write = time.monotonic()
 
     def write(self, data: Any) -> int:
         if self.tell() + len(data) > self._most:
@@ -261,6 +300,7 @@ class _Counted(io.BufferedWriter):
                 "the way changes the file",
             )
         written = super().write(data)
+        self.last_write = time.monotonic()
         self._advance(written, "")
         return written
 
@@ -272,12 +312,8 @@ def _fetch_weights(snapshot: Snapshot, name: str, say: Say, progress: Progress) 
     """
     import huggingface_hub
     from huggingface_hub.file_download import http_get
-    from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 
-    headers = build_hf_headers(library_name="cvt-cli", library_version=__version__)
-    url = huggingface_hub.hf_hub_url(snapshot.repository, name, revision=snapshot.commit)
-    metadata = partial(huggingface_hub.get_hf_file_metadata, url, headers=headers)
-    announced = within(SMALL_FILE_SEC, metadata)
+    announced = within(SMALL_FILE_SEC, partial(_announced, snapshot, name))
     etag, size = announced.etag or "", announced.size
     if announced.commit_hash != snapshot.commit or size is None:
         raise CheckpointError(f"{endpoint()} does not say what `{name}` is: no commit or no size")
@@ -315,8 +351,11 @@ def _fetch_weights(snapshot: Snapshot, name: str, say: Say, progress: Progress) 
                 _Counted(begun, size, what, advance) as file,
             ):
                 file.seek(0, io.SEEK_END)
+                get = partial(
+                    http_get, _url(snapshot, name), file, headers=_headers(), expected_size=size
+                )
                 try:
-                    http_get(url, file, resume_size=done, headers=headers, expected_size=size)
+                    within(SILENT_SEC, partial(get, resume_size=done), lambda: file.last_write)
                 except KeyboardInterrupt:
                     say(
                         f"interrupted: {human_bytes(file.tell())} of {what} are kept, and "
@@ -333,4 +372,5 @@ def _fetch_weights(snapshot: Snapshot, name: str, say: Say, progress: Progress) 
                     "on the way changes the file",
                 )
             os.replace(begun, blob)
-    huggingface_hub.hf_hub_download(snapshot.repository, name, revision=snapshot.commit)
+    link = partial(huggingface_hub.hf_hub_download, snapshot.repository, name)
+    within(SMALL_FILE_SEC, partial(link, revision=snapshot.commit))

@@ -3,6 +3,7 @@
 import os
 import re
 import threading
+import time
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
@@ -59,8 +60,9 @@ def _set_up_client() -> None:
         disable_progress_bars()
     # It costs a request of its own before the first that was asked for.
     constants.HF_HUB_DISABLE_TELEMETRY = True
-    # By default 10 MB: so much would be lost at every break, and so rarely would a bar move.
-    constants.DOWNLOAD_CHUNK_SIZE = 1 << 18
+    # By default 10 MB: so much would be lost at every break, so rarely would a bar move, and a slow
+    # line would be taken for a dead one.
+    constants.DOWNLOAD_CHUNK_SIZE = 1 << 16
 
 
 def model_info(
@@ -106,11 +108,18 @@ class _Late(TimeoutError):
     """The time is up."""
 
 
-def within(seconds: float, ask: Callable[[], _Answer]) -> _Answer:
+def within(
+    seconds: float, ask: Callable[[], _Answer], last_sign: Callable[[], float] = lambda: 0.0
+) -> _Answer:
     """What a call of the client gives, or raises, if it does so in time.
 
     In a thread, since looking up a name takes as long as the system likes, and an answer whose
     bytes come one by one as long as the server likes.
+
+    Args:
+        seconds: from now, or from the last sign of it.
+        ask: the call.
+        last_sign: when it last got on, by `time.monotonic`.
 
     Raises:
         TimeoutError: it does not.
@@ -125,8 +134,13 @@ def within(seconds: float, ask: Callable[[], _Answer]) -> _Answer:
             errors.append(error)
 
     thread = threading.Thread(target=work, daemon=True)
+    begun = time.monotonic()
     thread.start()
-    thread.join(seconds)
+    while thread.is_alive():
+        left = max(begun, last_sign()) + seconds - time.monotonic()
+        if left <= 0:
+            break
+        thread.join(left)
     for error in errors:
         raise error
     for answer in answers:

@@ -2,7 +2,6 @@
 
 import functools
 import inspect
-import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,7 +11,7 @@ from typing import Any, ParamSpec
 
 import torch
 
-from cvt_cli.base import places, streams, torchrun
+from cvt_cli.base import machine, places, streams, torchrun
 from cvt_cli.base.progress import Progress, Say, silent, unheard
 from cvt_cli.checkpoints.locate import Access
 from cvt_cli.datasets import held_out, layouts, torchvision_sets
@@ -106,8 +105,8 @@ def prepared(
     if options.resume is None:
         if options.sync_bn and device.type == "cuda" and torchrun.count() == 1:
             options.refuse(["--sync-bn"], "there is one process, which has all statistics")
-        if options.output is not None and torchrun.rank() == 0:
-            starts.check_free(options.output)
+        if torchrun.rank() == 0:
+            starts.check_free(options.output or Path("runs", "new"))
     with torchrun.joined(device.type):
         if options.resume is None:
             yield _new(options, device, command, access, progress)
@@ -211,6 +210,12 @@ def _images(
     place, offline = options.data_dir or places.data_dir(), bool(options.offline)
     found = layouts.open_dataset(data, "train", place, offline=offline, say=say)
     validation = layouts.open_validation(data, found, say) if own else None
+    if validation is not None and not options.variant and options.base_recipe.optimizer == "newton":
+        options.refuse(
+            ["--seed"],
+            "nothing is drawn: the data have their own validation images, and the head "
+            "of a linear probe is solved for",
+        )
     if not own and torchrun.rank() == 0:
         layouts.pass_over_validation(data, say)
     return starts.check_images(found, validation, fraction, seed, progress=progress)
@@ -220,8 +225,7 @@ def _workers(asked: int | None, device: torch.device) -> int:
     """Processes that decode: on a CPU, whose cores train, one; else the cores of this process."""
     if asked is not None:
         return asked
-    cores = max(1, (os.cpu_count() or 1) // torchrun.local_count())
-    return 1 if device.type == "cpu" else min(cores, 8)
+    return 1 if device.type == "cpu" else min(machine.threads(), 8)
 
 
 def evaluated_by(options: Options, job: Job, result: Result) -> list[str]:

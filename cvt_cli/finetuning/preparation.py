@@ -257,6 +257,7 @@ def check_free(folder: Path) -> None:
     ours = {folder / name for name in ("state", "state/lock", SPLIT_FILE, PLAN_FILE)}
     try:
         if not folder.exists():
+            files.refuse_unwritable_place(folder / SPLIT_FILE)
             return
         places = [place for place in (folder, folder / "state") if place.is_dir()]
         found = {path for place in places for path in place.iterdir()}

@@ -377,5 +377,6 @@ def write_safetensors(
     content = {name: tensor.clone().contiguous() for name, tensor in tensors.items()}
     try:
         save_file(content, path, metadata={"format": "pt", **(metadata or {})})
+        headers.order_metadata(path)
     except SafetensorError as error:  # a full disk, say
         raise OSError(str(error)) from error

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from cvt_cli.base import files, text
 from cvt_cli.base.errors import UsageError
+from cvt_cli.checkpoints import headers
 from cvt_cli.prediction.answers import Answer
 from cvt_cli.prediction.whole import WholeFile
 
@@ -54,6 +55,7 @@ class Features(WholeFile):
             mode = self._temporary.stat().st_mode  # as the umask says; save_file takes 0600
             save_file({"features": features}, self._temporary, metadata)
             self._temporary.chmod(mode)
+            headers.order_metadata(self._temporary)
         else:
             with self._temporary.open("wb") as file:  # savez adds a suffix to a name
                 np.savez(

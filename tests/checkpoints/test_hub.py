@@ -27,6 +27,7 @@ from safetensors.torch import load
 
 from cvt_cli.base import stamps
 from cvt_cli.base.errors import CheckpointError
+from cvt_cli.base.limits import LARGEST_CONFIG_BYTES
 from cvt_cli.base.progress import silent
 from cvt_cli.checkpoints import hub as client
 from cvt_cli.model import weights
@@ -604,18 +605,51 @@ def test_no_more_of_a_file_is_taken_than_was_announced(
     assert again.exit_code == 0
 
 
-def test_a_hub_whose_bytes_come_one_by_one_is_given_up(
-    hub: Hub, tmp_path: Path, checkpoint, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    repository = hub.add(NAME, checkpoint, drips=True)
+@pytest.fixture
+def asked_from_here(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """This process asks the hub of the test."""
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+    template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+
+
+@pytest.mark.usefixtures("asked_from_here")
+def test_a_hub_whose_bytes_come_one_by_one_is_given_up(
+    hub: Hub, checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repository = hub.add(NAME, checkpoint, drips=True)
     monkeypatch.setattr(client, "SMALL_FILE_SEC", 1.0)
 
     with pytest.raises(CheckpointError, match="broke off: did not answer within 1 s"):
         client.fetch(NAME, say=lambda message: None, progress=silent)
     repository.drips = False
+
+
+@pytest.mark.usefixtures("asked_from_here")
+def test_weights_whose_headers_come_byte_by_byte_are_given_up(
+    hub: Hub, checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repository = hub.add(NAME, checkpoint, weights_drip=True)
+    monkeypatch.setattr(client, "SILENT_SEC", 1.0)
+
+    with pytest.raises(CheckpointError, match="broke off: did not answer within 1 s"):
+        client.fetch(NAME, say=lambda message: None, progress=silent)
+    repository.weights_drip = False
+
+
+def test_a_config_that_is_too_large_is_refused_before_it_is_fetched(
+    hub: Hub, machine: Machine, checkpoint
+) -> None:
+    padding = b" " * LARGEST_CONFIG_BYTES
+    hub.add(NAME, {**checkpoint, "config.json": checkpoint["config.json"] + padding})
+
+    result = machine.run("info", NAME)
+
+    assert result.exit_code == 1
+    assert f"`config.json` of `{NAME}` has more than the {LARGEST_CONFIG_BYTES:,}" in result.stderr
+    assert not hub.fetched("config.json")
 
 
 def test_a_file_without_a_hash_is_not_taken(hub: Hub, machine: Machine, checkpoint) -> None:

@@ -817,6 +817,15 @@ def test_layouts_are_converted_to_each_other_bit_by_bit(cvt, tmp_path: Path, var
     assert tensors[0] == tensors[1]
 
 
+def test_the_same_tensors_and_texts_are_the_same_file(cvt, tmp_path: Path) -> None:
+    files = [tmp_path / f"{number}.safetensors" for number in range(3)]
+
+    for file in files:
+        assert cvt("export", NANO, "-o", file).exit_code == 0
+
+    assert len({file.read_bytes() for file in files}) == 1
+
+
 def bits(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.contiguous().reshape(-1).view(torch.uint8)
 

@@ -212,11 +212,13 @@ def test_a_run_folder_is_never_overwritten(cvt, digits: Path, tmp_path: Path) ->
     assert [p.name for p in tmp_path.iterdir()] == ["mine.txt"]
 
 
-def test_a_place_that_cannot_be_written_to_is_named(cvt, digits: Path, tmp_path: Path) -> None:
+def test_a_place_that_cannot_be_written_to_is_named_before_the_data_are_read(
+    cvt, tmp_path: Path
+) -> None:
     (tmp_path / "file").write_text("")
     run = tmp_path / "file" / "run"
 
-    result = cvt("finetune", "--data", digits, "--variant", "nano", *SHORT, "-o", run)
+    result = cvt("finetune", "--data", tmp_path / "nowhere", "--variant", "nano", "-o", run)
 
     assert result.exit_code == 1
     assert f"error: cannot write `{run / 'split.json'}`: Not a directory" in result.stderr
@@ -693,6 +695,20 @@ def test_val_that_is_not_chosen_by_is_said(cvt, tmp_path: Path) -> None:
 
     assert "not used" not in own.stderr
     assert f"not used: `{tmp_path / 'val'}`; images to choose by are set aside" in aside.stderr
+
+
+def test_a_seed_that_draws_nothing_is_refused(cvt, tmp_path: Path) -> None:
+    for part in ("train", "val"):
+        shutil.copytree(KEPT / "images", tmp_path / part)
+    options = ["--data", tmp_path, "--recipe", "linear-probe", "--seed", 7, "--dry-run"]
+    checkpoint = ["--model", KEPT / "model"]
+
+    nothing, split = cvt("finetune", *options, *checkpoint), [*checkpoint, "--val-fraction", 0.3]
+
+    assert nothing.exit_code == 2
+    assert "error: --seed: nothing is drawn: the data have their own validation" in nothing.stderr
+    for drawn in (split, ["--variant", "nano"]):
+        assert cvt("finetune", *options, *drawn).exit_code == 0
 
 
 def test_features_of_other_weights_are_not_taken_for_these(cvt, tmp_path: Path) -> None:

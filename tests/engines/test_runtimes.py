@@ -261,6 +261,24 @@ def test_a_damaged_graph_of_the_cache_is_made_again_and_said(
     assert "damaged" not in cvt_process(*arguments).stderr
 
 
+def test_a_graph_that_is_made_again_is_not_written_through_a_link(
+    cvt_process, prepared: Path, tmp_path: Path, monkeypatch
+) -> None:
+    cache = shutil.copytree(prepared, tmp_path / "cache")
+    monkeypatch.setenv("CVT_CACHE", str(cache))
+    (graph,) = cache.rglob("model.onnx")
+    mine = tmp_path / "mine.txt"
+    mine.write_text("keep")
+    graph.unlink()
+    graph.symlink_to(mine)
+
+    result = cvt_process("predict", CHELSEA, *NANO, "--json")
+
+    assert result.exit_code == 0 and result.json["engine"] == "onnxruntime"
+    assert mine.read_text() == "keep"
+    assert graph.is_file() and not graph.is_symlink()
+
+
 def test_verify_reads_prepared_graphs_too(cvt, prepared: Path, tmp_path: Path, monkeypatch) -> None:
     cache = shutil.copytree(prepared, tmp_path / "cache")
     monkeypatch.setenv("CVT_CACHE", str(cache))

@@ -5,10 +5,13 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 import cvt_cli
 from cvt_cli import Classifier, finetune
+from cvt_cli.base import machine
 from cvt_cli.base.errors import CvtError, DataError, UsageError
+from cvt_cli.finetuning.finetune import _workers
 from tests_shared import TESTS
 
 IMAGES, MODEL = TESTS / "kept" / "images", TESTS / "kept" / "model"
@@ -89,3 +92,15 @@ def test_the_function_says_what_it_takes_and_is_there_when_it_is_asked_for() -> 
     assert "finetune" in cvt_cli.__all__ and "finetune" in dir(cvt_cli)
     with pytest.raises(TypeError, match="unexpected keyword argument 'epoch'"):
         finetune(IMAGES, epoch=1)
+
+
+def test_a_gpu_gets_as_many_decoders_as_this_process_has_processors(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(machine.os, "sched_getaffinity", lambda _: range(3), raising=False)
+    monkeypatch.setattr(machine.os, "cpu_count", lambda: 64)
+    monkeypatch.setattr(machine, "cpu_quota", lambda: 4.0)
+
+    workers = [_workers(asked, torch.device("cuda")) for asked in (None, 7)]
+
+    assert workers == [3, 7]

@@ -67,6 +67,7 @@ class Repository:
     shorter_by: int = 0  # bytes that a large file lacks, as if it were whole
     longer_by: int = 0  # bytes that follow a large file
     drips: bool = False  # a header of every file comes byte by byte
+    weights_drip: bool = False  # a header of every large file does
     bytes_per_sec: float | None = None
     html: bool = False  # answer as the sign-in page of a café's network does
     private: bool = False
@@ -375,6 +376,9 @@ class _StoreHandler(_Handler):
             if start >= len(content):
                 return self.fail(416)
         body = memoryview(content)[start:]
+        while repository.weights_drip:
+            self.wfile.write(b"y")
+            time.sleep(0.1)
         self.send_response(206 if start else 200)
         self.send_header("Content-Length", str(len(body)))
         self.send_header("Accept-Ranges", "bytes")
