@@ -14,7 +14,7 @@ from cvt_cli.base.errors import CvtError, ImageError, UsageError
 from cvt_cli.base.progress import silent
 from cvt_cli.checkpoints.locate import Access
 from cvt_cli.spec import published
-from cvt_cli.spec.config import Activation
+from cvt_cli.spec.config import Activation, Size
 from cvt_cli.spec.formats import EngineChoice
 
 if TYPE_CHECKING:
@@ -290,7 +290,7 @@ class _Given:
     def load(
         self,
         exif: bool,
-        at_least: tuple[int, int] | None = None,
+        at_least: Size | None = None,
         background: tuple[int, int, int] | None = None,
     ) -> "PIL.Image.Image":
         """To RGB, as a file's would be."""

@@ -17,7 +17,7 @@ from cvt_cli.checkpoints.export_metadata import Record
 from cvt_cli.checkpoints.folders import CheckpointConfig
 from cvt_cli.checkpoints.locate import Access
 from cvt_cli.spec import published
-from cvt_cli.spec.config import Activation, parse_size
+from cvt_cli.spec.config import Activation, Size
 from cvt_cli.spec.costs import costs
 from cvt_cli.spec.formats import FORMATS, EngineChoice, EngineName, Runtime
 
@@ -69,7 +69,7 @@ def load_checkpoint(
         UsageError: there is no such size, or the model is a graph.
         CheckpointError, ConfigError: as in `locate.locate` and `weights.load_checkpoint`.
     """
-    size = parse_size(res) if res else None
+    size = Size.of(res)
     checkpoint = locate.locate(text, access)
     if checkpoint.kind == "graph":
         raise UsageError(
@@ -126,7 +126,7 @@ def load_classifier(
     """
     from cvt_cli.engines.ready import ReadyModel
 
-    size = parse_size(res) if res else None
+    size = Size.of(res)
     asked = _Asked(engine, device, precision, images, together)
     try:
         found = published.DEFAULT_MODEL if text is None else text
@@ -149,7 +149,7 @@ def load_classifier(
 
 def _embedded_instead(
     error: UnreachableError,
-    size: tuple[int, int] | None,
+    size: Size | None,
     activation: Activation | None,
     access: Access,
 ) -> Checkpoint:
@@ -183,13 +183,13 @@ class _Opened:
     def macs(self) -> int:
         """Multiply-accumulates of one image."""
         preprocessing = self.described.preprocessing
-        height, width = preprocessing.height, preprocessing.width
+        height, width = preprocessing.size
         return costs(self.checkpoint.name, self.described.config, height, width).macs
 
 
 def _open(
     checkpoint: Checkpoint,
-    size: tuple[int, int] | None,
+    size: Size | None,
     activation: Activation | None,
     access: Access,
 ) -> _Opened:
@@ -273,7 +273,7 @@ def _run_exported(checkpoint: Checkpoint, record: Record, asked: _Asked) -> "Eng
     path, form = checkpoint.path, checkpoint.format
     if asked.device not in ("auto", "cpu"):
         raise UsageError(f"`{path}` runs on the CPU here, not on `{asked.device}`")
-    height, width = record.preprocessing.height, record.preprocessing.width
+    height, width = record.preprocessing.size
     macs = asked.together * costs(checkpoint.name, record.config, height, width).macs
     from cvt_cli.engines import runtimes
 

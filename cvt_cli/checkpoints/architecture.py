@@ -4,12 +4,12 @@ from cvt_cli.base.errors import CheckpointError, UsageError
 from cvt_cli.checkpoints import headers
 from cvt_cli.checkpoints.locate import Access, Repository, find, held
 from cvt_cli.spec import variants
-from cvt_cli.spec.config import CvTConfig, parse_size
+from cvt_cli.spec.config import CvTConfig, Size
 from cvt_cli.spec.costs import Costs, costs
 from cvt_cli.spec.variants import VARIANTS, parse_variant
 
 
-def read_architecture(text: str, access: Access) -> tuple[str, CvTConfig, tuple[int, int]]:
+def read_architecture(text: str, access: Access) -> tuple[str, CvTConfig, Size]:
     """Name, config and input size of a model, from its name, JSON files or header alone.
 
     Raises:
@@ -21,7 +21,7 @@ def read_architecture(text: str, access: Access) -> tuple[str, CvTConfig, tuple[
     if isinstance(found, Repository):
         if found.known:
             known = found.known
-            return known.name, VARIANTS[known.variant].config, (known.size, known.size)
+            return known.name, VARIANTS[known.variant].config, Size.square(known.size)
         found = held(found, access, need="config")
     if found.needs_torch:
         raise CheckpointError(
@@ -32,10 +32,10 @@ def read_architecture(text: str, access: Access) -> tuple[str, CvTConfig, tuple[
         shapes = headers.safetensors_shapes(found.path)
         variant, config = headers.variant_of_shapes(shapes, found.path)
         if found.known:
-            return found.name, config, (found.known.size, found.known.size)
+            return found.name, config, Size.square(found.known.size)
         return found.name, config, VARIANTS[variant].size
     said = found.described()
-    return found.name, said.config, (said.preprocessing.height, said.preprocessing.width)
+    return found.name, said.config, said.preprocessing.size
 
 
 def architectures_of(
@@ -53,8 +53,8 @@ def architectures_of(
     """
     if variant and model:
         raise UsageError("give --variant or --model, not both")
-    size = parse_size(res) if res else None
-    asked: list[tuple[str, CvTConfig, list[tuple[int, int]]]]
+    size = Size.of(res)
+    asked: list[tuple[str, CvTConfig, list[Size]]]
     if model:
         name, config, own_size = read_architecture(model, access)
         asked = [(name, config, [own_size])]

@@ -14,7 +14,7 @@ from cvt_cli.checkpoints import export_metadata, folders, headers, hub_client, s
 from cvt_cli.checkpoints.export_metadata import Record
 from cvt_cli.checkpoints.folders import CheckpointConfig
 from cvt_cli.checkpoints.store import Snapshot
-from cvt_cli.spec.config import Activation
+from cvt_cli.spec.config import Activation, Size
 from cvt_cli.spec.formats import FilePrecision, GraphFormat, format_of, second_file
 from cvt_cli.spec.published import KnownCheckpoint
 
@@ -88,7 +88,7 @@ class Checkpoint:
         is_bare = self.kind == "file" and self.path.suffix == ".safetensors"
         return export_metadata.of_safetensors(self.path) if is_bare else None
 
-    def record_at(self, size: tuple[int, int] | None, activation: Activation | None) -> Record:
+    def record_at(self, size: Size | None, activation: Activation | None) -> Record:
         """What a graph says of itself, for images of another size; not to be asked of another kind.
 
         Raises:
@@ -106,7 +106,7 @@ class Checkpoint:
         return self.kind == "file" and self.path.suffix != ".safetensors"
 
     def described(
-        self, size: tuple[int, int] | None = None, activation: Activation | None = None
+        self, size: Size | None = None, activation: Activation | None = None
     ) -> CheckpointConfig:
         """What it is; not to be asked where that needs torch.
 
@@ -128,7 +128,7 @@ class Checkpoint:
             shapes = headers.safetensors_shapes(self.path)
             return headers.describe_tensors(self.path, shapes, self.known, size, activation)
         said = self.record.described
-        preprocessing = said.preprocessing.with_size(*size) if size else said.preprocessing
+        preprocessing = said.preprocessing.with_size(size) if size else said.preprocessing
         config = said.config.with_activation(activation)
         return replace(said, config=config, preprocessing=preprocessing)
 

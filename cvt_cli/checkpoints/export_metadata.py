@@ -21,7 +21,7 @@ from cvt_cli.base.limits import LARGEST_DESCRIPTION_BYTES
 from cvt_cli.base.package import __version__
 from cvt_cli.checkpoints import folders, headers
 from cvt_cli.checkpoints.folders import CheckpointConfig
-from cvt_cli.spec.config import Activation, CvTConfig, shown
+from cvt_cli.spec.config import Activation, CvTConfig, Size, shown
 from cvt_cli.spec.formats import FORMATS, FilePrecision, GraphFormat, format_of
 from cvt_cli.spec.labels import Labels
 from cvt_cli.spec.preprocessing import Preprocessing
@@ -124,22 +124,21 @@ class Record:
         """What the file is, as of any checkpoint."""
         return CheckpointConfig(self.config, self.labels, self.preprocessing)
 
-    def at(self, size: tuple[int, int] | None, path: Path) -> "Record":
+    def at(self, size: Size | None, path: Path) -> "Record":
         """The same for images of another height and width.
 
         Raises:
             UsageError: the file takes its own size alone.
         """
-        own = (self.preprocessing.height, self.preprocessing.width)
+        own = self.preprocessing.size
         if size is None or size == own:
             return self
         if not self.dynamic_size:
             raise UsageError(
-                f"`{path}` takes {own[0]}x{own[1]} pixels alone, not {size[0]}x{size[1]}",
-                hint=f"export the checkpoint again with --res {size[0]}x{size[1]}, or with "
-                "--dynamic-size",
+                f"`{path}` takes {own} pixels alone, not {size}",
+                hint=f"export the checkpoint again with --res {size}, or with --dynamic-size",
             )
-        return replace(self, preprocessing=self.preprocessing.with_size(*size))
+        return replace(self, preprocessing=self.preprocessing.with_size(size))
 
     def refuse_other(self, activation: Activation | None, path: Path) -> None:
         """Raises UsageError for an activation that is not the one that the file computes."""

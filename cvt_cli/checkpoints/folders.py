@@ -17,6 +17,7 @@ from cvt_cli.spec import labels
 from cvt_cli.spec.config import (
     Activation,
     CvTConfig,
+    Size,
     StageConfig,
     shown,
 )
@@ -125,7 +126,7 @@ def licence_in(folder: Path) -> str | None:
 def read_folder(
     folder: Path,
     known: KnownCheckpoint | None = None,
-    size: tuple[int, int] | None = None,
+    size: Size | None = None,
     activation: Activation | None = None,
 ) -> CheckpointConfig:
     """Read ``config.json`` and ``preprocessor_config.json`` of a folder in the hub's form.
@@ -167,7 +168,7 @@ def read_folder(
         if not known:
             notes.append(assumed_gelu(f"`{folder / CONFIG_FILE}` does not say the activation"))
     if preprocessing is None:
-        known_size = (known.size, known.size) if known else None
+        known_size = Size.square(known.size) if known else None
         preprocessing = preprocessing_of(config, size or known_size)
         notes.append(
             f"`{folder}` has no `{PREPROCESSING_FILE}`: "
@@ -181,7 +182,7 @@ def read_folder(
             f"{preprocessing.describe()}; --res overrules"
         )
     if size is not None:
-        preprocessing = preprocessing.with_size(*size)
+        preprocessing = preprocessing.with_size(size)
     config = config.with_activation(activation)
     try:
         return CheckpointConfig(config, names, preprocessing, tuple(notes))

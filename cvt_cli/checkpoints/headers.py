@@ -14,7 +14,7 @@ from cvt_cli.base.limits import LARGEST_HEADER_BYTES
 from cvt_cli.checkpoints.folders import CheckpointConfig, assumed_gelu, unreadable
 from cvt_cli.checkpoints.names import is_transformers, reference_names
 from cvt_cli.spec import labels
-from cvt_cli.spec.config import Activation, CvTConfig, shown
+from cvt_cli.spec.config import Activation, CvTConfig, Size, shown
 from cvt_cli.spec.published import KnownCheckpoint
 from cvt_cli.spec.variants import VARIANTS
 
@@ -162,7 +162,7 @@ def describe_tensors(
     path: Path,
     shapes: Mapping[Any, Shape],
     known: KnownCheckpoint | None = None,
-    size: tuple[int, int] | None = None,
+    size: Size | None = None,
     activation: Activation | None = None,
 ) -> CheckpointConfig:
     """What a file of tensors alone is: all that their names and shapes tell, the rest noted.
@@ -180,7 +180,7 @@ def describe_tensors(
     """
     variant, config = variant_of_shapes(shapes, path)
     if size is None and known is not None:
-        size = (known.size, known.size)
+        size = Size.square(known.size)
     if size is None:
         raise UsageError(
             f"`{path.name}` does not say its input size and is no known file name",
@@ -196,7 +196,7 @@ def describe_tensors(
     if activation is None and known is None and is_transformers(map(str, shapes)):
         activation = "gelu"
         notes.append(assumed_gelu(f"`{path.name}` has the names that transformers gives tensors"))
-    preprocessing = VARIANTS[variant].preprocessing.with_size(*size)
+    preprocessing = VARIANTS[variant].preprocessing.with_size(size)
     return CheckpointConfig(config.with_activation(activation), names, preprocessing, tuple(notes))
 
 

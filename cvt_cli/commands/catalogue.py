@@ -15,7 +15,7 @@ from cvt_cli.checkpoints.folders import CheckpointConfig
 from cvt_cli.checkpoints.locate import Access
 from cvt_cli.checkpoints.store import Snapshot
 from cvt_cli.spec import labels, published
-from cvt_cli.spec.config import Activation
+from cvt_cli.spec.config import Activation, Size
 from cvt_cli.spec.costs import costs
 from cvt_cli.spec.preprocessing import Preprocessing
 from cvt_cli.spec.published import CHECKPOINTS, KnownCheckpoint
@@ -107,7 +107,7 @@ class Description:
         config, labels, preprocessing = (
             self.described.config, self.described.labels, self.described.preprocessing
         )  # fmt: skip
-        height, width = preprocessing.height, preprocessing.width
+        height, width = preprocessing.size
         cost = costs(self.name, config, height, width)
         return {
             "name": self.name,
@@ -133,7 +133,7 @@ class Description:
 def describe(
     text: str,
     access: Access,
-    size: tuple[int, int] | None = None,
+    size: Size | None = None,
     activation: Activation | None = None,
 ) -> Description:
     """What follows ``--model``, without running it.

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from cvt_cli.commands import options, output
-from cvt_cli.spec.config import parse_size
+from cvt_cli.spec.config import Size
 from cvt_cli.spec.variants import variant_of
 
 
@@ -34,7 +34,7 @@ def info(
     """
     from cvt_cli.commands import catalogue
 
-    size = parse_size(res) if res else None
+    size = Size.of(res)
     found = catalogue.describe(model, output.access(revision, offline), size, activation)
     document = found.to_json()
     if json_output:

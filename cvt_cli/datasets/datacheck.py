@@ -13,6 +13,7 @@ from cvt_cli.datasets.labelled import LabelledImages
 from cvt_cli.images import decode
 from cvt_cli.images.archives import ARCHIVE_ERRORS
 from cvt_cli.prediction.classify import ahead
+from cvt_cli.spec.config import Size
 
 DECODED_UP_TO = 20_000
 """Images; in a larger set the headers alone are read."""
@@ -62,7 +63,7 @@ def check(data: LabelledImages, workers: int, progress: Progress = silent) -> Da
                 decode.size(partial(data.files.open, data.names[index]))
             else:
                 # A JPEG at 1/8 of its size: all of the file is read all the same, much faster.
-                data.load(index, exif=False, at_least=(1, 1))
+                data.load(index, exif=False, at_least=Size(1, 1))
         except ImageError as error:
             return str(error), size, content
         return None, size, content

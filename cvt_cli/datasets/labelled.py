@@ -15,6 +15,7 @@ from cvt_cli.base.errors import DataError
 from cvt_cli.images import decode
 from cvt_cli.images.decode import Colour
 from cvt_cli.images.trees import Folder, Tree
+from cvt_cli.spec.config import Size
 
 Split = Literal["train", "test"]
 
@@ -38,7 +39,7 @@ class LabelledImages:
         self,
         index: int,
         exif: bool,
-        at_least: tuple[int, int] | None = None,
+        at_least: Size | None = None,
         background: Colour | None = None,
         tell_hash: Callable[[str], None] | None = None,
     ) -> Image.Image:

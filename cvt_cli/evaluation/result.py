@@ -58,8 +58,7 @@ def published_beside(
     known = published.CHECKPOINTS.get(model)
     if known is None or known.scores is None or metrics.n != published.IMAGENET_VALIDATION:
         return None
-    size = (preprocessing.height, preprocessing.width)
-    if len(metrics.classes) != known.num_classes or size != (known.size, known.size):
+    if len(metrics.classes) != known.num_classes or preprocessing.size != (known.size, known.size):
         return None
     paper, third = known.scores.paper_top1 / 100, known.scores.top1 / 100
     apart, most = metrics.top1 - third, published.AGREEMENT

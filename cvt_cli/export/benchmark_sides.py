@@ -8,14 +8,23 @@ from typing import Literal, get_args
 from cvt_cli.base.errors import UsageError
 from cvt_cli.checkpoints import export_metadata
 from cvt_cli.checkpoints.architecture import architectures_of
+from cvt_cli.checkpoints.checkpoint import Checkpoint
 from cvt_cli.checkpoints.export_metadata import Record
-from cvt_cli.checkpoints.locate import Access
+from cvt_cli.checkpoints.locate import Access, find
 from cvt_cli.engines import runtimes
-from cvt_cli.spec.config import CvTConfig, parse_size
+from cvt_cli.spec.config import CvTConfig, Size
 from cvt_cli.spec.costs import costs
-from cvt_cli.spec.formats import FORMATS, PRECISIONS, FilePrecision, Precision, format_of
+from cvt_cli.spec.formats import (
+    FORMATS,
+    PRECISIONS,
+    EngineName,
+    FilePrecision,
+    GraphFormat,
+    Precision,
+)
 
-Name = Literal["torch", "onnxruntime", "openvino", "transformers"]
+Name = EngineName | Literal["transformers"]
+NAMES: tuple[Name, ...] = (*get_args(EngineName), "transformers")
 
 
 @dataclass(frozen=True)
@@ -29,6 +38,7 @@ class Network:
     macs: int  # multiply-accumulates of one image
     device: str = "cpu"  # of torch and transformers; the other engines run on the CPU
     file: Path | None = None  # one that `cvt export` wrote; else the weights are random
+    form: GraphFormat | None = None  # of the file
     record: Record | None = None  # what it says of itself
 
     @classmethod
@@ -37,25 +47,23 @@ class Network:
         return cls(name, config, height, width, costs(name, config, height, width).macs)
 
     @classmethod
-    def of_file(cls, path: Path, size: tuple[int, int] | None = None) -> "Network":
+    def of_graph(cls, graph: Checkpoint, size: Size | None = None) -> "Network":
         """One that was exported.
 
         Raises:
             UsageError: it does not take this size.
             CheckpointError: it is damaged, or another tool wrote it.
         """
-        record = export_metadata.read(path).at(size, path)
-        height, width = record.preprocessing.height, record.preprocessing.width
-        network = cls.of(str(path), record.config, height, width)
-        return replace(network, file=path, record=record)
+        record = export_metadata.read(graph.path).at(size, graph.path)
+        height, width = record.preprocessing.size
+        network = cls.of(graph.name, record.config, height, width)
+        return replace(network, file=graph.path, form=graph.format, record=record)
 
     @property
     def engines(self) -> tuple[Name, ...]:
         """Those that run the file, its own first."""
-        assert self.file is not None
-        form = format_of(self.file)
-        assert form is not None
-        return FORMATS[form].engines
+        assert self.form is not None
+        return FORMATS[self.form].engines
 
 
 @dataclass(frozen=True)
@@ -84,16 +92,17 @@ def networks_of(
     """
     if variant and models:
         raise UsageError("give --variant or --model, not both")
-    size = parse_size(res) if res else None
+    size = Size.of(res)
     networks = []
     names: Sequence[str | None] = models or [None]
     for name in names:
-        if name is not None and format_of(Path(name)):
-            networks.append(Network.of_file(Path(name), size))
+        found = find(name, access) if name is not None else None
+        if isinstance(found, Checkpoint) and found.kind == "graph":
+            networks.append(Network.of_graph(found, size))
             continue
         wanted = variant or (None if name else "13")
-        ((found, config),) = architectures_of(wanted, name, res, None, access)
-        networks.append(Network.of(found.variant, config, found.height, found.width))
+        ((costs_of, config),) = architectures_of(wanted, name, res, None, access)
+        networks.append(Network.of(costs_of.variant, config, costs_of.height, costs_of.width))
     return networks
 
 
@@ -122,8 +131,7 @@ def sides_of(
         _engine("transformers")
     wanted = [_precision(name) for name in precisions]
     found = []
-    every: tuple[Name, ...] = ("torch", "onnxruntime", "openvino")
-    installed = [name for name in every if runtimes.installed(name)]
+    installed: list[Name] = [name for name in get_args(EngineName) if runtimes.installed(name)]
     for batch_size in batch_sizes:
         if against_transformers:
             plain = replace(networks[0], file=None, record=None)
@@ -143,7 +151,7 @@ def sides_of(
 
 def _engine(name: str) -> Name:
     """Raises UsageError if there is no engine of this name, or it is not installed."""
-    found: Name | None = next((known for known in get_args(Name) if known == name), None)
+    found: Name | None = next((known for known in NAMES if known == name), None)
     if found is None:
         raise UsageError(
             f"there is no engine `{name}`; accepted are `torch`, `onnxruntime`, `openvino`"

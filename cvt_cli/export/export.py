@@ -10,6 +10,7 @@ import torch
 from cvt_cli.base import files, machine
 from cvt_cli.base.errors import CheckpointError, CvtError, UsageError
 from cvt_cli.base.progress import Progress, Say
+from cvt_cli.checkpoints.checkpoint import Checkpoint
 from cvt_cli.checkpoints.export_metadata import Record
 from cvt_cli.engines import runtimes
 from cvt_cli.engines.protocol import Engine
@@ -180,7 +181,7 @@ def export(
         found = verification.verify(reference, file, record, verify_on, parity, advance)
     engine = file.name
     del file, reference  # their threads would disturb what is measured next
-    network = Network.of_file(made)
+    network = Network.of_graph(Checkpoint.at(made))
     sides = [
         Side("torch", "fp32", 1, replace(network, file=None, record=None)),
         Side(engine, record.precision, 1, network),  # type: ignore[arg-type]

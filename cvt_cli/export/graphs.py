@@ -227,7 +227,7 @@ def _finish_openvino(
 
 def _write_pt2(model: CvT, record: Record, path: Path) -> None:
     module: nn.Module = _WithFeatures(inference_form(model), _DTYPES[record.precision])
-    height, width = record.preprocessing.height, record.preprocessing.width
+    height, width = record.preprocessing.size
     if record.preprocessing_inside:
         module = nn.Sequential(InsidePreprocessing(record.preprocessing), module)
         example = torch.zeros(2, *_EXAMPLE_SIZE, 3, dtype=torch.uint8)

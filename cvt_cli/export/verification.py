@@ -16,7 +16,7 @@ from cvt_cli.base.progress import Advance
 from cvt_cli.checkpoints.export_metadata import Record
 from cvt_cli.engines.protocol import Engine, logits_of, prepared
 from cvt_cli.images import decode, finding, transform
-from cvt_cli.spec.config import SMALLEST_SIZE
+from cvt_cli.spec.config import SMALLEST_SIZE, Size
 from cvt_cli.spec.formats import FilePrecision
 from cvt_cli.spec.preprocessing import Preprocessing
 
@@ -259,9 +259,9 @@ def _sizes(record: Record) -> list[Record]:
     own = record.preprocessing
     if not record.dynamic_size:
         return [record]
-    other = (own.height * 3 // 4, own.width * 5 // 8)
+    other = Size(own.height * 3 // 4, own.width * 5 // 8)
     if min(other) < SMALLEST_SIZE:
-        other = (own.height * 3 // 2, own.width * 7 // 4)
+        other = Size(own.height * 3 // 2, own.width * 7 // 4)
     return [record, record.at(other, Path())]
 
 
@@ -269,7 +269,7 @@ def _random(torch: Engine, file: Engine, record: Record, advance: Advance) -> Ch
     """Noise, at every batch size."""
     generator = np.random.default_rng(0)
     preprocessing, count = record.preprocessing, max(BATCHES)
-    height, width = preprocessing.height, preprocessing.width
+    height, width = preprocessing.size
     if record.preprocessing_inside:
         shape = (count, height + height // 2, 2 * width, 3)
         given: NDArray[Any] = generator.integers(0, 256, shape, np.uint8)

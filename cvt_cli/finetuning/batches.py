@@ -42,7 +42,7 @@ def augmentation(what: Augmentation, preprocessing: Preprocessing) -> Callable[[
 
     It can be pickled, as worker processes need where they are not forked.
     """
-    height, width = preprocessing.height, preprocessing.width
+    height, width = preprocessing.size
     size = [height, width]
     steps: list[Any]
     if what.geometry == "none":

@@ -78,7 +78,7 @@ class Job:
     @cached_property
     def macs(self) -> int:
         """Multiply-adds of a forward pass over the images that a process computes together."""
-        height, width = self.preprocessing.height, self.preprocessing.width
+        height, width = self.preprocessing.size
         of_one = costs(self.name, self.model.config, height, width).macs
         return of_one * self.settings.batch_size
 

@@ -8,7 +8,7 @@ from cvt_cli.checkpoints.locate import Access
 from cvt_cli.model import network as networks
 from cvt_cli.model import weights
 from cvt_cli.model.network import CvT
-from cvt_cli.spec.config import Activation, parse_size
+from cvt_cli.spec.config import Activation, Size
 from cvt_cli.spec.preprocessing import Preprocessing
 from cvt_cli.spec.variants import VARIANTS, parse_variant
 
@@ -57,5 +57,5 @@ def start_of_training(
     key = parse_variant(variant or "")
     chosen = VARIANTS[key]
     config = chosen.config.with_classes(len(classes)).with_activation(activation)
-    preprocessing = chosen.preprocessing.with_size(*(parse_size(res) if res else chosen.size))
+    preprocessing = chosen.preprocessing.with_size(Size.of(res) or chosen.size)
     return Start(key, networks.fresh_model(config, seed), preprocessing, ())

@@ -181,7 +181,7 @@ def _has_room(job: Job, say: Say) -> bool:
     free = training_data.shared_memory_free()
     if not job.workers or not job.takes_steps or free is None:
         return True
-    height, width = job.preprocessing.height, job.preprocessing.width
+    height, width = job.preprocessing.size
     # Two that wait for each worker, and those of a step.
     batches = 2 * job.workers + job.settings.accumulate + 1
     needed = batches * job.settings.batch_size * 3 * height * width * 4

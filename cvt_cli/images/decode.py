@@ -19,6 +19,7 @@ from PIL import ExifTags, Image, ImageColor, UnidentifiedImageError
 from cvt_cli.base import limits
 from cvt_cli.base.errors import ImageError, UsageError
 from cvt_cli.images.finding import HEIF_NEEDS, reads_heif
+from cvt_cli.spec.config import Size
 
 # What Pillow's decoders raise for damaged content, besides OSError (found by mutating files).
 _DECODER_ERRORS = (
@@ -95,7 +96,7 @@ def too_large() -> ImageError:
 def decode(
     opened: Callable[[], BinaryIO],
     exif: bool,
-    at_least: tuple[int, int] | None = None,
+    at_least: Size | None = None,
     background: Colour | None = None,
 ) -> Image.Image:
     """Decode one image to RGB, by content and not by suffix; the first frame of several.
@@ -202,10 +203,10 @@ def _digest(file: BinaryIO) -> str:
     return found.hexdigest()
 
 
-def size(opened: Callable[[], BinaryIO]) -> tuple[int, int]:
+def size(opened: Callable[[], BinaryIO]) -> Size:
     """Height and width in pixels as the file's header says, before EXIF; raises as `decode`."""
     with _explained(), opened() as file, _identified(file) as image:
-        return image.height, image.width
+        return Size(image.height, image.width)
 
 
 @contextmanager

@@ -24,6 +24,7 @@ from cvt_cli.images import archives, decode, finding, patterns, remote
 from cvt_cli.images.archives import ARCHIVE_ERRORS
 from cvt_cli.images.decode import Colour
 from cvt_cli.images.finding import Passed
+from cvt_cli.spec.config import Size
 
 _TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
 _WIDE_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
@@ -41,7 +42,7 @@ class Source:
     def load(
         self,
         exif: bool,
-        at_least: tuple[int, int] | None = None,
+        at_least: Size | None = None,
         background: Colour | None = None,
     ) -> Image.Image:
         """Decode it to RGB; `decode.decode` has the arguments and the errors.

@@ -40,7 +40,7 @@ def normalise(image: Image.Image, preprocessing: Preprocessing) -> NDArray[np.fl
 
 def resize(image: Image.Image, preprocessing: Preprocessing) -> Image.Image:
     """Resize and crop an RGB image to the record's height and width, still in 8 bits."""
-    height, width = preprocessing.height, preprocessing.width
+    height, width = preprocessing.size
     new_height, new_width = preprocessing.resized(image.height, image.width)
     resample = _RESAMPLING[preprocessing.interpolation]
     # As torchvision's CenterCrop; both are 0 for a squash.

@@ -30,7 +30,7 @@ from cvt_cli.checkpoints.names import reference_names, to_transformers
 from cvt_cli.checkpoints.store import Snapshot
 from cvt_cli.model.network import CvT, init_weights
 from cvt_cli.spec import costs
-from cvt_cli.spec.config import Activation, CvTConfig
+from cvt_cli.spec.config import Activation, CvTConfig, Size
 from cvt_cli.spec.labels import Labels
 from cvt_cli.spec.preprocessing import Preprocessing
 from cvt_cli.spec.published import KnownCheckpoint
@@ -54,7 +54,7 @@ class LoadedCheckpoint:
 def load(
     path: Path,
     known: KnownCheckpoint | None = None,
-    size: tuple[int, int] | None = None,
+    size: Size | None = None,
     activation: Activation | None = None,
 ) -> LoadedCheckpoint:
     """Load a checkpoint folder, a ``.safetensors`` file or an original ``.pth`` by its path.
@@ -73,7 +73,7 @@ def load(
 
 def load_checkpoint(
     checkpoint: Checkpoint,
-    size: tuple[int, int] | None = None,
+    size: Size | None = None,
     activation: Activation | None = None,
     stored: Path | None = None,
 ) -> LoadedCheckpoint:
@@ -146,7 +146,7 @@ def _convert(pickled: Path, record: Path) -> Path:
 
 
 def _load_state_dict(
-    checkpoint: Checkpoint, size: tuple[int, int] | None, activation: Activation | None
+    checkpoint: Checkpoint, size: Size | None, activation: Activation | None
 ) -> tuple[CheckpointConfig, dict[str, Tensor]]:
     path = checkpoint.path
     if checkpoint.kind == "file" and checkpoint.record is not None:

@@ -18,6 +18,7 @@ from cvt_cli.base.machine import threads
 from cvt_cli.engines.protocol import Engine, features_of, logits_of, prepared
 from cvt_cli.images.decode import Colour
 from cvt_cli.prediction.answers import UNKNOWN, Answer, Prediction
+from cvt_cli.spec.config import Size
 from cvt_cli.spec.labels import Labels
 from cvt_cli.spec.preprocessing import Preprocessing
 
@@ -44,7 +45,7 @@ class Loadable(Protocol):
     def load(
         self,
         exif: bool,
-        at_least: tuple[int, int] | None = None,
+        at_least: Size | None = None,
         background: Colour | None = None,
     ) -> Image.Image:
         """Decode it to RGB, as `decode.decode` does; raises ImageError."""
@@ -90,7 +91,7 @@ def classify(
         at_least = None
         if wishes.fast_decode:  # twice what the resize needs, so that it still averages pixels
             enough = 2 * max(preprocessing.resized(1, 1))
-            at_least = (enough, enough)
+            at_least = Size.square(enough)
         try:
             image = source.load(wishes.exif, at_least, wishes.background)
             array = prepared(engine, image, preprocessing)

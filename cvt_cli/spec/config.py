@@ -7,7 +7,7 @@ stage alone, no position embedding.
 """
 
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 from cvt_cli.base.errors import ConfigError, UsageError
 from cvt_cli.base.limits import (
@@ -147,29 +147,45 @@ def shown(value: object) -> str:
     return text if len(text) <= 60 else f"{text[:59]}…"
 
 
-def parse_size(text: str) -> tuple[int, int]:
-    """Height and width in pixels of ``384`` or ``384x512`` (height x width).
+class Size(NamedTuple):
+    """Height and width of images in pixels."""
 
-    Raises:
-        UsageError: not one or two integers, or one below `SMALLEST_SIZE`.
-    """
-    parts = text.strip().lower().replace("×", "x").split("x")
-    if len(parts) > 2 or not all(part.strip().isdecimal() for part in parts):
-        raise UsageError(
-            f"`{text}` is not an input size; accepted are pixels such as `384`, "
-            "or height x width such as `384x512`"
-        )
-    if any(len(part.strip()) > 9 for part in parts):
-        raise UsageError(f"input size `{text}` is too large; {LARGEST_SIZE} pixels is the most")
-    height, width = int(parts[0]), int(parts[-1])
-    if min(height, width) < SMALLEST_SIZE:
-        raise UsageError(
-            f"input size {height}x{width} is too small; "
-            f"height and width must be at least {SMALLEST_SIZE} pixels"
-        )
-    if max(height, width) > LARGEST_SIZE:
-        raise UsageError(
-            f"input size {height}x{width} is too large; "
-            f"height and width must be at most {LARGEST_SIZE} pixels"
-        )
-    return height, width
+    height: int
+    width: int
+
+    def __str__(self) -> str:
+        return f"{self.height}x{self.width}"
+
+    @classmethod
+    def square(cls, side: int) -> "Size":
+        return cls(side, side)
+
+    @classmethod
+    def of(cls, text: str | None) -> "Size | None":
+        """The size that ``384`` or ``384x512`` (height x width) says; None of None.
+
+        Raises:
+            UsageError: not one or two integers, or one that no network here takes.
+        """
+        if text is None:
+            return None
+        parts = text.strip().lower().replace("×", "x").split("x")
+        if len(parts) > 2 or not all(part.strip().isdecimal() for part in parts):
+            raise UsageError(
+                f"`{text}` is not an input size; accepted are pixels such as `384`, "
+                "or height x width such as `384x512`"
+            )
+        if any(len(part.strip()) > 9 for part in parts):
+            raise UsageError(f"input size `{text}` is too large; {LARGEST_SIZE} pixels is the most")
+        size = cls(int(parts[0]), int(parts[-1]))
+        if min(size) < SMALLEST_SIZE:
+            raise UsageError(
+                f"input size {size} is too small; "
+                f"height and width must be at least {SMALLEST_SIZE} pixels"
+            )
+        if max(size) > LARGEST_SIZE:
+            raise UsageError(
+                f"input size {size} is too large; "
+                f"height and width must be at most {LARGEST_SIZE} pixels"
+            )
+        return size

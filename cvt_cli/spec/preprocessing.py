@@ -19,7 +19,7 @@ from cvt_cli.base.limits import (
     LARGEST_STD,
     SMALLEST_STD,
 )
-from cvt_cli.spec.config import SMALLEST_SIZE, shown
+from cvt_cli.spec.config import SMALLEST_SIZE, Size, shown
 
 Resize = Literal["crop", "squash"]
 Interpolation = Literal["nearest", "lanczos", "bilinear", "bicubic"]
@@ -86,36 +86,42 @@ class Preprocessing:
     @classmethod
     def published(cls, height: int, width: int) -> "Preprocessing":
         """What the published models use at this size."""
-        return cls(height, width, "crop").with_size(height, width)
+        return cls(height, width, "crop").with_size(Size(height, width))
 
-    def with_size(self, height: int, width: int) -> "Preprocessing":
+    def with_size(self, size: Size) -> "Preprocessing":
         """The same at another input size: crop below 384 pixels, squash from there up.
 
         A record that squashes below 384 already does so on purpose, and goes on.
         """
         on_purpose = self.resize == "squash" and min(self.height, self.width) < SQUASH_FROM
-        squash = on_purpose or min(height, width) >= SQUASH_FROM
-        return replace(self, height=height, width=width, resize="squash" if squash else "crop")
+        squash = on_purpose or min(size) >= SQUASH_FROM
+        resize: Resize = "squash" if squash else "crop"
+        return replace(self, height=size.height, width=size.width, resize=resize)
+
+    @property
+    def size(self) -> Size:
+        """Of the network's input."""
+        return Size(self.height, self.width)
 
     @property
     def shorter_side(self) -> int:
         """Length in pixels that "crop" resizes the image's shorter side to."""
         return int(max(self.height, self.width) / self.crop_pct)
 
-    def resized(self, height: int, width: int) -> tuple[int, int]:
+    def resized(self, height: int, width: int) -> Size:
         """Height and width in pixels after the resize and before any crop.
 
         As torchvision's Resize computes it: the longer side is cut off to an integer.
         """
         if self.resize == "squash":
-            return self.height, self.width
+            return self.size
         if width <= height:
-            return int(self.shorter_side * height / width), self.shorter_side
-        return self.shorter_side, int(self.shorter_side * width / height)
+            return Size(int(self.shorter_side * height / width), self.shorter_side)
+        return Size(self.shorter_side, int(self.shorter_side * width / height))
 
     def describe(self) -> str:
         """One line for a person."""
-        size = f"{self.height}x{self.width}"
+        size = str(self.size)
         if self.resize == "squash":
             return f"squash to {size}, {self.interpolation}"
         return f"shorter side to {self.shorter_side}, centre crop {size}, {self.interpolation}"
@@ -204,20 +210,20 @@ class Preprocessing:
         return cls(height, width, resize, crop_pct=crop_pct, **common)
 
 
-def _height_and_width(config: dict[str, Any], key: str) -> tuple[int, int]:
+def _height_and_width(config: dict[str, Any], key: str) -> Size:
     """A size written as a number, as a shortest edge, or as height and width."""
     size = config.get(key)
     if isinstance(size, dict):
         if "shortest_edge" in size:
             size = size["shortest_edge"]
         elif "height" in size and "width" in size:
-            return size["height"], size["width"]
+            return Size(size["height"], size["width"])
     if not isinstance(size, int):
         raise ConfigError(
             f"`{key}` is {shown(config.get(key))}; accepted are a number of pixels, "
             '{"shortest_edge": n} and {"height": n, "width": n}'
         )
-    return size, size
+    return Size.square(size)
 
 
 def _is_number(value: object) -> bool:

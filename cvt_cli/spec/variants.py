@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from cvt_cli.base.errors import UsageError
-from cvt_cli.spec.config import CvTConfig, StageConfig
+from cvt_cli.spec.config import CvTConfig, Size, StageConfig
 from cvt_cli.spec.preprocessing import Preprocessing
 
 
@@ -22,14 +22,14 @@ class Variant:
     paper_macs: Mapping[int, int] = field(default_factory=dict)  # there, by input size in pixels
 
     @property
-    def size(self) -> tuple[int, int]:
+    def size(self) -> Size:
         """Input height and width in pixels when ``--res`` does not say."""
-        return self.preprocessing.height, self.preprocessing.width
+        return self.preprocessing.size
 
     @property
-    def sizes(self) -> list[tuple[int, int]]:
+    def sizes(self) -> list[Size]:
         """The sizes that its costs are listed for: the paper's, else its own."""
-        return [(size, size) for size in self.paper_macs] or [self.size]
+        return [Size.square(side) for side in self.paper_macs] or [self.size]
 
 
 def _published(
@@ -105,7 +105,7 @@ def variant_of(config: CvTConfig) -> str | None:
     return next((key for key, v in VARIANTS.items() if plan(v.config) == plan(config)), None)
 
 
-def preprocessing_of(config: CvTConfig, size: tuple[int, int] | None) -> Preprocessing:
+def preprocessing_of(config: CvTConfig, size: Size | None) -> Preprocessing:
     """What a network is trained with from scratch; one of no known variant as the published are.
 
     Args:
@@ -114,7 +114,7 @@ def preprocessing_of(config: CvTConfig, size: tuple[int, int] | None) -> Preproc
     """
     variant = variant_of(config)
     own = VARIANTS[variant].preprocessing if variant else Preprocessing.published(224, 224)
-    return own.with_size(*size) if size else own
+    return own.with_size(size) if size else own
 
 
 def _plain(text: str) -> str:

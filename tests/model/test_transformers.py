@@ -9,6 +9,7 @@ from transformers import AutoImageProcessor, CvtConfig, CvtForImageClassificatio
 
 from cvt_cli.images import decode, transform
 from cvt_cli.model import weights
+from cvt_cli.spec.config import Size
 from cvt_cli.spec.labels import Labels
 from cvt_cli.spec.preprocessing import Preprocessing
 from cvt_cli.spec.variants import VARIANTS
@@ -56,7 +57,7 @@ def test_a_folder_saved_by_transformers_gives_its_logits(tmp_path: Path) -> None
     theirs.load_state_dict({name: official[ours] for name, ours in names.items()})
     theirs.save_pretrained(tmp_path)
 
-    loaded = weights.load(tmp_path, size=(64, 64))
+    loaded = weights.load(tmp_path, size=Size(64, 64))
 
     case = file["cases"][0]
     with torch.inference_mode():

@@ -14,6 +14,7 @@ from cvt_cli.base.errors import CheckpointError, ConfigError, CvtError, UsageErr
 from cvt_cli.checkpoints.names import to_reference, to_transformers
 from cvt_cli.model import weights
 from cvt_cli.spec import labels
+from cvt_cli.spec.config import Size
 from cvt_cli.spec.labels import Labels
 from cvt_cli.spec.preprocessing import Preprocessing
 from cvt_cli.spec.published import find
@@ -103,10 +104,10 @@ def test_an_original_state_dict_loads(
         _use_new_zipfile_serialization=not legacy,
     )
 
-    loaded = weights.load(path, size=(64, 64))
+    loaded = weights.load(path, size=Size(64, 64))
 
     assert torch.equal(logits(loaded.model), logits(golden_model(NANO)))
-    assert loaded.preprocessing == VARIANTS["nano"].preprocessing.with_size(64, 64)
+    assert loaded.preprocessing == VARIANTS["nano"].preprocessing.with_size(Size(64, 64))
     assert loaded.labels == labels.unnamed(10)
     assert "does not name its 10 classes" in loaded.notes[0]
 
@@ -135,7 +136,7 @@ def test_an_unknown_state_dict_needs_its_input_size(tmp_path: Path) -> None:
 def test_a_bare_safetensors_file_loads_in_both_layouts(tmp_path: Path, transform) -> None:
     save_file({transform(n): t for n, t in golden_state(NANO).items()}, tmp_path / "m.safetensors")
 
-    loaded = weights.load(tmp_path / "m.safetensors", size=(64, 64), activation="quick_gelu")
+    loaded = weights.load(tmp_path / "m.safetensors", size=Size(64, 64), activation="quick_gelu")
 
     assert torch.equal(logits(loaded.model), logits(golden_model(NANO)))
 
@@ -190,7 +191,7 @@ def test_every_tensor_is_accounted_for(tmp_path: Path, change, named: str) -> No
     torch.save(state, tmp_path / "m.pth")
 
     with pytest.raises(CheckpointError, match=named) as caught:
-        weights.load(tmp_path / "m.pth", size=(32, 32))
+        weights.load(tmp_path / "m.pth", size=Size(32, 32))
 
     assert str(tmp_path / "m.pth") in str(caught.value)
 
@@ -199,7 +200,7 @@ def test_another_network_is_not_taken_for_a_cvt(tmp_path: Path) -> None:
     torch.save({"conv1.weight": torch.zeros(3)}, tmp_path / "resnet.pth")
 
     with pytest.raises(CheckpointError, match="no CvT: among its 1 tensors"):
-        weights.load(tmp_path / "resnet.pth", size=(224, 224))
+        weights.load(tmp_path / "resnet.pth", size=Size(224, 224))
 
 
 def test_tensors_of_the_right_names_and_wild_shapes_are_refused(tmp_path: Path) -> None:
@@ -207,14 +208,14 @@ def test_tensors_of_the_right_names_and_wild_shapes_are_refused(tmp_path: Path) 
     torch.save(odd, tmp_path / "odd.pth")
 
     with pytest.raises(CheckpointError, match="no CvT: among its 2 tensors"):
-        weights.load(tmp_path / "odd.pth", size=(224, 224))
+        weights.load(tmp_path / "odd.pth", size=Size(224, 224))
 
 
 def test_a_cvt_of_unknown_width_needs_a_config(tmp_path: Path) -> None:
     torch.save(golden_state(TINY), tmp_path / "tiny.pth")
 
     with pytest.raises(CheckpointError, match=r"widths \[16, 32, 64\] and depths \[1, 2, 3\]"):
-        weights.load(tmp_path / "tiny.pth", size=(64, 64))
+        weights.load(tmp_path / "tiny.pth", size=Size(64, 64))
 
 
 class _Evil:
@@ -271,7 +272,7 @@ def test_a_damaged_or_hostile_file_is_refused(
     damaged(kind, tmp_path / "m.pth")
 
     with pytest.raises(CheckpointError, match=message) as caught:
-        weights.load(tmp_path / "m.pth", size=(32, 32))
+        weights.load(tmp_path / "m.pth", size=Size(32, 32))
 
     assert str(tmp_path / "m.pth") in str(caught.value)
     assert not (tmp_path / "executed").exists()
@@ -371,7 +372,7 @@ def test_the_wrong_size_beside_a_published_checkpoint_is_overruled(tmp_path: Pat
 
     assert loaded.preprocessing == Preprocessing.published(384, 384)
     assert "gives 224x224 pixels, but cvt-13-384-22k takes 384" in loaded.notes[0]
-    asked = weights.load(tmp_path, find("cvt-13-384-22k"), size=(224, 224))
+    asked = weights.load(tmp_path, find("cvt-13-384-22k"), size=Size(224, 224))
     assert (asked.preprocessing.height, asked.preprocessing.resize) == (224, "crop")
 
 

@@ -7,6 +7,7 @@ from torchvision import transforms
 
 from cvt_cli.base.errors import ConfigError
 from cvt_cli.images import decode, transform
+from cvt_cli.spec.config import Size
 from cvt_cli.spec.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from tests_shared import golden, test_data
 
@@ -88,10 +89,10 @@ def test_the_published_models_crop_below_384_and_squash_from_there(size, wanted)
 
 
 def test_another_size_keeps_to_the_rule_and_a_squash_on_purpose_stays() -> None:
-    assert PUBLISHED["crop224"].with_size(384, 384) == PUBLISHED["squash384"]
-    assert PUBLISHED["squash384"].with_size(224, 224) == PUBLISHED["crop224"]
-    assert PUBLISHED["squash384"].with_size(384, 512).resize == "squash"
-    assert Preprocessing(96, 128, "squash").with_size(64, 64).resize == "squash"
+    assert PUBLISHED["crop224"].with_size(Size(384, 384)) == PUBLISHED["squash384"]
+    assert PUBLISHED["squash384"].with_size(Size(224, 224)) == PUBLISHED["crop224"]
+    assert PUBLISHED["squash384"].with_size(Size(384, 512)).resize == "squash"
+    assert Preprocessing(96, 128, "squash").with_size(Size(64, 64)).resize == "squash"
 
 
 def test_an_extreme_shape_is_resampled_close_to_the_whole(monkeypatch) -> None:
