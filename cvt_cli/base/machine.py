@@ -18,6 +18,9 @@ WORK_OF_A_THREAD = 128_000_000
 """MACs of a call that pay for one more thread: some 5 ms of a core. Below, handing out the parts
 costs what their being done side by side saves, and beside a busy process several times as much."""
 
+_MOST_THREADS = 1024
+"""That are started, whatever is asked for: a runtime starts them all, or ends in an error."""
+
 _BRIEF_SPINS = "1000"
 """Some 20 us, as most parts of a layer take; libgomp's own choice is milliseconds."""
 
@@ -43,9 +46,9 @@ def threads_for(macs: int) -> int:
     processes is not the user's, and is passed over.
     """
     asked = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
-    if asked.isascii() and asked.isdecimal() and int(asked) > 0:
+    if asked.isascii() and asked.isdecimal() and asked.strip("0"):
         if asked != "1" or torchrun.local_count() == 1:
-            return int(asked)
+            return min(int(asked.lstrip("0")[:9]), _MOST_THREADS)
     return max(1, min(threads(), macs // WORK_OF_A_THREAD))
 
 

@@ -183,7 +183,8 @@ def _evaluate(names: list[str], settings: _Settings, access: Access) -> list[Res
         for ready, one in zip(models, subjects, strict=True):
             conditions = {**ready.conditions(), "data": settings.data, "exif": settings.exif}
             written.begin(one, conditions, images, len(mine), threads, progress)
-        left = [index for index in mine if images.names[index] not in written.judged]
+        judged = written.judged()
+        left = [index for index in mine if images.names[index] not in judged]
         written.save(0, at_once=True)
         judge.judge(
             subjects,

@@ -84,7 +84,6 @@ class PredictionFiles:
         """Whether each line holds the hash of its image's file."""
         return bool(self._lines)
 
-    @property
     def judged(self) -> set[str]:
         """Names of the images that have a line."""
         return {line.path for lines, _ in self._lines for line in lines.lines}

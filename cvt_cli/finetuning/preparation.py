@@ -257,14 +257,13 @@ def check_free(folder: Path) -> None:
     ours = {folder / name for name in ("state", "state/lock", SPLIT_FILE, PLAN_FILE)}
     try:
         if not folder.exists():
-            files.refuse_unwritable_place(folder / SPLIT_FILE)
-            return
+            return files.refuse_unwritable_place(folder / SPLIT_FILE)
         places = [place for place in (folder, folder / "state") if place.is_dir()]
         found = {path for place in places for path in place.iterdir()}
     except OSError as error:
         raise files.unwritable(folder, error) from error
     if places and all(path in ours or path.name.endswith(files.SUFFIX) for path in found):
-        return
+        return files.refuse_unwritable_place(folder / SPLIT_FILE)
     raise CvtError(
         f"`{folder}` exists and is not an empty folder",
         hint=f"go on with it, --resume {shlex.quote(str(folder))}, or name another with --output",

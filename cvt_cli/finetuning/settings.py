@@ -268,7 +268,7 @@ def parse_duration(text: str) -> float:
     Raises:
         UsageError: it is no such time.
     """
-    parts = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", text.strip())
+    parts = re.fullmatch(r"(?:(\d{1,9})h)?(?:(\d{1,9})m)?(?:(\d{1,9})s)?", text.strip())
     if not text.strip() or parts is None:
         raise UsageError(f"`{text}` is no time; accepted are such as `2h`, `1h30m`, `90m`, `45s`")
     hours, minutes, seconds = (int(part or 0) for part in parts.groups())

@@ -2,6 +2,7 @@
 
 import os
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -172,10 +173,18 @@ def is_image_member(name: str, passed: Passed) -> bool:
     return False
 
 
-def natural_key(name: str) -> tuple[list[str | int], str]:
+def natural_key(name: str) -> tuple[list[str | tuple[int, str]], str]:
     """Sorts names as people do: numbers in them by value, upper and lower case together."""
     parts = re.split(r"(\d+)", name)
-    return [int(p) if i % 2 else p.casefold() for i, p in enumerate(parts)], name
+    return [_by_value(p) if i % 2 else p.casefold() for i, p in enumerate(parts)], name
+
+
+def _by_value(digits: str) -> tuple[int, str]:
+    """Sorts as the number does; `int` reads no more than some thousand digits."""
+    if not digits.isascii():
+        digits = "".join(str(unicodedata.decimal(digit)) for digit in digits)
+    digits = digits.lstrip("0")
+    return len(digits), digits
 
 
 @cache

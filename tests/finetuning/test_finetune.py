@@ -64,6 +64,7 @@ def test_a_run_is_gone_on_with_from_python(tmp_path: Path) -> None:
         ({"data": IMAGES, "data_dir": "x"}, UsageError, "--data-dir: it is where known sets are"),
         ({"data": IMAGES, "variant": "huge"}, UsageError, "there is no variant `huge`"),
         ({"data": IMAGES, "max_time": "soon"}, UsageError, "`soon` is no time"),
+        ({"data": IMAGES, "max_time": "9" * 400 + "h"}, UsageError, "`999"),
         ({"data": IMAGES, "device": "cuda:63"}, CvtError, "device `cuda:63` is not available"),
         ({"data": "nowhere"}, DataError, ""),
         ({"data": IMAGES, "output": MODEL}, CvtError, f"`{MODEL}` exists and is not an empty"),

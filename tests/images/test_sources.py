@@ -790,6 +790,20 @@ def test_members_of_a_zip_in_thousands_of_folders_and_of_one_name(cvt, tmp_path:
     assert said in result.stderr
 
 
+def test_a_name_may_have_more_digits_than_python_makes_a_number_of(cvt, tmp_path: Path) -> None:
+    names = [f"cat/{digits}.png" for digits in ("2", "9" * 5000, "10")]
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        for name in (*names, "dog/0.png"):
+            archive.write(CHELSEA, name)
+
+    found = cvt("predict", f"zip://cat/*::{tmp_path / 'a.zip'}", *NANO)
+    judged = cvt("evaluate", "--data", tmp_path / "a.zip", "--model", "cvt-nano-cifar10", "--json")
+
+    paths = [line["path"].partition("::")[0] for line in found.json_lines]
+    assert paths == [f"zip://{names[place]}" for place in (0, 2, 1)]
+    assert judged.json["n"] == 4
+
+
 def test_a_list_on_stdin_that_names_nothing_is_no_success() -> None:
     result = Machine(Path(), dict(os.environ)).run("predict", "-", "--model", "cvt-nano-cifar10")
 
