@@ -1,7 +1,8 @@
 """Features of images in a file: .npz or .safetensors."""
 
 import json
-from collections.abc import Mapping
+import zipfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from cvt_cli.base.errors import UsageError
 from cvt_cli.checkpoints import headers
 from cvt_cli.prediction.answers import Answer
 from cvt_cli.prediction.whole import WholeFile
+
+_PART_BYTES = 4 * 1024**2
 
 SUFFIXES = (".npz", ".safetensors")
 
@@ -57,10 +60,27 @@ class Features(WholeFile):
             self._temporary.chmod(mode)
             headers.order_metadata(self._temporary)
         else:
-            with self._temporary.open("wb") as file:  # savez adds a suffix to a name
-                np.savez(
-                    file, features=features, paths=np.array(self._paths), conditions=conditions
-                )
+            with zipfile.ZipFile(self._temporary, "w") as archive:
+                for name, array in (("features", features), ("conditions", np.array(conditions))):
+                    with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+                        np.lib.format.write_array(file, array, allow_pickle=False)
+                _write_texts(archive, "paths", self._paths)
+
+
+def _write_texts(archive: zipfile.ZipFile, name: str, texts: Sequence[str]) -> None:
+    """Write an array of texts to an .npz, a part at a time and compressed.
+
+    Each takes as much room in it as the longest, so that one long name would make it large.
+    """
+    kind = np.dtype(f"<U{max(map(len, texts), default=0) or 1}")
+    member = zipfile.ZipInfo(f"{name}.npy")
+    member.compress_type = zipfile.ZIP_DEFLATED
+    at_once = max(1, _PART_BYTES // kind.itemsize)
+    with archive.open(member, "w", force_zip64=True) as file:
+        about = {"descr": kind.str, "fortran_order": False, "shape": (len(texts),)}
+        np.lib.format.write_array_header_1_0(file, about)
+        for start in range(0, len(texts), at_once):
+            file.write(np.array(texts[start : start + at_once], kind).tobytes())
 
 
 def check_suffix(path: Path) -> None:

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import time
+import zipfile
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -102,6 +103,20 @@ def test_features_are_what_the_head_reads(cvt, broken: Path, tmp_path: Path, suf
     assert found.shape == (1, 160)
     np.testing.assert_allclose(found[0], wanted, atol=1e-4)
     assert sorted(p.suffix for p in tmp_path.iterdir()) == sorted([suffix, ".jpg"])
+
+
+def test_one_long_name_makes_features_no_larger(cvt, tmp_path: Path) -> None:
+    names = [f"{number}.png" for number in range(100)] + ["x" * 60_000 + ".png"]
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        for name in names:
+            archive.write(tmp_path / "a.png", name)
+
+    cvt("predict", tmp_path / "a.zip", *NANO, "--features", tmp_path / "f.npz")
+
+    assert (tmp_path / "f.npz").stat().st_size < 1_000_000
+    with np.load(tmp_path / "f.npz") as file:
+        assert file["paths"].tolist() == [f"{tmp_path / 'a.zip'}/{name}" for name in names]
 
 
 def test_every_engine_gives_the_same_features(cvt_process, tmp_path: Path) -> None:
