@@ -1,52 +1,34 @@
 """Pictures of results in files, drawn with matplotlib (extra ``plots``)."""
 
-import io
+import textwrap
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cvt_cli.base import files
 from cvt_cli.base.errors import UsageError
+from cvt_cli.base.text import as_utf8
+from cvt_cli.prediction import shown
+from cvt_cli.spec.variants import VARIANTS
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+_LONGEST_NAME = 32
+"""Characters of a model's name in a picture."""
 
 SUFFIXES = (".png", ".svg", ".pdf")
 
-Theme = Literal["light", "dark"]
-
 # Blue and orange differ in lightness too, and so do without colour vision (Okabe and Ito).
-_THEMES = {
-    "light": {
-        "back": "#ffffff",
-        "text": "#1b1b1b",
-        "soft": "#6b6b6b",
-        "bar": "#0072b2",
-        "mark": "#d55e00",
-        "ramp": ("#ffffff", "#a6cbe8", "#3d8ec4", "#0b5a94", "#062f55"),
-    },
-    "dark": {
-        "back": "#222222",
-        "text": "#eeeeee",
-        "soft": "#9a9a9a",
-        "bar": "#3d97d3",
-        "mark": "#f5a742",
-        "ramp": ("#222222", "#1f4566", "#2f7ab0", "#6fb5e6", "#e3f2ff"),
-    },
-}  # fmt: skip
-
-_COLOURS = {  # distinguishable without colour vision too (Okabe and Ito)
-    "transformers": "#999999",
-    "torch": "#d55e00",
-    "onnxruntime": "#0072b2",
-    "openvino": "#009e73",
-}
+_BLUE, _ORANGE = "#0072b2", "#d55e00"
+_GREY, _TEXT, _SOFT, _LINE = "#8a8a8a", "#1a1a1a", "#5c5c5c", "#e4e4e0"
 
 
 def check(path: Path) -> None:
@@ -75,37 +57,47 @@ def require() -> None:
 
 
 @contextmanager
-def themed(theme: Theme) -> Iterator[dict[str, Any]]:
-    """Give a theme's colours, and draw in them what has none of its own."""
+def _styled() -> Iterator[None]:
+    """Draw in one style, whatever the user's matplotlibrc says."""
     import matplotlib
 
-    colours: dict[str, Any] = _THEMES[theme]
-    text, soft, back = colours["text"], colours["soft"], colours["back"]
     style: Any = {
-        "figure.facecolor": back,
-        "axes.facecolor": back,
-        "savefig.facecolor": back,
-        "text.color": text,
-        "axes.labelcolor": text,
-        "axes.edgecolor": soft,
-        "xtick.color": soft,
-        "ytick.color": soft,
-        "xtick.labelcolor": text,
-        "ytick.labelcolor": text,
-        "font.size": 9,
-        "text.parse_math": False,  # a class may be called $a$
+        "figure.facecolor": "white",
+        "axes.facecolor": "white",
+        "savefig.facecolor": "white",
+        "text.color": _TEXT,
+        "axes.labelcolor": _TEXT,
+        "axes.edgecolor": _SOFT,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.axisbelow": True,
+        "axes.titlelocation": "left",
+        "axes.titlesize": 10,
+        "axes.titlepad": 8,
+        "grid.color": _LINE,
+        "grid.linewidth": 0.8,
+        "xtick.color": _SOFT,
+        "ytick.color": _SOFT,
+        "xtick.labelcolor": _TEXT,
+        "ytick.labelcolor": _TEXT,
+        "font.size": 9.5,
+        "text.parse_math": False,  # a file may be called $a$
     }
     with matplotlib.rc_context(style), warnings.catch_warnings():
-        # A character that the font lacks is a box here; the page's tables have it.
-        warnings.filterwarnings("ignore", message="Glyph .* missing")
-        yield colours
+        warnings.filterwarnings("ignore", message="Glyph .* missing")  # it is a box
+        yield
 
 
-def png(figure: "Figure") -> bytes:
-    """A figure as a PNG."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=160)
-    return buffer.getvalue()
+def _headed(figure: "Figure", title: str, note: str = "") -> None:
+    """Set a picture's title and, under it all, a note; lines are broken to its width."""
+    figure.get_layout_engine().set(w_pad=0.1, h_pad=0.1)  # type: ignore[union-attr, call-arg]
+    width = figure.get_figwidth()
+    for text, size, place in ((title, 12, figure.suptitle), (note, 8.5, figure.supxlabel)):
+        if text:
+            lines = textwrap.wrap(as_utf8(text), int(width * 122 / size), break_long_words=True)
+            place("\n".join(lines), x=0.012, ha="left", fontsize=size)
+            # A line more needs room that the panels do not have to give.
+            figure.set_figheight(figure.get_figheight() + 1.3 * size / 72 * (len(lines) - 1))
 
 
 def _save(figure: "Figure", path: Path) -> None:
@@ -128,61 +120,95 @@ def draw_benchmark(document: dict[str, Any], path: Path) -> None:
 
     rows = document["rows"]
     batches = sorted({row["batch_size"] for row in rows})
-    count = len(rows) / len(batches)
-    figure = Figure(figsize=(4.6 * len(batches), 1.3 + 0.42 * count), layout="constrained")
-    panels = figure.subplots(1, len(batches), squeeze=False, sharey=True)[0]
-    fastest = max(row["images_per_sec_range"][1] for row in rows)
-    several = len({row["model"] for row in rows}) > 1
-
-    def name(row: dict[str, Any]) -> str:
-        model = f"{row['model']}, " if several else ""
-        return f"{model}{row['engine']} {row['precision']}"
-
-    for panel, batch in zip(panels, batches, strict=True):
-        own = [row for row in rows if row["batch_size"] == batch]
-        rates = [row["images_per_sec"] for row in own]
-        bars = panel.barh(
-            [name(row) for row in own],
-            rates,
-            color=[_COLOURS[row["engine"]] for row in own],
-            alpha=0.85,
-            xerr=[
-                [r - row["images_per_sec_range"][0] for r, row in zip(rates, own, strict=True)],
-                [row["images_per_sec_range"][1] - r for r, row in zip(rates, own, strict=True)],
-            ],
-            error_kw={"ecolor": "#444444", "elinewidth": 0.8, "capsize": 2},
+    models = _names(rows)
+    labels = [_label(row, models) for row in rows]
+    tall = 0.42 if len(models) == 1 else 0.58  # in inches; names of models have a line of their own
+    with _styled():
+        figure = Figure(
+            figsize=(max(6.4, 4.6 * len(batches)), 1.5 + tall * len(rows) / len(batches)),
+            layout="constrained",
         )
-        for bar, row in zip(bars, own, strict=True):
-            ratio = "" if row["ratio"] is None else f"  ×{row['ratio']:.2f}"
-            panel.annotate(
-                f"{row['images_per_sec']:.1f}{ratio}",
-                (row["images_per_sec_range"][1], bar.get_y() + bar.get_height() / 2),
-                xytext=(4, 0),
-                textcoords="offset points",
-                va="center",
-                fontsize=9,
-            )
-        panel.set_title(f"batch {batch}", fontsize=10, loc="left")
-        panel.set_xlabel("images/s")
-        panel.set_xlim(0, 1.3 * fastest)
-        panel.spines[["top", "right"]].set_visible(False)
-    panels[0].invert_yaxis()
-    against = "; × to transformers" if any(row["ratio"] is not None for row in rows) else ""
-    figure.suptitle(
-        f"{document['model']} at {document['height']}x{document['width']}, {document['device']}, "
-        f"{document['hardware']}: median and range of {document['rounds']} rounds{against}",
-        fontsize=10,
+        panels = figure.subplots(1, len(batches), squeeze=False, sharey=True)[0]
+        fastest = max(row["images_per_sec_range"][1] for row in rows)
+        for panel, batch in zip(panels, batches, strict=True):
+            own = [place for place, row in enumerate(rows) if row["batch_size"] == batch]
+            for place, number in enumerate(own):
+                _draw_bar(panel, len(own) - 1 - place, rows[number], is_baseline=place == 0)
+            panel.set_yticks(range(len(own) - 1, -1, -1), [labels[number] for number in own])
+            panel.tick_params(axis="y", length=0)
+            panel.set_title(f"{batch} {'image' if batch == 1 else 'images'} at a time")
+            panel.set_xlim(0, 1.45 * fastest)
+            panel.grid(axis="x")
+        of = f" of {', '.join(models.values())}" if len(models) <= 3 else ""
+        note = (
+            f"{document['device']}, {document['hardware']}. "
+            f"Median and range of {document['rounds']} rounds, {document['weights']} weights."
+        )
+        if rows[0]["ratio_range"] is not None:
+            against = labels[0].replace("\n", ", ")
+            note += f" ×: rate compared with {against}, the median of the rounds' ratios."
+        _headed(figure, f"Images per second{of}{_size(document)}", note)
+        _save(figure, path)
+
+
+def _draw_bar(panel: "Axes", place: int, row: Mapping[str, Any], is_baseline: bool) -> None:
+    """The rate of one side, its range and its ratio to the baseline."""
+    rate, (slowest, fastest) = row["images_per_sec"], row["images_per_sec_range"]
+    panel.barh(
+        place,
+        rate,
+        height=0.66,
+        color=_GREY if is_baseline and row["ratio_range"] is not None else _BLUE,
+        xerr=[[rate - slowest], [fastest - rate]],
+        error_kw={"ecolor": _TEXT, "elinewidth": 0.9, "capsize": 2.5},
     )
-    _save(figure, path)
+    ratio = ""
+    if row["ratio_range"] is not None and not is_baseline:
+        low, high = row["ratio_range"]
+        # Where the rounds do not agree there is no one ratio.
+        ratio = f"×{low:.1f} to {high:.1f}" if row["ratio"] is None else f"×{row['ratio']:.2f}"
+    panel.annotate(
+        f"{rate:.1f}  {ratio}".rstrip(),
+        (fastest, place),
+        xytext=(5, 0),
+        textcoords="offset points",
+        va="center",
+    )
 
 
-def draw_curves(rows: Sequence[Mapping[str, float | None]], path: Path) -> None:
-    """Losses and validation top-1 of a training run by epoch, its best epoch marked.
+def _names(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """What each model of a benchmark is called: "CvT-13", or a file's name."""
+    models = list(dict.fromkeys(str(row["model"]) for row in rows))
+    found = shown.distinct([model for model in models if model not in VARIANTS])
+    return {model: _shortened(found.get(model, f"CvT-{model}")) for model in models}
+
+
+def _shortened(name: str) -> str:
+    """A name without its middle where it is long: its end tells most."""
+    if len(name) <= _LONGEST_NAME:
+        return name
+    return f"{name[: _LONGEST_NAME // 4]}…{name[1 - _LONGEST_NAME + _LONGEST_NAME // 4 :]}"
+
+
+def _label(row: Mapping[str, Any], models: Mapping[str, str]) -> str:
+    """What a bar shows."""
+    side = f"{row['engine']} {row['precision']}"
+    return side if len(models) == 1 else f"{models[str(row['model'])]}\n{side}"
+
+
+def _size(document: Mapping[str, Any]) -> str:
+    """The size of the images, where all models take the same."""
+    return f" at {document['height']}x{document['width']}" if document["height"] else ""
+
+
+def draw_curves(rows: Sequence[Mapping[str, float | None]], path: Path, name: str) -> None:
+    """Losses, validation top-1 and learning rate of a run by epoch, its best epoch marked.
 
     Args:
-        rows: one per epoch, at least one, with ``epoch``, ``training_loss`` and ``val_loss`` in
-            nats and ``val_top1`` as a fraction; None and NaN are gaps.
+        rows: one per epoch, at least one, with ``epoch``, ``learning_rate``, ``training_loss`` and
+            ``val_loss`` in nats and ``val_top1`` as a fraction; None and NaN are gaps.
         path: of the picture; its suffix says which kind.
+        name: of the run.
 
     Raises:
         UsageError, CvtError: as `check`.
@@ -195,34 +221,40 @@ def draw_curves(rows: Sequence[Mapping[str, float | None]], path: Path) -> None:
         return np.array([np.nan if row[key] is None else row[key] for row in rows], np.float64)
 
     epochs, top1 = column("epoch"), 100 * column("val_top1")
-    with themed("light") as colours:
-        figure = Figure(figsize=(9.2, 3.6), layout="constrained")
-        left, right = figure.subplots(1, 2)
+    with _styled():
+        figure = Figure(figsize=(11, 3.7), layout="constrained")
+        left, middle, right = figure.subplots(1, 3, width_ratios=(4, 4, 3))
         # A dot for every epoch while they can be told apart, and so also where there is but one.
         style: dict[str, Any] = {
             "marker": "o" if len(rows) <= 60 else "",
             "markersize": 3,
-            "lw": 1.4,
+            "lw": 1.5,
+            "clip_on": False,
         }
-        left.plot(epochs, column("training_loss"), color=colours["bar"], label="training", **style)
-        left.plot(epochs, column("val_loss"), color=colours["mark"], label="validation", **style)
-        left.set_ylabel("loss (nats)")
+        left.plot(epochs, column("training_loss"), color=_BLUE, label="training", **style)
+        left.plot(epochs, column("val_loss"), color=_ORANGE, label="validation", **style)
+        left.set_title("Loss (cross-entropy in nats)")
         left.legend(frameon=False)
-        right.plot(epochs, top1, color=colours["mark"], **style)
-        right.set_ylabel("validation top-1 (%)")
+        middle.plot(epochs, top1, color=_ORANGE, **style)
+        middle.set_ylim(0, 100)  # a part of the scale makes small gains look large
+        middle.set_title("Top-1 on validation images (%)")
+        right.plot(epochs, column("learning_rate"), color=_BLUE, **style)
+        right.set_title("Learning rate")
+        best_said = ""
         if np.isfinite(top1).any():
             best = int(np.nanargmax(top1))  # the first of equals, as the run keeps it
-            for panel in (left, right):
-                panel.axvline(epochs[best], color=colours["soft"], lw=0.8, ls="--", zorder=0)
-            right.plot(
-                epochs[best], top1[best], marker="D", markersize=6, color=colours["mark"],
-                markeredgecolor=colours["back"],
+            best_said = f"; best: {top1[best]:.2f} % after epoch {epochs[best]:.0f}"
+            for panel in (left, middle, right):
+                panel.axvline(epochs[best], color=_SOFT, lw=0.9, ls="--", zorder=0)
+            middle.plot(
+                epochs[best], top1[best], marker="D", markersize=7, color=_ORANGE,
+                markeredgecolor="white", clip_on=False,
             )  # fmt: skip
-            right.set_title(
-                f"best: {top1[best]:.2f} % after epoch {epochs[best]:.0f}", fontsize=9, loc="left"
-            )
-        for panel in (left, right):
+        for panel in (left, middle, right):
             panel.set_xlabel("epoch")
-            panel.xaxis.set_major_locator(MaxNLocator(integer=True))
-            panel.spines[["top", "right"]].set_visible(False)
+            panel.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+            panel.grid()
+        for panel in (left, right):
+            panel.set_ylim(bottom=0)
+        _headed(figure, f"{name}{best_said}")
         _save(figure, path)

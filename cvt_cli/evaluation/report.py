@@ -1,5 +1,6 @@
-"""An evaluation as a page for people: one HTML file that needs nothing else (extra ``plots``)."""
+"""An evaluation as a page for people: one HTML file that needs nothing else."""
 
+import io
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -8,81 +9,108 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from cvt_cli.base import files
 from cvt_cli.datasets.labelled import LabelledImages
-from cvt_cli.evaluation import plots, report_plots
+from cvt_cli.evaluation import report_plots
 from cvt_cli.evaluation.judge import Subject
-from cvt_cli.prediction import classify, pages
+from cvt_cli.evaluation.report_plots import ClassScore
+from cvt_cli.prediction import classify, pages, shown
 
 _EXTREMES = 15
-"""Worst and best classes that are shown where there are too many for all."""
+"""Hardest and easiest classes that are shown where there are too many for all."""
 
-_HALF_PAGE = 520  # CSS pixels
+_MOST_CONFUSED = 10
+"""Pairs of classes that are shown."""
+
+_FEW = 12
+"""Classes up to which the confusion matrix has large cells, and room beside it."""
+
+_CALIBRATED = 0.02
+"""How far mean probability and accuracy may be apart to be called the same."""
 
 
 @dataclass(frozen=True)
 class Mistake:
     """A wrong answer."""
 
-    path: str
+    path: str  # below the data's root
     label: str  # the true class
     predicted: str
     score: float  # probability of the predicted class, 0 … 1
     thumbnail: bytes  # JPEG
+    link: str | None = None  # from the page to the image's own file
+
+    @property
+    def said(self) -> str:
+        """What the model said, in words."""
+        return f"predicted {self.predicted} ({100 * self.score:.0f} %), labelled {self.label}"
+
+    @property
+    def is_small(self) -> bool:
+        """Whether the picture has so few pixels that they are better shown as squares."""
+        with Image.open(io.BytesIO(self.thumbnail)) as picture:
+            return max(picture.size) <= pages.SMALL_PIXELS
 
 
 def check(folder: Path) -> None:
     """Make sure that a report can be written there, before the work that it shows.
 
     Raises:
-        UsageError: matplotlib is missing.
         CvtError: the folder cannot be written to.
     """
-    plots.require()
     files.refuse_unwritable(folder / "index.html")
 
 
 def write_report(
     folder: Path,
-    title: str,
     document: dict[str, Any],
     matrix: NDArray[np.int64],
     names: Sequence[str],
     mistakes: Sequence[Mistake],
+    num_classes: int | None = None,
 ) -> Path:
     """Write ``index.html`` into a folder, which is made if need be.
 
     Args:
         folder: other files in it stay.
-        title: of the page.
         document: what ``cvt evaluate --json`` prints.
         matrix: images (C, C), row = true class, column = predicted class; answers that are none
             of these classes are in no column.
         names: of the C classes, in the order of the document's ``classes``.
         mistakes: the surest wrong answers first.
+        num_classes: of the model, which may know more than the data has; by default C.
 
     Returns:
         The path of the page.
 
     Raises:
-        UsageError: matplotlib is missing.
         CvtError: the file cannot be written.
     """
-    plots.require()
+    scores = report_plots.class_scores(document["classes"], matrix)
     page = pages.template("report.html").render(
-        title=title,
-        conditions=_conditions(document),
-        cards=list(_cards(document)),
+        title=f"{shown.title(document['model'])} on {shown.title(document['data'])}",
+        subtitle=f"{pages.images(document['n'])} in {pages.classes(len(document['classes']))}",
+        day=f"{pages.now():%Y-%m-%d}",
+        warnings=list(_warnings(document)),
+        top1=_top1(document),
+        figures=list(_figures(document, scores, num_classes or len(names))),
         average=100 * document["top1"],
-        calibration=_calibration(document),
         confusions=_confusions(document, matrix, names),
-        classes=_classes(document),
-        readable=report_plots.READABLE_CLASSES,
-        extremes=_EXTREMES,
-        groups=[_bar(row["group"], row) for row in (document["groups"] or {}).get("groups", ())],
-        gap=(document["groups"] or {}).get("largest_gap"),
+        classes=_classes(scores),
+        calibration=_calibration(document),
+        groups=_groups(document),
         mistakes=mistakes,
+        about=pages.about(
+            document,
+            data=f"{shown.shown(document['data'])}, {pages.images(document['n'])}",
+            part=document.get("split")
+            and "the images that the run set aside to choose its best epoch",
+            speed=None
+            if document["images_per_sec"] is None
+            else f"{document['images_per_sec']:,.0f} images/s, decoding included",
+        ),
     )
     path = folder / "index.html"
     files.write_text(path, page)
@@ -113,197 +141,207 @@ def report_on(
             names[answered],
             score,
             classify.thumbnail(data.load(where[name], exif)),
+            shown.link(str(data.root / name), folder),
         )
         for score, name, right, answered in one.result.mistakes
     ]
     present, matrix = one.result.matrix()
     labels = [names[label] for label in present]
-    title = f"{document['model']} on {document['data']}"
-    return write_report(folder, title, document, matrix, labels, mistakes)
-
-
-def _percent(share: float | None) -> str:
-    return "none" if share is None else f"{100 * share:.2f} %"
-
-
-def _images(n: int) -> str:
-    return "1 image" if n == 1 else f"{n:,} images"
-
-
-def _conditions(document: Mapping[str, Any]) -> str:
-    """What the numbers depend on, in a line."""
-    how = document["preprocessing"]
-    size = f"{how['height']}x{how['width']}"
-    cut = (
-        f"squash to {size}"
-        if how["resize"] == "squash"
-        else f"centre crop {size} at {how['crop_pct']:g}"
-    )
-    at = f" at {document['revision'][:7]}" if document["revision"] else ""
-    return (
-        f"{document['model']}{at} ({document['activation']}) on {document['data']}; {cut}, "
-        f"{how['interpolation']}; {document['device']}, {document['hardware']}, "
-        f"{document['engine']}, {document['precision']}; cvt {document['version']}"
-    )
+    return write_report(folder, document, matrix, labels, mistakes, len(names))
 
 
 # --- the headline numbers
 
 
 @dataclass(frozen=True)
-class _Card:
-    """A number in large letters."""
+class _Warning:
+    """A sentence, and the option that it ends with."""
+
+    text: str
+    option: str = ""
+
+
+def _warnings(document: Mapping[str, Any]) -> Iterator[_Warning]:
+    """What makes the numbers mean less than they seem to."""
+    n = document["n"]
+    if trained := document.get("n_trained_on"):
+        verb = "was" if trained == 1 else "were"
+        yield _Warning(
+            f"{trained:,} of these {pages.images(n)} {verb} used in training, so the accuracy is "
+            "too high. To measure on the images that were set aside:",
+            "--split val",
+        )
+    if failed := document["n_failed"]:
+        what = f"{pages.images(failed)} could not be read and "
+        if document["n_skipped"]:
+            yield _Warning(what + ("is left out." if failed == 1 else "are left out."))
+        else:
+            yield _Warning(what + ("counts as wrong." if failed == 1 else "count as wrong."))
+
+
+@dataclass(frozen=True)
+class _Figure:
+    """A number with its name."""
 
     name: str
     value: str
-    notes: tuple[str, ...]
-    bad: bool = False
+    notes: tuple[str, ...] = ()
 
 
-def _cards(document: Mapping[str, Any]) -> Iterator[_Card]:
+def _top1(document: Mapping[str, Any]) -> dict[str, Any]:
+    """The number that matters most."""
+    low, high = document["top1_interval"]
+    return {
+        "value": document["top1"],
+        "correct": document["top1_correct"],
+        "images": pages.images(document["n"]),
+        "low": 100 * low,
+        "high": 100 * high,
+    }
+
+
+def _figures(
+    document: Mapping[str, Any], scores: Sequence[ClassScore], num_classes: int
+) -> Iterator[_Figure]:
+    """The others."""
     n = document["n"]
-    yield _card(
-        "top-1",
-        _percent(document["top1"]),
-        f"{document['top1_correct']:,} of {n:,}",
-        _between(document["top1_interval"]),
-    )
     for key in document:  # top5, or another k
-        if re.fullmatch(r"top\d+", key) and key != "top1":
+        if (found := re.fullmatch(r"top(\d+)", key)) and 1 < int(found[1]) < num_classes:
             correct = document[f"{key}_correct"]
-            yield _card(f"top-{key[3:]}", _percent(document[key]), f"{correct:,} of {n:,}")
+            yield _Figure(
+                f"Top-{found[1]} accuracy",
+                pages.percent(document[key], 2),
+                (f"{correct:,} of {pages.images(n)}",),
+            )
     if subset := document.get("present_classes"):
-        yield _card(
-            f"top-1 among the {subset['n']} classes of the data",
-            _percent(subset["top1"]),
-            f"{subset['top1_correct']:,} of {n:,}",
-            _between(subset["top1_interval"]),
+        yield _Figure(
+            f"Top-1 among the {pages.classes(subset['n'])} of the data",
+            pages.percent(subset["top1"], 2),
+            (f"{subset['top1_correct']:,} of {pages.images(n)}", _between(subset["top1_interval"])),
         )
     if real := document.get("real"):
-        yield _card(
-            "ReaL",
-            _percent(real["accuracy"]),
-            f"{real['correct']:,} of {real['n']:,} with such labels",
-            _between(real["interval"]),
+        yield _Figure(
+            "ReaL accuracy",
+            pages.percent(real["accuracy"], 2),
+            (
+                f"{real['correct']:,} of the {pages.images(real['n'])} with ReaL labels",
+                _between(real["interval"]),
+            ),
         )
     if record := document.get("record"):
-        yield _card(
-            "published top-1",
-            _percent(record["paper_top1"]),
-            f"by a third party {_percent(record['top1'])}",
-            record["verdict"],
+        yield _Figure(
+            "Published top-1",
+            pages.percent(record["paper_top1"], 2),
+            (f"measured by a third party: {pages.percent(record['top1'], 2)}", record["verdict"]),
+        )
+    if scores:
+        yield _Figure(
+            "F1, mean over classes", pages.percent(float(np.mean([row.f1 for row in scores])), 2)
         )
     if calibration := document.get("calibration"):
-        yield _card(
-            "calibration error",
-            _percent(calibration["ece"]),
-            f"Brier score {calibration['brier']:.4f}",
-        )
+        yield _Figure("Calibration error", pages.percent(calibration["ece"], 2))
     if document["loss"] is not None:
-        yield _card("loss", f"{document['loss']:.4f}", "nats, cross-entropy")
-    if document["images_per_sec"] is not None:
-        yield _card("speed", f"{document['images_per_sec']:,.0f}", "images/s, decoding included")
-    if failed := document["n_failed"]:
-        verdict = "left out" if document["n_skipped"] else "count as wrong"
-        yield _card("unreadable", f"{failed:,}", f"{verdict}, see the errors", bad=True)
+        yield _Figure("Loss", f"{document['loss']:.4f}", ("cross-entropy in nats",))
 
 
 def _between(interval: Sequence[float]) -> str:
     low, high = interval
-    return f"95 %: {100 * low:.2f} to {100 * high:.2f}"
-
-
-def _card(name: str, value: str, *notes: str, bad: bool = False) -> _Card:
-    return _Card(name, value, notes, bad)
-
-
-@dataclass(frozen=True)
-class _Drawn:
-    """A PNG for light and one for dark pages."""
-
-    light: bytes
-    dark: bytes
-
-    @property
-    def width(self) -> int:
-        """Width on the page in CSS pixels: half of the picture's own, so that it is sharp."""
-        return int.from_bytes(self.light[16:20]) // 2  # after signature and head of the first chunk
+    return f"95 % interval {100 * low:.2f} to {100 * high:.2f} %"
 
 
 # --- the sections
 
 
-def _calibration(document: Mapping[str, Any]) -> dict[str, Any] | None:
-    found = document["calibration"]
-    if not found:
-        return None
-    bins = found["bins"]
-    numbers = [
-        ("expected calibration error", _percent(found["ece"])),
-        ("negative log-likelihood", f"{found['nll']:.4f} nats"),
-        ("Brier score", f"{found['brier']:.4f}"),
-    ]
-    gain = None
-    if (temperature := found["temperature"]) is not None:
-        numbers[2:2] = [
-            ("the same at the best temperature", f"{found['nll_at_temperature']:.4f} nats"),
-            ("best temperature", f"{temperature:.3f}"),
-        ]
-        gain = (
-            "the model is surer than it is right"
-            if temperature > 1.05
-            else "the model is less sure than it could be"
-            if temperature < 0.95
-            else "there is little to gain"
-        )
-        if found["temperature_at_bound"]:
-            gain += ", and more so than this temperature, the last that is tried, can mend"
-    drawn = _Drawn(report_plots.reliability(bins, "light"), report_plots.reliability(bins, "dark"))
-    return {"numbers": numbers, "gain": gain, "drawn": drawn}
-
-
 def _confusions(
     document: Mapping[str, Any], matrix: NDArray[np.int64], names: Sequence[str]
 ) -> dict[str, Any]:
+    """The matrix and the commonest confusions."""
     totals = np.array([row["n"] for row in document["classes"]], np.int64)
-    drawn = None
-    if len(names):
-        drawn = _Drawn(
-            report_plots.confusion(matrix, totals, names, "light"),
-            report_plots.confusion(matrix, totals, names, "dark"),
-        )
-    explained = "Colours are shares of the true class's images, on a scale that shows the rare ones"
-    if len(names) <= report_plots.READABLE_CLASSES:
-        explained += "; numbers are images. The diagonal is what is right."
-    else:
-        explained += ". The diagonal is what is right; classes are in the model's order."
-        if (together := report_plots.classes_per_cell(len(names))) > 1:
-            explained += f" Each cell is {together} x {together} neighbouring classes."
+    count = len(names)
+    named = count <= report_plots.READABLE_CLASSES
+    together = report_plots.classes_per_cell(count)
+    rows, light, dark = None, None, None
+    if named and count:
+        rows = report_plots.matrix_rows(matrix, totals, names)
+    elif count:
+        light, dark = (report_plots.heat_map(matrix, totals, t) for t in ("light", "dark"))
     answered = document["n"] - (0 if document["n_skipped"] else document["n_failed"])
-    if (outside := answered - int(matrix.sum())) > 0:
-        explained += f" {_images(outside)} taken for a class that the data lacks are not in it."
+    of_class = {row["label"]: row["n"] for row in document["classes"]}
+    pairs = [
+        {**row, "share": row["n"] / of_class[row["label"]]}
+        for row in document["confusions"][:_MOST_CONFUSED]
+        if row["n"] > 1
+    ]
     return {
-        "explained": explained,
-        "drawn": drawn,
-        "beside": drawn is not None and drawn.width <= _HALF_PAGE,
-        "rows": document["confusions"],
+        "rows": rows,
+        "light": light,
+        "dark": dark,
+        "count": count,
+        "together": together,
+        "outside": answered - int(matrix.sum()),
+        "right": int(np.trace(matrix)),
+        "few": count <= _FEW,
+        "beside": not named or count <= _FEW,
+        "pairs": pairs,
+        "any": bool(document["confusions"]),
     }
 
 
-def _classes(document: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """A bar for each class that has images, the hardest first."""
-    rows = [row for row in document["classes"] if row["n"]]
-    ordered = sorted(rows, key=lambda row: float(row["accuracy"]))
-    return [_bar(row["label"], row) for row in ordered]
-
-
-def _bar(name: str, row: Mapping[str, Any]) -> dict[str, Any]:
-    """A rate as a bar, in per cent."""
-    low, high = row["interval"]
+def _classes(scores: Sequence[ClassScore]) -> dict[str, Any]:
+    """The classes, the hardest first, and their averages."""
+    ordered = sorted(scores, key=lambda row: row.recall)
     return {
-        "name": name,
-        "share": 100 * row["accuracy"],
-        "low": 100 * low,
-        "high": 100 * high,
-        "images": f"{row['n']:,}",
+        "all": ordered,
+        "few": len(ordered) <= report_plots.READABLE_CLASSES,
+        "hardest": ordered[:_EXTREMES],
+        "easiest": ordered[::-1][:_EXTREMES],
+        "recall": float(np.mean([row.recall for row in scores])) if scores else None,
+        "precision": float(np.mean([row.precision or 0.0 for row in scores])) if scores else None,
+        "f1": float(np.mean([row.f1 for row in scores])) if scores else None,
     }
+
+
+def _calibration(document: Mapping[str, Any]) -> dict[str, Any] | None:
+    """How probabilities and rates compare."""
+    found = document["calibration"]
+    if not found:
+        return None
+    columns = report_plots.columns(found["bins"])
+    n = sum(column.n for column in columns)
+    confidence = sum(column.n * column.confidence for column in columns) / n / 100
+    accuracy = sum(column.n * column.accuracy for column in columns) / n / 100
+    apart = confidence - accuracy
+    if abs(apart) >= _CALIBRATED:
+        verdict = f"{'over' if apart > 0 else 'under'}confident by {100 * abs(apart):.1f} points"
+    elif found["ece"] < 2 * _CALIBRATED:
+        verdict = "well calibrated"
+    else:
+        verdict = "right on average, but not at each probability"
+    numbers = [
+        ("Expected calibration error", pages.percent(found["ece"], 2)),
+        ("Brier score", f"{found['brier']:.4f}"),
+        ("Loss", f"{found['nll']:.4f} nats"),
+    ]
+    if (temperature := found["temperature"]) is not None:
+        beyond = ""
+        if found["temperature_at_bound"]:
+            beyond = " or more" if temperature > 1 else " or less"
+        numbers += [
+            ("Best temperature", f"{temperature:.3f}{beyond}"),
+            ("Loss at that temperature", f"{found['nll_at_temperature']:.4f} nats"),
+        ]
+    return {
+        "numbers": numbers,
+        "confidence": confidence,
+        "accuracy": accuracy,
+        "verdict": verdict,
+        "columns": columns,
+        "fullest": max(column.n for column in columns),
+        "has_temperature": temperature is not None,
+    }
+
+
+def _groups(document: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The accuracy of each group, as it is in the document."""
+    found = document["groups"]
+    return found and {"rows": found["groups"], "gap": found["largest_gap"]}

@@ -1,170 +1,165 @@
-"""Pictures for the report on an evaluation, for a page that is light or dark."""
+"""The geometry and colours of a report's charts, which its templates draw as text, boxes and lines.
 
+What a page draws itself is sharp at any size, follows a dark page and can be read aloud and copied.
+"""
+
+import io
+import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from cvt_cli.base.text import as_utf8
 from cvt_cli.evaluation.metrics import wilson
-from cvt_cli.evaluation.plots import Theme, png, themed
+
+Theme = Literal["light", "dark"]
 
 READABLE_CLASSES = 30
-"""Up to here a confusion matrix names its classes."""
+"""Up to here a confusion matrix names its classes and tells every number."""
+
+FAINTEST = 0.001
+"""Share of a class's images from which a cell of an unnamed matrix is coloured in steps."""
 
 _MATRIX_CELLS = 200  # at most, on a side; more classes share a cell
 _LONGEST_NAME = 24  # characters of a class beside the matrix
 
+# Blue and orange differ without colour vision too (Okabe and Ito). Those of the style sheet.
+_COLOURS: dict[Theme, dict[str, str]] = {
+    "light": {"back": "#ffffff", "right": "#4ba3dd", "wrong": "#e9803a"},
+    "dark": {"back": "#202020", "right": "#1f6ea8", "wrong": "#a14f0c"},
+}
 
-def reliability(bins: Sequence[Mapping[str, Any]], theme: Theme = "light") -> bytes:
-    """How often answers of each probability are right, and how many there are, as PNG.
+
+# --- calibration
+
+
+@dataclass(frozen=True)
+class Column:
+    """A bin of the reliability diagram, in per cent from 0 to 100."""
+
+    low: float
+    high: float
+    n: int
+    n_height: float  # of the fullest bin
+    accuracy: float
+    range: tuple[float, float]  # 95 % interval of the accuracy
+    confidence: float  # mean probability
+
+
+def columns(bins: Sequence[Mapping[str, Any]]) -> list[Column]:
+    """Those of the bins that have images.
 
     Args:
         bins: of equal width, with ``low``, ``high``, ``n``, ``confidence`` and ``accuracy`` as
             fractions; the last two are None where ``n`` is 0.
-        theme: of the page.
     """
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import PercentFormatter
-
-    with themed(theme) as colours:
-        figure = Figure(figsize=(5.2, 5.4), layout="constrained")
-        upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3.2, 1))
-        centres = [50 * (row["low"] + row["high"]) for row in bins]
-        width = 0.9 * 100 * (bins[0]["high"] - bins[0]["low"])
-        full = [row for row in bins if row["n"]]
-
-        ranges = [wilson(round(row["accuracy"] * row["n"]), row["n"]) for row in full]
-        upper.bar(
-            [50 * (row["low"] + row["high"]) for row in full],
-            [100 * row["accuracy"] for row in full],
-            width=width,
-            color=colours["bar"],
-            yerr=np.array(
-                [
-                    (100 * (row["accuracy"] - low), 100 * (high - row["accuracy"]))
-                    for row, (low, high) in zip(full, ranges, strict=True)
-                ]
-            ).T.clip(0),
-            error_kw={"ecolor": colours["text"], "elinewidth": 0.8, "capsize": 2},
-            label="share that is right",
-        )
-        upper.plot([0, 100], [0, 100], color=colours["soft"], lw=1, ls="--", label="if calibrated")
-        upper.plot(
-            [100 * row["confidence"] for row in full],
-            [100 * row["confidence"] for row in full],
-            linestyle="none",
-            marker="D",
-            markersize=4.5,
-            color=colours["mark"],
-            markeredgecolor=colours["back"],
-            markeredgewidth=0.8,
-            label="mean probability",
-            zorder=3,
-            clip_on=False,
-        )
-        upper.set_ylim(0, 102)
-        upper.set_ylabel("of these answers right")
-        upper.yaxis.set_major_formatter(PercentFormatter(decimals=0))
-        figure.legend(loc="outside upper center", ncols=3, frameon=False, fontsize=8)
-
-        lower.bar(centres, [row["n"] for row in bins], width=width, color=colours["soft"])
-        most = max(row["n"] for row in bins) or 1
-        for centre, row in zip(centres, bins, strict=True):
-            if row["n"]:
-                lower.annotate(
-                    _short_count(row["n"]),
-                    (centre, row["n"]),
-                    xytext=(0, 2),
-                    textcoords="offset points",
-                    ha="center",
-                    fontsize=6.5,
+    most = max(row["n"] for row in bins)
+    found = []
+    for row in bins:
+        if row["n"]:
+            low, high = wilson(round(row["accuracy"] * row["n"]), row["n"])
+            found.append(
+                Column(
+                    low=100 * row["low"],
+                    high=100 * row["high"],
+                    n=row["n"],
+                    n_height=100 * row["n"] / most,
+                    accuracy=100 * row["accuracy"],
+                    range=(100 * low, 100 * high),
+                    confidence=100 * row["confidence"],
                 )
-        lower.set_ylim(0, 1.22 * most)
-        lower.set_yticks([])
-        lower.set_ylabel("images")
-        lower.set_xlim(0, 100)
-        lower.set_xlabel("probability of the likeliest class")
-        lower.xaxis.set_major_formatter(PercentFormatter(decimals=0))
-        for panel in (upper, lower):
-            panel.spines[["top", "right"]].set_visible(False)
-        return png(figure)
+            )
+    return found
 
 
-def _short_count(n: int) -> str:
-    return f"{n}" if n < 10_000 else f"{n / 1000:.0f}k"
+# --- confusions
 
 
-def confusion(
-    matrix: NDArray[np.int64],
-    totals: NDArray[np.int64],
-    names: Sequence[str],
-    theme: Theme = "light",
-) -> bytes:
-    """Which class is taken for which, as shares of each true class, as PNG.
+@dataclass(frozen=True)
+class Cell:
+    """How many images of one class were taken for another."""
 
-    Above `READABLE_CLASSES` the classes are not named, and above 200 several share a cell.
+    n: int
+    share: float  # of the true class's images, in per cent
+    right: bool
+
+
+@dataclass(frozen=True)
+class MatrixRow:
+    """The images of one class."""
+
+    name: str
+    short: str
+    cells: list[Cell]
+
+
+def matrix_rows(
+    matrix: NDArray[np.int64], totals: NDArray[np.int64], names: Sequence[str]
+) -> list[MatrixRow]:
+    """A confusion matrix whose cells are told one by one.
 
     Args:
         matrix: images (C, C), row = true class, column = predicted class.
         totals: images of each true class (C,), those included that the matrix lacks.
         names: of the classes.
+    """
+    shares = _shares(matrix, totals)
+    return [
+        MatrixRow(
+            name,
+            shortened(name),
+            [
+                Cell(n, share, row == column)
+                for column, (n, share) in enumerate(
+                    zip(matrix[row].tolist(), shares[row].tolist(), strict=True)
+                )
+            ],
+        )
+        for row, name in enumerate(names)
+    ]
+
+
+def heat_map(matrix: NDArray[np.int64], totals: NDArray[np.int64], theme: Theme) -> bytes:
+    """A confusion matrix as PNG, a pixel for each cell, of shares on a logarithmic scale.
+
+    Args:
+        matrix: images (C, C), row = true class, column = predicted class.
+        totals: images of each true class (C,), those included that the matrix lacks.
         theme: of the page.
     """
-    from matplotlib.colors import LinearSegmentedColormap, LogNorm, Normalize, PowerNorm
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import FuncFormatter
-
-    count = len(names)
-    named = count <= READABLE_CLASSES
-    together = classes_per_cell(count)
-    starts = np.arange(0, count, together)
+    starts = np.arange(0, len(totals), classes_per_cell(len(totals)))
     cells = np.add.reduceat(np.add.reduceat(matrix, starts, axis=0), starts, axis=1)
-    images = np.maximum(np.add.reduceat(totals, starts), 1)[:, None]
-    shares = 100 * cells / images
+    strength = strengths(_shares(cells, np.add.reduceat(totals, starts)))
+    back, right, wrong = (_rgb(_COLOURS[theme][name]) for name in ("back", "right", "wrong"))
+    full = np.where(np.eye(len(cells), dtype=bool)[..., None], right, wrong)
+    pixels = back + strength[..., None] * (full - back)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels.round().astype(np.uint8)).save(buffer, "PNG", optimize=True)
+    return buffer.getvalue()
 
-    with themed(theme) as colours:
-        side = max(3.2, 1.8 + 0.36 * count) if named else 7.0
-        figure = Figure(figsize=(side + 0.9, side), layout="constrained")
-        panel = figure.subplots()
-        ramp = LinearSegmentedColormap.from_list("ramp", colours["ramp"])
-        norm: Normalize
-        if named:  # a root shows the few per cent of a confusion beside the diagonal
-            norm = PowerNorm(0.5, 0, 100)
-        else:
-            norm = LogNorm(max(0.01, float((100 / images).min())), 100)
-            ramp = LinearSegmentedColormap.from_list("ramp", colours["ramp"][1:])
-        drawn = panel.imshow(np.ma.masked_equal(shares, 0), cmap=ramp, norm=norm)
-        panel.set_ylabel("true class")
-        panel.set_xlabel("predicted class")
-        panel.tick_params(length=0)
-        if named:
-            short = [_shortened(name) for name in names]
-            panel.set_yticks(range(count), short)
-            upright = all(len(name) <= 3 for name in short)
-            panel.set_xticks(
-                range(count), short, rotation=0 if upright else 45,
-                ha="center" if upright else "right", rotation_mode="anchor",
-            )  # fmt: skip
-            panel.spines[:].set_visible(False)
-            for row, column in np.argwhere(cells):
-                light = norm(shares[row, column]) > 0.55
-                panel.text(
-                    column, row, _short_count(int(cells[row, column])),
-                    ha="center", va="center", fontsize=7,
-                    color=colours["back"] if light else colours["text"],
-                )  # fmt: skip
-        else:
-            panel.set_xticks([])
-            panel.set_yticks([])
-        bar = figure.colorbar(drawn, ax=panel, shrink=0.75, pad=0.02, aspect=28)
-        bar.outline.set_visible(False)
-        bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g} %"))
-        bar.ax.tick_params(labelsize=7.5, length=2)
-        bar.ax.minorticks_off()
-        bar.set_label("of the true class's images", fontsize=8)
-        return png(figure)
+
+def strengths(shares: NDArray[np.float64]) -> NDArray[np.float64]:
+    """How strong a cell of the heat map is coloured, 0 … 1, by its share in per cent.
+
+    Each factor of ten has a quarter of the scale: 100 % is 1, 10 % 3/4, 1 % 1/2 and `FAINTEST` 1/4.
+    """
+    with np.errstate(divide="ignore"):
+        steps = 1 + np.log10(shares / 100) / 4
+    faintest = 1 + math.log10(FAINTEST) / 4
+    return np.where(shares > 0, np.maximum(steps, faintest), 0.0)
+
+
+def _shares(matrix: NDArray[np.int64], totals: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Per cent of each row's images; 0 in a row without any."""
+    return 100 * matrix / np.maximum(totals, 1)[:, None]
+
+
+def _rgb(colour: str) -> NDArray[np.float64]:
+    return np.array(list(bytes.fromhex(colour[1:])), np.float64)
 
 
 def classes_per_cell(count: int) -> int:
@@ -172,6 +167,44 @@ def classes_per_cell(count: int) -> int:
     return -(-count // _MATRIX_CELLS)
 
 
-def _shortened(name: str) -> str:
+def shortened(name: str) -> str:
+    """A class's name in a line that fits beside the matrix."""
     name = " ".join(as_utf8(name).split())
     return name if len(name) <= _LONGEST_NAME else name[: _LONGEST_NAME - 1].rstrip(" ,") + "…"
+
+
+# --- classes
+
+
+@dataclass(frozen=True)
+class ClassScore:
+    """How good the answers are for one class; shares are fractions."""
+
+    name: str
+    n: int
+    recall: float  # share of its images that were recognised
+    interval: tuple[float, float]  # 95 %, of the recall
+    precision: float | None  # share of the answers of this class that are right; None without any
+    f1: float  # their harmonic mean
+
+
+def class_scores(rows: Sequence[Mapping[str, Any]], matrix: NDArray[np.int64]) -> list[ClassScore]:
+    """What follows for each class that has images.
+
+    Args:
+        rows: of the document's ``classes``, each with ``label``, ``n``, ``correct``, ``accuracy``
+            and ``interval``.
+        matrix: images (C, C) of the same classes, row = true class, column = predicted class.
+    """
+    return [
+        ClassScore(
+            name=row["label"],
+            n=row["n"],
+            recall=row["accuracy"],
+            interval=(row["interval"][0], row["interval"][1]),
+            precision=row["correct"] / answered if answered else None,
+            f1=2 * row["correct"] / (row["n"] + answered),
+        )
+        for row, answered in zip(rows, matrix.sum(axis=0).tolist(), strict=True)
+        if row["n"]
+    ]

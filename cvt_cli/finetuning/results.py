@@ -116,7 +116,8 @@ def finish(folder: Path, job: Job, position: Position, part: Epoch | None = None
     )
     if torchrun.rank() == 0:
         if plots.available() and job.takes_steps:
-            plots.draw_curves([asdict(row) for row in rows], folder / "curves.png")
+            curves = [asdict(row) for row in rows]
+            plots.draw_curves(curves, folder / "curves.png", folder.resolve().name)
         files.write_text(folder / "results.json", json.dumps(result.to_json(), indent=1) + "\n")
     return result
 

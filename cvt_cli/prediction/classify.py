@@ -223,5 +223,7 @@ def thumbnail(image: Image.Image) -> bytes:
     small = image.copy()
     small.thumbnail((THUMBNAIL_PIXELS, THUMBNAIL_PIXELS))
     buffer = io.BytesIO()
-    small.save(buffer, "JPEG", quality=80)
+    # Pages enlarge small pictures, where the blocks of a weaker quality would be seen.
+    few = max(small.size) <= THUMBNAIL_PIXELS // 2
+    small.save(buffer, "JPEG", quality=95 if few else 80, subsampling=0 if few else 2)
     return buffer.getvalue()

@@ -1,54 +1,123 @@
 """A page of thumbnails with their answers: one HTML file that needs nothing else."""
 
+import io
+import tempfile
+from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from cvt_cli.prediction import pages
+from PIL import Image
+
+from cvt_cli.base.text import as_utf8
+from cvt_cli.prediction import pages, shown
 from cvt_cli.prediction.answers import UNKNOWN, Answer
 from cvt_cli.prediction.whole import WholeFile
+
+UNSURE = 0.5
+"""Probability of the likeliest class below which an answer is marked as unsure."""
+
+_CHIPS = 12
+"""Classes that the summary names; the rest can be searched for."""
+
+_LONG = 1.8
+"""Longer side by shorter from which a picture is shown whole, and not cut to a square."""
 
 _CARDS = "<!-- cards -->\n"
 """Where the cards stand in the template; no text that is put into it can hold this unescaped."""
 
 
-def around(model: str, describe: str) -> tuple[str, str]:
-    """The page before its first card, and after its last.
+@dataclass(frozen=True)
+class _Written:
+    """A card that waits for its place on the page."""
 
-    Args:
-        model: its name.
-        describe: tells the conditions in a line.
-    """
-    page = pages.template("gallery.html").render(title=model, conditions=describe)
-    start, _, end = page.partition(_CARDS)
-    return start, end
-
-
-def card(answer: Answer) -> str:
-    """One image with its classes, or why it could not be read."""
-    told = [answer.path, answer.error or ""]
-    named = None
-    if answer.error is None:
-        named = answer.answer or answer.predictions[0].label
-        told = [answer.path, named, *(one.label for one in answer.predictions)]
-    return pages.template("gallery_card.html").render(
-        answer=answer, named=named, unknown=named == UNKNOWN, words=" ".join(told).lower()
-    )
+    score: float  # of the likeliest class; below 0 without one, so that it comes first
+    offset: int  # in the file of the cards that wait
+    size: int  # in bytes
 
 
 class Page(WholeFile):
-    """A self-contained HTML page of thumbnails with their answers."""
+    """A self-contained HTML page of thumbnails with their answers, the least sure of them first.
 
-    def __init__(self, path: Path, conditions: Mapping[str, Any], describe: str) -> None:
-        self._start, self._end = around(str(conditions["model"]), describe)
+    What stands at the top and the order are known with the last answer: until then the cards wait
+    in a file without a name, and a few numbers of each in memory.
+    """
+
+    def __init__(self, path: Path, conditions: Mapping[str, Any]) -> None:
+        self._conditions, self._folder = conditions, path.parent
         super().__init__(path)
 
     def _begin(self) -> None:
-        self._file: IO[str] = self._stack.enter_context(self._temporary.open("w", encoding="utf-8"))
-        self._file.write(self._start)
+        self._file: IO[bytes] = self._stack.enter_context(self._temporary.open("wb"))
+        folder = self._temporary.parent
+        self._cards: IO[bytes] = self._stack.enter_context(tempfile.TemporaryFile(dir=folder))
+        self._written: list[_Written] = []
+        self._classes: Counter[str] = Counter()
+        self._unsure = self._unreadable = 0
 
     def _add(self, answer: Answer) -> None:
-        self._file.write(card(answer))
+        content = self._card(answer).encode()
+        score = answer.predictions[0].score if answer.predictions else -1.0
+        self._written.append(_Written(score, self._cards.tell(), len(content)))
+        self._cards.write(content)
 
     def _finish(self) -> None:
-        self._file.write(self._end)
+        start, _, end = self._page().partition(_CARDS)
+        self._file.write(start.encode())
+        for one in sorted(self._written, key=lambda one: one.score):
+            self._cards.seek(one.offset)
+            self._file.write(self._cards.read(one.size))
+        self._file.write(end.encode())
+
+    def _page(self) -> str:
+        """The page without its cards."""
+        count, common = len(self._written), self._classes.most_common()
+        return pages.template("gallery.html").render(
+            title=f"{pages.images(count)} classified by "
+            + shown.title(str(self._conditions["model"])),
+            day=f"{pages.now():%Y-%m-%d}",
+            count=count,
+            classes=common[:_CHIPS],
+            more=len(common[_CHIPS:]),
+            unsure=self._unsure,
+            unsure_below=UNSURE,
+            unreadable=self._unreadable,
+            about=pages.about(self._conditions, data=pages.images(count)),
+        )
+
+    def _card(self, answer: Answer) -> str:
+        """One image with its classes, or why it could not be read."""
+        path = shown.shown(answer.path)
+        values: dict[str, Any] = {"path": path, "order": len(self._written)}
+        if answer.error is not None:
+            self._unreadable += 1
+            error = answer.error.replace(answer.path, path)
+            return pages.template("gallery_card.html").render(
+                values, error=error, words=_words(path, error)
+            )
+        assert answer.thumbnail is not None
+        first = answer.predictions[0]
+        named, unsure = answer.answer or first.label, first.score < UNSURE
+        self._classes[named] += 1
+        self._unsure += unsure
+        with Image.open(io.BytesIO(answer.thumbnail)) as picture:
+            longer, shorter = max(picture.size), min(picture.size)
+        return pages.template("gallery_card.html").render(
+            values,
+            error=None,
+            words=_words(path, named, *(one.label for one in answer.predictions)),
+            named=named,
+            unknown=named == UNKNOWN and answer.answer is not None,
+            unsure=unsure,
+            predictions=answer.predictions,
+            thumbnail=answer.thumbnail,
+            link=shown.link(answer.path, self._folder),
+            small=longer <= pages.SMALL_PIXELS,
+            long=longer > _LONG * shorter,
+        )
+
+
+def _words(*texts: str) -> str:
+    """What a card is found by."""
+    return as_utf8(" ".join(texts)).lower()

@@ -138,7 +138,7 @@ class Answers:
             self._writers.append(stack.enter_context(table))
         if asked.html is not None:
             path = torchrun.own_path(asked.html)
-            page = gallery.Page(path, self.conditions, self.ready.describe())
+            page = gallery.Page(path, self.conditions)
             self._writers.append(stack.enter_context(page))
         if asked.features is not None:
             vectors = features.Features(torchrun.own_path(asked.features), self.conditions)

@@ -4,6 +4,7 @@ import csv
 import json
 import pickle
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import tarfile
 import time
 import zipfile
 from pathlib import Path
+from urllib.parse import unquote
 
 import numpy as np
 import pytest
@@ -286,7 +288,20 @@ def test_the_report_is_one_page(cvt, cut: Path, tmp_path: Path) -> None:
     page = (tmp_path / "report" / "index.html").read_text()
     assert f"written: `{tmp_path}/report/index.html`" in result.stderr
     assert page.count("data:image/jpeg;base64,") == 24
-    assert "cvt-nano-cifar10" in page
+    assert f"<h1>cvt-nano-cifar10 on {cut.name}</h1>" in page
+    links = [unquote(link) for link in re.findall(r'class="picture" href="([^"]+)"', page)]
+    assert len(links) == 24
+    assert all((tmp_path / "report" / link).resolve().is_relative_to(cut) for link in links)
+
+
+def test_the_report_tells_no_folder_of_this_machine(cvt, cut: Path, tmp_path: Path) -> None:
+    arguments = ["--data", cut, *NANO, "--report", tmp_path / "report"]
+
+    cvt("evaluate", *arguments)
+
+    page = (tmp_path / "report" / "index.html").read_text()
+    assert str(cut.parent) not in page and str(tmp_path.parent) not in page
+    assert f"--data …/{cut.parent.name}/{cut.name} --model cvt-nano-cifar10" in page
 
 
 @pytest.mark.parametrize(

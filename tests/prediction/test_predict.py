@@ -50,7 +50,7 @@ def test_files_are_there_when_the_context_ends_and_not_where_it_fails(tmp_path: 
         list(one)
         assert not page.exists()
 
-    assert str(CHELSEA) in page.read_text()
+    assert CHELSEA.name in page.read_text()
 
 
 @pytest.mark.parametrize(

@@ -1,23 +1,42 @@
-const cards = [...document.querySelectorAll("figure")];
+// The page can be read without this; it adds filters and other orders.
+const main = document.querySelector("main"), cards = [...main.querySelectorAll("figure")];
+const controls = document.querySelector(".controls"), shown = document.querySelector("#shown");
 const words = document.querySelector("input"), order = document.querySelector("select");
-const shown = document.querySelector("#shown"), main = document.querySelector("main");
+const buttons = [...document.querySelectorAll(".chip")].map(chip => {
+  const button = document.createElement("button");
+  button.className = "chip";
+  button.type = "button";
+  Object.assign(button.dataset, chip.dataset);
+  button.append(...chip.childNodes);
+  button.setAttribute("aria-pressed", "false");
+  chip.replaceWith(button);
+  button.addEventListener("click", () => {
+    const on = button.getAttribute("aria-pressed") !== "true";
+    for (const other of buttons) other.setAttribute("aria-pressed", other === button && on);
+    filter();
+  });
+  return button;
+});
+function fits(card, chosen) {
+  if (!card.dataset.words.includes(words.value.toLowerCase())) return false;
+  if (!chosen) return true;
+  return chosen.dataset.kind ? card.classList.contains(chosen.dataset.kind)
+    : card.dataset.class === chosen.dataset.class;
+}
 function filter() {
-  const wanted = words.value.toLowerCase();
+  const chosen = buttons.find(button => button.getAttribute("aria-pressed") === "true");
   let count = 0;
   for (const card of cards) {
-    const fits = card.dataset.words.includes(wanted);
-    card.classList.toggle("hidden", !fits);
-    count += fits;
+    card.hidden = !fits(card, chosen);
+    count += !card.hidden;
   }
-  const of = count === cards.length ? "" : ` of ${cards.length}`;
-  shown.textContent = `${count}${of} images`;
+  shown.textContent = count === cards.length ? "" : `${count} of ${cards.length} images`;
 }
 function sort() {
-  const by = order.value, score = card => Number(card.dataset.score);
-  const sorted = by === "given" ? cards
-    : [...cards].sort((a, b) => by === "sure" ? score(b) - score(a) : score(a) - score(b));
-  main.append(...sorted);
+  const by = order.value, number = (card, name) => Number(card.dataset[name]);
+  const sign = by === "sure" ? -1 : 1, name = by === "given" ? "order" : "score";
+  main.append(...[...cards].sort((a, b) => sign * (number(a, name) - number(b, name))));
 }
 words.addEventListener("input", filter);
 order.addEventListener("change", sort);
-filter();
+controls.hidden = false;
