@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from typer.main import get_command
 
+import cvt_cli
 import doc_pages
 import option_tables
 from cvt_cli.cli import app
@@ -249,3 +250,14 @@ def ask(port: int, image: bytes) -> tuple[int, Any]:
         reply = connection.getresponse()
         return reply.status, json.load(reply)
     raise AssertionError("nobody listens")
+
+
+def test_what_is_cited_is_this_version() -> None:
+    import yaml
+
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+
+    assert {"cff-version", "title", "message", "authors"} <= cited.keys()
+    assert cited["version"] == cvt_cli.__version__
+    (paper,) = cited["references"]
+    assert paper["identifiers"][0]["value"] == "arXiv:2103.15808" and len(paper["authors"]) == 7

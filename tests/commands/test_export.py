@@ -32,7 +32,7 @@ from tests_shared import CHELSEA, TESTS, TINY, Machine, golden_model, golden_sta
 NANO = "cvt-nano-cifar10"
 FILES = ("nano.onnx", "nano.xml", "nano.pt2")
 ENGINES = {"nano.onnx": "onnxruntime", "nano.xml": "openvino", "nano.pt2": "torch"}
-README = (TESTS.parent / "README.md").read_text()
+DEPLOYMENT = (TESTS.parent / "docs" / "deployment.md").read_text()
 
 
 def slow(*values: object):
@@ -127,8 +127,8 @@ def exported_source() -> Path:
     return CHECKPOINTS[NANO].embedded
 
 
-def test_the_lines_of_the_readme_answer_with_plain_onnxruntime(files: Path, tmp_path: Path) -> None:
-    (code,) = re.findall(r"```python\n(import json\n.+?)```", README, re.DOTALL)
+def test_the_lines_of_the_docs_answer_with_plain_onnxruntime(files: Path, tmp_path: Path) -> None:
+    (code,) = re.findall(r"```python\n(import json\n.+?)```", DEPLOYMENT, re.DOTALL)
     assert len([line for line in code.splitlines() if line.strip()]) <= 10
     result = run(files, "export", NANO, "--output", tmp_path / "nano.onnx", "--with-preprocessing")
     assert result.exit_code == 0, result.stderr

@@ -820,7 +820,7 @@ def test_a_linear_probe_solves_the_head_on_fixed_features(
     assert again.json["val_top1"] == result.json["val_top1"]
 
 
-def test_the_four_commands_of_the_readme_serve_a_strangers_folder(
+def test_the_four_commands_of_the_docs_serve_a_strangers_folder(
     signdigits: Path, tmp_path: Path
 ) -> None:
     for name, count in (("0", 34), ("1", 33), ("5", 33)):
@@ -828,8 +828,8 @@ def test_the_four_commands_of_the_readme_serve_a_strangers_folder(
         for path in sorted((signdigits / "train" / name).iterdir())[:count]:
             shutil.copy(path, tmp_path / "my_folder" / name)
     shutil.copy(next((signdigits / "val" / "5").iterdir()), tmp_path / "photo.jpg")
-    readme = (TESTS.parent / "README.md").read_text()
-    block = readme.partition("from a folder of pictures to a model in use:\n\n```bash\n")[2]
+    page = (TESTS.parent / "docs" / "commands" / "finetune.md").read_text()
+    block = page.partition("lead from a folder of pictures to a model in use:\n\n```bash\n")[2]
     commands = [shlex.split(line) for line in block.partition("\n```")[0].splitlines()]
     assert [command[0] for command in commands] == ["cvt", "cvt", "cvt", "python"]
 
