@@ -118,7 +118,7 @@ def test_every_command_has_a_page_that_is_listed() -> None:
 
 JSON_OF = {
     "predict": "photos/chelsea.png --model cvt-nano-cifar10",
-    "evaluate": "--data my_folder --model my_run --split val",
+    "evaluate": "my_folder --model my_run --split val",
     "finetune": "--resume my_run",
     "flops": "--variant nano",
     "count-params": "--variant nano",

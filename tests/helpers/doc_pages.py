@@ -81,7 +81,7 @@ PARSED_ONLY = {
 SLOW = {
     r"^cvt export ": "half a minute",
     r"^cvt benchmark ": "half a minute",
-    r"^cvt finetune --data (?!.*--dry-run)": "minutes",
+    r"^cvt finetune (?!--resume|--show-recipe)(?!.*--dry-run)": "minutes",
     r"\.onnx|\.xml|\.pt2": "what an export has written",
 }
 """Lines that are run with `pytest -m slow`, in processes of their own."""
