@@ -1,6 +1,5 @@
 """An evaluation as a page for people: one HTML file that needs nothing else."""
 
-import io
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,7 +8,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from cvt_cli.base import files
 from cvt_cli.datasets.labelled import LabelledImages
@@ -50,8 +48,7 @@ class Mistake:
     @property
     def is_small(self) -> bool:
         """Whether the picture has so few pixels that they are better shown as squares."""
-        with Image.open(io.BytesIO(self.thumbnail)) as picture:
-            return max(picture.size) <= pages.SMALL_PIXELS
+        return max(pages.jpeg_size(self.thumbnail)) <= pages.SMALL_PIXELS
 
 
 def check(folder: Path) -> None:

@@ -1,14 +1,11 @@
 """A page of thumbnails with their answers: one HTML file that needs nothing else."""
 
-import io
 import tempfile
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
-
-from PIL import Image
 
 from cvt_cli.base.text import as_utf8
 from cvt_cli.prediction import pages, shown
@@ -101,8 +98,7 @@ class Page(WholeFile):
         named, unsure = answer.answer or first.label, first.score < UNSURE
         self._classes[named] += 1
         self._unsure += unsure
-        with Image.open(io.BytesIO(answer.thumbnail)) as picture:
-            longer, shorter = max(picture.size), min(picture.size)
+        shorter, longer = sorted(pages.jpeg_size(answer.thumbnail))
         return pages.template("gallery_card.html").render(
             values,
             error=None,

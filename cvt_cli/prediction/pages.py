@@ -121,6 +121,15 @@ def percent(share: float, digits: int = 0) -> str:
     return f"{100 * share:.{digits}f} %"
 
 
+def jpeg_size(picture: bytes) -> tuple[int, int]:
+    """Width and height of a JPEG that this tool made, in pixels."""
+    place = 2
+    while not 0xC0 <= picture[place + 1] <= 0xC2:  # segments before the frame's head
+        place += 2 + int.from_bytes(picture[place + 2 : place + 4])
+    height, width = picture[place + 5 : place + 7], picture[place + 7 : place + 9]
+    return int.from_bytes(width), int.from_bytes(height)
+
+
 def _data_uri(picture: bytes, kind: str) -> "Markup":
     """A picture as an address that holds it: ``kind`` is "png" or "jpeg"."""
     from markupsafe import Markup

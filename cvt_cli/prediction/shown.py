@@ -96,13 +96,13 @@ def _absolute(path: str) -> str:
 
 
 def _is_inside(path: str, folder: str) -> bool:
-    return _is_close(path, folder) and os.path.commonpath([path, folder]) == folder
+    return _is_close(path, folder) and (path + os.sep).startswith(folder + os.sep)
 
 
 def _is_close(path: str, folder: str) -> bool:
     """Whether the way from the one to the other does not lead through the root."""
-    common = os.path.commonpath([path, folder])
-    return os.path.dirname(common) != common
+    first = path.split(os.sep, 2)[:2]  # the root, or the drive, and the folder in it
+    return first == folder.split(os.sep, 2)[:2] and first[-1] != ""
 
 
 def _shown_address(address: str) -> str:
