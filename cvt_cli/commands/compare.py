@@ -112,7 +112,7 @@ def _classes(one: "Line", other: "Line") -> tuple[str, str]:
         else line.predicted
         for line in (one, other)
     )  # fmt: skip
-    return a, b
+    return output.Answered(a, one.correct), output.Answered(b, other.correct)
 
 
 def _right(one: "Line", other: "Line") -> str:

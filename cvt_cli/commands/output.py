@@ -101,6 +101,23 @@ def print_csv_row(values: Iterable[Any]) -> None:
     _write(csv_row(values))
 
 
+class Answered(str):
+    """A class that a model answered with, as a cell of a table; a terminal colours it."""
+
+    right: bool
+
+    def __new__(cls, text: str, right: bool) -> "Answered":
+        """A cell that is green where the answer is right and red where it is wrong."""
+        cell = super().__new__(cls, text)
+        cell.right = right
+        return cell
+
+    @staticmethod
+    def style_of(cell: str) -> str:
+        """The style of any cell, as rich names it."""
+        return ("green" if cell.right else "red") if isinstance(cell, Answered) else ""
+
+
 def print_table(
     title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], text_columns: int = 1
 ) -> None:
@@ -121,7 +138,7 @@ def print_table(
             overflow="fold",
         )
     for row in rows:
-        table.add_row(*(Text(printable(cell)) for cell in row))
+        table.add_row(*(Text(printable(cell), Answered.style_of(cell)) for cell in row))
     # In a file or a pipe a table is as wide as it needs to be.
     on_a_terminal = sys.stdout.isatty()
     width = Console().width if on_a_terminal else WIDTH_ELSEWHERE

@@ -3,6 +3,7 @@
 import csv
 import json
 import random
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from cvt_cli.commands.compare import compare
 from cvt_cli.evaluation import comparison
 from cvt_cli.evaluation.comparison import Line
 from cvt_cli.prediction import tables
-from tests_shared import Result
+from tests_shared import Machine, Result
 
 
 def run(*arguments: object) -> Result:
@@ -353,3 +354,20 @@ def test_what_cannot_be_compared_is_said_without_a_traceback(
 
     assert result.exit_code == exit_code and result.stdout == ""
     assert message in result.stderr and name in result.stderr
+
+
+def test_a_terminal_shows_the_right_answers_green_and_the_wrong_ones_red(
+    machine: Machine, tmp_path: Path
+) -> None:
+    a = write(tmp_path / "a.jsonl", [line("1.png", "cat", "cat"), line("2.png", "cat", "fox")])
+    b = write(tmp_path / "b.jsonl", [line("1.png", "cat", "dog"), line("2.png", "cat", "cat")])
+
+    coloured = machine.on_a_terminal("compare", a, b, TERM="xterm")
+    plain = machine.on_a_terminal("compare", a, b, TERM="xterm", NO_COLOR="1")
+
+    def colours(word: str) -> list[str]:
+        return re.findall(rf"\x1b\[(3[12])m{word} *\x1b\[0m", coloured)
+
+    assert colours("fox") == colours("dog") == ["31"]
+    assert colours("cat") == ["32", "32"]  # the true class has no colour
+    assert not re.search(r"\x1b\[3\d", plain) and "fox" in plain

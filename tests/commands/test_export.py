@@ -244,14 +244,19 @@ def test_info_and_predict_tell_the_same_of_a_file(files: Path, name: str, cvt) -
     assert {key: used[key] for key in shared} == {key: told[key] for key in shared}
 
 
-def test_info_flops_and_benchmark_take_it(files: Path, cvt) -> None:
+def test_info_flops_and_benchmark_take_it(files: Path, cvt, tmp_path: Path) -> None:
+    picture = tmp_path / "rates.svg"
     described = cvt("info", files / "nano.onnx", "--json").json
     counted = cvt("flops", "--model", files / "nano.pt2", "--json").json
     measured = run(
         files, "benchmark", "--model", files / "nano.onnx", "--model", files / "nano.xml",
-        "--rounds", 1, "--batch-size", 2, "--json",
+        "--rounds", 1, "--batch-size", 2, "--plot", picture, "--json",
     ).json  # fmt: skip
 
+    drawn = picture.read_text()
+    assert "Images per second of nano.onnx, nano.xml at 32x32" in drawn
+    assert "rate compared with" in drawn and "nano.onnx, onnxruntime fp32" in drawn
+    assert "None" not in drawn.partition("</metadata>")[2] and str(files) not in drawn
     assert (described["variant"], described["licence"]) == ("nano", "MIT")
     assert counted["macs"] == 18_700_800
     assert [(row["engine"], row["precision"]) for row in measured["rows"]] == [
