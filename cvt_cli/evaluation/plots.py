@@ -245,7 +245,7 @@ def draw_curves(rows: Sequence[Mapping[str, float | None]], path: Path, name: st
             best = int(np.nanargmax(top1))  # the first of equals, as the run keeps it
             best_said = f"; best: {top1[best]:.2f} % after epoch {epochs[best]:.0f}"
             for panel in (left, middle, right):
-                panel.axvline(epochs[best], color=_SOFT, lw=0.9, ls="--", zorder=0)
+                panel.axvline(epochs[best], color=_SOFT, lw=1.1, ls="--", zorder=1.5)
             middle.plot(
                 epochs[best], top1[best], marker="D", markersize=7, color=_ORANGE,
                 markeredgecolor="white", clip_on=False,
@@ -255,6 +255,6 @@ def draw_curves(rows: Sequence[Mapping[str, float | None]], path: Path, name: st
             panel.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
             panel.grid()
         for panel in (left, right):
-            panel.set_ylim(bottom=0)
+            panel.set_ylim(0, 1.02 * panel.get_ylim()[1])
         _headed(figure, f"{name}{best_said}")
         _save(figure, path)

@@ -13,7 +13,8 @@ from cvt_cli.prediction.answers import UNKNOWN, Answer
 from cvt_cli.prediction.whole import WholeFile
 
 UNSURE = 0.5
-"""Probability of the likeliest class below which an answer is marked as unsure."""
+"""Probability of the likeliest class below which an answer is marked as unsure, where the user
+has not set a threshold."""
 
 _CHIPS = 12
 """Classes that the summary names; the rest can be searched for."""
@@ -95,7 +96,8 @@ class Page(WholeFile):
             )
         assert answer.thumbnail is not None
         first = answer.predictions[0]
-        named, unsure = answer.answer or first.label, first.score < UNSURE
+        named = answer.answer or first.label
+        unsure = answer.answer is None and first.score < UNSURE
         self._classes[named] += 1
         self._unsure += unsure
         shorter, longer = sorted(pages.jpeg_size(answer.thumbnail))

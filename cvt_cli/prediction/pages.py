@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from jinja2 import Environment, Template
     from markupsafe import Markup
 
-SMALL_PIXELS = 112
+SMALL_PIXELS = 64
 """Pixels of a picture's longer side up to which it is enlarged in squares, not blurred."""
 
 _ENGINES = {"torch": "torch", "onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}

@@ -163,6 +163,8 @@ def test_the_page_needs_nothing_else_and_shows_every_image(
     assert "b" not in {tag for tag, _ in page.tags}  # of the file's name
     for words in (broken.name, "not an image", "ship", "84.0 %", "unknown", "cvt-nano-cifar10"):
         assert words in page.text
+    # With a threshold of the user's there is no other bound.
+    assert [a for tag, a in page.tags if "unsure" in (a.get("class"), a.get("data-kind"))] == []
 
 
 @pytest.fixture

@@ -33,9 +33,11 @@ function filter() {
   shown.textContent = count === cards.length ? "" : `${count} of ${cards.length} images`;
 }
 function sort() {
-  const by = order.value, number = (card, name) => Number(card.dataset[name]);
-  const sign = by === "sure" ? -1 : 1, name = by === "given" ? "order" : "score";
-  main.append(...[...cards].sort((a, b) => sign * (number(a, name) - number(b, name))));
+  const by = order.value, sign = by === "sure" ? -1 : 1;
+  const key = card => sign * Number(by === "given" ? card.dataset.order : card.dataset.score);
+  const keyed = cards.map(card => [key(card), card]).sort((a, b) => a[0] - b[0]);
+  // Moving the cards would make the browser read every picture again.
+  keyed.forEach(([, card], place) => { card.style.order = place; });
 }
 words.addEventListener("input", filter);
 order.addEventListener("change", sort);
