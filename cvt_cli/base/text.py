@@ -13,8 +13,12 @@ def printable(text: str) -> str:
 
 
 def as_utf8(name: str) -> str:
-    """A file name as text that UTF-8 can hold."""
-    return name.encode("utf-8", "backslashreplace").decode()
+    """A file name as text that UTF-8 can hold: itself, or with escapes."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return name.encode("utf-8", "backslashreplace").decode()
+    return name
 
 
 def csv_row(values: Iterable[Any]) -> str:

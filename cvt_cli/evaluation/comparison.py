@@ -261,12 +261,32 @@ def _parquet_rows(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
     import pyarrow
     from pyarrow import parquet
 
-    wanted = ("path", "label", "correct", "error", "label_1", "wnid_1")
+    number = 0
     try:
-        with parquet.ParquetFile(path) as file:
-            columns = [name for name in wanted if name in file.schema_arrow.names]
-            rows = file.read(columns=columns).to_pylist()
+        there = parquet.read_schema(path).names
+        texts = [n for n in ("path", "label", "error", "label_1", "wnid_1") if n in there]
+        # As dictionaries: a text that many rows share is held once.
+        with parquet.ParquetFile(path, read_dictionary=texts) as file:
+            if file.metadata.num_rows > path.stat().st_size:
+                raise DataError(
+                    f"`{path}` says that it holds {file.metadata.num_rows:,} rows, in "
+                    f"{path.stat().st_size:,} bytes: no predictions of as many images are so short",
+                    hint=_HINT,
+                )
+            columns = [name for name in ("correct", *texts) if name in there]
+            for batch in file.iter_batches(columns=columns):
+                for row in zip(*map(_values, batch.columns), strict=True):
+                    number += 1
+                    yield dict(zip(columns, row, strict=True)), f"`{path}`, row {number}"
     except pyarrow.ArrowException as error:
         raise DataError(f"`{path}` is no Parquet file: {error}", hint=_HINT) from None
-    for number, row in enumerate(rows, 1):
-        yield row, f"`{path}`, row {number}"
+
+
+def _values(column: Any) -> list[Any]:
+    """Of an Arrow array, each with the text that it shares with others."""
+    import pyarrow
+
+    if not isinstance(column, pyarrow.DictionaryArray):
+        return column.to_pylist()  # type: ignore[no-any-return]
+    held = column.dictionary.to_pylist()
+    return [None if place is None else held[place] for place in column.indices.to_pylist()]

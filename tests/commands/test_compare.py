@@ -4,9 +4,11 @@ import csv
 import json
 import random
 import re
+import tracemalloc
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pyarrow
 import pytest
 import typer
@@ -244,6 +246,34 @@ def test_a_parquet_table_of_cvt_predict_has_no_true_classes(tmp_path: Path) -> N
 
     with pytest.raises(DataError, match="row 1 has no path, label and correct"):
         comparison.read(path)
+
+
+def test_a_small_table_does_not_take_the_memory_of_the_rows_that_it_claims(
+    cvt, tmp_path: Path
+) -> None:
+    def claimed(name: str, rows: int, path: str, **more: pyarrow.Array) -> Path:
+        def same(text: str) -> pyarrow.DictionaryArray:
+            places = pyarrow.array(np.zeros(rows, np.int32))
+            return pyarrow.DictionaryArray.from_arrays(places, pyarrow.array([text]))
+
+        columns = {"path": same(path), "label": same("cat"), "label_1": same("cat"), **more}
+        columns["correct"] = pyarrow.array(np.ones(rows, bool))
+        parquet.write_table(pyarrow.table(columns), tmp_path / name, compression="zstd")
+        return tmp_path / name
+
+    many = claimed("many.parquet", 1_000_000, "a.png")
+    numbers = pyarrow.array(np.random.default_rng(0).random(2000))
+    long = claimed("long.parquet", 2000, "a" * 1_000_000, score_1=numbers)
+    assert max(path.stat().st_size for path in (many, long)) < 50_000
+
+    result = cvt("compare", many, many)
+    tracemalloc.start()
+    lines = comparison.read(long)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+
+    assert result.exit_code == 1 and "says that it holds 1,000,000 rows, in" in result.stderr
+    assert len(lines) == 2000 and peak < 100_000_000
 
 
 def test_without_pyarrow_parquet_is_refused(
