@@ -11,6 +11,7 @@ from cvt_cli.base.errors import CvtError, DataError
 from cvt_cli.base.progress import Say
 from cvt_cli.datasets import datacheck
 from cvt_cli.datasets.labelled import LabelledImages
+from cvt_cli.images import finding
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ def origin_of(model: str) -> Origin | None:
         return None
     path = path.resolve()
     for run in (path, path.parent, path.parent.parent):
-        if (run / "split.json").is_file() and (run / "plan.json").is_file():
+        if finding.is_run(run):
             try:
                 split, plan = (text.read_json(run / f"{name}.json") for name in ("split", "plan"))
                 data = plan["data"]

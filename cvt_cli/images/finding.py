@@ -35,6 +35,9 @@ _NO_PICTURES = frozenset(
 )  # fmt: skip
 """Folders that systems make, in small letters: what lies there are no pictures of the user's."""
 
+RUN_FILES = ("plan.json", "split.json")
+"""What `cvt finetune` writes into the folder of a run from the first; other things follow."""
+
 HEIF_NEEDS = "HEIC is read where pillow-heif is installed: `pip install 'cvt-cli[heic]'`"
 
 
@@ -111,6 +114,8 @@ def walk(folder: Path, passed: Passed) -> Iterator[Path | OSError]:
                         continue
                     elif entry.is_symlink():
                         passed.links.add(entry.path)
+                    elif is_of_runs(entry.path):
+                        passed.folders.add(entry.path)
                     else:
                         inner.append(entry.name)
         except OSError as error:
@@ -143,6 +148,27 @@ def is_image_name(name: str) -> bool:
 def is_no_pictures(folder: str) -> bool:
     """Whether it is a folder's name that systems give, such as ``__MACOSX`` or ``@eaDir``."""
     return folder.casefold() in _NO_PICTURES
+
+
+def is_run(folder: str | Path) -> bool:
+    """Whether a folder is that of a training run."""
+    return all(os.path.isfile(os.path.join(folder, name)) for name in RUN_FILES)
+
+
+def is_of_runs(folder: str) -> bool:
+    """Whether a folder is that of a training run, or holds such alone; its pictures are curves."""
+    if is_run(folder):
+        return True
+    found = False
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if not (is_folder(entry) and is_run(entry.path)):
+                    return False
+                found = True
+    except OSError:
+        return False
+    return found
 
 
 def is_passed_over(folder: str) -> bool:

@@ -176,6 +176,9 @@ class Folder(Tree):
                     if not finding.is_folder(entry):
                         if not entry.name.startswith("."):
                             files.append(entry.name)
+                    elif finding.is_of_runs(entry.path):
+                        if passed is not None:
+                            passed.folders.add(entry.path)
                     elif not finding.is_passed_over(entry.name):
                         folders.append(entry.name)
                     elif passed is not None and finding.is_no_pictures(entry.name):
@@ -256,7 +259,17 @@ class Archive(Tree):
         place = self._full(folder)
         if passed is not None:  # those of the whole archive, which are told once
             passed.add(self.index.passed)
-        return list(self.index.folders.get(place, ())), list(self.index.files.get(place, ()))
+        inner = self.index.folders.get(place, ())
+        folders = [name for name in inner if not self._is_of_runs(posixpath.join(place, name))]
+        return folders, list(self.index.files.get(place, ()))
+
+    def _is_of_runs(self, folder: str) -> bool:
+        """As `finding.is_of_runs`, by the full name."""
+        files, folders = self.index.files.get(folder, set()), self.index.folders[folder]
+        if files.issuperset(finding.RUN_FILES):
+            return True
+        inner = [self.index.files.get(f"{folder}/{name}", set()) for name in folders]
+        return not files and bool(inner) and all(f.issuperset(finding.RUN_FILES) for f in inner)
 
     def has(self, file: str) -> bool:
         return self._full(file) in self.index.members

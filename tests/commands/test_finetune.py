@@ -535,6 +535,31 @@ def test_every_option_is_in_the_help(cvt) -> None:
         assert option in printed, option
 
 
+@pytest.mark.parametrize("around", ["", "photos"])
+def test_a_run_below_its_own_data_is_no_class_of_them(
+    cvt, tmp_path: Path, monkeypatch, around: str
+) -> None:
+    shutil.copytree(KEPT / "images", tmp_path / around, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    options = ["--model", KEPT / "model", "--epochs", 1, "--warmup-epochs", 0.1, "--workers", 0]
+
+    results = [cvt("finetune", "--data", ".", *options) for _ in range(2)]  # both below runs/
+    run = min(Path("runs").iterdir())
+    next_command = results[1].stderr.splitlines()[-1].removeprefix("next: cvt ")
+    archive = shutil.make_archive(f"{tmp_path}-all", "zip", tmp_path)
+
+    for result in results:
+        assert result.exit_code == 0, result.stderr
+        assert "3 classes" in result.stderr
+    said = "passed over: folders that hold no pictures (1 `runs`)" in results[1].stderr
+    assert said == (not around)  # what lies around the lone folder is not
+    assert (run / "curves.png").exists()
+    assert cvt(*shlex.split(next_command)).exit_code == 0
+    assert cvt("finetune", "--resume", run).exit_code == 0
+    judged = cvt("evaluate", "--data", archive, "--model", run / "best", "--json")
+    assert judged.json["n"] == len(list((tmp_path / around).glob("*/*.png")))
+
+
 def test_the_next_command_that_is_printed_measures_on_what_was_held_out(
     cvt, tmp_path: Path
 ) -> None:
