@@ -116,9 +116,9 @@ def short_count(n: int, digits: int = 4) -> str:
     return f"{short:.1f}{unit}" if short < 9.95 else f"{short:.0f}{unit}"
 
 
-def percent(share: float, digits: int = 0) -> str:
-    """A fraction in per cent."""
-    return f"{100 * share:.{digits}f} %"
+def percent(share: float | None, digits: int = 0) -> str:
+    """A fraction in per cent; that of nothing is no number."""
+    return "–" if share is None else f"{100 * share:.{digits}f} %"
 
 
 def jpeg_size(picture: bytes) -> tuple[int, int]:

@@ -294,6 +294,22 @@ def test_the_report_is_one_page(cvt, cut: Path, tmp_path: Path) -> None:
     assert all((tmp_path / "report" / link).resolve().is_relative_to(cut) for link in links)
 
 
+@pytest.mark.parametrize("arguments", [[], ["--skip-unreadable"]], ids=["wrong", "left out"])
+def test_where_no_image_can_be_read_the_report_says_so(cvt, tmp_path: Path, arguments) -> None:
+    for name in ("cat", "dog"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        (tmp_path / "data" / name / "1.png").write_text("no image")
+    data = ["--data", tmp_path / "data", *NANO, "--report", tmp_path / "report"]
+
+    result = cvt("evaluate", *data, *arguments)
+
+    assert result.exit_code == (0 if arguments else 1)
+    page = (tmp_path / "report" / "index.html").read_text()
+    what = "are left out" if arguments else "count as wrong"
+    assert f"2 images could not be read and {what}." in page
+    assert "0.00 %" in page and "Are the probabilities" not in page
+
+
 def test_the_report_tells_no_folder_of_this_machine(cvt, cut: Path, tmp_path: Path) -> None:
     arguments = ["--data", cut, *NANO, "--report", tmp_path / "report"]
 
