@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import socket
 import subprocess
 import sys
@@ -70,6 +71,8 @@ def test_long_command_lines_shown_run(page: Path, cvt_process, tmp_path: Path, m
 
     for line in lines(page):
         monkeypatch.chdir(places.of(line))
+        if line.words[0] == "finetune" and "--output" in line.words:
+            shutil.rmtree(line.words[line.words.index("--output") + 1], ignore_errors=True)
         if kind(line) == "slow" or (kind(line) == "run" and not line.place[1]):
             result = cvt_process(*line.words)
             assert result.exit_code == 0, f"{line}\n{result.stderr}"
@@ -104,6 +107,30 @@ def test_option_tables_are_those_of_the_app(page: Path) -> None:
         f"the options of {name_of(page)} are stale: `python tests/scripts/option_tables.py` renews "
         "them"
     )
+
+
+def test_the_readme_is_short_and_leads_to_the_docs() -> None:
+    text = (ROOT / "README.md").read_text()
+
+    assert len(text.splitlines()) <= 250
+    assert all(f"](docs/{page}" in text for page in ("README.md", "models.md", "python.md"))
+    assert re.search(r"^pip install '\.\[test\]' && pytest$", text, re.MULTILINE)  # CI runs it
+
+
+def test_pages_and_package_tell_the_same(cvt) -> None:
+    assert cvt("--version").stdout == f"cvt {cvt_cli.__version__}\n"
+    card = (ROOT / "cvt_cli" / "data" / "cvt-nano-cifar10" / "README.md").read_text()
+    command = re.search(r"^\| command \| `(cvt finetune .+)` \|$", card, re.MULTILINE)[1]
+    page = (ROOT / "docs" / "commands" / "finetune.md").read_text()
+    assert command in page.replace(" \\\n    ", " ")
+    top1 = re.search(r"^\| top-1 on the 10,000 test images \| (.+ %) \((\d+) of", card, re.M)
+    for page in (ROOT / "README.md", ROOT / "docs" / "commands" / "evaluate.md"):
+        assert f"top-1   {top1[1]}  ({top1[2]} of 10000;" in page.read_text()
+
+
+def test_every_command_has_an_example_in_its_help(cvt) -> None:
+    for command in option_tables.commands():
+        assert f"Example: cvt {command}" in cvt(*command.split(), "--help").stdout, command
 
 
 def test_every_command_has_a_page_that_is_listed() -> None:
