@@ -26,6 +26,7 @@ from cvt_cli.commands import (
     flops,
     info,
     models,
+    options,
     output,
     predict,
     push,
@@ -141,7 +142,9 @@ for _command in (
     info.info,
     download.download,
 ):
-    app.command(name=_command.__name__.replace("_", "-"), help=_flowing(_command.__doc__ or ""))(
-        _command
-    )
+    app.command(
+        name=_command.__name__.replace("_", "-"),
+        help=_flowing(_command.__doc__ or ""),
+        cls=options.Command,
+    )(_command)
 app.add_typer(cache.app, name="cache")

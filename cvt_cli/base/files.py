@@ -153,6 +153,26 @@ def refuse_overwriting(written: Sequence[Path], read: Iterable[str]) -> None:
             raise UsageError(f"`{name}` is read, and would be replaced by what is written")
 
 
+def refuse_replacing(written: Iterable[Path], overwrite: bool) -> None:
+    """Refuse to replace what somebody may still need; empty files, devices and pipes are free.
+
+    The one rule of every command that writes files.
+
+    Args:
+        written: files, and folders that get files.
+        overwrite: the user said that they may be replaced.
+
+    Raises:
+        CvtError: one of them exists.
+    """
+    for path in written if not overwrite else ():
+        if path.is_file() and path.stat().st_size or path.is_dir() and any(path.iterdir()):
+            raise CvtError(
+                f"`{path}` exists and was not replaced",
+                hint="--overwrite replaces it, or give another name",
+            )
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a text file in UTF-8, whole or not at all; what UTF-8 has not is escaped."""
     with replacing(path) as temporary:

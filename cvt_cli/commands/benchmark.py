@@ -86,7 +86,9 @@ def benchmark(
     rounds: Rounds = 5,
     device: options.Device = "auto",
     plot: Plot = None,
-    json_output: options.Json = False,
+    overwrite: options.Overwrite = False,
+    json_output: options.JsonOrFile = False,
+    json_file: options.JsonFile = None,
 ) -> None:
     """Measure images per second of every engine, side by side.
 
@@ -113,6 +115,10 @@ def benchmark(
         options.refuse(ctx, ["--precision"], "a file has its own")
     if plot is not None:
         plots.check(plot)
+    elif json_file is None:
+        options.refuse(ctx, ["--overwrite"], "no file is named that it could replace")
+    for file in (plot, json_file):
+        options.refuse_replacing(file, overwrite)
     found = measuring.benchmark(
         networks,
         engines=_parts(engine) if engine else None,
@@ -126,6 +132,8 @@ def benchmark(
     )
     if plot is not None:
         plots.draw_benchmark(found.to_json(), plot)
+    if json_file is not None:
+        output.write_json(found.to_json(), json_file)
     if json_output:
         output.print_json(found.to_json())
     else:

@@ -38,7 +38,9 @@ def compare(
             rich_help_panel=options.OUTPUT,
         ),
     ] = 20,
-    json_output: options.Json = False,
+    overwrite: options.Overwrite = False,
+    json_output: options.JsonOrFile = False,
+    json_file: options.JsonFile = None,
 ) -> None:
     """Compare two models on the same images: the difference, its interval and significance.
 
@@ -51,6 +53,9 @@ def compare(
 
     if json_output:
         options.refuse(ctx, ["--changed"], "--json has all images whose likeliest class changed")
+    if json_file is None:
+        options.refuse(ctx, ["--overwrite"], "no file is named that it could replace")
+    options.refuse_replacing(json_file, overwrite)
     found = comparison.compare(comparison.read(a), comparison.read(b))
     for count, path in ((found.only_in_a, a), (found.only_in_b, b)):
         if count:
@@ -60,8 +65,11 @@ def compare(
         output.note(
             f"{found.differ} of {found.n} images are not the same pictures in both, under one path"
         )
+    document = {"a": str(a), "b": str(b), **found.to_json()}
+    if json_file is not None:
+        output.write_json(document, json_file)
     if json_output:
-        output.print_json({"a": str(a), "b": str(b), **found.to_json()})
+        output.print_json(document)
         return
     output.emit(_summary(found, printable(str(a)), printable(str(b))))
     if not found.changed:

@@ -1,7 +1,8 @@
 """``cvt evaluate``: accuracy on labelled images."""
 
+import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -91,13 +92,15 @@ Predictions = Annotated[
     ),
 ]
 Resume = Annotated[
-    bool,
-    typer.Option(
-        "--resume",
-        help="Go on with the --predictions file (.jsonl) of an interrupted run.",
-        rich_help_panel=options.OUTPUT,
+    Path | None,
+    options.path_option(
+        "FILE",
+        "Go on with FILE (.jsonl), the --predictions of an interrupted run, or begin it.",
+        options.OUTPUT,
     ),
 ]
+ResumePredictions = Annotated[bool, typer.Option("--resume-predictions", hidden=True)]
+"""What `options.Command` makes of ``--resume`` without a file, as in version 0.1."""
 Report = Annotated[
     Path | None,
     options.path_option(
@@ -133,10 +136,13 @@ def evaluate(
     expect: Expect = None,
     tolerance: Tolerance = AGREEMENT,
     predictions: Predictions = None,
-    resume: Resume = False,
+    resume: Resume = None,
+    resume_predictions: ResumePredictions = False,
     report: Report = None,
+    overwrite: options.Overwrite = False,
     verbose: options.Verbose = False,
-    json_output: options.Json = False,
+    json_output: options.JsonOrFile = False,
+    json_file: options.JsonFile = None,
 ) -> None:
     """Measure top-1 and top-5 accuracy on labelled images.
 
@@ -156,6 +162,14 @@ def evaluate(
         )
     if expect is None:
         options.refuse(ctx, ["--tolerance"], "it is of --expect, which is not given")
+    if resume is not None:
+        options.refuse(ctx, ["--predictions"], "--resume names the file already; give one of them")
+    elif resume_predictions and predictions is not None:
+        file = shlex.quote(str(predictions))
+        output.note(f"note: --resume takes the file now: `--resume {file}`, without --predictions")
+    if not (predictions or report or json_file):
+        options.refuse(ctx, ["--overwrite"], "no file is named that it could replace")
+    options.refuse_replacing(json_file, overwrite)
     results = evaluating.evaluate(
         data,
         model or [DEFAULT_MODEL],
@@ -174,16 +188,21 @@ def evaluate(
         engine=engine,
         precision=precision,
         top_k=top_k,
-        predictions=predictions,
-        resume=resume,
+        predictions=resume or predictions,
+        resume=resume is not None or resume_predictions,
         report=report,
+        overwrite=overwrite,
         access=output.access(revision, offline, verbose),
     )
     missed = [] if expect is None else _missed(results, expect, tolerance)
     if torchrun.rank() == 0:
         for message in missed:
             output.error(message)
-        _print(results, skip_unreadable, json_output)
+        documents = [one.to_json() for one in results]
+        document = documents[0] if len(documents) == 1 else documents
+        if json_file is not None:
+            output.write_json(document, json_file)
+        _print(results, skip_unreadable, document if json_output else None)
     if missed or (results[0].metrics.failures and not skip_unreadable):
         raise typer.Exit(1)
 
@@ -198,13 +217,12 @@ def _missed(results: "list[Result]", expect: float, tolerance: float) -> list[st
     ]
 
 
-def _print(results: "list[Result]", skip_unreadable: bool, json_output: bool) -> None:
+def _print(results: "list[Result]", skip_unreadable: bool, document: Any) -> None:
     found = results[0].metrics
     for failure in found.failures:
         output.error(f"`{results[0].root / failure.name}`: {failure.reason}")
-    if json_output:
-        documents = [one.to_json() for one in results]
-        output.print_json(documents[0] if len(documents) == 1 else documents)
+    if document is not None:
+        output.print_json(document)
     else:
         for one in results:
             title = [one.model] if len(results) > 1 else []

@@ -83,10 +83,6 @@ DynamicSize = Annotated[
         rich_help_panel=FILE,
     ),
 ]
-Overwrite = Annotated[
-    bool,
-    typer.Option("--overwrite", help="Replace a file that exists.", rich_help_panel=FILE),
-]
 Precision = Annotated[
     Literal["fp32", "fp16", "bf16"],
     typer.Option(help="Of weights and of what is computed.", rich_help_panel=PRECISION),
@@ -126,7 +122,7 @@ def export(
     layout: TensorLayout = "transformers",
     with_preprocessing: WithPreprocessing = False,
     dynamic_size: DynamicSize = False,
-    overwrite: Overwrite = False,
+    overwrite: options.Overwrite = False,
     precision: Precision = "fp32",
     int8: Int8 = False,
     calibration: Calibration = None,
@@ -278,9 +274,7 @@ def _refuse_existing(target: Path, overwrite: bool) -> None:
     beside = [target, target.with_name(target.name + ".json")]
     if second := formats.second_file(target):
         beside.append(second)
-    there = [p for p in beside if p.exists() and not (p.is_dir() and not any(p.iterdir()))]
-    if there and not overwrite:
-        raise CvtError(f"`{there[0]}` exists and was not replaced", hint="--overwrite replaces it")
+    files.refuse_replacing(beside, overwrite)
     if target.is_dir() and target.suffix:
         raise CvtError(f"`{target}` is a folder, not a file")
 

@@ -1,13 +1,15 @@
 """Options that several commands share, declared once so that they mean the same everywhere."""
 
 import re
+import shlex
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
+from typer.core import TyperCommand
 
-from cvt_cli.base import places
+from cvt_cli.base import files, places
 from cvt_cli.base.errors import UsageError
 from cvt_cli.spec import published, variants
 from cvt_cli.spec.config import Activation as ActivationName
@@ -149,6 +151,61 @@ def architecture(
     once(written, model, "--model")
     is_variant = variants.is_variant(written) and published.find(written) is None
     return (written, None) if is_variant else (None, written)
+
+
+def refuse_replacing(file: Path | None, overwrite: bool) -> None:
+    """Raises CvtError if a file that shall be written exists, and nobody said it may be replaced;
+    UsageError if it names no file."""
+    if file is not None:
+        files.refuse_replacing([file], overwrite)
+        files.refuse_unwritable(file)
+
+
+class Command(TyperCommand):
+    """Takes ``--json FILE.json``, ``--csv FILE.csv`` and ``--jsonl FILE.jsonl`` as what they look
+    like; without a file of that suffix behind them they are flags.
+    """
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        known = {name for parameter in self.params for name in parameter.opts}
+        words: list[str] = []
+        left = list(args)
+        while left:
+            word = left.pop(0)
+            flag, sign, file = word.partition("=")
+            kind = f".{flag.removeprefix('--')}"
+            if word == "--":
+                words += [word, *left]
+                break
+            if word == "--resume" and "--resume-predictions" in known:
+                # Without a file, as version 0.1 took it.
+                if not left or (left[0] and not left[0].lower().endswith(".jsonl")):
+                    word = "--resume-predictions"
+            if flag in known and kind in (".json", ".csv", ".jsonl"):
+                if not sign and left and left[0].lower().endswith(kind):
+                    file = left.pop(0)
+                if file:
+                    words += [_file_option(flag, known, file, ctx, [*words, *left]), file]
+                    continue
+            words.append(word)
+        return list(super().parse_args(ctx, words))
+
+
+def _file_option(flag: str, known: set[str], file: str, ctx: Any, others: list[str]) -> str:
+    """The option that takes what a flag was given to write.
+
+    Raises:
+        UsageError: this command prints alone.
+    """
+    if {"--output", "--csv"} <= known:  # predict, whose --output writes what a suffix says
+        return "--output"
+    if f"{flag}-file" in known:
+        return f"{flag}-file"
+    line = shlex.join(["cvt", *ctx.command_path.split()[1:], *others, flag])
+    raise UsageError(
+        f"{flag} `{file}`: here {flag} prints, and takes no file",
+        hint=f"{line} > {shlex.quote(file)}",
+    )
 
 
 # --- options
@@ -330,6 +387,10 @@ Background = Annotated[
         DATA,
     ),
 ]
+Overwrite = Annotated[
+    bool,
+    typer.Option("--overwrite", help="Replace output files that exist.", rich_help_panel=OUTPUT),
+]
 Verbose = Annotated[
     bool,
     typer.Option(
@@ -339,3 +400,15 @@ Verbose = Annotated[
 Json = Annotated[
     bool, typer.Option("--json", help="Print one JSON document.", rich_help_panel=OUTPUT)
 ]
+JsonOrFile = Annotated[
+    bool,
+    typer.Option(
+        "--json",
+        help="Print one JSON document, or write it: --json FILE.json.",
+        rich_help_panel=OUTPUT,
+    ),
+]
+JsonFile = Annotated[
+    Path | None, typer.Option("--json-file", parser=path, metavar="FILE", hidden=True)
+]
+"""Where `Command` puts the file that follows ``--json``."""

@@ -2,14 +2,16 @@
 
 import json
 import re
+import shlex
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cvt_cli.base import streams
+from cvt_cli.base import files, streams
 from cvt_cli.base.errors import CvtError
 from cvt_cli.base.progress import Advance, Unit
 from cvt_cli.base.text import csv_row, duration, human_bytes, printable
@@ -73,6 +75,12 @@ def _write(text: str) -> None:
 def print_json(document: Any) -> None:
     """One JSON document on stdout, indented."""
     _write(_as_json(document, indent=2))
+
+
+def write_json(document: Any, path: Path) -> None:
+    """One JSON document to a file, which is said."""
+    files.write_text(path, json.dumps(document, indent=2, allow_nan=False) + "\n")
+    note(f"written: `{path}`")
 
 
 def print_json_line(document: Any) -> None:
@@ -151,6 +159,25 @@ def print_table(
         console.print(table)
     lines = capture.get().splitlines()
     _write("\n".join(lines if on_a_terminal else [line.rstrip() for line in lines]))
+
+
+def gone_on_with(path: Path, *writing: str) -> str:
+    """This command line, as it goes on with what it has left unfinished.
+
+    Args:
+        path: of what is there.
+        writing: options that this name followed, in whose place ``--resume`` comes.
+    """
+    words: list[str] = []
+    left = [word for word in sys.argv[1:] if word != "--overwrite"]
+    while left:
+        word = left.pop(0)
+        option, sign, value = word.partition("=")
+        if option in writing and (value if sign else left and left[0]) == str(path):
+            word = "--resume"
+            left = [value, *left] if sign else left
+        words.append(word)
+    return shlex.join(["cvt", *words])
 
 
 def access(revision: str | None = None, offline: bool = False, verbose: bool = False) -> "Access":

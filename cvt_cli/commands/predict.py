@@ -13,7 +13,13 @@ from cvt_cli.commands import options, output
 if TYPE_CHECKING:
     from cvt_cli.engines.ready import ReadyModel
     from cvt_cli.prediction.answers import Answer
-    from cvt_cli.prediction.predict import Answers
+    from cvt_cli.prediction.predict import Answers, Asked
+
+FEW_IMAGES = 4
+"""That have a table each; of more, each has a line."""
+
+WIDEST_CLASS = 30
+"""Columns of the class in such lines; a longer name pushes the rest of its line."""
 
 Images = Annotated[
     list[str],
@@ -60,21 +66,33 @@ Csv = Annotated[
     bool,
     typer.Option("--csv", help="Print a row per image, likewise.", rich_help_panel=options.OUTPUT),
 ]
+Outputs = Annotated[
+    list[Path] | None,
+    options.path_option(
+        "FILE",
+        "Write what the suffix says: .jsonl, .json, .csv, .parquet, .html (a page of thumbnails), "
+        ".npz or .safetensors (features). May be given several times.",
+        options.OUTPUT,
+        "--output",
+        "-o",
+    ),
+]
 Resume = Annotated[
     Path | None,
     options.path_option(
         "FILE",
-        "Append JSON lines to a file, and pass over images that it answers already.",
+        "Go on with FILE (.jsonl), or begin it: append JSON lines for the images that it does not "
+        "answer yet.",
         options.OUTPUT,
     ),
 ]
 Parquet = Annotated[
     Path | None,
-    options.path_option("FILE", "Write a table.", options.OUTPUT),
+    typer.Option(parser=options.path, metavar="FILE", help="As --output.", hidden=True),
 ]
 Html = Annotated[
     Path | None,
-    options.path_option("FILE", "Write a page of thumbnails with their answers.", options.OUTPUT),
+    typer.Option(parser=options.path, metavar="FILE", help="As --output.", hidden=True),
 ]
 Features = Annotated[
     Path | None,
@@ -105,7 +123,9 @@ def predict(
     engine: options.Engine = "auto",
     precision: options.Precision = "auto",
     verbose: options.Verbose = False,
-    json_output: options.Json = False,
+    outputs: Outputs = None,
+    overwrite: options.Overwrite = False,
+    json_output: options.JsonOrFile = False,
     jsonl: JsonLines = False,
     csv: Csv = False,
     resume: Resume = None,
@@ -126,9 +146,16 @@ def predict(
 
     printed = [name for name, asked in (("--json", json_output), ("--jsonl", jsonl), ("--csv", csv))
                if asked]  # fmt: skip
-    _check_options(ctx, printed, [parquet, html, features], resume, features)
     from cvt_cli.prediction import predict as predicting
 
+    written: dict[str, Any] = {}
+    named = [("parquet", parquet), ("html", html), ("features", features)]
+    for kind, path in [*named, *((predicting.kind_of(path), path) for path in outputs or ())]:
+        if kind in written and path is not None:
+            raise UsageError(f"`{written[kind]}` and `{path}` would hold the same: give one")
+        if path is not None:
+            written[kind] = path
+    _check_options(ctx, printed, written, resume)
     asked = predicting.Asked(
         top_k=top_k,
         threshold=threshold,
@@ -138,9 +165,8 @@ def predict(
         batch_size=batch_size,
         workers=workers,
         resume=resume,
-        parquet=parquet,
-        html=html,
-        features=features,
+        overwrite=overwrite,
+        **written,
     )
 
     def load(made: dict[str, Any] | None, total: int | None) -> "ReadyModel":
@@ -158,27 +184,57 @@ def predict(
                 output.note("--fast-decode: large JPEGs are read at part of their size, not exact")
         return ready
 
-    to_files = resume is not None or bool(asked.files)
+    to_files = asked.lines is not None or bool(asked.files)
+    every_class = "--top-k" in options.given(ctx) and top_k > 1
     with predicting.predict(images, asked, load, output.note) as answers:
-        printer = _Printer(answers, printed, to_files)
+        printer = _Printer(answers, printed, to_files, every_class)
         to_terminal = not to_files and not json_output and sys.stdout.isatty()
         shown = progress.silent if to_terminal or torchrun.rank() else output.progress
-        with shown("predicting", answers.total, done=answers.done) as advance:
-            for answer in answers:
-                printer.print(answer)
-                advance(1, "")
-    if not _ended_well(answers, images, printer, asked.files):
+        try:
+            with shown("predicting", answers.total, done=answers.done) as advance:
+                for answer in answers:
+                    printer.print(answer)
+                    advance(1, "")
+        except KeyboardInterrupt:
+            _say_what_is_kept(answers, asked)
+            raise
+    if not _ended_well(answers, images, printer, asked):
         raise typer.Exit(1)
+
+
+def _say_what_is_kept(answers: "Answers", asked: "Asked") -> None:
+    """A line for who has pressed Ctrl-C."""
+    done = answers.done + answers.answered
+    of = "" if answers.total is None else f" of {answers.total}"
+    if asked.lines is not None:
+        line = output.gone_on_with(asked.lines, "-o", "--output", "--jsonl")
+        output.note(
+            f"stopped: {done}{of} images are answered in `{torchrun.own_path(asked.lines)}`; "
+            f"to go on: {line}"
+        )
+    elif asked.files:
+        output.note(
+            f"stopped after {done}{of} images; no file was written. `-o FILE.jsonl` keeps each "
+            "answer as it comes, and `--resume FILE.jsonl` goes on"
+        )
+    else:
+        output.note(f"stopped: {done}{of} images are answered")
 
 
 class _Printer:
     """The answers on stdout, as they come but for one JSON document; errors on stderr."""
 
-    def __init__(self, answers: "Answers", printed: list[str], to_files: bool) -> None:
+    def __init__(
+        self, answers: "Answers", printed: list[str], to_files: bool, every_class: bool
+    ) -> None:
         self._answers, self._to_files = answers, to_files
+        many = answers.total is None or answers.total > FEW_IMAGES
+        self._a_line_each = many and not every_class
+        self._width = min(WIDEST_CLASS, max(map(len, answers.ready.labels.names)))
         self._form = printed[0] if printed else "table"
         self._conditions = answers.conditions if self._form == "--json" else {}
         self._results: list[dict[str, Any]] = []
+        self._begun = False  # the lines have a head
 
     def print(self, answer: "Answer") -> None:
         if answer.error is not None:
@@ -193,23 +249,33 @@ class _Printer:
                 output.print_csv_row(columns)
             output.print_csv_row(columns.values())
         elif answer.error is None and not self._to_files:
-            _print_table(answer)
+            if self._a_line_each:
+                self._print_line(answer)
+            else:
+                _print_table(answer)
+
+    def _print_line(self, answer: "Answer") -> None:
+        """The likeliest class: lines come as images are answered, each column has its place."""
+        if not self._begun:
+            output.emit(f"{'class':<{self._width}}  probability  image")
+            self._begun = True
+        likeliest = answer.predictions[0]
+        label = answer.answer or likeliest.label
+        output.emit(f"{label:<{self._width}}  {likeliest.score:>11.4f}  {answer.path}")
 
     def end(self) -> None:
         if self._form == "--json":
             output.print_json({**self._conditions, "results": self._results})
 
 
-def _ended_well(
-    answers: "Answers", images: list[str], printer: _Printer, files: list[Path]
-) -> bool:
+def _ended_well(answers: "Answers", images: list[str], printer: _Printer, asked: "Asked") -> bool:
     """Print what is said after the last answer; whether all images of all processes were read."""
     failed, everything = answers.failed, answers.done + answers.answered
     if answers.total is None and not everything and torchrun.count() == 1:
         output.error(f"no images in {', '.join(f'`{text}`' for text in images)}")
         failed = 1
     printer.end()
-    for path in files:
+    for path in [*asked.files, *([asked.jsonl] if asked.jsonl else [])]:
         output.note(f"written: `{torchrun.own_path(path)}`")
     if str(answers.passed) and torchrun.rank() == 0:
         output.note(str(answers.passed))
@@ -221,28 +287,35 @@ def _ended_well(
 def _check_options(
     ctx: typer.Context,
     printed: list[str],
-    files: list[Path | None],
+    written: dict[str, Path],
     resume: Path | None,
-    features: Path | None,
 ) -> None:
     """Raises UsageError for options that exclude each other, or that have no effect here."""
     if len(printed) > 1:
         raise UsageError(f"give one of {' and '.join(printed)}")
-    if features is not None:
+    if "features" in written:
+        which = "--features" if "--features" in options.given(ctx) else "--output"
+        why = f"{which} `{written['features']}` takes the place of classes"
         options.refuse(
             ctx,
             ["--json", "--jsonl", "--csv", "--resume", "--parquet", "--html"],
-            "--features takes the place of classes; give it without other outputs",
+            f"{why}; give it without other outputs",
         )
-        options.refuse(ctx, ["--top-k", "--threshold"], "of classes, whose place --features takes")
+        options.refuse(ctx, ["--top-k", "--threshold"], f"of classes; {why}")
+        if len(written) > 1:
+            raise UsageError(f"{why}; give it without other outputs")
+    if not written:
+        options.refuse(ctx, ["--overwrite"], "no file is named that it could replace")
     if resume is not None:
         options.refuse(
-            ctx, ["--parquet", "--html"], "--resume keeps JSON lines alone; give it without these"
+            ctx,
+            ["--parquet", "--html", "--output", "--overwrite"],
+            "--resume keeps JSON lines alone; give it without these",
         )
-    if torchrun.count() > 1 and printed != ["--jsonl"] and not (any(files) or resume):
+    if torchrun.count() > 1 and printed != ["--jsonl"] and not (written or resume):
         raise UsageError(
             "the outputs of several processes would be mixed; accepted are --jsonl, and "
-            "--resume, --parquet, --html or --features with a file, of which each makes its own"
+            "--resume or --output with a file, of which each makes its own"
         )
 
 

@@ -60,6 +60,7 @@ def evaluate(  # type: ignore[misc]  # the options are the same in both, and are
     predictions: Place | None = None,
     resume: bool = False,
     report: Place | None = None,
+    overwrite: bool = False,
     revision: str | None = None,
     offline: bool = False,
     access: Access | None = None,
@@ -113,6 +114,7 @@ def evaluate(  # type: ignore[misc]  # the options are the same in both, and are
         predictions=_path(predictions),
         resume=resume,
         report=_path(report),
+        overwrite=overwrite,
     )
     access = access or Access(streams.say, silent, revision, offline)
     results = _evaluate([places.expanded(str(name)) for name in asked], settings, access)
@@ -142,6 +144,7 @@ class _Settings:
     predictions: Path | None
     resume: bool
     report: Path | None
+    overwrite: bool
 
     def opened(self, part: Split, offline: bool, say: Say) -> LabelledImages:
         """A part of the data."""
@@ -247,7 +250,17 @@ def _check(names: list[str], settings: _Settings) -> None:
             if path is not None
         ],
     )
+    if settings.predictions is not None and not settings.resume:
+        of_models = called if len(names) > 1 else [None]
+        files.refuse_replacing(
+            [predictions.file_of(settings.predictions, name) for name in of_models],
+            settings.overwrite,
+        )
     if settings.report is not None:
+        folders = (
+            [settings.report / name for name in called] if len(names) > 1 else [settings.report]
+        )
+        files.refuse_replacing([folder / "index.html" for folder in folders], settings.overwrite)
         report.check(settings.report)
     predictions.require(settings.predictions)
 

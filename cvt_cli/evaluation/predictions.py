@@ -34,6 +34,13 @@ def check(path: Path | None, resume: bool, models: int) -> None:
         raise UsageError("--resume goes with one model and --predictions FILE.jsonl")
 
 
+def file_of(path: Path, model: str | None) -> Path:
+    """The file of this process, and of one of several models if it is named as in files."""
+    if model is not None:
+        path = path.with_name(f"{path.stem}.{model}{path.suffix}")
+    return torchrun.own_path(path)
+
+
 def require(path: Path | None) -> None:
     """Raises UsageError if a package is missing that writes such a file."""
     if path is not None and path.suffix.lower() == ".parquet":
@@ -113,11 +120,8 @@ class PredictionFiles:
         """
         if self._path is None:
             return
-        path = self._path
-        if self._several:
-            name = name_in_files(conditions["model"])
-            path = path.with_name(f"{path.stem}.{name}{path.suffix}")
-        path = torchrun.own_path(path)
+        name = name_in_files(conditions["model"]) if self._several else None
+        path = file_of(self._path, name)
         if path.suffix.lower() != ".jsonl":
             one.judged = self._stack.enter_context(_table(path, conditions, one)).write
             return
@@ -205,7 +209,7 @@ def check_lines(
     Raises:
         UsageError: an image has gone, has another class, group or ReaL label, or another content.
     """
-    hint = "without --resume, or with another file, the evaluation begins anew"
+    hint = "give another file, or --predictions with --overwrite to begin anew"
     place = {name: index for index, name in enumerate(data.names)}
     if gone := [line.path for line in lines if line.path not in place]:
         raise UsageError(

@@ -59,7 +59,7 @@ class Counted(ResumableLines):
         except FileNotFoundError:
             raise UsageError(
                 f"`{self.path}` exists, but not `{self._state_path}`, which says how it was made",
-                hint="give another file, or move this one away; without --resume it is replaced",
+                hint="give another file, or move this one away",
             ) from None
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise self.unfit(error) from None
@@ -89,7 +89,7 @@ class Counted(ResumableLines):
         """What to tell the user of a state that cannot be gone on from."""
         return UsageError(
             f"`{self._state_path}` does not fit `{self.path}`: {error}",
-            hint="without --resume the evaluation begins anew",
+            hint="give another file, or --predictions with --overwrite to begin anew",
         )
 
     def begin(self, wanted: Conditions) -> None:

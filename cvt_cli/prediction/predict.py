@@ -8,10 +8,9 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from cvt_cli.base import machine, torchrun
+from cvt_cli.base import files, machine, torchrun
 from cvt_cli.base.conditions import Conditions
 from cvt_cli.base.errors import CvtError, UsageError
-from cvt_cli.base.files import refuse_overwriting
 from cvt_cli.base.progress import Say
 from cvt_cli.engines.ready import DECIDE, ReadyModel
 from cvt_cli.images import decode, sources
@@ -20,10 +19,39 @@ from cvt_cli.prediction import features, gallery, tables
 from cvt_cli.prediction.answers import Answer, flat_row
 from cvt_cli.prediction.classify import Wishes, classify
 from cvt_cli.prediction.resume import Answered, not_answered
+from cvt_cli.prediction.whole import WholeFile
 
 Load = Callable[[dict[str, Any] | None, int | None], ReadyModel]
 """Loads the model, told the conditions of a file that is gone on with, and how many images there
 are, if that is known."""
+
+
+KINDS = {
+    ".jsonl": "jsonl",
+    ".json": "json",
+    ".csv": "csv",
+    ".parquet": "parquet",
+    ".html": "html",
+    ".htm": "html",
+    ".npz": "features",
+    ".safetensors": "features",
+}
+"""What a file holds, by its suffix: a field of `Asked`."""
+
+
+def kind_of(path: Path) -> str:
+    """What a file holds, by its suffix.
+
+    Raises:
+        UsageError: no such file is written.
+    """
+    kind = KINDS.get(path.suffix.lower())
+    if kind is None:
+        raise UsageError(
+            f"--output `{path}` does not say what to write; accepted are `.jsonl`, `.json`, "
+            "`.csv`, `.parquet`, `.html`, and `.npz` or `.safetensors` for features"
+        )
+    return kind
 
 
 @dataclass(frozen=True)
@@ -38,14 +66,24 @@ class Asked:
     batch_size: int = 16
     workers: int | None = None  # threads that decode; by default one for each processor
     resume: Path | None = None  # JSON lines that are appended to
+    jsonl: Path | None = None  # the same, begun here
+    json: Path | None = None
+    csv: Path | None = None
     parquet: Path | None = None
     html: Path | None = None
     features: Path | None = None  # of vectors, in place of classes
+    overwrite: bool = False  # replace files that exist
 
     @property
     def files(self) -> list[Path]:
         """The files that appear when all images are answered."""
-        return [path for path in (self.parquet, self.html, self.features) if path is not None]
+        every = (self.json, self.csv, self.parquet, self.html, self.features)
+        return [path for path in every if path is not None]
+
+    @property
+    def lines(self) -> Path | None:
+        """The file that grows with every answer."""
+        return self.resume or self.jsonl
 
     @property
     def how_read(self) -> dict[str, Any]:
@@ -67,8 +105,11 @@ class Asked:
 
     def check(self, inputs: Sequence[str]) -> None:
         """Raises UsageError for what cannot be, before anything is listed or loaded."""
-        written = [*self.files, *([self.resume] if self.resume is not None else [])]
-        refuse_overwriting(written, [one.removeprefix("@") for one in inputs])
+        written = [*self.files, *([self.lines] if self.lines is not None else [])]
+        files.refuse_overwriting(written, [one.removeprefix("@") for one in inputs])
+        files.refuse_replacing(
+            (torchrun.own_path(path) for path in written if path != self.resume), self.overwrite
+        )
         once = sources.readable_once(inputs)
         if torchrun.count() > 1 and once is not None:
             raise UsageError(
@@ -103,7 +144,7 @@ class Answers:
         self.done, self.failed = (lines.done, lines.failed) if lines else (0, 0)
         self.answered = 0
         self._asked, self._listing, self._lines = asked, listing, lines
-        self._writers: list[tables.Parquet | gallery.Page | features.Features] = []
+        self._writers: list[WholeFile] = []
 
     @cached_property
     def conditions(self) -> dict[str, Any]:
@@ -132,6 +173,12 @@ class Answers:
     def open_files(self, stack: ExitStack) -> None:
         """Open the files that appear whole when the stack ends without an error."""
         asked = self._asked
+        if asked.json is not None:
+            path = torchrun.own_path(asked.json)
+            self._writers.append(stack.enter_context(tables.Json(path, self.conditions)))
+        if asked.csv is not None:
+            rows = tables.Csv(torchrun.own_path(asked.csv), self.row, Answer(""))
+            self._writers.append(stack.enter_context(rows))
         if asked.parquet is not None:
             path = torchrun.own_path(asked.parquet)
             table = tables.Parquet(path, self.conditions, self.row, Answer(""))
@@ -202,9 +249,10 @@ def predict(inputs: Sequence[str], asked: Asked, load: Load, say: Say) -> Iterat
         )
     with ExitStack() as stack:
         lines: Answered | None = None
-        if asked.resume is not None:
+        if asked.lines is not None:
             # Its lock is held before anything is loaded, so that a second process waits for it.
-            lines = stack.enter_context(Answered(torchrun.own_path(asked.resume), say))
+            path, anew = torchrun.own_path(asked.lines), asked.resume is None
+            lines = stack.enter_context(Answered(path, say, anew))
         ready = load(lines.made if lines else None, listing.total)
         answers = Answers(ready, asked, listing, lines)
         answers.begin(say)

@@ -31,9 +31,11 @@ class Answered(ResumableLines):
     Args:
         path: of the lines.
         say: told what `ResumableLines` says; its errors are raised here too.
+        anew: replace what is there.
     """
 
-    def __init__(self, path: Path, say: Say) -> None:
+    def __init__(self, path: Path, say: Say, anew: bool = False) -> None:
+        self._anew = anew
         self.done = 0
         self.failed = 0  # of those that are done
         self._hashes: dict[str, bytes] = {}  # of each name's lines, in their order
@@ -41,6 +43,9 @@ class Answered(ResumableLines):
 
     def _read(self) -> None:
         """Note what is done, and cut off an unfinished last line."""
+        if self._anew:
+            conditions.beside(self.path).unlink(missing_ok=True)
+            self.cut(0)
         if not self.path.stat().st_size:
             return
         if not conditions.beside(self.path).exists():

@@ -40,6 +40,30 @@ class Csv(WholeFile):
         """The context closes the file."""
 
 
+class Json(WholeFile):
+    """One JSON document: the conditions, and ``results``.
+
+    Args:
+        path: of the file.
+        conditions: what its content depends on.
+    """
+
+    def __init__(self, path: Path, conditions: Mapping[str, Any]) -> None:
+        self._document = {**conditions, "results": []}
+        super().__init__(path)
+
+    def _begin(self) -> None:
+        """All is written at the end."""
+
+    def _add(self, item: Any) -> None:
+        self._document["results"].append(item.to_json())
+
+    def _finish(self) -> None:
+        self._temporary.write_text(
+            json.dumps(self._document, indent=2, allow_nan=False) + "\n", encoding="utf-8"
+        )
+
+
 class Parquet(WholeFile):
     """An Apache Parquet table, the conditions in its metadata (extra ``parquet``).
 

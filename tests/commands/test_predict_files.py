@@ -397,7 +397,10 @@ def test_a_file_that_is_something_else_is_left_alone(cvt, tmp_path: Path) -> Non
     ("arguments", "message"),
     [
         (["--json", "--csv"], "give one of --json and --csv"),
-        (["--features", "a.npz", "--json"], "--features takes the place of classes"),
+        (
+            ["--features", "a.npz", "--json"],
+            "--json: --features `a.npz` takes the place of classes",
+        ),
         (["--features", "a.txt"], "features cannot be written as `a.txt`; accepted are `.npz`"),
         (["--resume", "a.jsonl", "--html", "a.html"], "--resume keeps JSON lines alone"),
     ],

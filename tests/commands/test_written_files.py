@@ -1,0 +1,193 @@
+"""What is written goes to the file that is named, in the form that its suffix says, and replaces
+nothing unless that is said."""
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pyarrow import parquet
+
+from small_sets import class_folders
+from tests_shared import CHELSEA, TESTS
+
+NANO = ("--model", "cvt-nano-cifar10")
+PHOTOS = sorted((TESTS / "photos").glob("*.[jp]*g"))
+
+
+@pytest.fixture(autouse=True)
+def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def paths_in(file: str) -> list[str]:
+    path = Path(file)
+    if path.suffix == ".csv":
+        return [row["path"] for row in csv.DictReader(path.read_text().splitlines())]
+    if path.suffix == ".json":
+        return [one["path"] for one in json.loads(path.read_text())["results"]]
+    if path.suffix == ".jsonl":
+        return [json.loads(line)["path"] for line in path.read_text().splitlines()]
+    if path.suffix == ".npz":
+        return list(np.load(path)["paths"])
+    return parquet.read_table(path)["path"].to_pylist()
+
+
+@pytest.mark.parametrize("file", ["a.csv", "a.json", "a.jsonl", "a.parquet", "a.npz"])
+def test_predict_writes_what_the_suffix_says(cvt, file: str) -> None:
+    said = cvt("predict", *PHOTOS, *NANO, "-o", file)
+
+    assert said.exit_code == 0, said.stderr
+    assert said.stdout == "" and f"written: `{file}`" in said.stderr
+    assert paths_in(file) == [str(path) for path in PHOTOS]
+
+
+def test_predict_writes_several_files_at_once(cvt) -> None:
+    said = cvt("predict", CHELSEA, *NANO, "-o", "a.csv", "--output", "a.html", "-o", "a.jsonl")
+
+    assert said.exit_code == 0, said.stderr
+    assert paths_in("a.csv") == paths_in("a.jsonl") == [str(CHELSEA)]
+    assert "chelsea.png" in Path("a.html").read_text()
+
+
+@pytest.mark.parametrize("flag", ["--csv", "--json", "--jsonl"])
+def test_a_flag_of_predict_prints_and_with_a_file_it_writes(cvt, flag: str) -> None:
+    file = f"b.{flag.removeprefix('--')}"
+
+    printed = cvt("predict", flag, CHELSEA, *NANO)
+    spaced = cvt("predict", flag, file, CHELSEA, *NANO)
+    signed = cvt("predict", CHELSEA, *NANO, f"{flag}=c{file}")
+
+    assert printed.exit_code == spaced.exit_code == signed.exit_code == 0, signed.stderr
+    assert str(CHELSEA) in printed.stdout and spaced.stdout == signed.stdout == ""
+    assert paths_in(file) == paths_in(f"c{file}") == [str(CHELSEA)]
+    if flag != "--jsonl":  # which holds the pictures' hashes in a file
+        assert [line.strip() for line in Path(file).read_text().splitlines()] == [
+            line.strip() for line in printed.stdout.splitlines()
+        ]
+
+
+def test_json_lines_that_predict_has_begun_are_gone_on_with(cvt) -> None:
+    cvt("predict", PHOTOS[0], *NANO, "-o", "a.jsonl")
+
+    said = cvt("predict", *PHOTOS, *NANO, "--resume", "a.jsonl")
+
+    assert said.exit_code == 0, said.stderr
+    assert "1 images are answered in `a.jsonl` already" in said.stderr
+    assert paths_in("a.jsonl") == [str(path) for path in PHOTOS]
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        ("-o a.txt", "--output `a.txt` does not say what to write; accepted are `.jsonl`"),
+        ("-o a.csv -o b.csv", "`a.csv` and `b.csv` would hold the same: give one"),
+        ("-o a.html --html b.html", "`b.html` and `a.html` would hold the same: give one"),
+        ("-o a.npz -o b.csv", "--output `a.npz` takes the place of classes"),
+        ("-o a.npz --csv", "--csv: --output `a.npz` takes the place of classes"),
+        ("--resume a.jsonl -o b.csv", "--output: --resume keeps JSON lines alone"),
+        ("--overwrite", "--overwrite: no file is named"),
+    ],
+)
+def test_outputs_that_do_not_go_together_are_refused(cvt, words: str, why: str) -> None:
+    said = cvt("predict", CHELSEA, *NANO, *words.split())
+
+    assert said.exit_code == 2 and why in said.stderr
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return class_folders(tmp_path_factory.mktemp("set"), {"cat": 2, "dog": 2})
+
+
+WRITING = [
+    *(("predict", f"-o {file}") for file in ("a.csv", "a.json", "a.jsonl", "a.html", "a.npz")),
+    ("predict", "--parquet a.parquet"), ("predict", "--features a.safetensors"),
+    ("predict", "--json a.json"),
+    *(("evaluate", f"--predictions {file}") for file in ("a.csv", "a.jsonl", "a.parquet")),
+    ("evaluate", "--report a"), ("evaluate", "--json a.json"),
+    ("export", "-o a.safetensors"), ("export", "-o a --format safetensors"),
+    ("benchmark", "--plot a.png"), ("benchmark", "--json a.json"), ("compare", "--json a.json"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("command", "words"), WRITING, ids=lambda words: words)
+def test_a_file_that_exists_is_replaced_with_overwrite_alone(
+    cvt, data: Path, command: str, words: str
+) -> None:
+    lines = '{"path": "a/b.png", "label": "a", "correct": false, "error": "broken"}'
+    Path("x.jsonl").write_text(lines)
+    line = {
+        "predict": ("predict", CHELSEA, *NANO),
+        "evaluate": ("evaluate", data, *NANO),
+        "export": ("export", NANO[1]),
+        "benchmark": (*"benchmark nano --engine torch --batch-size 1 --rounds 1".split(),),
+        "compare": ("compare", "x.jsonl", "x.jsonl"),
+    }[command]
+    name = words.split()[1]
+    file = Path(name) / "index.html" if "--report" in words else Path(name)
+    if "--format" in words:
+        file = Path(name) / "model.safetensors"
+    file.parent.mkdir(exist_ok=True)
+    file.write_text("mine")
+
+    refused = cvt(*line, *words.split())
+
+    assert refused.exit_code == 1
+    assert "exists and was not replaced" in refused.stderr and "--overwrite" in refused.stderr
+    assert refused.stdout == "" and file.read_text() == "mine"
+    if command != "benchmark":
+        replaced = cvt(*line, *words.split(), "--overwrite")
+        assert replaced.exit_code == 0, replaced.stderr
+        assert file.read_bytes() != b"mine"
+
+
+def test_an_empty_file_holds_nothing_to_be_asked_for(cvt) -> None:
+    Path("a.csv").touch()
+
+    assert cvt("predict", CHELSEA, *NANO, "-o", "a.csv").exit_code == 0
+
+
+def test_evaluate_writes_its_json_beside_what_it_prints(cvt, data: Path) -> None:
+    said = cvt("evaluate", data, *NANO, "--json", "a.json")
+
+    assert said.exit_code == 0 and said.stdout.startswith("top-1 ")
+    assert json.loads(Path("a.json").read_text())["n"] == 4
+
+
+def test_a_command_that_only_prints_says_how_to_keep_it(cvt) -> None:
+    said = cvt("flops", "13", "--json", "my flops.json")
+
+    assert said.exit_code == 2
+    assert said.stderr.endswith("hint: cvt flops 13 --json > 'my flops.json'\n")
+
+
+def test_resume_takes_the_file_in_evaluate_too(cvt, data: Path) -> None:
+    begun = cvt("evaluate", data, *NANO, "--resume", "a.jsonl")
+    gone_on = cvt("evaluate", data, *NANO, "--resume", "a.jsonl")
+    as_before = cvt("evaluate", data, *NANO, "--predictions", "a.jsonl", "--resume")
+
+    assert begun.exit_code == gone_on.exit_code == as_before.exit_code == 0
+    for said in (gone_on, as_before):
+        assert "4 of 4 images are in `a.jsonl` already" in said.stderr
+        assert said.stdout.splitlines()[0] == begun.stdout.splitlines()[0]
+    assert "--resume takes the file now: `--resume a.jsonl`, without --predi" in as_before.stderr
+    both = cvt("evaluate", data, *NANO, "--predictions", "a.jsonl", "--resume", "b.jsonl")
+    assert both.exit_code == 2 and "give one of them" in both.stderr
+
+
+def test_more_than_a_few_images_have_a_line_each(cvt, data: Path) -> None:
+    named = sorted(str(path) for path in data.rglob("*.png"))
+    extra = [str(CHELSEA)]
+
+    few = cvt("predict", *named, *NANO)
+    many = cvt("predict", *named, *extra, *NANO)
+    with_classes = cvt("predict", *named, *extra, *NANO, "--top-k", 2)
+
+    assert few.stdout.count("probability") == 4
+    head, *lines = many.stdout.splitlines()
+    assert head.split() == ["class", "probability", "image"]
+    assert [line.split()[2] for line in lines] == named + extra
+    assert {line.index("/") for line in lines} == {lines[0].index("/")}
+    assert with_classes.stdout.count("probability") == 5
