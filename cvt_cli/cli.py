@@ -9,7 +9,6 @@ from contextlib import contextmanager, suppress
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
 
 from cvt_cli.base import machine, streams
 from cvt_cli.base.errors import CvtError, UsageError
@@ -24,6 +23,7 @@ from cvt_cli.commands import (
     export,
     finetune,
     flops,
+    help_pages,
     info,
     models,
     options,
@@ -40,11 +40,11 @@ _OF_THE_MACHINE = (
 """What a system says of files, disks and rights, wherever it says so: no bug of ours."""
 
 
-_NOT_UNDERSTOOD: type[Exception] = typer.BadParameter.__mro__[1]
-"""What typer raises of a command line that it cannot parse, and does not export."""
+_WrongUsage: Any = typer.BadParameter.__base__
+"""What typer raises of a command line that it cannot parse; it exports this subclass alone."""
 
 
-class _App(TyperGroup):
+class _App(help_pages.Group):
     """Turns what a user can act on into a message and an exit code; bugs keep their traceback."""
 
     _words: Sequence[str] = ()  # what follows `cvt`
@@ -85,13 +85,25 @@ class _App(TyperGroup):
 
     @contextmanager
     def _habits(self) -> Iterator[None]:
-        """What other tools take, and this one does not, is answered with what is right here."""
+        """Wrong usage is one message and a hint; what other tools take, and this one does not, is
+        answered with what is right here."""
         try:
             yield
-        except (_NOT_UNDERSTOOD, UsageError) as error:
+        except (_WrongUsage, UsageError) as error:
+            if type(error).__name__ == "NoArgsIsHelpError":  # the help is printed by now
+                output.emit("")
+                raise typer.Exit(2) from None
             from cvt_cli.commands import habits
 
-            raise habits.explain(self, self._words) or error from None
+            ours = error if isinstance(error, UsageError) else _as_ours(error)
+            raise habits.explain(self, self._words) or ours from None
+
+
+def _as_ours(error: Any) -> UsageError:
+    """Wrong usage that typer found, as ours is reported: the message in one piece, and a hint."""
+    path = error.ctx.command_path if error.ctx else "cvt"
+    message = error.format_message().replace("Value error, ", "")
+    return UsageError(message, f"`{path} --help` lists what it takes")
 
 
 app = typer.Typer(
@@ -119,32 +131,30 @@ def main(
 ) -> None:
     """Classify images with CvT, the Convolutional vision Transformer (arXiv 2103.15808).
 
-    Example: cvt predict photo.jpg
+    Results go to stdout, messages to stderr. Exit codes: 0 done, 1 failed, 2 wrong usage, 130
+    interrupted.
+
+    Examples:
+      cvt predict photo.jpg
+      cvt finetune --help
     """
 
 
-def _flowing(text: str) -> str:
-    """A docstring with each paragraph in one line, to be wrapped to the terminal's width."""
-    return "\n\n".join(" ".join(paragraph.split()) for paragraph in text.split("\n\n"))
+COMMANDS = {
+    "Use": (predict.predict, evaluate.evaluate, compare.compare),
+    "Train": (finetune.finetune,),
+    "Ship": (export.export, benchmark.benchmark, push.push),
+    "Look up": (models.models, info.info, download.download, flops.flops,
+                count_params.count_params),
+}  # fmt: skip
+"""The commands by the section of the help that lists them."""
 
-
-for _command in (
-    predict.predict,
-    evaluate.evaluate,
-    compare.compare,
-    finetune.finetune,
-    export.export,
-    push.push,
-    flops.flops,
-    count_params.count_params,
-    benchmark.benchmark,
-    models.models,
-    info.info,
-    download.download,
-):
-    app.command(
-        name=_command.__name__.replace("_", "-"),
-        help=_flowing(_command.__doc__ or ""),
-        cls=options.Command,
-    )(_command)
-app.add_typer(cache.app, name="cache")
+for _title, _commands in COMMANDS.items():
+    for _command in _commands:
+        app.command(
+            cls=options.Command,
+            name=_command.__name__.replace("_", "-"),
+            help=help_pages.cleaned(_command.__doc__),
+            rich_help_panel=_title,
+        )(_command)
+app.add_typer(cache.app, name="cache", rich_help_panel="Look up")

@@ -99,7 +99,7 @@ def cvt() -> Callable[..., Result]:
     def run(*arguments: object) -> Result:
         line = [str(a) for a in arguments]
         with mock.patch.object(sys, "argv", ["cvt", *line]):  # a run's plan keeps it
-            result = CliRunner().invoke(app, line, catch_exceptions=False)
+            result = CliRunner().invoke(app, line, catch_exceptions=False, prog_name="cvt")
         return Result(result.exit_code, result.stdout, result.stderr)
 
     return run

@@ -9,17 +9,19 @@ from cvt_cli.base import torchrun
 from cvt_cli.base.errors import UsageError
 from cvt_cli.base.text import human_bytes
 from cvt_cli.commands import options, output
+from cvt_cli.spec import variants
 
 if TYPE_CHECKING:
     from cvt_cli.export.benchmark import Benchmark
 
 
+COMPARE = "What to compare"
+
 Models = Annotated[
     list[str] | None,
     options.text_option(
-        "NAME|PATH",
-        "A checkpoint's architecture in place of --variant, or a file of cvt export; "
-        "given several times, the first is what the others' ratios are to.",
+        "MODEL",
+        "The same as the argument MODEL; repeat it to compare several models.",
         options.MODEL,
         "--model",
         "-m",
@@ -31,45 +33,43 @@ Written = Annotated[
     typer.Argument(
         parser=options.place,
         metavar="[MODEL...]",
-        help="A variant, or what follows --model.",
-        show_default=False,
+        help=f"A variant ({variants.names()}), a model (its architecture is timed), or a file "
+        "made by cvt export. With several, ratios are to the first. [default: 13]",
     ),
 ]
 Engines = Annotated[
     str | None,
     options.text_option(
-        "NAME,…", "Engines; by default every one that is installed, of a file its own.", options.RUN
+        "NAMES",
+        "Engines to compare, with commas: torch, onnxruntime, openvino. [default: all installed; "
+        "for an exported file, its own]",
+        COMPARE,
     ),
 ]
 Precisions = Annotated[
     str,
-    typer.Option(
-        parser=options.text,
-        metavar="NAME,…",
-        help="fp32, bf16, fp16; an engine that lacks one is left out, and a file has its own.",
-        rich_help_panel=options.RUN,
+    options.text_option(
+        "NAMES",
+        "Precisions to compare, with commas: fp32, bf16, fp16. Unsupported combinations are "
+        "skipped; ignored for exported files.",
+        COMPARE,
     ),
 ]
 BatchSizes = Annotated[
-    str,
-    typer.Option(
-        parser=options.text, metavar="N,…", help="Images per call.", rich_help_panel=options.RUN
-    ),
+    str, options.text_option("SIZES", "Batch sizes to compare, with commas.", COMPARE)
 ]
 Against = Annotated[
     Literal["transformers"] | None,
-    typer.Option(
-        help="Baseline of the ratios: its eager network in fp32.",
-        rich_help_panel=options.RUN,
-        show_default=False,
+    options.value_option(
+        "transformers",
+        "Also time the transformers library's model (eager, fp32); ratios are to it.",
+        COMPARE,
     ),
 ]
-Rounds = Annotated[
-    int, typer.Option(min=1, help="Turns of every side.", rich_help_panel=options.RUN)
-]
+Rounds = Annotated[int, options.value_option("N", "Number of rounds.", COMPARE, min=1)]
 Plot = Annotated[
     Path | None,
-    options.path_option("FILE", "Draw the rates too: .png, .svg or .pdf.", options.OUTPUT),
+    options.path_option("FILE", "Also draw a bar chart: .png, .svg or .pdf.", options.OUTPUT),
 ]
 
 
@@ -77,8 +77,8 @@ def benchmark(
     ctx: typer.Context,
     written: Written = None,
     variant: options.Variant = None,
-    model: Models = None,
     res: options.Res = None,
+    model: Models = None,
     engine: Engines = None,
     precision: Precisions = "fp32",
     batch_size: BatchSizes = "1,8",
@@ -90,14 +90,16 @@ def benchmark(
     json_output: options.JsonOrFile = False,
     json_file: options.JsonFile = None,
 ) -> None:
-    """Measure images per second of every engine, side by side.
+    """Measure images per second of every engine.
 
-    Every side has a process of its own, and they take turns; medians and the range of the rounds
-    are shown. The weights are random, since speed does not depend on them; --model names an
-    architecture, or a file that `cvt export` wrote, which is run as it is. By default it is CvT-13
-    at 224.
+    Each configuration runs in its own process, in alternating rounds. Prints medians and the range
+    of the rounds. Speed does not depend on the weights, so random ones are used, except for
+    exported files. By default, times CvT-13 at 224 pixels.
 
-    Example: cvt benchmark --against transformers --precision fp32,bf16
+    Examples:
+      cvt benchmark
+      cvt benchmark --against transformers --precision fp32,bf16
+      cvt benchmark model.onnx model.xml --batch-size 1,8,32
     """
     torchrun.refuse("a benchmark")
     from cvt_cli.evaluation import plots

@@ -7,26 +7,32 @@ import typer
 from cvt_cli.base import files, places
 from cvt_cli.base.errors import CvtError, UsageError
 from cvt_cli.base.text import human_bytes
-from cvt_cli.commands import options, output
+from cvt_cli.commands import help_pages, options, output
 
-app = typer.Typer(no_args_is_help=True, help="Show, check and clear what is kept on this machine.")
+app = typer.Typer(
+    cls=help_pages.Group,
+    no_args_is_help=True,
+    help="Show, verify and clear the downloaded models.",
+)
 
 Names = Annotated[
     list[str] | None,
     typer.Argument(
         parser=options.text,
         metavar="[NAME...]",
-        help="Known checkpoints, and hub repositories (owner/name).",
-        show_default=False,
+        help="Known names (cvt models) or hub repositories (owner/name).",
     ),
 ]
 
 
-@app.command(name="list")
+@app.command(name="list", cls=help_pages.Command)
 def list_(json_output: options.Json = False) -> None:
-    """List the checkpoints in the cache, whichever tool fetched them, with size and last use.
+    """List the downloaded models with size and last use.
 
-    Example: cvt cache list
+    Includes every CvT in the Hugging Face cache, also those that other tools downloaded.
+
+    Examples:
+      cvt cache list
     """
     from cvt_cli.commands import catalogue
 
@@ -55,11 +61,15 @@ def list_(json_output: options.Json = False) -> None:
     )
 
 
-@app.command()
+@app.command(cls=help_pages.Command)
 def path(names: Names = None, json_output: options.Json = False) -> None:
-    """Print the folders: of the hub's files, of what is made of them; or of one checkpoint.
+    """Print the cache folders, or one model's folder.
 
-    Example: cvt cache path cvt-13
+    `hub` is the Hugging Face cache with the downloads, `cvt` holds converted and prepared files.
+
+    Examples:
+      cvt cache path
+      cvt cache path cvt-13
     """
     from cvt_cli.commands import catalogue
 
@@ -77,16 +87,16 @@ def path(names: Names = None, json_output: options.Json = False) -> None:
         output.emit(place if names else f"{name}  {place}")
 
 
-@app.command()
+@app.command(cls=help_pages.Command)
 def verify(names: Names = None, json_output: options.Json = False) -> None:
-    """Read every file of the checkpoints in the cache and compare it with its hash.
+    """Check every cached file against its SHA-256 hash.
 
-    The hub's files have the hash that the hub announced; conversions, prepared graphs and what
-    OpenVINO compiled of them the one that they were made with. Damaged weights are refused until
-    `cvt download NAME` fetches them again; what is made here is removed, to be made again. Without
-    names the graphs of other checkpoints are read too.
+    Damaged downloads are not used until cvt download NAME has replaced them. Damaged converted or
+    prepared files are removed, and made again when needed. Without names, checks everything.
 
-    Example: cvt cache verify
+    Examples:
+      cvt cache verify
+      cvt cache verify cvt-13
     """
     from cvt_cli.checkpoints import store
     from cvt_cli.commands import catalogue
@@ -126,20 +136,23 @@ def verify(names: Names = None, json_output: options.Json = False) -> None:
         raise typer.Exit(1)
 
 
-@app.command()
+@app.command(cls=help_pages.Command)
 def remove(
     names: Names = None,
     everything: Annotated[
-        bool, typer.Option("--all", help="Every CvT in the cache; other models stay.")
+        bool,
+        options.flag("Remove every CvT in the cache; other models stay.", options.MODEL, "--all"),
     ] = False,
     json_output: options.Json = False,
 ) -> None:
-    """Remove checkpoints, every revision, from the hub's cache, and what was made of them.
+    """Remove models from the cache, in every revision.
 
-    Other tools that use the hub's cache no longer find them either. A process that has one loaded
-    goes on.
+    Other tools that use the Hugging Face cache will not find them either. Running processes are
+    not affected.
 
-    Example: cvt cache remove cvt-13
+    Examples:
+      cvt cache remove cvt-13
+      cvt cache remove --all
     """
     from cvt_cli.checkpoints import store
     from cvt_cli.commands import catalogue

@@ -19,35 +19,34 @@ def compare(
         typer.Argument(
             parser=options.path,
             metavar="A",
-            help="Predictions of one model: .jsonl, .csv or .parquet.",
-            show_default=False,
+            help="Predictions of the first model: a .jsonl, .csv or .parquet file.",
         ),
     ],
     b: Annotated[
         Path,
-        typer.Argument(
-            parser=options.path, metavar="B", help="Those of the other model.", show_default=False
-        ),
+        typer.Argument(parser=options.path, metavar="B", help="Predictions of the second model."),
     ],
     changed: Annotated[
         int,
-        typer.Option(
+        options.value_option(
+            "N",
+            "How many images to list whose predicted class changed (--json lists all).",
+            options.OUTPUT,
             min=0,
-            metavar="N",
-            help="Most images to list whose likeliest class changed; --json has all.",
-            rich_help_panel=options.OUTPUT,
         ),
     ] = 20,
     overwrite: options.Overwrite = False,
     json_output: options.JsonOrFile = False,
     json_file: options.JsonFile = None,
 ) -> None:
-    """Compare two models on the same images: the difference, its interval and significance.
+    """Compare the accuracy of two models on the same images.
 
-    The files are what `cvt evaluate --predictions FILE` writes; images are paired by path. The
-    interval of the difference is a paired bootstrap, the p-value McNemar's exact test.
+    Prints the difference with its 95 % interval (paired bootstrap) and its p-value (McNemar's exact
+    test). The files are written by cvt evaluate --predictions FILE; images are paired by path.
 
-    Example: cvt compare small.jsonl large.jsonl
+    Examples:
+      cvt compare small.jsonl large.jsonl
+      cvt compare small.jsonl large.jsonl --changed 100
     """
     from cvt_cli.evaluation import comparison
 

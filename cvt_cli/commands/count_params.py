@@ -22,10 +22,12 @@ def count_params(
 ) -> None:
     """Count trainable parameters, per stage and operation.
 
-    They do not depend on the input size. Without arguments, all variants. Needs no checkpoint and
-    no torch.
+    The number does not depend on the input size. Without options, lists all variants. Needs no
+    checkpoint.
 
-    Example: cvt count-params --variant 21
+    Examples:
+      cvt count-params
+      cvt count-params 21
     """
     from cvt_cli.checkpoints.architecture import architectures_of
 

@@ -17,30 +17,31 @@ def download(
         typer.Argument(
             parser=options.text,
             metavar="NAME...",
-            help="Known checkpoints, and hub repositories (owner/name).",
-            show_default=False,
+            help="Known names (cvt models) or hub repositories (owner/name).",
         ),
     ] = None,
     everything: Annotated[
-        bool, typer.Option("--all", help="Every published checkpoint (cvt models).")
+        bool, options.flag("Download every published model.", options.MODEL, "--all")
     ] = False,
     revision: options.Revision = None,
     engine: Annotated[
         Runtime | None,
-        typer.Option(
-            help="Also prepare the graph that this runtime starts from, at the model's own size.",
-            rich_help_panel=options.RUN,
-            show_default=False,
+        options.value_option(
+            "NAME",
+            f"Also prepare the model for this runtime: {options.either(Runtime)}.",
+            options.MODEL,
         ),
     ] = None,
     json_output: options.Json = False,
 ) -> None:
-    """Fetch checkpoints from the hub, verified and ready to be used without network.
+    """Download models, so that they can be used without a network.
 
-    What is here already is verified, and fetched again if it is damaged or the hub has a newer
-    revision. An interrupted download goes on where it stopped.
+    Models that are already here are verified, and downloaded again if damaged or outdated. An
+    interrupted download continues where it stopped.
 
-    Example: cvt download cvt-13 cvt-21-384-22k
+    Examples:
+      cvt download cvt-13 cvt-21-384-22k
+      cvt download cvt-13 --engine openvino
     """
     from cvt_cli import loading
     from cvt_cli.checkpoints import locate

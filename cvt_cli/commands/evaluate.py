@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 Models = Annotated[
     list[str] | None,
     options.text_option(
-        "NAME|PATH",
-        "A checkpoint, as for predict; given twice, both are evaluated on each image. "
-        f"By default {DEFAULT_MODEL}.",
+        "MODEL",
+        "A model, as for cvt predict; repeat it to evaluate several models in one pass. "
+        f"[default: {DEFAULT_MODEL}]",
         options.MODEL,
         "--model",
         "-m",
@@ -32,70 +32,72 @@ Models = Annotated[
 ]
 Split = Annotated[
     Literal["val"] | None,
-    typer.Option(
-        help="val: those images alone that the run which made the model chose its best epoch "
-        "by; of a folder without parts, what it set aside.",
-        rich_help_panel=options.DATA,
-        show_default=False,
+    options.value_option(
+        "val",
+        "Use only the images that the run which trained the model held out for validation.",
+        options.DATA,
     ),
 ]
 LabelMap = Annotated[
     Path | None,
     options.path_option(
         "FILE",
-        "JSON that maps the data's classes to the model's names, WNIDs or indices.",
+        "JSON that maps the data's classes to the model's class names, WordNet IDs or indices.",
         options.DATA,
     ),
 ]
 Real = Annotated[
     Path | None,
-    options.path_option("FILE", "ReaL's real.json, for its accuracy beside.", options.DATA),
+    options.path_option("FILE", "Also report ReaL accuracy, from its real.json.", options.DATA),
 ]
 GroupsFile = Annotated[
     Path | None,
     options.path_option(
-        "FILE", "CSV with the columns path and group, for the accuracy of each group.", options.DATA
+        "FILE",
+        "Also report the accuracy of each group, from a CSV file with the columns path and group.",
+        options.DATA,
     ),
 ]
 SkipUnreadable = Annotated[
     bool,
-    typer.Option(
+    options.flag(
+        "Leave out unreadable images instead of counting them as wrong.",
+        options.DATA,
         "--skip-unreadable",
-        help="Leave unreadable images out in place of counting them as wrong.",
-        rich_help_panel=options.DATA,
     ),
 ]
 TopK = Annotated[
     int,
-    typer.Option(
-        "--top-k", "-k", min=2, help="The second accuracy.", rich_help_panel=options.OUTPUT
+    options.value_option(
+        "N", "k of the second accuracy (top-k).", options.OUTPUT, "--top-k", "-k", min=2
     ),
 ]
 Expect = Annotated[
     float | None,
-    typer.Option(
+    options.value_option(
+        "TOP1",
+        "Fail unless top-1 accuracy is this fraction, such as 0.816.",
+        options.OUTPUT,
         min=0,
         max=1,
-        metavar="TOP1",
-        help="Fail unless top-1 is this fraction, such as 0.816.",
-        rich_help_panel=options.OUTPUT,
-        show_default=False,
     ),
 ]
 Tolerance = Annotated[
-    float, typer.Option(min=0, help="Of --expect.", rich_help_panel=options.OUTPUT)
+    float,
+    options.value_option("T", "Allowed difference from --expect.", options.OUTPUT, min=0),
 ]
 Predictions = Annotated[
     Path | None,
     options.path_option(
-        "FILE", "Write what was said of every image: .jsonl, .csv or .parquet.", options.OUTPUT
+        "FILE", "Write every prediction to a .jsonl, .csv or .parquet file.", options.OUTPUT
     ),
 ]
 Resume = Annotated[
     Path | None,
     options.path_option(
         "FILE",
-        "Go on with FILE (.jsonl), the --predictions of an interrupted run, or begin it.",
+        "Write every prediction to FILE (.jsonl) as --predictions does; if FILE exists, resume from "
+        "it.",
         options.OUTPUT,
     ),
 ]
@@ -105,7 +107,7 @@ Report = Annotated[
     Path | None,
     options.path_option(
         "FOLDER",
-        "Write a page with pictures: confusions, calibration, classes, worst mistakes.",
+        "Write a web page with charts: calibration, confusion matrix, classes, worst mistakes.",
         options.OUTPUT,
     ),
 ]
@@ -114,42 +116,50 @@ Report = Annotated[
 def evaluate(
     ctx: typer.Context,
     data_argument: options.DataArgument = None,
-    data: options.Data = None,
-    model: Models = None,
-    revision: options.Revision = None,
-    offline: options.Offline = False,
-    data_dir: options.DataDir = None,
     split: Split = None,
     label_map: LabelMap = None,
-    real: Real = None,
     groups: GroupsFile = None,
+    real: Real = None,
     skip_unreadable: SkipUnreadable = False,
-    res: options.Res = None,
-    activation: options.Activation = None,
     exif: options.Exif = False,
-    batch_size: options.BatchSize = 64,
-    workers: options.Workers = None,
-    device: options.Device = "auto",
-    engine: options.Engine = "auto",
-    precision: options.Precision = "auto",
+    data_dir: options.DataDir = None,
+    data: options.Data = None,
+    model: Models = None,
+    res: options.Res = None,
+    revision: options.Revision = None,
+    offline: options.Offline = False,
+    activation: options.Activation = None,
+    report: Report = None,
+    predictions: Predictions = None,
+    resume: Resume = False,
     top_k: TopK = 5,
     expect: Expect = None,
     tolerance: Tolerance = AGREEMENT,
-    predictions: Predictions = None,
     resume: Resume = None,
     resume_predictions: ResumePredictions = False,
-    report: Report = None,
+    top_k: TopK = 5,
+    expect: Expect = None,
+    tolerance: Tolerance = AGREEMENT,
     overwrite: options.Overwrite = False,
-    verbose: options.Verbose = False,
     json_output: options.JsonOrFile = False,
     json_file: options.JsonFile = None,
+    verbose: options.Verbose = False,
+    device: options.Device = "auto",
+    batch_size: options.BatchSize = 64,
+    workers: options.Workers = None,
+    engine: options.Engine = "auto",
+    precision: options.Precision = "auto",
 ) -> None:
     """Measure top-1 and top-5 accuracy on labelled images.
 
-    Of a folder, val/ is taken, else test/, else its own class folders. Classes are matched by name.
-    An image that cannot be read counts as wrong, is listed, and makes the exit code 1.
+    In a data folder, uses val/ if there is one, else test/, else the class folders themselves. Its
+    classes are matched to the model's by name. An image that cannot be read counts as wrong, is
+    listed, and makes the exit code 1.
 
-    Example: cvt evaluate --data cifar10 --model cvt-nano-cifar10
+    Examples:
+      cvt evaluate cifar10 --model cvt-nano-cifar10
+      cvt evaluate photos/ --model runs/my_run/best --report report/
+      cvt evaluate photos/ --model cvt-13 --predictions small.jsonl
     """
     from cvt_cli.evaluation import evaluate as evaluating
 

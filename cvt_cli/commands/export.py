@@ -27,15 +27,14 @@ ModelArgument = Annotated[
     typer.Argument(
         parser=options.place,
         metavar="MODEL",
-        help="A checkpoint, as after --model elsewhere.",
-        show_default=False,
+        help="Model name, folder, file or hub repository.",
     ),
 ]
 Model = Annotated[
     str | None,
     options.text_option(
-        "NAME|PATH",
-        "The checkpoint, in place of the argument.",
+        "MODEL",
+        "The same as the argument MODEL.",
         options.MODEL,
         "--model",
         "-m",
@@ -46,9 +45,9 @@ Target = Annotated[
     Path | None,
     options.path_option(
         "FILE",
-        "The file: .onnx, .xml (OpenVINO, with a .bin beside it), .pt2 or .safetensors; "
-        "for safetensors also a folder. By default MODEL.onnx in this folder, or the suffix of "
-        "--format.",
+        "Output file: .onnx, .xml (OpenVINO, with a .bin beside it), .pt2 or .safetensors; for "
+        "safetensors also a folder. [default: MODEL.onnx in this folder, or with the suffix of "
+        "--format]",
         FILE,
         "--output",
         "-o",
@@ -56,50 +55,56 @@ Target = Annotated[
 ]
 Format = Annotated[
     FormatName | None,
-    typer.Option(
+    options.value_option(
+        "NAME",
+        f"Format: {options.either(FormatName)}. [default: by the suffix of the output file]",
+        FILE,
         "--format",
-        help="What to write; by default what the suffix of the file says.",
-        rich_help_panel=FILE,
-        show_default=False,
     ),
 ]
 TensorLayout = Annotated[
     Literal["transformers", "reference"],
-    typer.Option(help="Names of the tensors in safetensors.", rich_help_panel=FILE),
+    options.value_option(
+        "NAME",
+        "Tensor names in safetensors: transformers or reference (the official code's).",
+        FILE,
+    ),
 ]
 WithPreprocessing = Annotated[
     bool,
-    typer.Option(
+    options.flag(
+        "Include preprocessing in the graph: it takes uint8 RGB images (B, H, W, 3) of any size.",
+        FILE,
         "--with-preprocessing",
-        help="Take uint8 RGB (B, H, W, 3) of any size, and resize, crop and normalise inside.",
-        rich_help_panel=FILE,
     ),
 ]
 DynamicSize = Annotated[
     bool,
-    typer.Option(
+    options.flag(
+        "Accept any image height and width from 32 pixels. Any batch size is always accepted.",
+        FILE,
         "--dynamic-size",
-        help="Take images of any height and width from 32 pixels; the batch is free anyway.",
-        rich_help_panel=FILE,
     ),
 ]
 Precision = Annotated[
     Literal["fp32", "fp16", "bf16"],
-    typer.Option(help="Of weights and of what is computed.", rich_help_panel=PRECISION),
+    options.value_option(
+        "NAME", "Precision of weights and computation: fp32, fp16 or bf16.", PRECISION
+    ),
 ]
 Int8 = Annotated[
     bool,
-    typer.Option(
+    options.flag(
+        "Quantise to 8-bit integers; needs --calibration (onnx and openvino).",
+        PRECISION,
         "--int8",
-        help="8-bit integers, with ranges measured on images (onnx, openvino).",
-        rich_help_panel=PRECISION,
     ),
 ]
 Calibration = Annotated[
     Path | None,
     options.path_option(
         "FOLDER",
-        "Images for --int8, such as the model will see; of many, 300 are taken.",
+        "Typical images, to measure the value ranges for --int8; at most 300 are used.",
         PRECISION,
     ),
 ]
@@ -107,7 +112,7 @@ VerifyData = Annotated[
     Path | None,
     options.path_option(
         "FOLDER",
-        "Images to compare the file with torch on; by default ten of the package.",
+        "Images on which the file is compared with torch. [default: ten bundled images]",
         "Verification",
     ),
 ]
@@ -116,31 +121,34 @@ VerifyData = Annotated[
 def export(
     ctx: typer.Context,
     model_argument: ModelArgument = None,
-    model: Model = None,
     target: Target = None,
     form: Format = None,
-    layout: TensorLayout = "transformers",
+    overwrite: options.Overwrite = False,
     with_preprocessing: WithPreprocessing = False,
     dynamic_size: DynamicSize = False,
-    overwrite: options.Overwrite = False,
+    layout: TensorLayout = "transformers",
     precision: Precision = "fp32",
     int8: Int8 = False,
     calibration: Calibration = None,
     verify_data: VerifyData = None,
     res: options.Res = None,
-    activation: options.Activation = None,
     revision: options.Revision = None,
     offline: options.Offline = False,
+    activation: options.Activation = None,
+    model: Model = None,
     json_output: options.Json = False,
 ) -> None:
-    """Write a checkpoint as a file that runs elsewhere, and verify that it says the same.
+    """Export a model to a file, and check that its outputs match torch's.
 
-    The file is run in its own runtime before it gets its name, at several batch sizes, on noise and
-    on images; differences and speed against torch are printed, and kept in FILE.json. A file that
-    differs too much is called FILE.failed, and the exit code is 1. safetensors are converted bit
-    by bit.
+    The file is run in its own runtime, at several batch sizes, on noise and on images, before it
+    is moved into place. Differences and speed compared with torch are printed and saved as
+    FILE.json. A file that differs too much is named FILE.failed, and the exit code is 1.
+    safetensors files hold the same tensors bit by bit.
 
-    Example: cvt export cvt-nano-cifar10 --output nano.onnx
+    Examples:
+      cvt export cvt-nano-cifar10
+      cvt export runs/my_run/best --output model.onnx --with-preprocessing
+      cvt export cvt-13 --output cvt-13-int8.xml --int8 --calibration photos/
     """
     from cvt_cli import loading
 

@@ -18,9 +18,9 @@ from cvt_cli.spec import published, recipes, variants
 if TYPE_CHECKING:
     from cvt_cli.finetuning.results import Result
 
-MEMORY = "Memory"  # a panel of its own, where 80 columns hold the longer name
+MEMORY = "Memory"
 TRAINING = "Training"
-GOING_ON = "Going on"
+RESUMING = "Resume and dry run"
 
 OF_A_RECIPE = frozenset(
     "--show-recipe --recipe --variant --epochs --batch-size --lr --warmup-epochs --weight-decay "
@@ -29,26 +29,26 @@ OF_A_RECIPE = frozenset(
 """What has a part in a recipe that is shown."""
 
 
-def _number(name: str, help: str, panel: str, *names: str) -> Any:
+def _number(name: str, metavar: str, help: str, panel: str, *names: str) -> Any:
     """A number within its limits, which hold from Python too."""
     least, most = recipes.LIMITS[name]
-    return typer.Option(*names, min=least, max=most, help=help, rich_help_panel=panel)
+    return options.value_option(metavar, help, panel, *names, min=least, max=most)
 
 
 ValFraction = Annotated[
     float | None,
     _number(
         "val_fraction",
-        "Part of the training images that the best epoch is chosen by; by default the "
-        "data's own val/, or else 0.1.",
+        "F",
+        "Fraction held out for validation, at most 0.5. [default: val/ if present, else 0.1]",
         options.DATA,
     ),
 ]
 Start = Annotated[
     str | None,
     options.text_option(
-        "NAME|PATH",
-        f"Checkpoint to start from; by default {published.DEFAULT_MODEL}.",
+        "MODEL",
+        f"Checkpoint to start from, as for cvt predict. [default: {published.DEFAULT_MODEL}]",
         options.MODEL,
         "--model",
         "-m",
@@ -58,159 +58,144 @@ Start = Annotated[
 Variant = Annotated[
     str | None,
     options.text_option(
-        None, f"Architecture to train from scratch: {variants.names()}.", options.MODEL
+        "NAME",
+        f"Train this architecture from scratch instead: {variants.names()}.",
+        options.MODEL,
     ),
 ]
 Freeze = Annotated[
     str | None,
     options.text_option(
         "PARTS",
-        "What is not trained, BatchNorm's statistics included: backbone, or stages such "
-        "as stage0,stage1.",
+        "Parts to freeze, with their BatchNorm statistics: backbone, or stages such as "
+        "stage0,stage1.",
         TRAINING,
     ),
 ]
 Recipe = Annotated[
     recipes.RecipeName | None,
-    typer.Option(
-        help="Settings by name, which the options below override. Without it, `default` with "
-        "a checkpoint and `imagenet` (the reference's) with --variant.",
-        rich_help_panel=TRAINING,
-        show_default=False,
+    options.value_option(
+        "NAME",
+        f"Named set of training settings: {options.either(recipes.RecipeName)}. The options below "
+        "override it. [default: `default`, or `imagenet` with --variant]",
+        TRAINING,
     ),
 ]
 ShowRecipe = Annotated[
     bool,
-    typer.Option(
-        "--show-recipe",
-        help="Print the recipe as JSON, and end.",
-        rich_help_panel=TRAINING,
-    ),
+    options.flag("Print the recipe as JSON and exit.", RESUMING, "--show-recipe"),
 ]
-Epochs = Annotated[
-    int | None, _number("epochs", "Times that every training image is seen.", TRAINING)
-]
+Epochs = Annotated[int | None, _number("epochs", "N", "Number of epochs.", TRAINING)]
 BatchSize = Annotated[
     int | None,
     _number(
         "batch_size",
-        "Images that a process computes together; by default the recipe's, shared out "
-        "among processes and accumulated parts.",
+        "N",
+        "Batch size per process. [default: the recipe's total divided by processes and "
+        "--accumulate; less for few images]",
         TRAINING,
         "--batch-size",
         "-b",
     ),
 ]
-Accumulate = Annotated[
-    int,
-    _number(
-        "accumulate",
-        "Parts in which each process computes its images of a step, to save memory.",
-        MEMORY,
-    ),
-]
+Accumulate = Annotated[int, _number("accumulate", "N", "Gradient accumulation steps.", MEMORY)]
 LearningRate = Annotated[
     float | None,
     _number(
         "lr",
-        "Peak learning rate; by default the recipe's, scaled with the images of a step.",
+        "LR",
+        "Peak learning rate. [default: the recipe's, scaled linearly with the effective batch "
+        "size]",
         TRAINING,
     ),
 ]
 WarmupEpochs = Annotated[
     float | None,
-    _number("warmup_epochs", "Epochs until the peak learning rate is reached.", TRAINING),
+    _number("warmup_epochs", "N", "Epochs of learning-rate warm-up.", TRAINING),
 ]
 WeightDecay = Annotated[
     float | None,
     _number(
         "weight_decay",
-        "Of matrices and kernels; biases, norms and the class token have none.",
+        "W",
+        "Weight decay (not applied to biases, norms and the class token).",
         TRAINING,
     ),
 ]
 Clip = Annotated[
-    float | None, _number("clip", "Largest norm of all gradients together; 0 is without.", TRAINING)
+    float | None,
+    _number("clip", "NORM", "Clip the gradient norm; 0 disables clipping.", TRAINING),
 ]
 Augment = Annotated[
     recipes.Augment | None,
-    typer.Option(
-        help="What is varied in the training images; medium and imagenet also mix them.",
-        rich_help_panel=TRAINING,
-        show_default=False,
+    options.value_option(
+        "NAME",
+        f"Data augmentation: {options.either(recipes.Augment)}; medium and imagenet add mixup and "
+        "CutMix. [default: by the number of images]",
+        TRAINING,
     ),
 ]
 ClassWeights = Annotated[
     Literal["balanced"] | None,
-    typer.Option(
-        help="balanced: every class weighs the same in the loss, however few its images.",
-        rich_help_panel=TRAINING,
-        show_default=False,
+    options.value_option(
+        "balanced",
+        "Give every class the same weight in the loss, however few images it has.",
+        TRAINING,
     ),
 ]
 Patience = Annotated[
-    int | None, _number("patience", "Stop after so many epochs without a better one.", TRAINING)
+    int | None,
+    _number("patience", "N", "Early stopping: epochs without improvement.", TRAINING),
 ]
 MaxTime = Annotated[
     str | None,
     options.text_option(
-        "TIME", "Stop after this time, such as 2h or 1h30m, with what was reached.", TRAINING
+        "TIME", "Time limit, such as 2h or 1h30m; keeps the best epoch so far.", TRAINING
     ),
 ]
-Seed = Annotated[int, _number("seed", "Of every random choice.", TRAINING)]
+Seed = Annotated[int, _number("seed", "N", "Random seed.", TRAINING)]
 Gpus = Annotated[
     int | None,
-    typer.Option(
-        min=1,
-        help="Train on so many CUDA devices of this machine, as torchrun would.",
-        rich_help_panel=options.RUN,
-        show_default=False,
-    ),
+    options.value_option("N", "Number of GPUs on this machine (CUDA).", options.PERFORMANCE, min=1),
 ]
 SyncBatchNorm = Annotated[
     bool,
-    typer.Option(
-        "--sync-bn",
-        help="Take BatchNorm's statistics over all processes; CUDA only.",
-        rich_help_panel=options.RUN,
+    options.flag(
+        "Synchronise BatchNorm across processes (CUDA only).", options.PERFORMANCE, "--sync-bn"
     ),
 ]
 CheckpointActivations = Annotated[
     bool,
-    typer.Option(
+    options.flag(
+        "Gradient checkpointing: recompute activations. Less memory, a third more time.",
+        MEMORY,
         "--checkpoint-activations",
-        help="Compute each block twice in place of keeping what it computed: less memory, a "
-        "third more time.",
-        rich_help_panel=MEMORY,
     ),
 ]
 Workers = Annotated[
     int | None,
     _number(
         "workers",
-        "Processes that decode, for each that trains; 0 decodes in the same.",
-        options.RUN,
+        "N",
+        "Data-loading worker processes; 0 loads in the main process.",
+        options.PERFORMANCE,
     ),
 ]
 Resume = Annotated[
     Path | None,
-    options.path_option(
-        "RUN", "Go on with a run where it was left, with its own settings.", GOING_ON
-    ),
+    options.path_option("RUN", "Resume an interrupted run with its settings.", RESUMING),
 ]
 DryRun = Annotated[
     bool,
-    typer.Option(
-        "--dry-run",
-        help="Check everything, time a few steps, print the plan, and end.",
-        rich_help_panel=GOING_ON,
+    options.flag(
+        "Check everything, time a few steps, print the plan and exit.", RESUMING, "--dry-run"
     ),
 ]
 Output = Annotated[
     Path | None,
     options.path_option(
         "FOLDER",
-        "Run folder to make; by default one below `runs`.",
+        "Output folder. [default: a new folder in runs/]",
         options.OUTPUT,
         "--output",
         "-o",
@@ -221,48 +206,52 @@ Output = Annotated[
 def finetune(
     ctx: typer.Context,
     data_argument: options.DataArgument = None,
-    data: options.Data = None,
-    data_dir: options.DataDir = None,
     val_fraction: ValFraction = None,
+    data_dir: options.DataDir = None,
+    data: options.Data = None,
     model: Start = None,
-    revision: options.Revision = None,
-    offline: options.Offline = False,
     variant: Variant = None,
     res: options.Res = None,
+    revision: options.Revision = None,
+    offline: options.Offline = False,
     activation: options.Activation = None,
-    freeze: Freeze = None,
+    run: Output = None,
+    json_output: options.Json = False,
     recipe: Recipe = None,
-    show_recipe: ShowRecipe = False,
     epochs: Epochs = None,
-    batch_size: BatchSize = None,
-    accumulate: Accumulate = 1,
     lr: LearningRate = None,
-    warmup_epochs: WarmupEpochs = None,
-    weight_decay: WeightDecay = None,
-    clip: Clip = None,
+    batch_size: BatchSize = None,
     augment: Augment = None,
+    freeze: Freeze = None,
     class_weights: ClassWeights = None,
     patience: Patience = None,
     max_time: MaxTime = None,
+    warmup_epochs: WarmupEpochs = None,
+    weight_decay: WeightDecay = None,
+    clip: Clip = None,
     seed: Seed = 0,
-    device: options.Device = "auto",
-    gpus: Gpus = None,
-    sync_bn: SyncBatchNorm = False,
-    precision: options.Precision = "auto",
-    checkpoint_activations: CheckpointActivations = False,
-    workers: Workers = None,
     resume: Resume = None,
     dry_run: DryRun = False,
-    run: Output = None,
-    json_output: options.Json = False,
+    show_recipe: ShowRecipe = False,
+    device: options.Device = "auto",
+    gpus: Gpus = None,
+    precision: options.Precision = "auto",
+    workers: Workers = None,
+    sync_bn: SyncBatchNorm = False,
+    accumulate: Accumulate = 1,
+    checkpoint_activations: CheckpointActivations = False,
 ) -> None:
-    """Train on labelled images, from a checkpoint (--model) or from scratch (--variant).
+    """Train on labelled images, from a checkpoint or from scratch.
 
-    The best epoch is chosen on the data's own val/ or on images set aside from the training
-    images, whose list is saved; test images are read by `cvt evaluate` alone. Ctrl-C saves and
-    says how to go on.
+    The best epoch is chosen on val/ if the data has one, else on images held out from the training
+    images; their list is saved. test/ is never used in training. Ctrl-C saves the run and prints
+    how to resume it.
 
-    Example: cvt finetune --data my_folder --model cvt-nano-cifar10 --epochs 20
+    Examples:
+      cvt finetune photos/ --model cvt-13 --epochs 20
+      cvt finetune photos/ --model cvt-nano-cifar10 --dry-run
+      cvt finetune cifar10 --variant nano --epochs 40 --output runs/nano
+      cvt finetune --resume runs/nano
     """
     from cvt_cli.finetuning.settings import CommandOptions
 

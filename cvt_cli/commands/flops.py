@@ -17,12 +17,14 @@ def flops(
     num_classes: options.NumClasses = None,
     json_output: options.Json = False,
 ) -> None:
-    """Count multiply-accumulates (MACs) and FLOPs (2 per MAC) of one image.
+    """Count multiply-accumulates (MACs) and FLOPs of one image.
 
-    Counted are linear layers, convolutions and attention products, per stage; the paper's "FLOPs"
-    are MACs. Without arguments, all variants. Needs no checkpoint and no torch.
+    Counts linear layers, convolutions and attention products, per stage. One MAC is two FLOPs; what
+    the paper calls FLOPs are MACs. Without options, lists all variants. Needs no checkpoint.
 
-    Example: cvt flops --variant 21 --res 384
+    Examples:
+      cvt flops
+      cvt flops 21 --res 384
     """
     from cvt_cli.checkpoints.architecture import architectures_of
 

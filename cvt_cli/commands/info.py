@@ -14,9 +14,8 @@ def info(
         str,
         typer.Argument(
             parser=options.place,
-            metavar="NAME|PATH",
-            help="As after --model elsewhere.",
-            show_default=False,
+            metavar="MODEL",
+            help="Model name, folder, file or hub repository.",
         ),
     ],
     revision: options.Revision = None,
@@ -25,12 +24,14 @@ def info(
     activation: options.Activation = None,
     json_output: options.Json = False,
 ) -> None:
-    """Print what a checkpoint is: variant, size, classes, preprocessing, source, hash, card.
+    """Show what a model is: classes, input size, source, license.
 
-    Fetches no weights: a published checkpoint that is not here is described as it is known, of
-    another hub repository the config and the card are read.
+    For published models no download is needed; for other repositories only config and card are
+    downloaded, not the weights.
 
-    Example: cvt info cvt-13
+    Examples:
+      cvt info cvt-13
+      cvt info runs/my_run/best
     """
     from cvt_cli.commands import catalogue
 

@@ -5,12 +5,14 @@ from cvt_cli.commands import options, output
 
 
 def models(json_output: options.Json = False) -> None:
-    """List the known checkpoints: cost, accuracy, licence, and which are on this machine.
+    """List the known models with cost, accuracy and license.
 
-    Accuracy is on ImageNet-1k. `cvt download NAME` fetches one ahead; a command that is given its
-    name does so too. Any other CvT on the hub is used by its repository, owner/name.
+    Also shows which are on this machine. Accuracy is on ImageNet-1k. cvt download NAME downloads
+    one; other commands do so when needed. Any other CvT on the hub can be used by its repository
+    name, owner/name.
 
-    Example: cvt models
+    Examples:
+      cvt models
     """
     from cvt_cli.commands import catalogue
 

@@ -2,22 +2,22 @@
 
 import re
 import shlex
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, get_args
 
 import typer
-from typer.core import TyperCommand
 
 from cvt_cli.base import files, places
 from cvt_cli.base.errors import UsageError
+from cvt_cli.commands import help_pages
 from cvt_cli.spec import published, variants
 from cvt_cli.spec.config import Activation as ActivationName
-from cvt_cli.spec.formats import EngineChoice
+from cvt_cli.spec.formats import EngineChoice, PrecisionChoice
 
 MODEL = "Model"
 DATA = "Data"
-RUN = "How it runs"
+PERFORMANCE = "Performance"
 OUTPUT = "Output"
 
 # --- what stands on the command line
@@ -161,7 +161,7 @@ def refuse_replacing(file: Path | None, overwrite: bool) -> None:
         files.refuse_unwritable(file)
 
 
-class Command(TyperCommand):
+class Command(help_pages.Command):
     """Takes ``--json FILE.json``, ``--csv FILE.csv`` and ``--jsonl FILE.jsonl`` as what they look
     like; without a file of that suffix behind them they are flags.
     """
@@ -211,40 +211,51 @@ def _file_option(flag: str, known: set[str], file: str, ctx: Any, others: list[s
 # --- options
 
 
-def text_option(
-    metavar: str | None,
-    help: str,
-    panel: str,
-    *names: str,
-    parser: Callable[[str], Any] = text,
-) -> Any:
-    """An option that takes text, which ``parser`` reads; `help` states its default, if any."""
-    return typer.Option(
-        *names,
-        parser=parser,
-        metavar=metavar,
-        help=help,
-        rich_help_panel=panel,
-        show_default=False,
-    )
+def value_option(metavar: str, help: str, panel: str, *names: str, **more: Any) -> Any:
+    """An option that takes a value.
+
+    Args:
+        metavar: what its value is called.
+        help: a sentence that can be read alone; values from a closed set are in it.
+        panel: title of its section in the help.
+        names: on the command line; by default that of the parameter.
+        more: of `typer.Option`, such as ``min``.
+    """
+    return typer.Option(*names, metavar=metavar, help=help, rich_help_panel=panel, **more)
 
 
-def path_option(metavar: str, help: str, panel: str, *names: str) -> Any:
-    """An option that takes the path of a file or folder; as `text_option`."""
-    return text_option(metavar, help, panel, *names, parser=path)
+def text_option(metavar: str, help: str, panel: str, *names: str, **more: Any) -> Any:
+    """An option that takes text, which a ``parser`` reads; as `value_option`."""
+    return value_option(metavar, help, panel, *names, **{"parser": text, **more})
+
+
+def path_option(metavar: str, help: str, panel: str, *names: str, **more: Any) -> Any:
+    """An option that takes the path of a file or folder; as `value_option`."""
+    return value_option(metavar, help, panel, *names, parser=path, **more)
+
+
+def flag(help: str, panel: str, *names: str) -> Any:
+    """An option that takes no value; as `value_option`."""
+    return typer.Option(*names, help=help, rich_help_panel=panel)
+
+
+def either(choices: Any) -> str:
+    """The values of a `Literal` as a phrase, "gelu or quick_gelu"."""
+    *others, last = get_args(choices)
+    return f"{', '.join(others)} or {last}" if others else str(last)
 
 
 Variant = Annotated[
     str | None,
-    text_option(None, f"Architecture: {variants.names()}.", MODEL),
+    text_option("NAME", f"Architecture: {variants.names()}.", MODEL),
 ]
 Model = Annotated[
     str | None,
     text_option(
-        "NAME|PATH",
-        "A checkpoint: a known name, a hub repository (owner/name), a folder, a .safetensors, "
-        "an original .pth or a file of cvt export; by default "
-        f"{published.DEFAULT_MODEL}.",
+        "MODEL",
+        "A known name (cvt models), a hub repository (owner/name), a checkpoint folder, a "
+        ".safetensors, an original .pth, or a file made by cvt export. "
+        f"[default: {published.DEFAULT_MODEL}]",
         MODEL,
         "--model",
         "-m",
@@ -254,18 +265,18 @@ Model = Annotated[
 Revision = Annotated[
     str | None,
     text_option(
-        "NAME", "Branch, tag, refs/pr/N or commit of a hub repository; by default main.", MODEL
+        "REV", "Branch, tag, commit or refs/pr/N of the hub repository. [default: main]", MODEL
     ),
 ]
 Offline = Annotated[
     bool,
-    typer.Option("--offline", help="Ask no hub; what is not here fails.", rich_help_panel=MODEL),
+    flag("Download nothing; fail if the model is not on this machine.", MODEL, "--offline"),
 ]
 Architecture = Annotated[
     str | None,
     text_option(
-        "NAME|PATH",
-        "A checkpoint's or an exported file's architecture in place of --variant.",
+        "MODEL",
+        "Use the architecture of this model or file.",
         MODEL,
         "--model",
         "-m",
@@ -277,26 +288,28 @@ ArchitectureArgument = Annotated[
     typer.Argument(
         parser=place,
         metavar="[MODEL]",
-        help=f"A variant ({variants.names()}), or what follows --model.",
-        show_default=False,
+        help=f"A variant ({variants.names()}), or a model, to count its architecture. "
+        "[default: all variants]",
     ),
 ]
 NumClasses = Annotated[
     int | None,
-    typer.Option(min=1, help="Classes of the head.", rich_help_panel=MODEL, show_default=False),
+    value_option("N", "Number of classes. [default: the architecture's own]", MODEL, min=1),
 ]
 Res = Annotated[
     str | None,
     text_option(
-        "PIXELS", "Input size, 384 or 384x512 (height x width); by default the model's own.", MODEL
+        "PIXELS",
+        "Input size: 384, or 384x512 for height x width. [default: the model's own]",
+        MODEL,
     ),
 ]
 Activation = Annotated[
     ActivationName | None,
-    typer.Option(
-        help="Activation of the MLPs, against what the checkpoint says.",
-        rich_help_panel=MODEL,
-        show_default=False,
+    value_option(
+        "NAME",
+        f"Override the checkpoint's activation function: {either(ActivationName)}.",
+        MODEL,
     ),
 ]
 DataArgument = Annotated[
@@ -304,16 +317,15 @@ DataArgument = Annotated[
     typer.Argument(
         parser=place,
         metavar="DATA",
-        help="What follows --data.",
-        show_default=False,
+        help="A folder, .zip or .tar of labelled images, or a data set: cifar10, cifar100, "
+        "oxford-iiit-pet, flowers102 or imagenette.",
     ),
 ]
 Data = Annotated[
     str | None,
     text_option(
-        "NAME|PATH",
-        "A folder, .zip or .tar in one of the usual layouts, or cifar10, cifar100, "
-        "oxford-iiit-pet, flowers102, imagenette.",
+        "DATA",
+        "The same as the argument DATA.",
         DATA,
         "--data",
         "--dataset",
@@ -325,90 +337,72 @@ DataDir = Annotated[
     Path | None,
     path_option(
         "FOLDER",
-        "Where known sets are kept, and fetched to; by default `data` in the cache folder.",
+        "Where data sets are stored and downloaded to. [default: data/ in the cache folder]",
         DATA,
     ),
 ]
 Device = Annotated[
     str,
-    typer.Option(
-        parser=device,
-        metavar="auto|cuda|cuda:1|mps|cpu",
-        help="Where to compute.",
-        rich_help_panel=RUN,
-    ),
+    text_option("DEVICE", "Device: auto, cuda, cuda:1, mps or cpu.", PERFORMANCE, parser=device),
 ]
 Engine = Annotated[
     EngineChoice,
-    typer.Option(
-        help="Runtime; auto is torch on a GPU, else the fastest that is installed and whose graph "
-        "is prepared already or pays for being prepared.",
-        rich_help_panel=RUN,
+    value_option(
+        "NAME",
+        f"Inference runtime: {either(EngineChoice)}. auto: torch on a GPU; on a CPU the fastest "
+        "one installed, if worth its preparation.",
+        PERFORMANCE,
     ),
 ]
 Precision = Annotated[
-    Literal["auto", "fp32", "bf16", "fp16"],
-    typer.Option(help="auto is bf16 on CUDA cards that have it, else fp32.", rich_help_panel=RUN),
+    PrecisionChoice,
+    value_option(
+        "NAME",
+        f"Precision: {either(PrecisionChoice)}. auto: bf16 on CUDA GPUs that support it, else "
+        "fp32.",
+        PERFORMANCE,
+    ),
 ]
 BatchSize = Annotated[
     int,
-    typer.Option(
+    value_option(
+        "N",
+        "Batch size. It changes scores only by rounding: about 1e-6 in fp32, 0.01 in bf16.",
+        PERFORMANCE,
         "--batch-size",
         "-b",
         min=1,
-        help="Images that are computed together; moves scores by rounding alone, by some 1e-6 in "
-        "fp32, by hundredths in bf16.",
-        rich_help_panel=RUN,
     ),
 ]
 Workers = Annotated[
     int | None,
-    typer.Option(
-        min=1,
-        help="Threads that decode images; by default one for each processor.",
-        rich_help_panel=RUN,
-        show_default=False,
-    ),
+    value_option("N", "Image-loading threads. [default: number of CPUs]", PERFORMANCE, min=1),
 ]
 Exif = Annotated[
     bool,
-    typer.Option(
-        "--exif/--no-exif",
-        help="Turn pictures upright as their EXIF orientation says.",
-        rich_help_panel=DATA,
-    ),
+    flag("Rotate images by their EXIF orientation.", DATA, "--exif/--no-exif"),
 ]
 Background = Annotated[
     str | None,
     text_option(
         "COLOR",
-        "What shows through transparent pixels, such as white or #ff8000; by default they "
-        "have the colours that the file holds for them.",
+        "Background for transparent pixels, such as white or #ff8000. [default: the colors that "
+        "the file stores]",
         DATA,
     ),
 ]
-Overwrite = Annotated[
-    bool,
-    typer.Option("--overwrite", help="Replace output files that exist.", rich_help_panel=OUTPUT),
-]
+Overwrite = Annotated[bool, flag("Replace existing output files.", OUTPUT, "--overwrite")]
 Verbose = Annotated[
     bool,
-    typer.Option(
-        "--verbose", "-v", help="Say which engine was chosen and why.", rich_help_panel=OUTPUT
+    flag(
+        "Also show preprocessing, precision, engine, and why this engine was chosen.",
+        OUTPUT,
+        "--verbose",
+        "-v",
     ),
 ]
-Json = Annotated[
-    bool, typer.Option("--json", help="Print one JSON document.", rich_help_panel=OUTPUT)
-]
-JsonOrFile = Annotated[
-    bool,
-    typer.Option(
-        "--json",
-        help="Print one JSON document, or write it: --json FILE.json.",
-        rich_help_panel=OUTPUT,
-    ),
-]
-JsonFile = Annotated[
-    Path | None, typer.Option("--json-file", parser=path, metavar="FILE", hidden=True)
-]
+JSON_HELP = "Print the result as one JSON document"
+Json = Annotated[bool, flag(f"{JSON_HELP}.", OUTPUT, "--json")]
+JsonOrFile = Annotated[bool, flag(f"{JSON_HELP}, or write it: --json FILE.json.", OUTPUT, "--json")]
+JsonFile = Annotated[Path | None, path_option("FILE", "", OUTPUT, "--json-file", hidden=True)]
 """Where `Command` puts the file that follows ``--json``."""

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cvt_cli.base import files, streams
-from cvt_cli.base.errors import CvtError
 from cvt_cli.base.progress import Advance, Unit
 from cvt_cli.base.text import csv_row, duration, human_bytes, printable
 
@@ -55,21 +54,24 @@ def emit(text: str) -> None:
     """Write a line, or several, of results for a person to stdout, at once.
 
     Raises:
-        CvtError: as `_write`.
+        BrokenPipeError, CvtError: as `_write`.
     """
     _write("\n".join(printable(line) for line in text.split("\n")))
 
 
-def _write(text: str) -> None:
+def _write(text: str, end: str = "\n") -> None:
     """Write to stdout, at once and as it is.
 
     Raises:
-        CvtError: nobody reads it any more, or the disk is full.
+        BrokenPipeError: nobody reads it any more, as behind `| head`; ends a command in silence.
+        CvtError: the disk is full.
     """
-    try:
-        print(text, flush=True)
-    except BrokenPipeError:
-        raise CvtError("stopped: nobody reads the output any more") from None
+    print(text, end=end, flush=True)
+
+
+def print_help(text: str) -> None:
+    """A page of help on stdout, but for its last line's end, which typer writes."""
+    _write(text, end="")
 
 
 def print_json(document: Any) -> None:

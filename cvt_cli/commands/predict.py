@@ -26,52 +26,50 @@ Images = Annotated[
     typer.Argument(
         parser=options.source,
         metavar="IMAGE...",
-        help="Files, folders, patterns, .zip and .tar archives, http(s) and other addresses, "
-        "@FILE with a list of these, or - for such a list or one image on stdin.",
+        help="Image files, folders, patterns, .zip and .tar archives, URLs (https, s3, hf, ...), "
+        "@FILE with a list of these, or - for one image or a list on stdin.",
         show_default=False,
     ),
 ]
 TopK = Annotated[
     int,
-    typer.Option("--top-k", "-k", min=1, help="Classes.", rich_help_panel=options.OUTPUT),
+    options.value_option(
+        "N", "Number of classes to print per image.", options.OUTPUT, "--top-k", "-k", min=1
+    ),
 ]
 Threshold = Annotated[
     float | None,
-    typer.Option(
+    options.value_option(
+        "P",
+        "Answer `unknown` if the highest probability is below P (0 to 1).",
+        options.OUTPUT,
         min=0,
         max=1,
-        metavar="P",
-        help="Probability below which the answer is `unknown`.",
-        rich_help_panel=options.OUTPUT,
-        show_default=False,
     ),
 ]
 FastDecode = Annotated[
     bool,
-    typer.Option(
+    options.flag(
+        "Decode large JPEGs at reduced resolution: several times faster, not exact.",
+        options.DATA,
         "--fast-decode",
-        help="Decode large JPEGs at a part of their size: several times faster, not exact.",
-        rich_help_panel=options.DATA,
     ),
 ]
 JsonLines = Annotated[
     bool,
-    typer.Option(
+    options.flag(
+        "Print JSON lines: one object per image, as soon as it is classified.",
+        options.OUTPUT,
         "--jsonl",
-        help="Print one JSON object per image and line, as soon as it is answered.",
-        rich_help_panel=options.OUTPUT,
     ),
 ]
-Csv = Annotated[
-    bool,
-    typer.Option("--csv", help="Print a row per image, likewise.", rich_help_panel=options.OUTPUT),
-]
+Csv = Annotated[bool, options.flag("Print CSV, one row per image.", options.OUTPUT, "--csv")]
 Outputs = Annotated[
     list[Path] | None,
     options.path_option(
         "FILE",
-        "Write what the suffix says: .jsonl, .json, .csv, .parquet, .html (a page of thumbnails), "
-        ".npz or .safetensors (features). May be given several times.",
+        "Write results to FILE, by its suffix: .csv, .json, .jsonl, .parquet, .html (a page of "
+        "thumbnails), .npz or .safetensors (feature vectors). Can be repeated.",
         options.OUTPUT,
         "--output",
         "-o",
@@ -81,24 +79,24 @@ Resume = Annotated[
     Path | None,
     options.path_option(
         "FILE",
-        "Go on with FILE (.jsonl), or begin it: append JSON lines for the images that it does not "
-        "answer yet.",
+        "Append results to FILE (JSON lines); skip images already in it.",
         options.OUTPUT,
     ),
 ]
 Parquet = Annotated[
     Path | None,
-    typer.Option(parser=options.path, metavar="FILE", help="As --output.", hidden=True),
+    options.path_option("FILE", "As --output.", options.OUTPUT, hidden=True),
 ]
 Html = Annotated[
     Path | None,
-    typer.Option(parser=options.path, metavar="FILE", help="As --output.", hidden=True),
+    options.path_option("FILE", "As --output.", options.OUTPUT, hidden=True),
 ]
 Features = Annotated[
     Path | None,
     options.path_option(
         "FILE",
-        "Write the vectors before the head (.npz, .safetensors) in place of classes.",
+        "Write feature vectors (the classifier head's input) instead of predictions: .npz or "
+        ".safetensors.",
         options.OUTPUT,
     ),
 ]
@@ -108,39 +106,44 @@ def predict(
     ctx: typer.Context,
     images: Images,
     model: options.Model = None,
+    res: options.Res = None,
     revision: options.Revision = None,
     offline: options.Offline = False,
-    res: options.Res = None,
     activation: options.Activation = None,
     top_k: TopK = 5,
     threshold: Threshold = None,
-    exif: options.Exif = True,
-    background: options.Background = None,
-    fast_decode: FastDecode = False,
-    batch_size: options.BatchSize = 16,
-    workers: options.Workers = None,
-    device: options.Device = "auto",
-    engine: options.Engine = "auto",
-    precision: options.Precision = "auto",
-    verbose: options.Verbose = False,
     outputs: Outputs = None,
+    resume: Resume = None,
     overwrite: options.Overwrite = False,
+    csv: Csv = False,
     json_output: options.JsonOrFile = False,
     jsonl: JsonLines = False,
-    csv: Csv = False,
-    resume: Resume = None,
     parquet: Parquet = None,
     html: Html = None,
     features: Features = None,
+    verbose: options.Verbose = False,
+    device: options.Device = "auto",
+    batch_size: options.BatchSize = 16,
+    workers: options.Workers = None,
+    engine: options.Engine = "auto",
+    precision: options.Precision = "auto",
+    exif: options.Exif = True,
+    background: options.Background = None,
+    fast_decode: FastDecode = False,
 ) -> None:
-    """Name what is in images, with probabilities.
+    """Classify images and print the most likely classes.
 
-    An image that cannot be read is reported on stderr, the others are answered, and the exit code
-    is 1. In folders, files are found by their suffix, at any depth; hidden ones are passed over.
-    A model that is not here is fetched from the hub. Where the default one cannot be had,
-    cvt-nano-cifar10, which is part of the package and knows ten classes, answers and says so.
+    Folders are searched recursively for image files; hidden files are skipped. An image that cannot
+    be read is reported, the others are classified, and the exit code is 1.
 
-    Example: cvt predict photo.jpg --model cvt-nano-cifar10
+    Models are downloaded on first use. If the default cannot be downloaded, the bundled
+    cvt-nano-cifar10 (10 classes) is used, with a warning.
+
+    Examples:
+      cvt predict photo.jpg
+      cvt predict photo.jpg --model cvt-nano-cifar10 --top-k 3
+      cvt predict photos/ --model cvt-13 -o answers.csv -o answers.html
+      cvt predict photos/ --model cvt-13 --resume answers.jsonl
     """
     from cvt_cli import loading
 

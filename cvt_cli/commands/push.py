@@ -15,8 +15,7 @@ def push(
         typer.Argument(
             parser=options.path,
             metavar="RUN",
-            help="A run folder, whose best epoch is taken, or a checkpoint folder.",
-            show_default=False,
+            help="A run folder, of which the best epoch is uploaded, or a checkpoint folder.",
         ),
     ],
     repository: Annotated[
@@ -24,22 +23,24 @@ def push(
         typer.Argument(
             parser=options.text,
             metavar="USER/NAME",
-            help="Hub repository; made if there is none.",
-            show_default=False,
+            help="Hub repository; created if it does not exist.",
         ),
     ],
     private: Annotated[
         bool,
-        typer.Option("--private", help="Make a repository that its owner alone can see."),
+        options.flag("Create a private repository.", options.OUTPUT, "--private"),
     ] = False,
     json_output: options.Json = False,
 ) -> None:
-    """Upload a checkpoint to the hub: weights, config, preprocessing and model card, no more.
+    """Upload a model to the Hugging Face hub.
 
-    The checkpoint is checked first. In a repository that exists it becomes a new commit; other
-    files stay. It needs a token with the right to write: `hf auth login`, or HF_TOKEN.
+    Checks weights, config, preprocessing and model card, then uploads them. An existing repository
+    gets a new commit, and its other files stay. You need a token with write access: hf auth login,
+    or HF_TOKEN.
 
-    Example: cvt push my_run user/my-cvt
+    Examples:
+      cvt push runs/my_run user/my-cvt
+      cvt push runs/my_run user/my-cvt --private
     """
     from cvt_cli.checkpoints import upload
 

@@ -19,6 +19,7 @@ EngineName = Literal["torch", "onnxruntime", "openvino"]
 EngineChoice = Literal["auto", "torch", "onnxruntime", "openvino"]  # what follows --engine
 
 Precision = Literal["fp32", "bf16", "fp16"]  # that a checkpoint is computed in
+PrecisionChoice = Literal["auto", "fp32", "bf16", "fp16"]  # what follows --precision
 FilePrecision = Literal["fp32", "fp16", "bf16", "int8"]  # of an exported file
 
 PRECISIONS: dict[EngineName, tuple[Precision, ...]] = {

@@ -525,7 +525,7 @@ def test_every_option_is_in_the_help(cvt) -> None:
     printed = cvt("finetune", "--help").stdout
 
     for option in (
-        "--data", "--dataset", "--data-dir", "--val-fraction", "--model", "--revision", "--offline",
+        "--data", "--data-dir", "--val-fraction", "--model", "--revision", "--offline",
         "--variant", "--res", "--activation", "--freeze", "--recipe", "--show-recipe", "--epochs",
         "--batch-size", "--accumulate", "--lr", "--warmup-epochs", "--weight-decay", "--clip",
         "--augment", "--class-weights", "--patience", "--max-time", "--seed", "--device", "--gpus",

@@ -283,7 +283,7 @@ def test_a_full_disk_under_stdout_is_explained(machine: Machine) -> None:
 
 
 @pytest.mark.parametrize("output", ["--jsonl", "--csv", "-v"])
-def test_a_reader_that_goes_away_ends_it_with_a_line(machine: Machine, output: str) -> None:
+def test_a_reader_that_goes_away_ends_it_in_silence(machine: Machine, output: str) -> None:
     process = machine.start("predict", *[BOATS] * 200, *NANO, output, "--batch-size", 1)
     assert process.stdout is not None and process.stderr is not None
     process.stdout.readline()
@@ -291,8 +291,7 @@ def test_a_reader_that_goes_away_ends_it_with_a_line(machine: Machine, output: s
     said = process.stderr.read()
 
     assert process.wait() == 1
-    assert "error: stopped: nobody reads the output any more" in said
-    assert "Traceback" not in said and "Exception ignored" not in said
+    assert not [word for word in ("error", "Traceback", "Exception", "pipe") if word in said]
     process.stderr.close()
 
 

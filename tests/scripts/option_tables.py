@@ -77,7 +77,8 @@ def _row(parameter: Any, annotation: Any) -> str:
     default = parameter.default
     shown_default = parameter.show_default and default is not None and default is not False
     said = "" if not shown_default else "on" if default is True else f"`{default}`"
-    cells = (names, " ".join((parameter.help or "").split()), said)
+    help, _, described = (parameter.help or "").partition(" [default: ")
+    cells = (names, " ".join(help.split()), said or described.removesuffix("]"))
     return f"| {' | '.join(cell.replace('|', BAR) for cell in cells)} |\n"
 
 
