@@ -128,11 +128,6 @@ def test_pages_and_package_tell_the_same(cvt) -> None:
         assert f"top-1   {top1[1]}  ({top1[2]} of 10000;" in page.read_text()
 
 
-def test_every_command_has_an_example_in_its_help(cvt) -> None:
-    for command in option_tables.commands():
-        assert f"Example: cvt {command}" in cvt(*command.split(), "--help").stdout, command
-
-
 def test_every_command_has_a_page_that_is_listed() -> None:
     wanted = {name.split()[0] for name in option_tables.commands()}
 

@@ -62,7 +62,7 @@ def test_help_breaks_no_word_at_any_width(help_of, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_every_example_in_help_parses(help_of, name: str) -> None:
+def test_every_command_has_examples_that_parse(help_of, name: str) -> None:
     shown = help_of(name, 80).partition(f"{help_pages.EXAMPLES}\n")[2].splitlines()
 
     if hasattr(COMMANDS[name], "commands"):
