@@ -96,8 +96,8 @@ Resume = Annotated[
     Path | None,
     options.path_option(
         "FILE",
-        "Write every prediction to FILE (.jsonl) as --predictions does; if FILE exists, resume from "
-        "it.",
+        "Write every prediction to FILE (.jsonl), as --predictions does; if FILE exists, resume "
+        "from it.",
         options.OUTPUT,
     ),
 ]
@@ -135,11 +135,7 @@ def evaluate(
     top_k: TopK = 5,
     expect: Expect = None,
     tolerance: Tolerance = AGREEMENT,
-    resume: Resume = None,
     resume_predictions: ResumePredictions = False,
-    top_k: TopK = 5,
-    expect: Expect = None,
-    tolerance: Tolerance = AGREEMENT,
     overwrite: options.Overwrite = False,
     json_output: options.JsonOrFile = False,
     json_file: options.JsonFile = None,
