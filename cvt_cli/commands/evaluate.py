@@ -131,7 +131,7 @@ def evaluate(
     activation: options.Activation = None,
     report: Report = None,
     predictions: Predictions = None,
-    resume: Resume = False,
+    resume: Resume = None,
     top_k: TopK = 5,
     expect: Expect = None,
     tolerance: Tolerance = AGREEMENT,
