@@ -33,10 +33,13 @@ def csv_row(values: Iterable[Any]) -> str:
 
 def human_bytes(size: float) -> str:
     """A size as "80.1 MB" (1 MB is 1,000,000 bytes, as downloads are counted)."""
-    for unit in ("bytes", "kB", "MB"):
-        if size < 1000:
-            return f"{size:.0f} bytes" if unit == "bytes" else f"{size:.1f} {unit}"
+    if size < 1000:
+        return "1 byte" if round(size) == 1 else f"{size:.0f} bytes"
+    for unit in ("kB", "MB"):
         size /= 1000
+        if size < 1000:
+            return f"{size:.1f} {unit}"
+    size /= 1000
     return f"{size:.2f} GB"
 
 
