@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from cvt_cli.base import files
-from cvt_cli.base.errors import DataError
+from cvt_cli.base.errors import DataError, UsageError
 from cvt_cli.base.progress import Say
 from cvt_cli.datasets.labelled import LabelledImages, Split, made
 from cvt_cli.datasets.tables import lines_of, load_mat
@@ -103,6 +103,12 @@ KNOWN_SETS = tuple(KNOWN)
 
 _FETCH_TIMEOUT_SEC = 30.0
 """For which a server may be silent; torchvision itself would wait for ever."""
+
+
+def check_data_dir(data: str, asked: Path | None) -> None:
+    """Raises UsageError if ``--data-dir`` was given for what is no known set."""
+    if asked is not None and data not in KNOWN_SETS:
+        raise UsageError(f"--data-dir: it is where known sets are, and `{data}` is none")
 
 
 def found_or_fetched(name: str, data_dir: Path, offline: bool, say: Say) -> Path:

@@ -17,7 +17,7 @@ from cvt_cli.datasets.classes import match_classes
 from cvt_cli.datasets.held_out import Origin
 from cvt_cli.datasets.labelled import LabelledImages, Split
 from cvt_cli.datasets.layouts import open_dataset
-from cvt_cli.datasets.torchvision_sets import KNOWN_SETS
+from cvt_cli.datasets.torchvision_sets import KNOWN_SETS, check_data_dir
 from cvt_cli.engines.ready import ReadyModel
 from cvt_cli.evaluation import annotations, judge, predictions, report
 from cvt_cli.evaluation.judge import Subject
@@ -229,11 +229,7 @@ def _check(names: list[str], settings: _Settings) -> None:
     if not names:
         raise UsageError("there is no model to evaluate")
     predictions.check(settings.predictions, settings.resume, len(names))
-    if settings.data_dir is not None and settings.data not in KNOWN_SETS:
-        raise UsageError(
-            "--data-dir: it is where sets that are known by name are kept, and "
-            f"`{settings.data}` is none"
-        )
+    check_data_dir(settings.data, settings.data_dir)
     known = [found.name if (found := published.find(name)) else name for name in names]
     called = [predictions.name_in_files(name) for name in known]
     if twice := [name for name, call in zip(names, called, strict=True) if called.count(call) > 1]:

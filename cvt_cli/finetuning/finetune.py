@@ -14,7 +14,8 @@ import torch
 from cvt_cli.base import machine, places, streams, torchrun
 from cvt_cli.base.progress import Progress, Say, silent, unheard
 from cvt_cli.checkpoints.locate import Access
-from cvt_cli.datasets import held_out, layouts, torchvision_sets
+from cvt_cli.datasets import held_out, layouts
+from cvt_cli.datasets.torchvision_sets import check_data_dir
 from cvt_cli.finetuning import origin
 from cvt_cli.finetuning import plan as plans
 from cvt_cli.finetuning import preparation as starts
@@ -205,8 +206,7 @@ def _images(
         say: told what was found.
         progress: told of every image.
     """
-    if data not in torchvision_sets.KNOWN_SETS:
-        options.refuse(["--data-dir"], f"it is where known sets are, and `{data}` is none")
+    check_data_dir(data, options.data_dir)
     place, offline = options.data_dir or places.data_dir(), bool(options.offline)
     found = layouts.open_dataset(data, "train", place, offline=offline, say=say)
     validation = layouts.open_validation(data, found, say) if own else None

@@ -61,7 +61,7 @@ def test_an_unreadable_image_is_wrong_and_named(tmp_path: Path) -> None:
     [
         ({"predictions": "p.txt"}, "predictions cannot be written as `p.txt`"),
         ({"resume": True}, "--resume goes with one model and --predictions FILE.jsonl"),
-        ({"data_dir": "sets"}, "--data-dir: it is where sets that are known by name are kept"),
+        ({"data_dir": "sets"}, "--data-dir: it is where known sets are"),
         ({"split": "val"}, "lies in no run folder"),
         ({"split": "train"}, "split is `train`; accepted is `val`"),
         ({"batch_size": 0}, "batch_size is 0; it must be at least 1"),
