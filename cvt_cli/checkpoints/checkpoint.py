@@ -148,13 +148,13 @@ class Checkpoint:
         return source if hub_client.REPOSITORY.fullmatch(source) else None
 
     @property
-    def licence(self) -> str | None:
-        """The licence, as far as anything here says it."""
+    def license(self) -> str | None:
+        """The license, as far as anything here says it."""
         if self.record:
-            return self.record.licence
+            return self.record.license
         if self.identity:
-            return self.identity.licence
-        return (folders.licence_in(self.folder) if self.folder else None) or None
+            return self.identity.license
+        return (folders.license_in(self.folder) if self.folder else None) or None
 
     @property
     def card(self) -> str | None:
@@ -220,7 +220,7 @@ class Checkpoint:
             source,
             self.snapshot.commit if self.snapshot else None,
             self.weights_sha256,
-            self.licence,
+            self.license,
             described.config,
             described.labels,
             described.preprocessing,

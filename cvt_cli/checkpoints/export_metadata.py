@@ -51,7 +51,7 @@ class Record:
     source: str  # its hub repository, else "cvt-cli" for a part of this package, else a file's name
     revision: str | None  # commit of the hub repository
     weights_sha256: str | None  # of the file that the tensors are from
-    licence: str | None
+    license: str | None
     config: CvTConfig
     labels: Labels
     preprocessing: Preprocessing
@@ -72,7 +72,7 @@ class Record:
             "source": self.source,
             "revision": self.revision or "",
             "weights_sha256": self.weights_sha256 or "",
-            "licence": self.licence or "",
+            "license": self.license or "",
             "activation": self.config.activation,
             "classes": json.dumps(names.names, ensure_ascii=False),
             "wnids": json.dumps(names.wnids) if names.wnids else "",
@@ -108,7 +108,7 @@ class Record:
             texts["source"],
             texts["revision"] or None,
             texts["weights_sha256"] or None,
-            texts["licence"] or None,
+            texts["license" if "license" in texts else "licence"] or None,  # as 0.1 wrote it
             config,
             labels,
             Preprocessing(**preprocessing),

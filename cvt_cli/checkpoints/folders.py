@@ -114,8 +114,8 @@ def card_in(folder: Path) -> str | None:
         return None
 
 
-def licence_in(folder: Path) -> str | None:
-    """What the header of a folder's model card says of the licence."""
+def license_in(folder: Path) -> str | None:
+    """What the header of a folder's model card says of the license."""
     _, dashes, rest = (card_in(folder) or "").partition("---")
     found = dashes and re.search(
         r"^license: *[\"']?([^\n\"']+)", rest.partition("---")[0], re.MULTILINE

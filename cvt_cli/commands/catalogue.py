@@ -47,7 +47,7 @@ class Known:
             "params": self.params,
             "macs": self.macs,
             **{key: scores and round(getattr(scores, key) / 100, 4) for key in shares},
-            "licence": known.licence,
+            "license": known.license,
             "cached": bool(known.embedded or self.cached),
             "bytes": self.bytes,
             "revision": self.cached and self.cached.commit,
@@ -80,7 +80,7 @@ class Description:
     here: Checkpoint | None  # None: a known checkpoint that is not on this machine
     repository: str | None
     revision: str | None
-    licence: str | None
+    license: str | None
     notes: tuple[str, ...]
 
     @property
@@ -124,7 +124,7 @@ class Description:
             "revision": self.revision,
             "weights": self.weights and str(self.weights),
             "weights_sha256": self.weights_sha256,
-            "licence": self.licence,
+            "license": self.license,
             "card": self.here.card if self.here else None,
             "notes": list(self.notes),
         }
@@ -160,7 +160,7 @@ def describe(
             said = CheckpointConfig(config, labels.imagenet(), preprocessing)
             note = f"not on this machine; `cvt download {known.name}` fetches it"
             return Description(
-                known.name, said, None, found.name, access.revision, known.licence, (note,)
+                known.name, said, None, found.name, access.revision, known.license, (note,)
             )
         found = locate.held(found, access, need="config")
     if found.needs_torch:
@@ -173,7 +173,7 @@ def describe(
     if record := found.record:
         notes = (f"exported from {record.model} in {record.precision} by version {record.version}",)
     return Description(
-        found.name, said, found, found.repository, found.revision, found.licence, notes
+        found.name, said, found, found.repository, found.revision, found.license, notes
     )
 
 

@@ -56,7 +56,7 @@ def info(
         ("revision", found.revision or "none"),
         ("weights", str(found.weights or "not on this machine")),
         ("SHA-256", found.weights_sha256 or "not known"),
-        ("licence", found.licence or "not known; see the card"),
+        ("license", found.license or "not known; see the card"),
         ("card", str(found.card or "none on this machine")),
     ]
     output.emit(found.name)

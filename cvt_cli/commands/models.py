@@ -37,14 +37,14 @@ def models(json_output: options.Json = False) -> None:
     ]
     columns = ("name", "here", "px", "params", "MACs", "paper", "top-1", "ReaL", "V2")
     output.print_table("Known checkpoints", columns, rows)
-    licences: dict[str, list[str]] = {}
+    licenses: dict[str, list[str]] = {}
     for row in known:
-        licences.setdefault(row.checkpoint.licence, []).append(row.checkpoint.name)
+        licenses.setdefault(row.checkpoint.license, []).append(row.checkpoint.name)
     output.emit(
         "here: size on this machine; px: height and width of the input; MACs: of one image\n"
         "paper: top-1 on ImageNet-1k in %, table 3 of arXiv 2103.15808; top-1, ReaL, V2: the same\n"
         "    weights measured by a third party, in %"
     )
-    for licence, names in licences.items():
+    for license, names in licenses.items():
         shown = names if len(names) < 3 else (names[0], "…", names[-1])
-        output.emit(f"{licence}: {', '.join(shown)}")
+        output.emit(f"{license}: {', '.join(shown)}")

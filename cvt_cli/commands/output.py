@@ -43,11 +43,12 @@ def error(message: str, hint: str | None = None) -> None:
         streams.say(f"hint: {hint}")
 
 
-def note_conditions(classifier: "ReadyModel") -> None:
-    """What a result depends on, in a line on stderr, after whatever was assumed in loading."""
+def note_conditions(classifier: "ReadyModel", verbose: bool) -> None:
+    """What was assumed in loading, and with ``--verbose`` all that a result depends on."""
     for message in classifier.notes:
         note(message)
-    note(classifier.describe())
+    if verbose:
+        note(classifier.describe())
 
 
 def emit(text: str) -> None:

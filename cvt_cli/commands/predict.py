@@ -182,7 +182,7 @@ def predict(
             or_embedded=True,
         )  # fmt: skip
         if torchrun.rank() == 0:
-            output.note_conditions(ready)
+            output.note_conditions(ready, verbose)
             if fast_decode:
                 output.note("--fast-decode: large JPEGs are read at part of their size, not exact")
         return ready

@@ -328,8 +328,9 @@ def _loaded(
     if table is not None:
         one.groups = annotations.groups_of(table, images.names, str(settings.groups))
     if torchrun.rank() == 0:
-        for message in (*ready.notes, ready.describe()):
+        for message in ready.notes:
             access.say(message)
+        access.detail(ready.describe())
         access.say(
             f"{len(images)} images in {len(images.classes)} classes below `{images.root}` "
             f"({images.layout}), matched by {how}"

@@ -42,7 +42,7 @@ class Converted:
             "source": self.record.source,
             "revision": self.record.revision,
             "weights_sha256": self.record.weights_sha256,
-            "licence": self.record.licence,
+            "license": self.record.license,
         }
 
 

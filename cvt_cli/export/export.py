@@ -71,7 +71,7 @@ class Exported:
             "source": record.source,
             "revision": record.revision,
             "weights_sha256": record.weights_sha256,
-            "licence": record.licence,
+            "license": record.license,
             "activation": record.config.activation,
             "num_classes": len(record.labels),
             "preprocessing": record.preprocessing.to_json(),

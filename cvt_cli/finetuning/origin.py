@@ -53,7 +53,7 @@ def start_of_training(
                 f"{len(classes)} other ones in the data",
             )
         name, repository = Path(checkpoint.name).stem, checkpoint.repository
-        return Start(name, network, loaded.preprocessing, notes, repository, checkpoint.licence)
+        return Start(name, network, loaded.preprocessing, notes, repository, checkpoint.license)
     key = parse_variant(variant or "")
     chosen = VARIANTS[key]
     config = chosen.config.with_classes(len(classes)).with_activation(activation)

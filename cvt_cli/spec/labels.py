@@ -2,7 +2,7 @@
 
 ``data/imagenet1k.tsv`` lists index, WNID, name and WordNet lemmas of the 1000 classes. It was put
 together from the package data of timm (Apache-2.0) and torchvision (BSD-3-Clause); the lemmas are
-WordNet's (WordNet licence).
+WordNet's (WordNet license).
 """
 
 import re

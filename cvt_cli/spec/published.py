@@ -35,7 +35,7 @@ class KnownCheckpoint:
     size: int  # input height and width in pixels
     repository: str | None  # on the Hugging Face hub; None: part of this package
     original: str | None  # name of the file that the paper's authors published
-    licence: str  # as the model card says; the authors' code and files are under MIT
+    license: str  # as the model card says; the authors' code and files are under MIT
     num_classes: int = 1000  # "22k" in a name means the pre-training alone
     scores: Scores | None = None  # None: not an ImageNet model
     misstated: int | None = None  # size that its repository's preprocessing file gives, wrongly

@@ -10,7 +10,7 @@ from tests_shared import TESTS
 KEPT = TESTS / "kept"
 
 
-def test_the_hub_reads_licence_base_data_and_results_in_the_header() -> None:
+def test_the_hub_reads_license_base_data_and_results_in_the_header() -> None:
     scores = [Score("top-1", 0.875, "cifar10", "val"), Score("top-5", 1.0, "cifar10", "val")]
 
     card = ModelCard(

@@ -105,7 +105,7 @@ def test_the_onnx_file_is_valid_and_its_metadata_read_back(files: Path) -> None:
 
     onnx.checker.check_model(model, full_check=True)
     metadata = {entry.key: entry.value for entry in model.metadata_props}
-    assert metadata["activation"] == "quick_gelu" and metadata["licence"] == "MIT"
+    assert metadata["activation"] == "quick_gelu" and metadata["license"] == "MIT"
     assert metadata["source"] == "cvt-cli" and metadata["revision"] == ""
     assert json.loads(metadata["classes"])[8] == "ship"
     assert json.loads(metadata["preprocessing"])["crop_pct"] == 1.0
@@ -257,7 +257,7 @@ def test_info_flops_and_benchmark_take_it(files: Path, cvt, tmp_path: Path) -> N
     assert "Images per second of nano.onnx, nano.xml at 32x32" in drawn
     assert "rate compared with" in drawn and "nano.onnx, onnxruntime fp32" in drawn
     assert "None" not in drawn.partition("</metadata>")[2] and str(files) not in drawn
-    assert (described["variant"], described["licence"]) == ("nano", "MIT")
+    assert (described["variant"], described["license"]) == ("nano", "MIT")
     assert counted["macs"] == 18_700_800
     assert [(row["engine"], row["precision"]) for row in measured["rows"]] == [
         ("onnxruntime", "fp32"),
@@ -782,7 +782,7 @@ def test_every_option_is_in_the_help(cvt) -> None:
         assert option in printed, option
 
 
-def test_the_images_of_the_package_are_small_and_have_their_licence() -> None:
+def test_the_images_of_the_package_are_small_and_have_their_license() -> None:
     pictures = verification.Pictures.of(verification.PACKAGED)
 
     assert len(list(pictures)) == 10
@@ -923,3 +923,15 @@ def test_int8_loses_at_most_a_point_on_10000_images(
     assert made.exit_code == 0, made.stderr
     assert ours["n"] == theirs["n"] == 10_000
     assert ours["top1"] >= theirs["top1"] - 0.01
+
+
+def test_a_file_whose_license_is_called_as_in_version_0_1_says_the_same(
+    cvt, tmp_path: Path
+) -> None:
+    new, old = tmp_path / "new.safetensors", tmp_path / "old.safetensors"
+    assert cvt("export", "cvt-nano-cifar10", "--output", new).exit_code == 0
+    old.write_bytes(new.read_bytes().replace(b'"license"', b'"licence"', 1))
+    assert old.read_bytes() != new.read_bytes()
+
+    assert cvt("info", old, "--json").json["license"] == "MIT"
+    assert cvt("info", new, "--json").json["license"] == "MIT"

@@ -28,8 +28,8 @@ def imagenet_folder(tmp_path: Path) -> Path:
     return tmp_path / "small"
 
 
-def test_the_default_answer_names_the_model_and_its_classes(cvt) -> None:
-    result = cvt("predict", CHELSEA)
+def test_verbose_names_the_model_and_its_classes(cvt) -> None:
+    result = cvt("predict", CHELSEA, "-v")
 
     assert result.exit_code == 0
     assert "class" in result.stdout and "probability" in result.stdout
@@ -119,12 +119,15 @@ def test_a_name_that_breaks_lines_does_not_break_the_output(cvt, tmp_path: Path)
     assert cvt("predict", path, "--jsonl").json_lines[0]["path"] == str(path)
 
 
-def test_another_resolution_is_used_and_printed(cvt) -> None:
-    result = cvt("predict", CHELSEA, "--model", "cvt-nano-cifar10", "--res", "48x64", "--json")
+def test_another_resolution_is_used_and_printed_by_verbose_alone(cvt) -> None:
+    command = ("predict", CHELSEA, "--model", "cvt-nano-cifar10", "--res", "48x64", "--json")
+    result, verbose = cvt(*command), cvt(*command, "-v")
 
-    assert result.json["preprocessing"]["height"] == 48
-    assert result.json["preprocessing"]["width"] == 64
-    assert "centre crop 48x64" in result.stderr
+    for said in (result, verbose):
+        assert said.json["preprocessing"]["height"] == 48
+        assert said.json["preprocessing"]["width"] == 64
+    assert "centre crop 48x64" in verbose.stderr
+    assert result.stderr == ""
 
 
 def test_original_weights_answer_with_imagenet_classes(cvt, tmp_path: Path) -> None:
@@ -182,7 +185,7 @@ def test_a_model_with_other_classes_names_them(cvt, tmp_path: Path) -> None:
         tmp_path, golden_model(TINY.with_classes(2)), names, Preprocessing(64, 64, "crop"), ""
     )
 
-    result = cvt("predict", CHELSEA, "--model", tmp_path, "--json")
+    result = cvt("predict", CHELSEA, "--model", tmp_path, "--json", "-v")
 
     assert {p["label"] for p in result.json["results"][0]["predictions"]} == {"left", "right"}
     assert "(2 classes: left, right; quick_gelu)" in result.stderr

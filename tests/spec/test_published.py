@@ -163,7 +163,7 @@ def test_a_published_name_on_another_network_says_nothing_of_it(cvt, tmp_path: P
 
     found = cvt("info", folder, "--json").json
 
-    assert (found["activation"], found["height"], found["licence"]) == ("gelu", 224, None)
+    assert (found["activation"], found["height"], found["license"]) == ("gelu", 224, None)
 
 
 def test_of_a_run_the_best_epoch_is_taken_and_said_in_every_command(
