@@ -10,7 +10,7 @@ from cvt_cli.base import torchrun
 from cvt_cli.base.errors import UsageError
 from cvt_cli.base.text import printable
 from cvt_cli.commands import options, output
-from cvt_cli.spec.published import AGREEMENT, DEFAULT_MODEL
+from cvt_cli.spec.published import AGREEMENT, DEFAULT_MODEL, MEASURED_BY
 
 if TYPE_CHECKING:
     from cvt_cli.evaluation.calibration import Calibration
@@ -259,7 +259,8 @@ def _lines(result: "Result") -> list[str]:
             f"trained {result.n_trained_on} of these {n} images were trained on; "
             "--split val measures on those set aside"
         )
-    lines.append(f"top-{k:<3} {100 * found.topk:.2f} %  ({found.topk_correct} of {n})")
+    if not found.topk_is_certain:
+        lines.append(f"top-{k:<3} {100 * found.topk:.2f} %  ({found.topk_correct} of {n})")
     if (real := found.real) is not None:
         lines.append(
             f"ReaL    {100 * (real.accuracy or 0):.2f} %  ({real.correct} of {real.n} images "
@@ -276,7 +277,7 @@ def _lines(result: "Result") -> list[str]:
         lines.append(f"wrong   most often {printable('; '.join(pairs))}")
     if (scores := result.published) is not None:
         lines.append(
-            f"paper   {100 * scores.paper_top1:.1f} %, third party {100 * scores.top1:.2f} %; "
+            f"paper   {100 * scores.paper_top1:.1f} %, {MEASURED_BY} {100 * scores.top1:.2f} %; "
             f"{scores.verdict}"
         )
     return lines + _speed(found)

@@ -191,6 +191,14 @@ DryRun = Annotated[
         "Check everything, time a few steps, print the plan and exit.", RESUMING, "--dry-run"
     ),
 ]
+Strict = Annotated[
+    bool,
+    options.flag(
+        "Exit with code 1 if images cannot be read. Otherwise they are left out with a warning.",
+        options.DATA,
+        "--strict",
+    ),
+]
 Output = Annotated[
     Path | None,
     options.path_option(
@@ -208,6 +216,7 @@ def finetune(
     data_argument: options.DataArgument = None,
     val_fraction: ValFraction = None,
     data_dir: options.DataDir = None,
+    strict: Strict = False,
     data: options.Data = None,
     model: Start = None,
     variant: Variant = None,
@@ -277,21 +286,28 @@ def finetune(
         if dry_run:
             if json_output and alone:
                 output.print_json(ready.plan)
-            if ready.job.images.unreadable:
-                raise typer.Exit(1)
+            _warn_of(len(ready.job.images.unreadable), strict, alone)
             return
         result = ready.start()
     if alone:
         _print(result, json_output)
         if not json_output:
             output.note(f"next: {shlex.join(evaluated_by(told, ready.job, result))}")
-    if result.n_unreadable:
+    _warn_of(result.n_unreadable, strict, alone)
+
+
+def _warn_of(unreadable: int, strict: bool, alone: bool) -> None:
+    """Say that images were left out; with ``--strict`` that is a failure."""
+    if unreadable and alone:
+        images = "1 image was" if unreadable == 1 else f"{unreadable} images were"
+        output.note(f"warning: {images} left out, unreadable")
+    if unreadable and strict:
         raise typer.Exit(1)
 
 
 def _told(ctx: typer.Context) -> dict[str, Any]:
     """What the user wrote, by the names of `CommandOptions`' fields."""
-    given = frozenset(options.given(ctx)) - {"--show-recipe", "--json"}
+    given = frozenset(options.given(ctx)) - {"--show-recipe", "--json", "--strict"}
     return {
         name.removeprefix("--").replace("-", "_").lower(): ctx.params[parameter]
         for parameter, name in options.names_of(ctx.command).items()

@@ -1,5 +1,6 @@
 """What the run that a checkpoint came of trained on, and what it set aside to choose by."""
 
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,7 +81,8 @@ class Origin:
             raise DataError(
                 f"{len(self.validation) - len(found)} of the {len(self.validation)} images that "
                 f"`{self.run}` set aside are not in `{images.root}`",
-                hint=f"name the data that it was trained on, as then: --data {self.data}",
+                hint="name the data that it was trained on, as then: --data "
+                f"{shlex.quote(self.data)}",
             )
         return images.subset(np.array(found, np.int64))
 

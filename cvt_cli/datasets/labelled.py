@@ -20,6 +20,10 @@ from cvt_cli.spec.config import Size
 Split = Literal["train", "test"]
 
 
+_MOST_NAMED = 10
+"""Classes that an error lists."""
+
+
 @dataclass(frozen=True)
 class LabelledImages:
     """Images with the class that each belongs to; decoded when asked for."""
@@ -91,21 +95,29 @@ class LabelledImages:
             pixels=None if self.pixels is None else self.pixels[indices],
         )
 
+    def refuse_classes_of_less_than(self, least: int, why: str) -> None:
+        """Raises DataError with every class that has fewer images; ``why`` follows the number."""
+        counts = np.bincount(self.labels, minlength=len(self.classes)).tolist()
+        if few := [(name, n) for name, n in zip(self.classes, counts, strict=True) if n < least]:
+            named = ", ".join(f"`{name}` with {n}" for name, n in few[:_MOST_NAMED])
+            more = f" and {len(few) - _MOST_NAMED} more" if len(few) > _MOST_NAMED else ""
+            raise DataError(
+                f"too few images in `{self.root}`: "
+                f"{'class' if len(few) == 1 else 'classes'} {named}{more}; "
+                f"each needs at least {least}{why}"
+            )
+
     def split(self, fraction: float, seed: int) -> tuple["LabelledImages", "LabelledImages"]:
         """Set a part of every class aside, drawn by ``seed``: (the rest, the part set aside).
 
         Raises:
             DataError: a class has fewer than 2 images.
         """
+        self.refuse_classes_of_less_than(2, ", one to train on and one to choose the best epoch by")
         generator = np.random.default_rng(seed)
         aside = np.zeros(len(self), dtype=bool)
-        for label, name in enumerate(self.classes):
+        for label in range(len(self.classes)):
             members = np.flatnonzero(self.labels == label)
-            if len(members) < 2:
-                raise DataError(
-                    f"class `{name}` in `{self.root}` has {len(members)} images; "
-                    "at least 2 are needed, one to train on and one to choose the best epoch by"
-                )
             count = min(max(1, round(fraction * len(members))), len(members) - 1)
             aside[generator.permutation(members)[:count]] = True
         return self.subset(np.flatnonzero(~aside)), self.subset(np.flatnonzero(aside))

@@ -216,6 +216,7 @@ class Counts:
             failures=tuple(Failure(name, reason) for name, reason in self.failures),
             left_out=self.skipped,
             k=self.k,
+            num_classes=len(labels),
             top1_correct=self.correct_top1,
             topk_correct=self.correct_topk,
             loss=loss,

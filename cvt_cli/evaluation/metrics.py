@@ -145,6 +145,7 @@ class Metrics:
     failures: tuple[Failure, ...]
     left_out: bool  # the failures are not in `n`
     k: int  # of top-k
+    num_classes: int  # of the model
     top1_correct: int
     topk_correct: int
     loss: float | None  # mean cross-entropy in nats over the readable images
@@ -170,6 +171,11 @@ class Metrics:
         return self.topk_correct / self.n if self.n else 0.0
 
     @property
+    def topk_is_certain(self) -> bool:
+        """Whether every class is among the k likeliest, so that top-k says nothing."""
+        return self.k >= self.num_classes
+
+    @property
     def top1_interval(self) -> tuple[float, float]:
         """95 % Wilson interval of `top1`."""
         return wilson(self.top1_correct, self.n)
@@ -184,6 +190,7 @@ class Metrics:
             f"top{self.k}": self.topk,
             "top1_correct": self.top1_correct,
             f"top{self.k}_correct": self.topk_correct,
+            "num_classes": self.num_classes,
             "top1_interval": list(self.top1_interval),
             "loss": self.loss,
             "present_classes": self.present_classes and self.present_classes.to_json(),

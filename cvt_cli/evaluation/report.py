@@ -15,6 +15,7 @@ from cvt_cli.evaluation import report_plots
 from cvt_cli.evaluation.judge import Subject
 from cvt_cli.evaluation.report_plots import ClassScore
 from cvt_cli.prediction import classify, pages, shown
+from cvt_cli.spec.published import MEASURED_BY
 
 _EXTREMES = 15
 """Hardest and easiest classes that are shown where there are too many for all."""
@@ -229,7 +230,7 @@ def _figures(
         yield _Figure(
             "Published top-1",
             pages.percent(record["paper_top1"], 2),
-            (f"measured by a third party: {pages.percent(record['top1'], 2)}", record["verdict"]),
+            (f"measured by {MEASURED_BY}: {pages.percent(record['top1'], 2)}", record["verdict"]),
         )
     if scores:
         yield _Figure(

@@ -16,7 +16,7 @@ class PublishedScores:
     """What is published of a checkpoint, where the same was measured here; as fractions."""
 
     paper_top1: float
-    top1: float  # as a third party measured it
+    top1: float  # as `published.MEASURED_BY` measured it
     verdict: str
 
 

@@ -13,6 +13,7 @@ import torch
 
 from cvt_cli.base import machine, places, streams, torchrun
 from cvt_cli.base.progress import Progress, Say, silent, unheard
+from cvt_cli.checkpoints import locate
 from cvt_cli.checkpoints.locate import Access
 from cvt_cli.datasets import held_out, layouts
 from cvt_cli.datasets.torchvision_sets import check_data_dir
@@ -68,7 +69,7 @@ def finetune(options: Options) -> Result:
     torchrun trains in all its processes.
 
     Returns:
-        What came of it; ``n_unreadable`` images were left out, which the command exits with 1 for.
+        What came of it; ``n_unreadable`` images were left out, which the command warns of.
 
     Raises:
         CvtError: one of its children, as the command explains it; messages are on stderr.
@@ -121,9 +122,11 @@ def _new(
     """A run that begins."""
     say, data, seed = access.say, str(options.data), options.seed or 0
     fraction = options.val_fraction or DEFAULT_VAL_FRACTION
+    model = None if options.variant else str(options.model or published.DEFAULT_MODEL)
+    if model is not None:  # before all images are read
+        locate.find(model, replace(access, say=unheard))
     images = _images(options, data, options.val_fraction is None, fraction, seed, say, progress)
     size = options.res or options.base_recipe.res
-    model = None if options.variant else str(options.model or published.DEFAULT_MODEL)
     start = origin.start_of_training(
         images.training.classes,
         model=model,

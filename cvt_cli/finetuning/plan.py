@@ -149,11 +149,12 @@ def describe(plan: Mapping[str, Any]) -> list[str]:
     data, settings, model = plan["data"], plan["settings"], plan["model"]
     recipe = settings["recipe"]
     aside = "set aside from them" if data["val_set_aside"] else "of its own `val`"
+    reading = "not every file could be read" if data["unreadable"] else "every file was read"
     lines = [
         f"data: `{data['name']}`, {data['train_n']} images to train on, {data['val_n']} {aside} to "
         f"choose the best epoch by; {data['classes']} classes, the smallest `"
         f"{data['smallest_class']}` with {data['smallest_n']}; "
-        + ("only the headers were read" if data["only_headers_read"] else "every file was read")
+        + ("only the headers were read" if data["only_headers_read"] else reading)
     ]
     if unreadable := data["unreadable"]:
         more = f" and {len(unreadable) - 5} more" if len(unreadable) > 5 else ""

@@ -50,23 +50,7 @@ def check_images(
         DataError: there is one class alone, a class has a name that no checkpoint can have or too
             few readable images, or the validation images have other classes.
     """
-    if len(found.classes) < 2:
-        raise DataError(
-            f"there is one class alone, `{found.classes[0]}`, in `{found.root}`; training takes "
-            "at least 2, to tell them apart",
-            hint="expected is one folder per class with image files in it, such as "
-            "`DATA/cat/1.jpg` and `DATA/dog/1.jpg`",
-        )
-    for name in found.classes:
-        try:
-            name.encode()
-        except UnicodeEncodeError:
-            shown = name.encode(errors="backslashreplace").decode()
-            raise DataError(
-                f"the name of the class `{shown}` in `{found.root}` is not in UTF-8, as the class "
-                "names of a checkpoint have to be",
-                hint="rename its folder",
-            ) from None
+    _refuse_at_once(found, set_aside=published is None)
     unreadable: list[str] = []
     prints, by_size, headers = [], [], False
     readable = []
@@ -80,16 +64,19 @@ def check_images(
         bad = [index for index, _ in checked.unreadable]
         unreadable += [f"{images.names[index]}: {reason}" for index, reason in checked.unreadable]
         readable.append(images.subset(np.setdiff1d(np.arange(len(images)), bad)) if bad else images)
-    if published is None:
-        training_set, validation = readable[0].split(val_fraction, seed)
-    else:
-        training_set, validation = readable
-        counts = np.bincount(training_set.labels, minlength=len(training_set.classes))
-        if not counts.all():
-            name = training_set.classes[int(counts.argmin())]
-            raise DataError(f"class `{name}` in `{found.root}` has no image that can be read")
-        if not len(validation):
-            raise DataError(f"no image in `{published.root}` can be read")
+    try:
+        if published is None:
+            training_set, validation = readable[0].split(val_fraction, seed)
+        else:
+            training_set, validation = readable
+            training_set.refuse_classes_of_less_than(1, " that can be read")
+            if not len(validation):
+                raise DataError(f"no image in `{published.root}` can be read")
+    except DataError as error:
+        if not unreadable:
+            raise
+        shown = "; ".join(unreadable[:10]) + ("; …" if len(unreadable) > 10 else "")
+        raise DataError(f"{error}; {len(unreadable)} cannot be read: {shown}") from None
     return Images(
         training_set,
         validation,
@@ -99,6 +86,39 @@ def check_images(
         " ".join(prints),
         " ".join(by_size),
     )
+
+
+def _refuse_at_once(found: LabelledImages, set_aside: bool) -> None:
+    """Raises DataError with all that the names and numbers of images say, before one is read."""
+    problems, hints = [], []
+    if len(found.classes) < 2:
+        problems.append(
+            f"there is one class alone, `{found.classes[0]}`, in `{found.root}`; training takes "
+            "at least 2, to tell them apart"
+        )
+        hints.append(
+            "expected is one folder per class with image files in it, such as "
+            "`DATA/cat/1.jpg` and `DATA/dog/1.jpg`"
+        )
+    names = [name.encode(errors="backslashreplace").decode() for name in found.classes]
+    if odd := [shown for shown, name in zip(names, found.classes, strict=True) if shown != name]:
+        listed = ", ".join(f"`{shown}`" for shown in odd)
+        problems.append(
+            f"the {'name' if len(odd) == 1 else 'names'} of the "
+            f"{'class' if len(odd) == 1 else 'classes'} {listed} in `{found.root}` "
+            f"{'is' if len(odd) == 1 else 'are'} not in UTF-8, as the class names of a checkpoint "
+            "have to be"
+        )
+        hints.append(f"rename {'its folder' if len(odd) == 1 else 'their folders'}")
+    if set_aside:
+        try:
+            found.refuse_classes_of_less_than(
+                2, ", one to train on and one to choose the best epoch by"
+            )
+        except DataError as error:
+            problems.append(str(error))
+    if problems:
+        raise DataError("; ".join(problems), hint="; ".join(hints) or None)
 
 
 def job_of(

@@ -151,6 +151,7 @@ def keep(folder: Path, model: CvT, job: Job, batches: Batches, row: Epoch, epoch
 
 def _card(name: str, job: Job, batches: Batches, row: Epoch, epochs: int) -> str:
     settings, n = job.settings, len(job.images.validation)
+    top5 = len(job.labels) > 5  # else it is certain
     facts = {
         "command": f"`{settings.command}`",
         "epoch": f"{row.epoch} (step {row.step}) of {epochs}",
@@ -178,7 +179,7 @@ def _card(name: str, job: Job, batches: Batches, row: Epoch, epochs: int) -> str
             "top-1 on the validation images that the best epoch is chosen by": _measured(
                 row.val_correct, n
             ),
-            "top-5 on them": _measured(row.val_correct_top5, n),
+            **({"top-5 on them": _measured(row.val_correct_top5, n)} if top5 else {}),
             "top-1 on test images": "not measured",
         },
         limits="It knows the classes that it was trained on and answers with one of them "
@@ -189,6 +190,7 @@ def _card(name: str, job: Job, batches: Batches, row: Epoch, epochs: int) -> str
         scores=[
             Score(name, correct / n, Path(settings.data).name, _validation_part(job))
             for name, correct in (("top-1", row.val_correct), ("top-5", row.val_correct_top5))
+            if name == "top-1" or top5
         ],
     )
 

@@ -1,6 +1,7 @@
 """What a run goes on from: how far it has come, and the file with its tensors."""
 
 import json
+import shlex
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -90,7 +91,8 @@ def restore(folder: Path, model: CvT, trainer: Trainer | None, steps_per_epoch: 
     except (OSError, RuntimeError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"`{path}` is not this run's state: {error}",
-            hint=f"start again in another folder, from --model {folder / 'last'} if that is there",
+            hint="start again in another folder, from --model "
+            f"{shlex.quote(str(folder / 'last'))} if that is there",
         ) from None
 
 

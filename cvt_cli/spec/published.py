@@ -1,7 +1,7 @@
 """The checkpoints that are known by name: where from, which architecture, which input size.
 
 Sources: the paper (arXiv 2103.15808, table 3), the hub repositories `microsoft/cvt-*` and their
-cards, the names of the files that the authors published, and a third party's measurements.
+cards, the names of the files that the authors published, and PaddleViT's measurements.
 """
 
 from dataclasses import dataclass
@@ -10,13 +10,16 @@ from pathlib import Path
 
 from cvt_cli.base.package import DATA
 
+MEASURED_BY = "PaddleViT"
+MEASURED_AT = "https://github.com/BR-IDL/PaddleViT"
+
 
 @dataclass(frozen=True)
 class Scores:
     """Accuracies on ImageNet-1k, in per cent.
 
-    The first is in table 3 of the paper. The others a third party measured on the published
-    weights.
+    The first is in table 3 of the paper. The others were measured on the published weights by
+    `MEASURED_BY`.
     """
 
     paper_top1: float

@@ -23,6 +23,7 @@ from cvt_cli.cli import app
 from cvt_cli.model import weights
 from cvt_cli.model.network import Attention
 from cvt_cli.spec.published import CHECKPOINTS
+from small_sets import class_folders
 from tests_shared import TESTS, Machine, torchrun_environment
 
 KEPT = TESTS / "kept"
@@ -243,11 +244,15 @@ def test_unreadable_images_are_left_out_and_listed(cvt, digits: Path, tmp_path: 
         "--json",
     )  # fmt: skip
 
-    assert result.exit_code == 1
+    assert result.exit_code == 0
+    assert "warning: 1 image was left out, unreadable" in result.stderr
+    assert "not every file could be read" in result.stderr
     assert f"1 unreadable left out: 1/{bad[0].name}: not an image" in result.stderr
     assert (result.json["train_n"], result.json["n_unreadable"]) == (179, 1)
-    dry = cvt("finetune", "--data", tmp_path / "data", "--variant", "nano", "--dry-run")
-    assert dry.exit_code == 1 and "1 unreadable left out" in dry.stderr
+    dry = cvt("finetune", tmp_path / "data", "--variant", "nano", "--dry-run")
+    strict = cvt("finetune", tmp_path / "data", "--variant", "nano", "--dry-run", "--strict")
+    assert (dry.exit_code, strict.exit_code) == (0, 1)
+    assert "1 unreadable left out" in dry.stderr and "1 unreadable left out" in strict.stderr
 
     for path in bad:
         path.write_text("<html>")
@@ -255,8 +260,47 @@ def test_unreadable_images_are_left_out_and_listed(cvt, digits: Path, tmp_path: 
         "finetune", "--data", tmp_path / "data", "--variant", "nano", *SHORT, "-o", tmp_path / "s"
     )
     assert result.exit_code == 1
-    assert "error: class `1` in" in result.stderr
-    assert "has no image that can be read" in result.stderr
+    assert "class `1` with 0; each needs at least 1 that can be read" in result.stderr
+    assert f"{len(bad)} cannot be read: 1/{bad[0].name}: not an image" in result.stderr
+
+
+def test_a_messy_folder_is_told_of_in_one_run_before_an_image_is_read(cvt, tmp_path: Path) -> None:
+    data = class_folders(tmp_path / "data", {"cat": 1, "dog": 3, "fox": 1})
+    (data / "dog" / "000.png").write_text("<html>")
+    odd = os.fsencode(data) + b"/\xff"
+    os.mkdir(odd)
+    shutil.copy(data / "fox" / "000.png", odd + b"/1.png")
+
+    said = cvt("finetune", data, "--variant", "nano")
+
+    assert said.exit_code == 1
+    assert r"the name of the class `\udcff`" in said.stderr
+    assert "classes `cat` with 1, `fox` with 1, " in said.stderr
+    assert "checking images" not in said.stderr and "not an image" not in said.stderr
+
+
+def test_a_model_that_there_is_not_is_told_of_before_the_images_are_read(
+    cvt, tmp_path: Path
+) -> None:
+    data = class_folders(tmp_path / "data", {"cat": 1, "dog": 3})
+
+    said = cvt("finetune", data, "--model", "nowhere.pth")
+
+    assert said.exit_code == 1 and "there is no model `nowhere.pth`" in said.stderr
+
+
+def test_a_model_card_of_few_classes_has_no_top_5(cvt, tmp_path: Path) -> None:
+    data = class_folders(tmp_path / "data", {"cat": 8, "dog": 8})
+    cvt(
+        "finetune", data, "-m", "cvt-nano-cifar10", "--recipe", "linear-probe", "-o", tmp_path / "r"
+    )
+
+    card = (tmp_path / "r" / "best" / "README.md").read_text()
+    said = cvt("evaluate", data, "-m", tmp_path / "r")
+
+    assert "top-1 on the validation images" in card and "top-5" not in card
+    assert said.stdout.startswith("top-1 ") and "top-5" not in said.stdout
+    assert "num_classes" in cvt("evaluate", data, "-m", tmp_path / "r", "--json").json
 
 
 def test_a_loss_that_is_no_number_stops_the_run(cvt, digits: Path, tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ FINETUNE = (
     "--data-dir --val-fraction --model --revision --offline --variant --res --activation --freeze "
     "--recipe --show-recipe --epochs --batch-size --accumulate --lr --warmup-epochs --weight-decay "
     "--clip --augment --class-weights --patience --max-time --seed --device --gpus --sync-bn "
-    "--precision --checkpoint-activations --workers --resume --dry-run --output --json"
+    "--precision --checkpoint-activations --workers --resume --dry-run --output --json --strict"
 )
 BENCHMARK = (
     "--variant --model --res --engine --precision --batch-size --against --rounds --device --plot "
@@ -100,7 +100,7 @@ OPTIONS_WITH_EFFECT = [
     ("info cvt-nano-cifar10", "--offline --res --activation --json"),
     (
         "finetune --resume x",
-        "--resume --data --data-dir --offline --device --gpus --workers --max-time --json",
+        "--resume --data --data-dir --offline --device --gpus --workers --max-time --json --strict",
     ),
     (
         "finetune --show-recipe",
@@ -111,14 +111,15 @@ OPTIONS_WITH_EFFECT = [
         "finetune --data x --recipe linear-probe",
         "--data --val-fraction --model --revision --offline --variant --res --activation --recipe "
         "--show-recipe --batch-size --class-weights --seed --device --precision --resume "
-        "--dry-run --output --json",
+        "--dry-run --output --json --strict",
     ),
     (
         "finetune --data x --variant nano",
         "--data --val-fraction --offline --variant --res --activation --freeze --recipe "
         "--show-recipe --epochs --batch-size --accumulate --lr --warmup-epochs --weight-decay "
         "--clip --augment --class-weights --patience --max-time --seed --device --gpus --sync-bn "
-        "--precision --checkpoint-activations --workers --resume --dry-run --output --json",
+        "--precision --checkpoint-activations --workers --resume --dry-run --output --json "
+        "--strict",
     ),
     ("push nowhere user/name", "--private --json"),
     ("cache list", "--json"),
