@@ -8,7 +8,7 @@ import typer
 from cvt_cli.base import torchrun
 from cvt_cli.base.errors import UsageError
 from cvt_cli.base.text import human_bytes
-from cvt_cli.commands import options, output
+from cvt_cli.commands import completion, options, output
 from cvt_cli.spec import variants
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ Written = Annotated[
     typer.Argument(
         parser=options.place,
         metavar="[MODEL...]",
+        autocompletion=completion.networks,
         help=f"A variant ({variants.names()}), a model (its architecture is timed), or a file "
         "made by cvt export. With several, ratios are to the first. [default: 13]",
     ),
@@ -44,6 +45,7 @@ Engines = Annotated[
         "Engines to compare, with commas: torch, onnxruntime, openvino. [default: all installed; "
         "for an exported file, its own]",
         COMPARE,
+        autocompletion=completion.engines,
     ),
 ]
 Precisions = Annotated[

@@ -7,7 +7,7 @@ import typer
 from cvt_cli.base import files, places
 from cvt_cli.base.errors import CvtError, UsageError
 from cvt_cli.base.text import human_bytes
-from cvt_cli.commands import help_pages, options, output
+from cvt_cli.commands import completion, help_pages, options, output
 
 app = typer.Typer(
     cls=help_pages.Group,
@@ -20,6 +20,7 @@ Names = Annotated[
     typer.Argument(
         parser=options.text,
         metavar="[NAME...]",
+        autocompletion=completion.models,
         help="Known names (cvt models) or hub repositories (owner/name).",
     ),
 ]

@@ -6,7 +6,7 @@ import typer
 
 from cvt_cli.base.errors import UsageError
 from cvt_cli.base.text import human_bytes
-from cvt_cli.commands import options, output
+from cvt_cli.commands import completion, options, output
 from cvt_cli.spec.formats import Runtime
 from cvt_cli.spec.published import CHECKPOINTS
 
@@ -17,6 +17,7 @@ def download(
         typer.Argument(
             parser=options.text,
             metavar="NAME...",
+            autocompletion=completion.models,
             help="Known names (cvt models) or hub repositories (owner/name).",
         ),
     ] = None,

@@ -8,7 +8,7 @@ import typer
 from cvt_cli.base import files, torchrun
 from cvt_cli.base.errors import CvtError, UsageError
 from cvt_cli.base.text import human_bytes, printable
-from cvt_cli.commands import options, output
+from cvt_cli.commands import completion, options, output
 from cvt_cli.spec import formats, published
 from cvt_cli.spec.config import Activation
 from cvt_cli.spec.formats import FormatName
@@ -27,6 +27,7 @@ ModelArgument = Annotated[
     typer.Argument(
         parser=options.place,
         metavar="MODEL",
+        autocompletion=completion.models,
         help="Model name, folder, file or hub repository.",
     ),
 ]

@@ -12,7 +12,7 @@ import typer
 from cvt_cli.base import torchrun
 from cvt_cli.base.errors import UsageError
 from cvt_cli.base.progress import silent, unheard
-from cvt_cli.commands import options, output
+from cvt_cli.commands import completion, options, output
 from cvt_cli.spec import published, recipes, variants
 
 if TYPE_CHECKING:
@@ -61,6 +61,7 @@ Variant = Annotated[
         "NAME",
         f"Train this architecture from scratch instead: {variants.names()}.",
         options.MODEL,
+        autocompletion=completion.variant_names,
     ),
 ]
 Freeze = Annotated[

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from cvt_cli.commands import options, output
+from cvt_cli.commands import completion, options, output
 from cvt_cli.spec.config import Size
 from cvt_cli.spec.variants import variant_of
 
@@ -15,6 +15,7 @@ def info(
         typer.Argument(
             parser=options.place,
             metavar="MODEL",
+            autocompletion=completion.models,
             help="Model name, folder, file or hub repository.",
         ),
     ],

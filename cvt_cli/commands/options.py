@@ -10,7 +10,7 @@ import typer
 
 from cvt_cli.base import files, places
 from cvt_cli.base.errors import UsageError
-from cvt_cli.commands import help_pages
+from cvt_cli.commands import completion, help_pages
 from cvt_cli.spec import published, variants
 from cvt_cli.spec.config import Activation as ActivationName
 from cvt_cli.spec.formats import EngineChoice, PrecisionChoice
@@ -221,6 +221,7 @@ def value_option(metavar: str, help: str, panel: str, *names: str, **more: Any) 
         names: on the command line; by default that of the parameter.
         more: of `typer.Option`, such as ``min``.
     """
+    more.setdefault("autocompletion", completion.BY_METAVAR.get(metavar))
     return typer.Option(*names, metavar=metavar, help=help, rich_help_panel=panel, **more)
 
 
@@ -247,7 +248,12 @@ def either(choices: Any) -> str:
 
 Variant = Annotated[
     str | None,
-    text_option("NAME", f"Architecture: {variants.names()}.", MODEL),
+    text_option(
+        "NAME",
+        f"Architecture: {variants.names()}.",
+        MODEL,
+        autocompletion=completion.variant_names,
+    ),
 ]
 Model = Annotated[
     str | None,
@@ -288,6 +294,7 @@ ArchitectureArgument = Annotated[
     typer.Argument(
         parser=place,
         metavar="[MODEL]",
+        autocompletion=completion.networks,
         help=f"A variant ({variants.names()}), or a model, to count its architecture. "
         "[default: all variants]",
     ),
@@ -317,6 +324,7 @@ DataArgument = Annotated[
     typer.Argument(
         parser=place,
         metavar="DATA",
+        autocompletion=completion.data,
         help="A folder, .zip or .tar of labelled images, or a data set: cifar10, cifar100, "
         "oxford-iiit-pet, flowers102 or imagenette.",
     ),

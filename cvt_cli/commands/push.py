@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from cvt_cli.base import torchrun
-from cvt_cli.commands import options, output
+from cvt_cli.commands import completion, options, output
 
 
 def push(
@@ -15,6 +15,7 @@ def push(
         typer.Argument(
             parser=options.path,
             metavar="RUN",
+            autocompletion=completion.runs,
             help="A run folder, of which the best epoch is uploaded, or a checkpoint folder.",
         ),
     ],
