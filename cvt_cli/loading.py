@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from cvt_cli.base import machine, stamps
 from cvt_cli.base.errors import CheckpointError, CvtError, UnreachableError, UsageError
+from cvt_cli.base.text import counted
 from cvt_cli.checkpoints import locate, store
 from cvt_cli.checkpoints.checkpoint import Checkpoint
 from cvt_cli.checkpoints.export_metadata import Record
@@ -213,7 +214,8 @@ def _open(
         stored = verified(checkpoint, access)
     if not said.labels.named and len(said.labels) > MOST_UNNAMED_CLASSES:
         raise CheckpointError(
-            f"`{checkpoint.path}` has a head of {len(said.labels)} classes and no class list, "
+            f"`{checkpoint.path}` has a head of {counted(len(said.labels), 'class')} and no "
+            "class list, "
             "and lists of that size exist in several orders",
             hint="put a `config.json` with its `id2label` beside it; "
             "`cvt finetune` takes it as it is, since it replaces the head",
@@ -331,7 +333,7 @@ def _choose_engine(
     name = next(able, None)
     if name is None:
         return "torch", f"no other engine that is installed computes in {wanted} here"
-    many = "1 image" if images == 1 else f"{images} images"
+    many = counted(images, "image")
     suits = "starts soonest" if images < MANY_IMAGES else "is the fastest by the image"
     if prepared():
         return name, f"its graph is prepared, and for {many} it {suits}"

@@ -116,7 +116,7 @@ def test_answers_are_gone_on_with(cvt) -> None:
     )
 
     assert result.exit_code == 0, result.stderr
-    assert "20 images are answered in `answers.jsonl` already" in result.stderr
+    assert "20 images already answered in `answers.jsonl`" in result.stderr
     after = Path("answers.jsonl").read_bytes()
     assert after.startswith(before)
     paths = [json.loads(line)["path"] for line in after.splitlines()]

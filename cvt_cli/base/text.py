@@ -60,6 +60,12 @@ def human_count(value: int | None) -> str:
     return f"{value} "
 
 
+def counted(n: int, noun: str) -> str:
+    """A number with its noun: "1 image", "2 images", "3 classes"."""
+    ending = "" if n == 1 else "es" if noun.endswith("s") else "s"
+    return f"{n} {noun}{ending}"
+
+
 def some(names: Iterable[str]) -> str:
     """The first five names, for a message."""
     shown = list(names)

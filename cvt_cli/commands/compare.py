@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cvt_cli.base.text import printable
+from cvt_cli.base.text import counted, printable
 from cvt_cli.commands import options, output
 
 if TYPE_CHECKING:
@@ -58,11 +58,12 @@ def compare(
     found = comparison.compare(comparison.read(a), comparison.read(b))
     for count, path in ((found.only_in_a, a), (found.only_in_b, b)):
         if count:
-            images = "1 image" if count == 1 else f"{count} images"
+            images = counted(count, "image")
             output.note(f"left out: {images} only in `{path}`")
     if found.differ:
         output.note(
-            f"{found.differ} of {found.n} images are not the same pictures in both, under one path"
+            f"{found.differ} of {counted(found.n, 'image')}: not the same picture in both, under "
+            "one path"
         )
     document = {"a": str(a), "b": str(b), **found.to_json()}
     if json_file is not None:
@@ -77,7 +78,7 @@ def compare(
     shown = found.changed[:changed]
     total = len(found.changed)
     if not shown:
-        images = "1 image" if total == 1 else f"{total} images"
+        images = counted(total, "image")
         output.emit(f"\nthe likeliest class of {images} changed")
         return
     which = f"the first {len(shown)} of {total}" if len(shown) < total else str(total)

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from cvt_cli.base.text import human_count
+from cvt_cli.base.text import counted, human_count
 from cvt_cli.commands import options, output
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def count_params(
 
 def _print_one(costs: "Costs") -> None:
     output.print_table(
-        f"{costs.variant}, {costs.num_classes} classes",
+        f"{costs.variant}, {counted(costs.num_classes, 'class')}",
         ("stage", "operation", "parameters", "share"),
         [
             (

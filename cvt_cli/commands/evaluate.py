@@ -8,7 +8,7 @@ import typer
 
 from cvt_cli.base import torchrun
 from cvt_cli.base.errors import UsageError
-from cvt_cli.base.text import printable
+from cvt_cli.base.text import counted, printable
 from cvt_cli.commands import options, output
 from cvt_cli.spec.published import AGREEMENT, DEFAULT_MODEL, MEASURED_BY
 
@@ -172,7 +172,10 @@ def evaluate(
         options.refuse(ctx, ["--predictions"], "--resume names the file already; give one of them")
     elif resume_predictions and predictions is not None:
         file = shlex.quote(str(predictions))
-        output.note(f"note: --resume takes the file now: `--resume {file}`, without --predictions")
+        output.note(
+            f"note: --resume takes the file now: `--resume {shlex.quote(str(file))}`, without "
+            "--predictions"
+        )
     if not (predictions or report or json_file):
         options.refuse(ctx, ["--overwrite"], "no file is named that it could replace")
     options.refuse_replacing(json_file, overwrite)
@@ -235,9 +238,10 @@ def _print(results: "list[Result]", skip_unreadable: bool, document: Any) -> Non
             output.emit("\n".join(title + _lines(one)))
     if unreadable := len(found.failures):
         output.note(
-            f"{unreadable} images could not be read and are left out"
+            f"left out: {counted(unreadable, 'image')} that could not be read"
             if skip_unreadable
-            else f"{unreadable} of {found.n} images could not be read and count as wrong"
+            else f"counted as wrong: {unreadable} of {counted(found.n, 'image')}, which could not "
+            "be read"
         )
 
 
@@ -252,7 +256,8 @@ def _lines(result: "Result") -> list[str]:
     if (subset := found.present_classes) is not None:
         lines.append(
             f"top-1   {100 * (subset.rate.accuracy or 0):.2f} %  ({subset.rate.correct} of {n}; "
-            f"95 % interval {_range(subset.rate.interval)}) among the {subset.n} classes present"
+            f"95 % interval {_range(subset.rate.interval)}) among the "
+            f"{counted(subset.n, 'class')} present"
         )
     if result.n_trained_on:
         lines.append(
@@ -263,7 +268,8 @@ def _lines(result: "Result") -> list[str]:
         lines.append(f"top-{k:<3} {100 * found.topk:.2f} %  ({found.topk_correct} of {n})")
     if (real := found.real) is not None:
         lines.append(
-            f"ReaL    {100 * (real.accuracy or 0):.2f} %  ({real.correct} of {real.n} images "
+            f"ReaL    {100 * (real.accuracy or 0):.2f} %  ({real.correct} of "
+            f"{counted(real.n, 'image')} "
             "that have labels)"
         )
     loss = "none readable" if found.loss is None else f"{found.loss:.4f} nats"

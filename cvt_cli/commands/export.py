@@ -7,7 +7,7 @@ import typer
 
 from cvt_cli.base import files, torchrun
 from cvt_cli.base.errors import CvtError, UsageError
-from cvt_cli.base.text import human_bytes, printable
+from cvt_cli.base.text import counted, human_bytes, printable
 from cvt_cli.commands import completion, options, output
 from cvt_cli.spec import formats, published
 from cvt_cli.spec.config import Activation
@@ -328,7 +328,8 @@ def _summary(result: "Exported") -> list[str]:
     if (parity := found.parity) is not None:
         lines.append(
             f"preprocessing inside: at most {parity.largest_grey_levels:g} of 255 grey levels from "
-            f"ours, {100 * parity.share_differing:.3f} % of values differ ({parity.n} images)"
+            f"ours, {100 * parity.share_differing:.3f} % of values differ "
+            f"({counted(parity.n, 'image')})"
         )
     torch, file = (1000 / row.images_per_sec for row in result.speed)
     speed = f"one image at a time: {file:.1f} ms, torch {torch:.1f} ms"

@@ -12,6 +12,7 @@ import typer
 from cvt_cli.base import torchrun
 from cvt_cli.base.errors import UsageError
 from cvt_cli.base.progress import silent, unheard
+from cvt_cli.base.text import counted
 from cvt_cli.commands import completion, options, output
 from cvt_cli.spec import published, recipes, variants
 
@@ -326,13 +327,15 @@ def _start_on(gpus: int, device: str) -> None:
     if device not in ("auto", "cuda"):
         raise UsageError(f"--gpus {gpus} trains on CUDA devices, not on `{device}`")
     if torchrun.count() > 1 and gpus != torchrun.count():
-        raise UsageError(f"--gpus {gpus}: torchrun has started {torchrun.count()} processes")
+        raise UsageError(
+            f"--gpus {gpus}: torchrun has started {counted(torchrun.count(), 'process')}"
+        )
     import torch
 
     found = torch.cuda.device_count()
     if found < (gpus if torchrun.count() == 1 else torchrun.local_count()):
         raise UsageError(
-            f"--gpus {gpus}: this machine has {found} CUDA devices",
+            f"--gpus {gpus}: this machine has {counted(found, 'CUDA device')}",
             hint="leave it out to train on what is here",
         )
     if gpus > 1 and torchrun.count() == 1:

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from cvt_cli.base.text import human_count
+from cvt_cli.base.text import counted, human_count
 from cvt_cli.commands import options, output
 
 if TYPE_CHECKING:
@@ -56,7 +56,8 @@ def flops(
 
 def _print_one(costs: "Costs") -> None:
     output.print_table(
-        f"{costs.variant} at {costs.height}x{costs.width}, {costs.num_classes} classes, one image",
+        f"{costs.variant} at {costs.height}x{costs.width}, "
+        f"{counted(costs.num_classes, 'class')}, one image",
         ("stage", "operation", "kind", "MACs", "FLOPs", "share"),
         [
             (

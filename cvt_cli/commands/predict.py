@@ -8,6 +8,7 @@ import typer
 
 from cvt_cli.base import progress, torchrun
 from cvt_cli.base.errors import UsageError
+from cvt_cli.base.text import counted
 from cvt_cli.commands import options, output
 
 if TYPE_CHECKING:
@@ -283,7 +284,7 @@ def _ended_well(answers: "Answers", images: list[str], printer: _Printer, asked:
     if str(answers.passed) and torchrun.rank() == 0:
         output.note(str(answers.passed))
     if failed and everything:
-        output.note(f"{failed} of {everything} images could not be read")
+        output.note(f"{failed} of {counted(everything, 'image')} could not be read")
     return not sum(torchrun.gather(failed))
 
 

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from cvt_cli.base import text
 from cvt_cli.base.errors import DataError
+from cvt_cli.base.text import counted
 from cvt_cli.spec.labels import Labels
 
 
@@ -49,7 +50,7 @@ def match_classes(
     own = set(labels.names)
     missing = [name for name in classes if name not in own]
     raise DataError(
-        f"{len(missing)} of {len(classes)} classes of the data are not among the model's "
+        f"{len(missing)} of {counted(len(classes), 'class')} of the data are not among the model's "
         f"{len(labels)}: {text.some(missing)}",
         hint=f"the model's classes are {text.some(labels.names)}; give `--label-map FILE`, a JSON "
         "object of the data's classes with the model's class name, WNID or index for each",

@@ -25,6 +25,7 @@ import numpy as np
 from cvt_cli.base import places, text, torchrun
 from cvt_cli.base.errors import DataError
 from cvt_cli.base.progress import Say
+from cvt_cli.base.text import counted
 from cvt_cli.datasets import cifar, imagenet, torchvision_sets
 from cvt_cli.datasets.classes import match_classes
 from cvt_cli.datasets.labelled import LabelledImages, Split, made
@@ -170,7 +171,7 @@ def class_folders(tree: Tree, split: Split, say: Say) -> LabelledImages:
         )
     if not classes:
         raise DataError(
-            f"no images in class folders below `{tree.root}`: found {len(found)} folders"
+            f"no images in class folders below `{tree.root}`: found {counted(len(found), 'folder')}"
             + (f" ({', '.join(list(found)[:5])})" if found else "")
             + (f"; {passed}" if str(passed) else ""),
             hint="expected is one folder per class with image files in it, such as "
@@ -178,7 +179,10 @@ def class_folders(tree: Tree, split: Split, say: Say) -> LabelledImages:
         )
     if empty := [f"`{name}`" for name in found if not found[name]]:
         named = text.some(empty)
-        say(f"passed over: {len(empty)} folders without images, {named}, in `{tree.root}`")
+        say(
+            f"passed over: {counted(len(empty), 'folder')} without images, {named}, in "
+            f"`{tree.root}`"
+        )
     if loose:
         say(f"not used: {loose} images beside the class folders in `{tree.root}`")
     if str(passed):

@@ -2,6 +2,7 @@
 
 from typing import Literal
 
+from cvt_cli.base.text import counted
 from cvt_cli.datasets.imagenet import has_table
 from cvt_cli.datasets.labelled import Split
 from cvt_cli.images import finding
@@ -64,7 +65,7 @@ def beside(tree: Tree, used: list[str]) -> list[str]:
         if name not in used and tree.has_images(name)
     ]
     count = sum(map(finding.is_image_name, files))
-    return unused + ([f"{count} images"] if count else [])
+    return unused + ([counted(count, "image")] if count else [])
 
 
 _HARMLESS = ("readme", "license", "licence", "desktop", "thumbs")

@@ -8,6 +8,7 @@ from typing import Any
 
 from cvt_cli.base import text
 from cvt_cli.base.errors import DataError
+from cvt_cli.base.text import counted
 from cvt_cli.images.trees import Tree
 
 
@@ -28,7 +29,7 @@ def check_table(found: Iterable[str], named: list[str], root: Path, path: str) -
     listed = set(named)
     if unlabelled := [name for name in found if name not in listed]:
         raise DataError(
-            f"{len(unlabelled)} images in `{root}` have no label in `{path}`, first "
+            f"{counted(len(unlabelled), 'image')} in `{root}` without a label in `{path}`, first "
             f"`{unlabelled[0]}`"
         )
     if len(listed) < len(named):

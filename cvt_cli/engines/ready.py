@@ -5,6 +5,7 @@ from typing import Any
 
 from cvt_cli.base import conditions
 from cvt_cli.base.package import __version__
+from cvt_cli.base.text import counted
 from cvt_cli.checkpoints.checkpoint import Checkpoint
 from cvt_cli.checkpoints.folders import CheckpointConfig
 from cvt_cli.engines.protocol import Engine
@@ -91,7 +92,9 @@ class ReadyModel:
     def describe(self) -> str:
         """What a result depends on, in a line for a person."""
         names, engine = self.labels.names, self.engine
-        classes = f"{len(names)} classes" + (f": {', '.join(names)}" if len(names) <= 20 else "")
+        classes = f"{counted(len(names), 'class')}" + (
+            f": {', '.join(names)}" if len(names) <= 20 else ""
+        )
         at = f" at {self.revision[:7]}" if self.revision else ""
         return (
             f"{self.model}{at} ({classes}; {self.activation}); {self.preprocessing.describe()}; "

@@ -9,6 +9,7 @@ from typing import Any
 
 from cvt_cli.base import text
 from cvt_cli.base.errors import DataError
+from cvt_cli.base.text import counted
 
 _VALIDATION_NAME = re.compile(r"ILSVRC2012_val_(\d{8})")
 
@@ -65,7 +66,7 @@ def groups_of(table: Mapping[str, str], names: Sequence[str], where: str) -> dic
     """
     if missing := [name for name in names if name not in table]:
         raise DataError(
-            f"{len(missing)} of {len(names)} images have no group in `{where}`, such as "
+            f"{len(missing)} of {counted(len(names), 'image')} without a group in `{where}`, such as "
             f"`{missing[0]}`",
             hint="paths are those below the data's folder, as --predictions writes them",
         )

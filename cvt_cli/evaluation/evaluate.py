@@ -11,6 +11,7 @@ from cvt_cli import loading
 from cvt_cli.base import files, machine, places, streams, torchrun
 from cvt_cli.base.errors import UsageError
 from cvt_cli.base.progress import Say, silent, unheard
+from cvt_cli.base.text import counted
 from cvt_cli.checkpoints.locate import Access
 from cvt_cli.datasets import held_out
 from cvt_cli.datasets.classes import match_classes
@@ -332,7 +333,8 @@ def _loaded(
             access.say(message)
         access.detail(ready.describe())
         access.say(
-            f"{len(images)} images in {len(images.classes)} classes below `{images.root}` "
+            f"{counted(len(images), 'image')} in {counted(len(images.classes), 'class')} below "
+            f"`{images.root}` "
             f"({images.layout}), matched by {how}"
         )
     return ready, one

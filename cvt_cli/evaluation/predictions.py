@@ -11,7 +11,7 @@ from cvt_cli.base import torchrun
 from cvt_cli.base.conditions import Conditions, names_hash
 from cvt_cli.base.errors import ImageError, UsageError
 from cvt_cli.base.progress import Progress, Say
-from cvt_cli.base.text import as_utf8
+from cvt_cli.base.text import as_utf8, counted
 from cvt_cli.datasets.labelled import LabelledImages
 from cvt_cli.engines.ready import DECIDE
 from cvt_cli.evaluation.comparison import SUFFIXES
@@ -136,7 +136,7 @@ class PredictionFiles:
                 one.result.add_state(lines.counted)
             except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise lines.unfit(error) from None
-            self._say(f"{len(lines.lines)} of {mine} images are in `{lines.path}` already")
+            self._say(f"{len(lines.lines)} of {counted(mine, 'image')} already in `{lines.path}`")
         one.judged = lines.write
         self._lines.append((lines, one))
 
@@ -213,7 +213,8 @@ def check_lines(
     place = {name: index for index, name in enumerate(data.names)}
     if gone := [line.path for line in lines if line.path not in place]:
         raise UsageError(
-            f"`{path}` has {len(gone)} of its {len(lines)} images from elsewhere: the data has no "
+            f"`{path}` has {len(gone)} of its {counted(len(lines), 'image')} from elsewhere: the "
+            "data has no "
             f"`{gone[0]}`",
             hint,
         )

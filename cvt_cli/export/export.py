@@ -10,6 +10,7 @@ import torch
 from cvt_cli.base import files, machine
 from cvt_cli.base.errors import CheckpointError, CvtError, UsageError
 from cvt_cli.base.progress import Progress, Say
+from cvt_cli.base.text import counted
 from cvt_cli.checkpoints.checkpoint import Checkpoint
 from cvt_cli.checkpoints.export_metadata import Record
 from cvt_cli.engines import runtimes
@@ -125,7 +126,8 @@ def refuse_unnamed(loaded: LoadedCheckpoint, model: str) -> None:
     """Raises CheckpointError if a checkpoint does not name its classes."""
     if not loaded.labels.named:
         raise CheckpointError(
-            f"`{model}` does not name its {len(loaded.labels)} classes, so that no file of it "
+            f"`{model}` does not name its {counted(len(loaded.labels), 'class')}, so that no "
+            "file of it "
             "could say what it answers",
             hint="put a `config.json` with its `id2label` beside the weights",
         )
@@ -167,11 +169,11 @@ def export(
     made = workplace / target.name
     say(
         f"writing `{target}`"
-        + (f", calibrated on {len(calibration)} images" if calibration else "")
+        + (f", calibrated on {counted(len(calibration), 'image')}" if calibration else "")
     )
     arrays = calibration and verification.Arrays(calibration, record.preprocessing)
     graphs.write(loaded.model, record, form, made, arrays)
-    say(f"verifying it in its own runtime on {len(verify_on)} images and on noise")
+    say(f"verifying it in its own runtime on {counted(len(verify_on), 'image')} and on noise")
     file = open_file(form, made, record)
     reference = TorchEngine(loaded.model, torch.device("cpu"), "fp32")
     parity = _parity(form, record, workplace, verify_on) if record.preprocessing_inside else None
@@ -199,7 +201,7 @@ def export(
     packaged = verify_on.paths[0].parent == verification.PACKAGED
     result = Exported(
         path, form, engine, record, found, (speed[0], speed[1]),
-        f"{len(verify_on)} images " + ("of the package" if packaged else "given"),
+        f"{counted(len(verify_on), 'image')} " + ("of the package" if packaged else "given"),
         len(calibration) if calibration else None,
     )  # fmt: skip
     files.write_text(json_beside(path), json.dumps(result.to_json(), indent=2) + "\n")

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cvt_cli import loading
+from cvt_cli.base.text import counted
 from cvt_cli.checkpoints.locate import Access
 from cvt_cli.model import network as networks
 from cvt_cli.model import weights
@@ -49,7 +50,7 @@ def start_of_training(
         if loaded.labels.names != classes and loaded.labels.wnids != classes:
             network = weights.replace_head(network, len(classes), seed)
             notes += (
-                f"head replaced: {len(loaded.labels)} classes of `{checkpoint.name}`, "
+                f"head replaced: {counted(len(loaded.labels), 'class')} of `{checkpoint.name}`, "
                 f"{len(classes)} other ones in the data",
             )
         name, repository = Path(checkpoint.name).stem, checkpoint.repository

@@ -13,6 +13,7 @@ import torch
 
 from cvt_cli.base import files, torchrun
 from cvt_cli.base.package import __version__
+from cvt_cli.base.text import counted
 from cvt_cli.checkpoints import cards
 from cvt_cli.checkpoints.cards import Score
 from cvt_cli.evaluation import metrics, plots
@@ -172,7 +173,8 @@ def _card(name: str, job: Job, batches: Batches, row: Epoch, epochs: int) -> str
         del facts["epoch"], facts["batch"]
     return cards.model_card(
         name,
-        f"A CvT of {len(job.labels)} classes, trained from `{job.name}` on `{settings.data}` "
+        f"A CvT of {counted(len(job.labels), 'class')}, trained from `{job.name}` on "
+        f"`{settings.data}` "
         "with `cvt finetune`.",
         facts=facts,
         results={

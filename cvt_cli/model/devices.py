@@ -6,6 +6,7 @@ import torch
 
 from cvt_cli.base import machine, torchrun
 from cvt_cli.base.errors import UsageError
+from cvt_cli.base.text import counted
 from cvt_cli.spec.formats import Precision
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -35,7 +36,7 @@ def choose_device(requested: str = "auto") -> torch.device:
     if name == "cuda" and index and int(index) >= torch.cuda.device_count():
         raise UsageError(
             f"device `{requested}` does not exist; "
-            f"this machine has {torch.cuda.device_count()} CUDA devices, counted from 0"
+            f"this machine has {counted(torch.cuda.device_count(), 'CUDA device')}, counted from 0"
         )
     return torch.device(requested)
 

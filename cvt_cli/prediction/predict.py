@@ -12,6 +12,7 @@ from cvt_cli.base import files, machine, torchrun
 from cvt_cli.base.conditions import Conditions
 from cvt_cli.base.errors import CvtError, UsageError
 from cvt_cli.base.progress import Say
+from cvt_cli.base.text import counted
 from cvt_cli.engines.ready import DECIDE, ReadyModel
 from cvt_cli.images import decode, sources
 from cvt_cli.images.finding import Passed
@@ -168,7 +169,7 @@ class Answers:
         wanted = {**kept, "top_k": self.top_k, "threshold": self._asked.threshold}
         self._lines.begin(Conditions(wanted))
         if self.done:
-            say(f"{self.done} images are answered in `{self._lines.path}` already")
+            say(f"{counted(self.done, 'image')} already answered in `{self._lines.path}`")
 
     def open_files(self, stack: ExitStack) -> None:
         """Open the files that appear whole when the stack ends without an error."""

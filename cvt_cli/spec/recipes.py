@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from cvt_cli.base.errors import UsageError
+from cvt_cli.base.text import counted
 from cvt_cli.spec.config import CvTConfig
 from cvt_cli.spec.variants import VARIANTS, variant_of
 
@@ -99,7 +100,7 @@ class Recipe:
         if recipe.steps is None and recipe.warmup_epochs >= recipe.epochs > 0:
             raise UsageError(
                 f"a warm-up of {recipe.warmup_epochs:g} epochs does not fit into "
-                f"{recipe.epochs} epochs",
+                f"{counted(recipe.epochs, 'epoch')}",
                 hint="give a shorter one with --warmup-epochs, or more --epochs",
             )
         return recipe

@@ -45,3 +45,8 @@ def test_a_text_of_more_bytes_than_any_has_is_refused(tmp_path: Path) -> None:
 
     with pytest.raises(ValueError, match="more than 1,000 bytes"):
         text.read_text(path, most=1000)
+
+
+def test_a_number_stands_with_its_noun_in_the_right_form() -> None:
+    assert [text.counted(n, "image") for n in (0, 1, 2)] == ["0 images", "1 image", "2 images"]
+    assert [text.counted(n, "class") for n in (1, 3)] == ["1 class", "3 classes"]

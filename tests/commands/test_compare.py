@@ -341,7 +341,7 @@ def test_other_pictures_under_the_same_names_are_said(cvt, tmp_path: Path) -> No
     other = run(tmp_path / "0.jsonl", tmp_path / "1.jsonl", "--json")
     same = run(tmp_path / "1.jsonl", tmp_path / "2.jsonl", "--json")
 
-    assert "1 of 1 images are not the same pictures in both, under one path" in other.stderr
+    assert "1 of 1 image: not the same picture in both, under one path" in other.stderr
     assert (other.exit_code, same.exit_code, same.stderr) == (0, 0, "")
 
 

@@ -228,7 +228,7 @@ def test_unreadable_images_are_wrong_or_left_out_and_listed(cvt, cut: Path, tmp_
     assert (counted.exit_code, counted.json["n"], counted.json["n_failed"]) == (1, 52, 1)
     assert "bad.png`: not an image" in counted.stderr
     assert (left_out.exit_code, left_out.json["n"], left_out.json["n_skipped"]) == (0, 51, 1)
-    assert "1 images could not be read and are left out" in left_out.stderr
+    assert "left out: 1 image that could not be read" in left_out.stderr
 
 
 @pytest.mark.parametrize(("expected", "code"), [(0.88, 0), (0.95, 1)])

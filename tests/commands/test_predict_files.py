@@ -338,7 +338,7 @@ def test_killed_at_any_moment_every_image_is_answered_exactly_once(
     assert [line["path"] for line in found if "error" in line] == [str(many / "17.png")]
     assert "1 of 60 images could not be read" in result.stderr
     if before:
-        assert f"{before} images are answered in `{path}` already" in result.stderr
+        assert f"{before} images already answered in `{path}`" in result.stderr
 
 
 def test_an_unfinished_line_is_cut_off_and_what_is_named_twice_is_answered_twice(

@@ -96,7 +96,7 @@ def test_an_evaluation_goes_on_by_name_after_an_image_that_sorts_first_was_added
     fresh = cvt(*EVALUATE[:-1], "fresh.jsonl")
 
     assert resumed.exit_code == 0, resumed.stderr
-    assert "29 of 30 images are in `judged.jsonl` already" in resumed.stderr
+    assert "29 of 30 images already in `judged.jsonl`" in resumed.stderr
     for key in INTEGERS:
         assert resumed.json[key] == fresh.json[key], key
     assert resumed.json["loss"] == pytest.approx(fresh.json["loss"])

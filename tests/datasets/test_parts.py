@@ -99,7 +99,7 @@ def test_of_two_folders_for_a_part_the_usual_one_is_taken_and_the_other_named(
     data, said = opened(tmp_path, "test")
 
     assert data.root == tmp_path / "val"
-    assert said == f"not used: `extra`, `valid`, 1 images beside `{tmp_path / 'val'}`"
+    assert said == f"not used: `extra`, `valid`, 1 image beside `{tmp_path / 'val'}`"
 
 
 def test_a_class_may_be_called_like_a_part(tmp_path: Path) -> None:
@@ -126,7 +126,7 @@ def test_a_stray_picture_in_a_part_does_not_make_it_a_class(tmp_path: Path) -> N
     data, said = opened(tmp_path, "train")
 
     assert (data.classes, len(data)) == (("a", "b"), 4)
-    assert said == f"not used: 1 images beside the class folders in `{tmp_path / 'train'}`"
+    assert said == f"not used: 1 image beside the class folders in `{tmp_path / 'train'}`"
 
 
 def test_a_part_that_is_missing_is_asked_for(tmp_path: Path) -> None:

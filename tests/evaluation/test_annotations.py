@@ -14,7 +14,9 @@ def test_real_refuses_images_that_have_lost_their_names() -> None:
 def test_every_image_needs_a_group() -> None:
     table = read_groups(iter([{"path": "a.png", "group": "x"}]), "g.csv")
 
-    with pytest.raises(DataError, match="1 of 2 images have no group in `g.csv`, such as `b.png`"):
+    with pytest.raises(
+        DataError, match="1 of 2 images without a group in `g.csv`, such as `b.png`"
+    ):
         groups_of(table, ["a.png", "b.png"], "g.csv")
     with pytest.raises(DataError, match="needs the columns `path` and `group`"):
         read_groups(iter([{"file": "a.png"}]), "g.csv")

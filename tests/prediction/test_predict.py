@@ -35,7 +35,7 @@ def test_answers_come_one_by_one_and_the_second_run_goes_on(tmp_path: Path) -> N
     assert (first.total, first.done, first.answered, first.failed) == (1, 0, 1, 0)
     assert broken.error == "not an image, or of a kind that Pillow cannot read"
     assert (second.total, second.done, second.answered, second.failed) == (2, 1, 1, 1)
-    assert said == [f"1 images are answered in `{tmp_path / 'answers.jsonl'}` already"]
+    assert said == [f"1 image already answered in `{tmp_path / 'answers.jsonl'}`"]
     assert second.conditions["model"] == "cvt-nano-cifar10"
 
 
