@@ -184,7 +184,7 @@ def class_folders(tree: Tree, split: Split, say: Say) -> LabelledImages:
             f"`{tree.root}`"
         )
     if loose:
-        say(f"not used: {loose} images beside the class folders in `{tree.root}`")
+        say(f"not used: {counted(loose, 'image')} beside the class folders in `{tree.root}`")
     if str(passed):
         say(f"{passed}, in `{tree.root}`")
     if len(classes) == 1:

@@ -66,8 +66,8 @@ def groups_of(table: Mapping[str, str], names: Sequence[str], where: str) -> dic
     """
     if missing := [name for name in names if name not in table]:
         raise DataError(
-            f"{len(missing)} of {counted(len(names), 'image')} without a group in `{where}`, such as "
-            f"`{missing[0]}`",
+            f"{len(missing)} of {counted(len(names), 'image')} without a group in `{where}`, "
+            f"such as `{missing[0]}`",
             hint="paths are those below the data's folder, as --predictions writes them",
         )
     return {name: table[name] for name in names}
