@@ -1,6 +1,6 @@
 """What the command lines in README and docs print, typed again and put into the pages.
 
-    python tests/scripts/shown_outputs.py
+    python tests/scripts/shown_outputs.py [PAGE...]
 
 Lines that the tests run are renewed; what took a GPU, a data set or hours stays as it is.
 """
@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "helpers"))
 import doc_pages  # noqa: E402
 
 if __name__ == "__main__":
-    for page in doc_pages.PAGES:
+    for page in [Path(name).resolve() for name in sys.argv[1:]] or doc_pages.PAGES:
         with tempfile.TemporaryDirectory() as place:
             places = doc_pages.sandbox(Path(place))
             environment = {**os.environ, "CVT_CACHE": f"{place}/cache", "HF_HOME": f"{place}/hf"}
