@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from cvt_cli.base import machine, streams
-from cvt_cli.base.errors import CvtError, UsageError
+from cvt_cli.base.errors import CvtError, UsageError, is_of_memory
 from cvt_cli.base.package import __version__
 from cvt_cli.commands import (
     benchmark,
@@ -35,7 +35,7 @@ from cvt_cli.commands import (
 _OF_THE_MACHINE = (
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO,
     errno.EMFILE, errno.ENFILE, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG,
-    errno.ESTALE,
+    errno.ESTALE, errno.ENOMEM,
 )  # fmt: skip
 """What a system says of files, disks and rights, wherever it says so: no bug of ours."""
 
@@ -67,6 +67,25 @@ class _App(help_pages.Group):
             place = "" if error.filename is None else f"`{os.fsdecode(error.filename)}`: "
             output.error(f"{place}{error.strerror}")
             raise SystemExit(1) from None
+        except Exception as error:
+            if not is_of_memory(error):
+                raise
+            output.error("there is not enough memory for this", self._what_takes_less())
+            raise SystemExit(1) from None
+
+    def _what_takes_less(self) -> str | None:
+        """What the command that was given can be told to need less memory."""
+        command = self.commands.get(next(iter(self._words), ""))
+        there = {option for one in command.params for option in one.opts} if command else set()
+        if "--accumulate" not in there:
+            less = " or ".join(name for name in ("--batch-size", "--res") if name in there)
+            return f"a smaller {less} takes less" if less else None
+        if any(word.startswith("--resume") for word in self._words):
+            return "the run's batches are settled; free some, or start another with smaller ones"
+        return (
+            "a smaller --batch-size or --res takes less; --accumulate computes the images of a "
+            "step in parts, --checkpoint-activations keeps less of each block"
+        )
 
     def make_context(self, info_name: Any, args: Any, *others: Any, **extra: Any) -> Any:
         self._words = list(args)

@@ -54,3 +54,18 @@ class ImageError(CvtError):
 
 class DataError(CvtError):
     """A labelled data set is missing, empty, or laid out in a way that is not understood."""
+
+
+_OUT_OF_MEMORY = (
+    "allocate memory",
+    "failed to allocate",
+    "out of memory",
+    "bad alloc",
+    "bad_alloc",
+)
+
+
+def is_of_memory(error: Exception) -> bool:
+    """Whether memory ran out, the machine's or an accelerator's, in the words of any library."""
+    said = str(error).lower()
+    return isinstance(error, MemoryError) or any(words in said for words in _OUT_OF_MEMORY)

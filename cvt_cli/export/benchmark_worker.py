@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cvt_cli.base import machine
-from cvt_cli.base.errors import CvtError
+from cvt_cli.base.errors import CvtError, is_of_memory
 from cvt_cli.checkpoints import folders
 from cvt_cli.checkpoints.names import to_transformers
 from cvt_cli.engines import runtimes
@@ -79,8 +79,26 @@ class Worker:
 
 
 def _work(connection: Connection, spawned: float, side: Side, graph: Path | None) -> None:
-    """What a side's process does: say when it is ready, then compute when told to."""
+    """What a side's process does: `_compute`, or say why it cannot."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the first process's affair
+    try:
+        _compute(connection, spawned, side, graph)
+    except CvtError as error:
+        connection.send(error)
+    except Exception as error:
+        if not is_of_memory(error):
+            raise
+        connection.send(
+            CvtError(
+                f"there is not enough memory for {side.engine} in {side.precision} at batch "
+                f"{side.batch_size}",
+                hint="a smaller --batch-size or --res takes less",
+            )
+        )
+
+
+def _compute(connection: Connection, spawned: float, side: Side, graph: Path | None) -> None:
+    """Say when it is ready, then compute when told to."""
     generator, network = np.random.default_rng(0), side.network
     height, width = network.height, network.width
     batch: NDArray[Any]
@@ -90,17 +108,13 @@ def _work(connection: Connection, spawned: float, side: Side, graph: Path | None
         shape = (side.batch_size, 3, height, width)
         batch = generator.standard_normal(shape, dtype=np.float32)
     weights_sec, model = 0.0, None
-    try:
-        if network.file is None and side.engine in ("torch", "transformers"):
-            import torch  # noqa: F401  its import belongs to the start, the making of weights not
+    if network.file is None and side.engine in ("torch", "transformers"):
+        import torch  # noqa: F401  its import belongs to the start, the making of weights not
 
-            started = time.perf_counter()
-            model = random_network(network.config)
-            weights_sec = time.perf_counter() - started
-        runner = _runner(side, model, graph)
-    except CvtError as error:
-        connection.send(error)
-        return
+        started = time.perf_counter()
+        model = random_network(network.config)
+        weights_sec = time.perf_counter() - started
+    runner = _runner(side, model, graph)
     startup_sec = time.time() - spawned - weights_sec
     first_call_sec = _seconds(runner, batch)
     calls = max(1, round(SHORTEST_TURN_SEC / _seconds(runner, batch)))

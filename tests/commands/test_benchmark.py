@@ -88,3 +88,15 @@ def test_what_cannot_be_measured_is_a_usage_error(cvt_process, arguments, messag
 
     assert result.exit_code == 2
     assert message in result.stderr
+
+
+def test_a_batch_that_memory_does_not_hold_is_a_sentence(cvt, capfd) -> None:
+    result = cvt(
+        "benchmark", "--model", "cvt-nano-cifar10", "--engine", "torch", "--batch-size", 10**11
+    )
+
+    assert result.exit_code == 1
+    assert "error: there is not enough memory for torch in fp32 at batch 100000000000" in (
+        result.stderr
+    )
+    assert "Traceback" not in capfd.readouterr().err  # of the process that computes

@@ -2,6 +2,7 @@
 read."""
 
 import os
+import resource
 import shutil
 import stat
 import threading
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import cvt_cli
-from tests_shared import CHELSEA, as_unknown_user
+from tests_shared import CHELSEA, TESTS, Machine, as_unknown_user
 
 NANO = ("--model", "cvt-nano-cifar10")
 PREDICT = ("predict", CHELSEA, *NANO)
@@ -113,3 +114,32 @@ def test_files_have_the_permissions_that_the_umask_leaves(cvt, tmp_path: Path) -
             assert stat.S_IMODE((tmp_path / name).stat().st_mode) == 0o640
     finally:
         os.umask(before)
+
+
+def _with_little_memory() -> None:
+    resource.setrlimit(resource.RLIMIT_AS, (4 * 1024**3, 4 * 1024**3))
+
+
+@pytest.mark.parametrize(
+    ("command", "hint"),
+    [
+        (("predict", *[CHELSEA] * 40, "--engine", "torch"), "a smaller --batch-size or --res"),
+        (
+            ("finetune", "--data", TESTS / "kept" / "images", "--workers", 0, "--dry-run"),
+            "--accumulate computes the images of a step in parts",
+        ),
+    ],
+    ids=["predict", "finetune"],
+)
+def test_memory_that_runs_out_is_a_sentence_with_what_takes_less(
+    tmp_path: Path, command: tuple[object, ...], hint: str
+) -> None:
+    much = ["--model", "cvt-nano-cifar10", "--res", 1300, "--batch-size", 40]
+    one_thread = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # each takes some
+    machine = Machine(tmp_path, os.environ | one_thread, {"preexec_fn": _with_little_memory})
+
+    result = machine.run(*command, *much)
+
+    assert result.exit_code == 1
+    assert "error: there is not enough memory for this\n\nhint: " in result.stderr
+    assert hint in result.stderr and "Traceback" not in result.stderr
