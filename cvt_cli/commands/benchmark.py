@@ -7,7 +7,7 @@ import typer
 
 from cvt_cli.base import torchrun
 from cvt_cli.base.errors import UsageError
-from cvt_cli.base.text import human_bytes
+from cvt_cli.base.text import human_bytes, printable
 from cvt_cli.commands import completion, options, output
 from cvt_cli.spec import variants
 
@@ -141,7 +141,7 @@ def benchmark(
     if json_output:
         output.print_json(found.to_json())
     else:
-        _print(found, "transformers, eager, fp32" if against else "the first row")
+        _print(found, "transformers, eager, fp32" if against else found.networks[0].name)
 
 
 def _parts(text: str) -> list[str]:
@@ -190,9 +190,14 @@ def _print(found: "Benchmark", baseline: str) -> None:
         text_columns=3 if several else 2,
     )
     shown = ", ".join(f"{name} {version}" for name, version in found.versions.items())
+    if any(row.ratios for row in found.rows):
+        output.emit(
+            f"ratio: images/s divided by those of {printable(baseline)} at the same batch size in "
+            "the same round;\n"
+            "the median of these quotients (which is not the quotient of the medians), or their\n"
+            "range where the rounds do not agree"
+        )
     output.emit(
-        f"ratio: to {baseline}, at the same batch size, the median of\n"
-        "the rounds' ratios, or their range where they do not agree; of peak: of the rate of a\n"
-        "matrix product in the same precision, measured in turn on torch; start: from a new\n"
-        f"process to an engine that can be called\n{shown}"
+        "of peak: of the rate of a matrix product in the same precision, measured in turn on\n"
+        f"torch; start: from a new process to an engine that can be called\n{shown}"
     )

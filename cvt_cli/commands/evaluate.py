@@ -1,6 +1,7 @@
 """``cvt evaluate``: accuracy on labelled images."""
 
 import shlex
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -179,30 +180,42 @@ def evaluate(
     if not (predictions or report or json_file):
         options.refuse(ctx, ["--overwrite"], "no file is named that it could replace")
     options.refuse_replacing(json_file, overwrite)
-    results = evaluating.evaluate(
-        data,
-        model or [DEFAULT_MODEL],
-        split=split,
-        data_dir=data_dir,
-        label_map=label_map,
-        real=real,
-        groups=groups,
-        skip_unreadable=skip_unreadable,
-        res=res,
-        activation=activation,
-        exif=exif,
-        batch_size=batch_size,
-        workers=workers,
-        device=device,
-        engine=engine,
-        precision=precision,
-        top_k=top_k,
-        predictions=resume or predictions,
-        resume=resume is not None or resume_predictions,
-        report=report,
-        overwrite=overwrite,
-        access=output.access(revision, offline, verbose),
-    )
+    try:
+        results = evaluating.evaluate(
+            data,
+            model or [DEFAULT_MODEL],
+            split=split,
+            data_dir=data_dir,
+            label_map=label_map,
+            real=real,
+            groups=groups,
+            skip_unreadable=skip_unreadable,
+            res=res,
+            activation=activation,
+            exif=exif,
+            batch_size=batch_size,
+            workers=workers,
+            device=device,
+            engine=engine,
+            precision=precision,
+            top_k=top_k,
+            predictions=resume or predictions,
+            resume=resume is not None or resume_predictions,
+            report=report,
+            overwrite=overwrite,
+            access=output.access(revision, offline, verbose),
+        )
+    except KeyboardInterrupt:
+        lines = resume or predictions
+        if lines is not None and lines.suffix.lower() == ".jsonl" and len(model or ()) < 2:
+            old = sys.argv[1:] if resume_predictions else None  # has --resume already
+            go_on = (
+                shlex.join(["cvt", *old]) if old else output.gone_on_with(lines, "--predictions")
+            )
+            output.note(f"to go on: {go_on}")
+        elif torchrun.rank() == 0:
+            output.note("--resume FILE.jsonl keeps what is evaluated, and goes on with it")
+        raise
     missed = [] if expect is None else _missed(results, expect, tolerance)
     if torchrun.rank() == 0:
         for message in missed:

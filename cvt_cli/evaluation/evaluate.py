@@ -190,17 +190,31 @@ def _evaluate(names: list[str], settings: _Settings, access: Access) -> list[Res
         judged = written.judged()
         left = [index for index in mine if images.names[index] not in judged]
         written.save(0, at_once=True)
-        judge.judge(
-            subjects,
-            images,
-            indices=left,
-            hashes=written.needs_hashes,
-            batch_size=settings.batch_size,
-            exif=settings.exif,
-            workers=threads,
-            after_batch=written.save,
-            progress=progress,
-        )
+        done = 0
+
+        def after_batch(new: int) -> None:
+            nonlocal done
+            done = new
+            written.save(new)
+
+        try:
+            judge.judge(
+                subjects,
+                images,
+                indices=left,
+                hashes=written.needs_hashes,
+                batch_size=settings.batch_size,
+                exif=settings.exif,
+                workers=threads,
+                after_batch=after_batch,
+                progress=progress,
+            )
+        except KeyboardInterrupt:
+            if rank == 0:
+                so_far = len(mine) - len(left) + done
+                kept = f"kept in `{settings.predictions}`" if written.needs_hashes else "not kept"
+                access.say(f"stopped: {so_far} of {len(mine)} images are evaluated, and {kept}")
+            raise
         written.save(len(left), at_once=True)
     _add_up(subjects, len(images))
     results = []

@@ -1,0 +1,77 @@
+"""Ctrl-C says what is kept, and the command that goes on."""
+
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from tests_shared import Machine
+
+NANO = ["--model", "cvt-nano-cifar10", "--batch-size", "1", "--workers", "1", "--engine", "torch"]
+
+
+@pytest.fixture
+def images(cifar10: Path, tmp_path: Path) -> Path:
+    """A thousand images of two classes, in a folder whose name has a space."""
+    for name in ("cat", "dog"):
+        (tmp_path / "my images" / name).mkdir(parents=True)
+        for path in sorted((cifar10 / "test" / name).iterdir())[:500]:
+            shutil.copy(path, tmp_path / "my images" / name)
+    return tmp_path
+
+
+def interrupted(machine: Machine, words: list[str], lines: Path | None) -> tuple[int, str]:
+    """Run a command until it has written a line, or has begun, and press Ctrl-C."""
+    process = machine.start(*words)
+    deadline = time.monotonic() + 60
+    while process.poll() is None and time.monotonic() < deadline:
+        if lines is not None and lines.exists() and lines.stat().st_size:
+            break
+        time.sleep(0.002)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    return process.returncode, errors
+
+
+@pytest.mark.parametrize("command", ["predict", "evaluate"])
+def test_ctrl_c_says_how_many_are_done_and_the_line_that_goes_on(
+    images: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    monkeypatch.chdir(images)
+    machine = Machine(images, dict(os.environ))
+    lines = Path("my lines.jsonl")
+    writing = "-o" if command == "predict" else "--predictions"
+
+    code, said = interrupted(
+        machine, [command, "my images", *NANO, writing, str(lines)], images / lines
+    )
+
+    assert code == 130
+    done = re.search(r"^stopped: (\d+) of 1000 images are .+ in `my lines.jsonl`", said, re.M)
+    assert done and 0 < int(done[1]) < 1000
+    go_on = shlex.split(re.search(r"to go on: cvt (.+)$", said, re.MULTILINE)[1])
+    assert go_on == [command, "my images", *NANO, "--resume", "my lines.jsonl"]
+    went_on = machine.run(*go_on)
+    assert went_on.exit_code == 0, went_on.stderr
+    assert re.search(r"^\d+( of 1000)? images are (answered )?in `my lines", went_on.stderr, re.M)
+    assert len({json.loads(line)["path"] for line in lines.read_text().splitlines()}) == 1000
+
+
+def test_ctrl_c_where_nothing_is_kept_says_so(
+    images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(images)
+    machine = Machine(images, dict(os.environ))
+    process = machine.start("predict", "my images", *NANO, "--jsonl")
+    assert process.stdout is not None and process.stdout.readline()
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+
+    assert process.returncode == 130
+    assert re.search(r"^stopped: \d+ of 1000 images are answered$", said, re.MULTILINE)
