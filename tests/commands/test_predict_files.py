@@ -353,7 +353,7 @@ def test_an_unfinished_line_is_cut_off_and_what_is_named_twice_is_answered_twice
 
     result = cvt(*arguments)
 
-    assert "2 images are answered" in result.stderr
+    assert "2 images already answered" in result.stderr
     assert [line["path"] for line in lines_of(path)] == [str(BOATS), str(CHELSEA), str(BOATS)]
 
 
@@ -417,7 +417,7 @@ def test_outputs_that_exclude_each_other_are_a_usage_error(cvt, arguments, messa
 def test_two_processes_share_the_images_without_duplicates(
     machine: Machine, many: Path, tmp_path: Path
 ) -> None:
-    result = machine.torchrun("predict", many, *NANO, "--resume", tmp_path / "answers.jsonl")
+    result = machine.torchrun("predict", many, *NANO, "-v", "--resume", tmp_path / "answers.jsonl")
 
     assert result.exit_code == 1  # the broken one
     found = [lines_of(tmp_path / f"answers.{rank}-of-2.jsonl") for rank in (0, 1)]

@@ -248,7 +248,7 @@ def test_two_predicts_on_one_file_answer_every_image_once(machine: Machine, tmp_
 
     assert f"another process is answering into `{path}`; waiting for it" in said
     assert (first.returncode, result.exit_code) == (0, 0)
-    assert "45 images are answered" in result.stderr
+    assert "45 images already answered" in result.stderr
     assert [line["path"] for line in lines_of(path)] == [str(path) for path in images]
 
 
