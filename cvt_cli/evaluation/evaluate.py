@@ -211,9 +211,11 @@ def _evaluate(names: list[str], settings: _Settings, access: Access) -> list[Res
             )
         except KeyboardInterrupt:
             if rank == 0:
-                so_far = len(mine) - len(left) + done
-                kept = f"kept in `{settings.predictions}`" if written.needs_hashes else "not kept"
-                access.say(f"stopped: {so_far} of {len(mine)} images are evaluated, and {kept}")
+                if written.needs_hashes:
+                    so_far, kept = written.kept, f"kept in `{settings.predictions}`"
+                else:
+                    so_far, kept = len(mine) - len(left) + done, "not kept"
+                access.say(f"stopped: {so_far} of {len(mine)} images are evaluated and {kept}")
             raise
         written.save(len(left), at_once=True)
     _add_up(subjects, len(images))

@@ -91,6 +91,11 @@ class PredictionFiles:
         """Whether each line holds the hash of its image's file."""
         return bool(self._lines)
 
+    @property
+    def kept(self) -> int:
+        """Images of which a later process would know, in every file."""
+        return min((lines.kept for lines, _ in self._lines), default=0)
+
     def judged(self) -> set[str]:
         """Names of the images that have a line."""
         return {line.path for lines, _ in self._lines for line in lines.lines}

@@ -46,6 +46,7 @@ class Counted(ResumableLines):
         self._conditions = Conditions({})
         self._resume = resume
         self._saved = time.monotonic()
+        self.kept = 0  # images of which the last state tells
         super().__init__(path, f"writing predictions to `{path}`", say, self._read)
 
     def _read(self) -> None:
@@ -119,4 +120,5 @@ class Counted(ResumableLines):
         files.write_text(
             self._state_path, json.dumps({**state, "sha256": conditions.json_hash(state)})
         )
+        self.kept = done
         self._saved = time.monotonic()
