@@ -122,6 +122,13 @@ def _as_ours(error: Any) -> UsageError:
     """Wrong usage that typer found, as ours is reported: the message in one piece, and a hint."""
     path = error.ctx.command_path if error.ctx else "cvt"
     message = error.format_message().replace("Value error, ", "")
+    found: list[Any] = getattr(
+        error.__cause__, "errors", list
+    )()  # of pydantic, which newer typers ask
+    if found and isinstance(found[0].get("input"), str):
+        message = message.replace("Input should", f"`{found[0]['input']}` should")
+        message = message.replace(", unable to parse string as an integer", "")
+        message = message.replace(", unable to parse string as a number", "")
     return UsageError(message, f"`{path} --help` lists what it takes")
 
 

@@ -168,6 +168,7 @@ def test_a_number_beyond_what_can_be_is_refused(cvt, arguments) -> None:
 
     assert result.exit_code == 2
     assert f"Invalid value for '{arguments[0]}'" in result.stderr
+    assert str(arguments[1]) in result.stderr
 
 
 def test_a_linear_probe_is_refused_to_several_processes_before_anything_is_made(
