@@ -152,7 +152,11 @@ class Machine:
         return shown.decode()
 
     def wait(self, process: subprocess.Popen[str]) -> Result:
-        stdout, stderr = process.communicate(timeout=240)
+        try:  # long enough for W24 on a busy machine; only what hangs takes longer
+            stdout, stderr = process.communicate(timeout=900)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            raise
         return Result(process.returncode, stdout, stderr)
 
 
