@@ -89,6 +89,7 @@ SPELLINGS: dict[str, dict[str, str]] = {
             "IMAGE": f"{DATA} image input-dir img-path image-path path file filename files data "
             "folder data-dir",
             "--threshold": "conf confidence min-score score-threshold conf-thres",
+            "--output": "results-file output-file out outfile save-to save-path output-dir",
             "--jsonl": "json-lines jsonlines ndjson",
             "--background": "bg",
         }
@@ -96,7 +97,7 @@ SPELLINGS: dict[str, dict[str, str]] = {
     "evaluate": _by_word(
         {
             "--data": f"{DATA} val-dir validation-dir val-data test-dir eval-dir val-folder",
-            "--predictions": "output save-predictions predictions-file output-file",
+            "--predictions": "output o csv save-predictions predictions-file output-file",
             "--label-map": "class-map class-to-idx",
             "--real": "real-labels",
             "--report": "plots report-dir html",

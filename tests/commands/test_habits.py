@@ -63,6 +63,8 @@ HABITS = [
         for spelling in ("--source", "--input", "--image", "--images", "--data")
     ),
     ("predict --source=a.jpg", "predict a.jpg"),
+    ("predict a.jpg --results-file a.csv", "predict a.jpg --output a.csv"),
+    ("evaluate d --csv a.csv", "evaluate d --predictions a.csv"),
     ("predict a.jpg --batch 8 --gpu 0", "predict a.jpg --batch-size 8 --device cuda:0"),
     ("predict a.jpg --device 0", "predict a.jpg --device cuda:0"),
     ("predict a.jpg --cpu", "predict a.jpg --device cpu"),
