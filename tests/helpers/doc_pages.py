@@ -42,10 +42,11 @@ def without_blocks(page: Path) -> str:
 
 def lines(page: Path) -> Iterator[Line]:
     """Every command line of a page's blocks, in order."""
-    for text, _ in blocks(page, "bash"):
-        for typed in text.replace("\\\n", " ").splitlines():
-            yield from _commands(page, typed)
-    for text, start in blocks(page, "console"):
+    for text, start in blocks(page, "bash", "console"):
+        if not text.startswith("$ "):
+            for typed in text.replace("\\\n", " ").splitlines():
+                yield from _commands(page, typed)
+            continue
         for match in re.finditer(r"^\$ (.*(?:\\\n.*)*)\n((?:(?!\$ ).*\n)*)", text, re.MULTILINE):
             place = (start + match.start(2), start + match.end(2))
             yield from _commands(page, match[1].replace("\\\n", " "), match[2], place)
