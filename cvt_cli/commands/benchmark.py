@@ -141,7 +141,9 @@ def benchmark(
     if json_output:
         output.print_json(found.to_json())
     else:
-        _print(found, "transformers, eager, fp32" if against else found.networks[0].name)
+        first = found.rows[0].side
+        own = f"{first.network.name}, {first.engine} {first.precision}"
+        _print(found, "transformers, eager, fp32" if against else own)
 
 
 def _parts(text: str) -> list[str]:

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from cvt_cli.base import machine
 from cvt_cli.base.errors import UsageError
@@ -33,6 +33,10 @@ VERSIONS = ("cvt-cli", "torch", "onnxruntime", "openvino", "transformers")
 
 _PEAK_SIZE = 2048
 """Rows of the square matrices whose product shows what the processor can do."""
+
+_LEAST_PEAK = 3e9
+"""FLOP/s. Below, torch has no fast product in this precision (bf16 and fp16 on a processor without
+instructions for them, 0.6e9 with AVX2): it is no peak, and would take half a minute each time."""
 
 
 @dataclass(frozen=True)
@@ -201,6 +205,7 @@ def measure(
         for side in asked
         if against_peak and side.precision != "int8"  # torch has no such product to compare with
     }
+    peaks = {key: found for key, found in peaks.items() if _matrix_rate(*key, 256) > _LEAST_PEAK}
     with ExitStack() as stack:
         graphs = {
             network: _random_graph(network, folder / f"{number}.onnx")
@@ -214,8 +219,8 @@ def measure(
         ]
         with progress("benchmark", rounds * len(asked), unit="turns") as advance:
             for number in range(rounds):
-                for (device, precision), found in peaks.items():
-                    found.append(_matrix_rate(device, precision))  # type: ignore[arg-type]
+                for key, found in peaks.items():
+                    found.append(_matrix_rate(*key, _PEAK_SIZE))
                 order = range(len(asked)) if number % 2 == 0 else reversed(range(len(asked)))
                 for index in order:
                     rates[index].append(workers[index].turn())
@@ -289,17 +294,20 @@ def _random_graph(network: Network, path: Path) -> Path:
     return path
 
 
-def _matrix_rate(device: str, precision: "Precision") -> float:
+def _matrix_rate(device: str, precision: str, rows: int) -> float:
     """FLOP/s of a product of two square matrices on torch, the fastest of three."""
     import torch
 
     from cvt_cli.model import devices
 
-    shape = (_PEAK_SIZE, _PEAK_SIZE)
-    left, right = (torch.ones(shape, dtype=devices.dtype(precision), device=device) for _ in "ab")
+    shape = (rows, rows)
+    left, right = (
+        torch.ones(shape, dtype=devices.dtype(cast("Precision", precision)), device=device)
+        for _ in "ab"
+    )
     best = float("inf")
     for _ in range(3):
         started = time.perf_counter()
         (left @ right)[0, 0].item()  # waits for the device
         best = min(best, time.perf_counter() - started)
-    return 2 * _PEAK_SIZE**3 / best
+    return 2 * rows**3 / best

@@ -40,6 +40,18 @@ def test_every_side_has_its_row_and_its_conditions(cvt_process) -> None:
     assert not list(places.cache_dir().rglob("*.onnx"))
 
 
+def test_a_precision_without_a_fast_product_has_no_peak_and_is_not_waited_for(
+    cvt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(benchmark, "_LEAST_PEAK", float("inf"))
+    monkeypatch.setattr(benchmark, "_PEAK_SIZE", 10**6)  # more than any memory holds
+
+    result = cvt("benchmark", *QUICK, "--batch-size", 1, "--engine", "torch", "--json")
+
+    assert result.exit_code == 0
+    assert [row["share_of_peak"] for row in result.json["rows"]] == [None]
+
+
 def test_turns_that_do_not_agree_give_no_ratio_and_others_as_many_digits_as_they_say() -> None:
     def row(*ratios: float) -> benchmark.Row:
         found = statistics.median(ratios) if benchmark.agree(ratios) else None

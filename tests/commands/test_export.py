@@ -248,14 +248,18 @@ def test_info_flops_and_benchmark_take_it(files: Path, cvt, tmp_path: Path) -> N
     picture = tmp_path / "rates.svg"
     described = cvt("info", files / "nano.onnx", "--json").json
     counted = cvt("flops", "--model", files / "nano.pt2", "--json").json
-    measured = run(
+    shown = run(
         files, "benchmark", "--model", files / "nano.onnx", "--model", files / "nano.xml",
-        "--rounds", 1, "--batch-size", 2, "--plot", picture, "--json",
-    ).json  # fmt: skip
+        "--rounds", 1, "--batch-size", 2, "--plot", picture, "--json", tmp_path / "rates.json",
+    ).stdout  # fmt: skip
+    measured = json.loads((tmp_path / "rates.json").read_text())
 
     drawn = picture.read_text()
     assert "Images per second of nano.onnx, nano.xml at 32x32" in drawn
     assert "rate compared with" in drawn and "nano.onnx, onnxruntime fp32" in drawn
+    said = " ".join(shown.split())
+    assert f"divided by those of {files / 'nano.onnx'}, onnxruntime fp32" in said
+    assert "median of these quotients (which is not the quotient of the medians)" in said
     assert "None" not in drawn.partition("</metadata>")[2] and str(files) not in drawn
     assert (described["variant"], described["license"]) == ("nano", "MIT")
     assert counted["macs"] == 18_700_800

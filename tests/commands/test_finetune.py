@@ -629,6 +629,7 @@ def test_the_next_command_that_is_printed_measures_on_what_was_held_out(
     changed = cvt(*words)
     assert changed.exit_code == 1
     assert f"1 of the 3 images that `{run}` set aside are not in `{data}`" in changed.stderr
+    assert f"hint: name the data that it was trained on, as then: --data '{data}'" in changed.stderr
 
 
 def test_what_was_set_aside_is_not_taken_from_other_data_without_a_word(

@@ -462,9 +462,11 @@ def test_a_folder_without_a_run_or_with_a_damaged_state_is_explained(
     assert result.exit_code == 1
     assert f"error: `{tmp_path}` holds no run to go on with" in result.stderr
 
-    shutil.copytree(straight, tmp_path / "run")
-    state = tmp_path / "run" / "state" / "state.safetensors"
+    run = tmp_path / "a run"
+    shutil.copytree(straight, run)
+    state = run / "state" / "state.safetensors"
     state.write_bytes(state.read_bytes()[:1000])
-    result = cvt("finetune", "--resume", tmp_path / "run")
+    result = cvt("finetune", "--resume", run)
     assert result.exit_code == 1
     assert f"error: `{state}` is not this run's state" in result.stderr
+    assert f"from --model '{run / 'last'}'" in result.stderr
