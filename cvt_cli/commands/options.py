@@ -357,8 +357,8 @@ Engine = Annotated[
     EngineChoice,
     value_option(
         "NAME",
-        f"Inference runtime: {either(EngineChoice)}. auto: torch on a GPU; on a CPU the fastest "
-        "one installed, if worth its preparation.",
+        f"Inference runtime: {either(EngineChoice)}. auto: torch on a GPU; on a CPU another one "
+        "if its graph is ready or the job would take over a minute.",
         PERFORMANCE,
     ),
 ]

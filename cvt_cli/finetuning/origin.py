@@ -50,8 +50,8 @@ def start_of_training(
         if loaded.labels.names != classes and loaded.labels.wnids != classes:
             network = weights.replace_head(network, len(classes), seed)
             notes += (
-                f"head replaced: {counted(len(loaded.labels), 'class')} of `{checkpoint.name}`, "
-                f"{len(classes)} other ones in the data",
+                f"head replaced: the data has {counted(len(classes), 'class')}, other than the "
+                f"{len(loaded.labels)} of `{checkpoint.name}`",
             )
         name, repository = Path(checkpoint.name).stem, checkpoint.repository
         return Start(name, network, loaded.preprocessing, notes, repository, checkpoint.license)

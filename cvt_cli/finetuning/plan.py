@@ -148,7 +148,7 @@ def describe(plan: Mapping[str, Any]) -> list[str]:
     """A plan in lines for a person."""
     data, settings, model = plan["data"], plan["settings"], plan["model"]
     recipe = settings["recipe"]
-    aside = "set aside from them" if data["val_set_aside"] else "of its own `val`"
+    aside = "others held out" if data["val_set_aside"] else "of its own `val`"
     reading = "not every file could be read" if data["unreadable"] else "every file was read"
     lines = [
         f"data: `{data['name']}`, {data['train_n']} images to train on, {data['val_n']} {aside} to "
