@@ -21,8 +21,8 @@ from cvt_cli.base.limits import LARGEST_DESCRIPTION_BYTES
 from cvt_cli.base.package import __version__
 from cvt_cli.checkpoints import folders, headers
 from cvt_cli.checkpoints.folders import CheckpointConfig
-from cvt_cli.spec.config import Activation, CvTConfig, Size, shown
-from cvt_cli.spec.formats import FORMATS, FilePrecision, GraphFormat, format_of
+from cvt_cli.spec.config import SMALLEST_SIZE, Activation, CvTConfig, Size, shown
+from cvt_cli.spec.formats import FORMATS, FilePrecision, GraphFormat, by_suffix, format_of
 from cvt_cli.spec.labels import Labels
 from cvt_cli.spec.preprocessing import Preprocessing
 
@@ -137,6 +137,12 @@ class Record:
             raise UsageError(
                 f"`{path}` takes {own} pixels alone, not {size}",
                 hint=f"export the checkpoint again with --res {size}, or with --dynamic-size",
+            )
+        least = self.config.smallest_traced if by_suffix(path) == "pt2" else SMALLEST_SIZE
+        if min(size) < least:
+            raise UsageError(
+                f"`{path}` takes no size below {least} pixels, and {size} was asked for",
+                hint=f"give --res {least} or more, or export the checkpoint as .onnx",
             )
         return replace(self, preprocessing=self.preprocessing.with_size(size))
 

@@ -82,7 +82,8 @@ WithPreprocessing = Annotated[
 DynamicSize = Annotated[
     bool,
     options.flag(
-        "Accept any image height and width from 32 pixels. Any batch size is always accepted.",
+        "Accept any image height and width from 32 pixels (.pt2: 35). Any batch size is "
+        "always accepted.",
         FILE,
         "--dynamic-size",
     ),

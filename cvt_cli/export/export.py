@@ -161,11 +161,18 @@ def export(
         progress: of the comparison.
 
     Raises:
-        UsageError: its preprocessing cannot be part of a file.
+        UsageError: its preprocessing cannot be part of a file, or its size is too small for one.
         CvtError: it cannot be written, an image cannot be read, or it does not run.
     """
     if record.preprocessing_inside:
         require(record.preprocessing)
+    least = record.config.smallest_traced
+    if form == "pt2" and record.dynamic_size and min(record.preprocessing.size) < least:
+        raise UsageError(
+            f"a .pt2 of this network with --dynamic-size takes {least} pixels and more, and the "
+            f"model's own size is {record.preprocessing.size}",
+            hint=f"give --res {least} or more, or export to .onnx",
+        )
     made = workplace / target.name
     say(
         f"writing `{target}`"

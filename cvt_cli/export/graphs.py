@@ -169,8 +169,10 @@ def _onnx(
         )
 
 
-def _dimensions(example: Tensor, free: Mapping[int, str]) -> dict[int, Any]:
-    smallest = SMALLEST_SIZE if example.is_floating_point() else 1  # pixels are resized first
+def _dimensions(
+    example: Tensor, free: Mapping[int, str], least: int = SMALLEST_SIZE
+) -> dict[int, Any]:
+    smallest = least if example.is_floating_point() else 1  # pixels are resized first
     return {
         axis: torch.export.Dim(name, min=smallest if axis else 1) for axis, name in free.items()
     }
@@ -238,7 +240,9 @@ def _write_pt2(model: CvT, record: Record, path: Path) -> None:
         free = {0: "batch", 2: "height", 3: "width"} if record.dynamic_size else {0: "batch"}
     with _quiet(), torch.no_grad():
         program = torch.export.export(
-            module.eval(), (example,), dynamic_shapes=(_dimensions(example, free),)
+            module.eval(),
+            (example,),
+            dynamic_shapes=(_dimensions(example, free, model.config.smallest_traced),),
         )
         # Not needed to run it, and the only part of the file that would be pickled.
         program.example_inputs = None

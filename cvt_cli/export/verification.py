@@ -16,7 +16,7 @@ from cvt_cli.base.progress import Advance
 from cvt_cli.checkpoints.export_metadata import Record
 from cvt_cli.engines.protocol import Engine, logits_of, prepared
 from cvt_cli.images import decode, finding, transform
-from cvt_cli.spec.config import SMALLEST_SIZE, Size
+from cvt_cli.spec.config import Size
 from cvt_cli.spec.formats import FilePrecision
 from cvt_cli.spec.preprocessing import Preprocessing
 
@@ -260,7 +260,7 @@ def _sizes(record: Record) -> list[Record]:
     if not record.dynamic_size:
         return [record]
     other = Size(own.height * 3 // 4, own.width * 5 // 8)
-    if min(other) < SMALLEST_SIZE:
+    if min(other) < record.config.smallest_traced:
         other = Size(own.height * 3 // 2, own.width * 7 // 4)
     return [record, record.at(other, Path())]
 

@@ -125,6 +125,18 @@ class CvTConfig:
                     f"stage {index} would have {max(0, map_height)}x{max(0, map_width)} tokens"
                 )
 
+    @property
+    def smallest_traced(self) -> int:
+        """Pixels of the smallest side that a graph traced by PyTorch at a larger size runs at.
+
+        Below, a map of keys has the length 1, which `torch.export` takes for another program.
+        """
+        side = 1
+        for stage in reversed(self.stages):
+            side = max(side, KEY_VALUE_STRIDE + 1)
+            side = (side - 1) * stage.stride + stage.kernel - 2 * stage.padding
+        return max(side, SMALLEST_SIZE)
+
     def with_classes(self, num_classes: int) -> "CvTConfig":
         """The same network with another number of classes."""
         return replace(self, num_classes=num_classes)

@@ -313,6 +313,28 @@ def test_what_a_file_cannot_do_is_a_usage_error(
 # --- options
 
 
+def test_a_pt2_of_dynamic_size_runs_down_to_the_size_that_it_was_traced_for(
+    cvt_process, cvt, tmp_path: Path
+) -> None:
+    file, own = tmp_path / "any.pt2", TESTS / "kept" / "model"  # with the published strides
+
+    small = cvt("export", own, "-o", file, "--dynamic-size")
+    made = cvt_process("export", own, "-o", file, "--dynamic-size", "--res", 64)
+    least = cvt_process("predict", CHELSEA, "--model", file, "--res", 35, "--json")
+    refused = cvt("predict", CHELSEA, "--model", file, "--res", "64x32")
+
+    assert small.exit_code == 2 and "takes 35 pixels and more" in small.stderr
+    assert made.exit_code == 0, made.stderr
+    by_torch = cvt("predict", CHELSEA, "--model", own, "--res", 35, "--json").json
+    ours, theirs = (d["results"][0]["predictions"] for d in (least.json, by_torch))
+    assert [a["index"] for a in ours] == [b["index"] for b in theirs]
+    assert all(
+        a["score"] == pytest.approx(b["score"], abs=1e-5) for a, b in zip(ours, theirs, strict=True)
+    )
+    assert refused.exit_code == 2
+    assert "takes no size below 35 pixels, and 64x32 was asked for" in refused.stderr
+
+
 @pytest.mark.parametrize("name", ["any.onnx", slow("any.xml"), slow("any.pt2")])
 def test_a_file_of_dynamic_size_is_verified_at_two_and_runs_at_any(
     files: Path, tmp_path: Path, name: str
@@ -434,11 +456,11 @@ def test_int8_is_calibrated_on_images_and_counts_nearly_the_same(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["-o", "a.tflite"], "`a.tflite` does not say the format; accepted are `.onnx` (onnx), "
+        (["-o", "a.gguf"], "`a.gguf` does not say the format; accepted are `.onnx` (onnx), "
          "`.xml` (openvino), `.pt2` (pt2), `.safetensors` (safetensors)"),
         (["-o", "folder"], "`folder` does not say the format"),
         (["-o", "a.onnx", "--format", "pt2"], "`a.onnx` has not the suffix of pt2"),
-        (["-o", "a.onnx", "--format", "torchscript"], "'torchscript'"),
+        (["-o", "a.onnx", "--format", "gguf"], "'gguf'"),
         (["-o", "a.onnx", "--precision", "bf16"], "`onnx` is not exported in `bf16`: ONNX Runtime"),
         (["-o", "a.pt2", "--int8", "--calibration", "."], "`pt2` is not exported in `int8`"),
         (["-o", "a.onnx", "--int8"], "--int8 needs images to measure ranges on"),
