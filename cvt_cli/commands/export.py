@@ -324,7 +324,8 @@ def _summary(result: "Exported") -> list[str]:
     verdict = "within" if found.passed else "beyond"
     lines = [
         f"largest, RMS: difference of logits to torch in fp32 on the CPU; spread: standard "
-        f"deviation of torch's logits\n{what} difference {verdict} {found.tolerance:g} x spread"
+        "deviation of torch's logits\n"
+        f"the {what} difference is {verdict} the limit, {found.tolerance:g} x spread"
     ]
     if (parity := found.parity) is not None:
         lines.append(

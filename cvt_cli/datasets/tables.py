@@ -8,6 +8,7 @@ from typing import Any
 
 from cvt_cli.base import text
 from cvt_cli.base.errors import DataError
+from cvt_cli.base.package import installing
 from cvt_cli.base.text import counted
 from cvt_cli.images.trees import Tree
 
@@ -43,7 +44,7 @@ def load_mat(content: bytes, path: str) -> dict[str, Any]:
     except ImportError:
         raise DataError(
             f"reading `{path}` needs SciPy, which is not installed",
-            hint="pip install 'cvt-cli[devkit]'",
+            hint=installing("devkit"),
         ) from None
     try:
         return loadmat(io.BytesIO(content), squeeze_me=True)  # type: ignore[no-any-return]

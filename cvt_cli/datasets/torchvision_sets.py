@@ -10,6 +10,7 @@ import numpy as np
 
 from cvt_cli.base import files
 from cvt_cli.base.errors import DataError, UsageError
+from cvt_cli.base.package import installing
 from cvt_cli.base.progress import Say
 from cvt_cli.datasets.labelled import LabelledImages, Split, made
 from cvt_cli.datasets.tables import lines_of, load_mat
@@ -187,6 +188,4 @@ def _fetch(name: str, data_dir: Path, say: Say) -> None:
 def _require_scipy(name: str) -> None:
     """Before 345 MB are fetched that nothing here could read."""
     if importlib.util.find_spec("scipy") is None:
-        raise DataError(
-            f"`{name}` needs SciPy, which is not installed", hint="pip install 'cvt-cli[devkit]'"
-        )
+        raise DataError(f"`{name}` needs SciPy, which is not installed", hint=installing("devkit"))

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from cvt_cli.base import machine, stamps
 from cvt_cli.base.conditions import Conditions
 from cvt_cli.base.errors import CheckpointError, CvtError, UsageError
+from cvt_cli.base.package import installing
 from cvt_cli.base.progress import Say
 from cvt_cli.checkpoints.export_metadata import PIXELS, Record
 from cvt_cli.spec.formats import PRECISIONS, Runtime, by_suffix
@@ -37,9 +38,7 @@ def installed(runtime: str) -> bool:
 def require(runtime: str) -> None:
     """Raises UsageError, with the command that installs it, if a runtime is not there."""
     if not installed(runtime):
-        raise UsageError(
-            f"engine `{runtime}` is not installed", hint=f"pip install 'cvt-cli[{runtime}]'"
-        )
+        raise UsageError(f"engine `{runtime}` is not installed", hint=installing(runtime))
 
 
 def can_prepare() -> bool:

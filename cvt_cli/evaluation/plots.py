@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from cvt_cli.base import files
 from cvt_cli.base.errors import UsageError
+from cvt_cli.base.package import installing
 from cvt_cli.base.text import as_utf8
 from cvt_cli.prediction import shown
 from cvt_cli.spec.variants import VARIANTS
@@ -53,7 +54,7 @@ def available() -> bool:
 def require() -> None:
     """Raises UsageError if nothing can be drawn at all."""
     if not available():
-        raise UsageError("matplotlib is not installed", hint="pip install 'cvt-cli[plots]'")
+        raise UsageError("matplotlib is not installed", hint=installing("plots"))
 
 
 @contextmanager

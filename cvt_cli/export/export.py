@@ -9,6 +9,7 @@ import torch
 
 from cvt_cli.base import files, machine
 from cvt_cli.base.errors import CheckpointError, CvtError, UsageError
+from cvt_cli.base.package import installing
 from cvt_cli.base.progress import Progress, Say
 from cvt_cli.base.text import counted
 from cvt_cli.checkpoints.checkpoint import Checkpoint
@@ -117,8 +118,8 @@ def check(form: GraphFormat, precision: FilePrecision, inside: bool, dynamic_siz
         packages.append(extra)
     if missing := [package for package in packages if not runtimes.installed(package)]:
         raise UsageError(
-            f"exporting to `{form}` needs {' and '.join(f'`{name}`' for name in missing)}",
-            hint=f"pip install 'cvt-cli[{extra}]'",
+            f"exporting to `{form}` needs {', '.join(f'`{name}`' for name in missing)}",
+            hint=installing(extra) if extra else None,
         )
 
 

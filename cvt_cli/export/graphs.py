@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from cvt_cli.base import files, stamps
 from cvt_cli.base.errors import CvtError, UsageError
+from cvt_cli.base.package import installing
 from cvt_cli.checkpoints.export_metadata import (
     BIN_HASH,
     OPENVINO_SECTION,
@@ -90,7 +91,7 @@ def write_onnx(
     if not runtimes.can_prepare():
         raise UsageError(
             "torch writes no ONNX without the packages `onnx` and `onnxscript`",
-            hint="pip install 'cvt-cli[onnxruntime]'",
+            hint=installing("onnxruntime"),
         )
     network = _WithFeatures(inference_form(model), _DTYPES[precision])
     free = {0: "batch", 2: "height", 3: "width"} if dynamic_size else {0: "batch"}

@@ -18,7 +18,7 @@ from PIL import ExifTags, Image, ImageColor, UnidentifiedImageError
 
 from cvt_cli.base import limits
 from cvt_cli.base.errors import ImageError, UsageError
-from cvt_cli.images.finding import HEIF_NEEDS, reads_heif
+from cvt_cli.images.finding import heif_needs, reads_heif
 from cvt_cli.spec.config import Size
 
 # What Pillow's decoders raise for damaged content, besides OSError (found by mutating files).
@@ -139,7 +139,7 @@ def _identified(file: BinaryIO) -> Image.Image:
         if file.read(12)[4:] not in _HEIF_BRANDS:
             raise
         if not reads_heif():
-            raise ImageError(f"a HEIC picture: {HEIF_NEEDS}") from None
+            raise ImageError(f"a HEIC picture: {heif_needs()}") from None
         import pillow_heif
 
         pillow_heif.register_heif_opener()

@@ -10,6 +10,8 @@ from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
+from cvt_cli.base.package import installing
+
 SUFFIXES = frozenset(
     ".jpg .jpeg .jpe .jfif .png .apng .webp .gif .bmp .tif .tiff .avif .ppm .pgm .pbm .jp2".split()
 )
@@ -38,7 +40,10 @@ _NO_PICTURES = frozenset(
 RUN_FILES = ("plan.json", "split.json")
 """What `cvt finetune` writes into the folder of a run from the first; other things follow."""
 
-HEIF_NEEDS = "HEIC is read where pillow-heif is installed: `pip install 'cvt-cli[heic]'`"
+
+def heif_needs() -> str:
+    """What to do so that HEIC is read."""
+    return f"HEIC is read where pillow-heif is installed: `{installing('heic')}`"
 
 
 @dataclass
@@ -79,7 +84,7 @@ class Passed:
                 parts.append(f"{what} ({len(found)}, such as `{min(found)}`)")
         text = f"passed over: {' and '.join(parts)}" if parts else ""
         if self.files.keys() & HEIF_SUFFIXES:
-            text += f"; {HEIF_NEEDS}"
+            text += f"; {heif_needs()}"
         return text
 
 

@@ -8,6 +8,7 @@ from typing import IO, Any
 
 from cvt_cli.base import text
 from cvt_cli.base.errors import UsageError
+from cvt_cli.base.package import installing
 from cvt_cli.prediction.whole import WholeFile
 
 _ROWS_AT_ONCE = 4096
@@ -122,5 +123,5 @@ def require_parquet() -> None:
     """Raises UsageError, with the command that installs it, if pyarrow is not there."""
     if find_spec("pyarrow") is None:
         raise UsageError(
-            "Parquet needs pyarrow, which is not installed", hint="pip install 'cvt-cli[parquet]'"
+            "Parquet needs pyarrow, which is not installed", hint=installing("parquet")
         )

@@ -18,6 +18,7 @@ from statsmodels.stats.contingency_tables import mcnemar
 from typer.testing import CliRunner
 
 from cvt_cli.base.errors import DataError, UsageError
+from cvt_cli.base.package import installing
 from cvt_cli.cli import _App
 from cvt_cli.commands.compare import compare
 from cvt_cli.evaluation import comparison
@@ -284,7 +285,7 @@ def test_without_pyarrow_parquet_is_refused(
     with pytest.raises(UsageError, match="pyarrow, which is not installed") as raised:
         comparison.read(files[0].with_suffix(".parquet"))
 
-    assert raised.value.hint == "pip install 'cvt-cli[parquet]'"
+    assert raised.value.hint == installing("parquet")
 
 
 # --- the command

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from cvt_cli.base.errors import DataError, ImageError
+from cvt_cli.base.package import installing
 from cvt_cli.datasets.classes import match_classes
 from cvt_cli.datasets.layouts import open_dataset
 from cvt_cli.spec.labels import Labels, imagenet
@@ -133,7 +134,7 @@ def test_the_devkit_without_scipy_names_the_extra(tmp_path: Path, monkeypatch) -
     with pytest.raises(DataError, match="needs SciPy") as caught:
         open_dataset(str(tmp_path), "test", tmp_path)
 
-    assert caught.value.hint == "pip install 'cvt-cli[devkit]'"
+    assert caught.value.hint == installing("devkit")
 
 
 def test_a_number_above_the_leaves_is_refused(tmp_path: Path) -> None:
