@@ -134,9 +134,12 @@ class Record:
         if size is None or size == own:
             return self
         if not self.dynamic_size:
+            other = "--dynamic-size"
+            if self.preprocessing_inside:
+                other += " in place of --with-preprocessing"
             raise UsageError(
                 f"`{path}` takes {own} pixels alone, not {size}",
-                hint=f"export the checkpoint again with --res {size}, or with --dynamic-size",
+                hint=f"export the checkpoint again with --res {size}, or with {other}",
             )
         least = self.config.smallest_traced if by_suffix(path) == "pt2" else SMALLEST_SIZE
         if min(size) < least:

@@ -164,21 +164,28 @@ def print_table(
     _write("\n".join(lines if on_a_terminal else [line.rstrip() for line in lines]))
 
 
-def gone_on_with(path: Path, *writing: str) -> str:
+def gone_on_with(path: Path, *writing: str, without: Iterable[Path] = ()) -> str:
     """This command line, as it goes on with what it has left unfinished.
 
     Args:
         path: of what is there.
         writing: options that this name followed, in whose place ``--resume`` comes.
+        without: other files that they name, which ``--resume`` does not write.
     """
     words: list[str] = []
+    others = set(without)
     left = [word for word in sys.argv[1:] if word != "--overwrite"]
     while left:
         word = left.pop(0)
         option, sign, value = word.partition("=")
-        if option in writing and (value if sign else left and left[0]) == str(path):
-            word = "--resume"
-            left = [value, *left] if sign else left
+        if word.startswith("-o") and len(word) > 2:  # `-oFILE`
+            option, sign, value = "-o", word[:2], word[2:]
+        if option in writing and (sign or left):
+            named = Path(value if sign else left[0])
+            if named == path or named in others:
+                value = value if sign else left.pop(0)
+                words += ["--resume", value] if named == path else []
+                continue
         words.append(word)
     return shlex.join(["cvt", *words])
 

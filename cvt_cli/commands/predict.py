@@ -211,7 +211,8 @@ def _say_what_is_kept(answers: "Answers", asked: "Asked") -> None:
     done = answers.done + answers.answered
     of = "" if answers.total is None else f" of {answers.total}"
     if asked.lines is not None:
-        line = output.gone_on_with(asked.lines, "-o", "--output", "--jsonl")
+        writing = ("-o", "--output", "--jsonl", "--json", "--csv", "--parquet", "--html")
+        line = output.gone_on_with(asked.lines, *writing, without=asked.files)
         output.note(
             f"stopped: {done}{of} images are answered in `{torchrun.own_path(asked.lines)}`; "
             f"to go on: {line}"

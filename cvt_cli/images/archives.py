@@ -77,6 +77,22 @@ class Index:
                 self.passed.replaced.add(f"{self.path}/{full}")
             self.members[full] = member
 
+    def is_of_runs(self, folder: str) -> bool:
+        """As `finding.is_of_runs`, by the full name."""
+        files, folders = self.files.get(folder, set()), self.folders[folder]
+        if files.issuperset(finding.RUN_FILES):
+            return True
+        inner = [self.files.get(f"{folder}/{name}", set()) for name in folders]
+        return not files and bool(inner) and all(f.issuperset(finding.RUN_FILES) for f in inner)
+
+    def all_of_runs(self) -> set[str]:
+        """The folders of runs, and all that lies below them."""
+        found: set[str] = set()
+        for folder in self.folders:  # one comes before what lies in it
+            if folder and (folder.rpartition("/")[0] in found or self.is_of_runs(folder)):
+                found.add(folder)
+        return found
+
     def open(self, name: str) -> BinaryIO:
         """An image; raises as `Tree.open`."""
         member = self._member(name)
@@ -288,7 +304,13 @@ def images_in_zip(path: Path, passed: Passed) -> Iterator[tuple[str, Callable[[]
         zipfile.BadZipFile: it is damaged, or another of `ARCHIVE_ERRORS`.
     """
     index = zip_index(path)
+    runs = index.all_of_runs()
+    passed.folders |= {
+        f"{path}/{folder}" for folder in runs if folder.rpartition("/")[0] not in runs
+    }
     for name, member in index.members.items():
+        if name.rpartition("/")[0] in runs:
+            continue
         written = member.filename if isinstance(member, zipfile.ZipInfo) else name
         if finding.is_image_member(name, passed):
             yield written, partial(_open_in_zip, path, name)

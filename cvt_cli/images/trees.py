@@ -260,16 +260,8 @@ class Archive(Tree):
         if passed is not None:  # those of the whole archive, which are told once
             passed.add(self.index.passed)
         inner = self.index.folders.get(place, ())
-        folders = [name for name in inner if not self._is_of_runs(posixpath.join(place, name))]
+        folders = [n for n in inner if not self.index.is_of_runs(posixpath.join(place, n))]
         return folders, list(self.index.files.get(place, ()))
-
-    def _is_of_runs(self, folder: str) -> bool:
-        """As `finding.is_of_runs`, by the full name."""
-        files, folders = self.index.files.get(folder, set()), self.index.folders[folder]
-        if files.issuperset(finding.RUN_FILES):
-            return True
-        inner = [self.index.files.get(f"{folder}/{name}", set()) for name in folders]
-        return not files and bool(inner) and all(f.issuperset(finding.RUN_FILES) for f in inner)
 
     def has(self, file: str) -> bool:
         return self._full(file) in self.index.members

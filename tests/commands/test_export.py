@@ -149,6 +149,10 @@ def test_the_lines_of_the_docs_answer_with_plain_onnxruntime(files: Path, tmp_pa
     document = json.loads((tmp_path / "nano.onnx.json").read_text())
     assert document["preprocessing_inside"]
     assert document["verification"]["preprocessing_parity"]["largest_grey_levels"] <= 1.001
+    other = ["--model", tmp_path / "nano.onnx", "--res", "64"]
+    refused = run(files, "predict", tmp_path / "photo.jpg", *other)
+    assert refused.exit_code == 2
+    assert "--res 64x64, or with --dynamic-size in place of --with-preprocessing" in refused.stderr
 
 
 # --- first-class models here

@@ -64,6 +64,22 @@ def test_ctrl_c_says_how_many_are_done_and_the_line_that_goes_on(
     assert len({json.loads(line)["path"] for line in lines.read_text().splitlines()}) == 300
 
 
+def test_the_line_that_goes_on_leaves_out_what_resume_refuses(
+    images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(images)
+    machine = Machine(images, dict(os.environ))
+    words = ["-o", "a.csv", "-o", "./a.jsonl", "--output=a.html", "-oa.parquet", "--json", "a.json"]
+
+    code, said = interrupted(machine, ["predict", "my images", *NANO, *words], images / "a.jsonl")
+
+    assert code == 130
+    go_on = shlex.split(re.search(r"to go on: cvt (.+)$", said, re.MULTILINE)[1])
+    assert go_on == ["predict", "my images", *NANO, "--resume", "./a.jsonl"]
+    went_on = machine.run(*go_on)
+    assert went_on.exit_code == 0, went_on.stderr
+
+
 def test_ctrl_c_where_nothing_is_kept_says_so(
     images: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

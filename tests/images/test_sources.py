@@ -546,6 +546,22 @@ def test_large_members_of_archives_are_not_in_memory_together(
     assert peak < limits.contents.most + 2 * limits.LARGEST_FILE + 600_000_000
 
 
+def test_a_run_in_a_zip_is_passed_over_as_in_a_folder(cvt, tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        for name in ("runs/1/plots/curves.jpg", "run/curves.jpg", "photos/boats.jpg", "top.jpg"):
+            archive.write(BOATS, name)
+        for run in ("run", "runs/1"):
+            archive.writestr(f"{run}/plan.json", "{}")
+            archive.writestr(f"{run}/split.json", "{}")
+
+    result = cvt("predict", tmp_path / "a.zip", "--model", "cvt-nano-cifar10", "--jsonl")
+
+    assert result.exit_code == 0, result.stderr
+    answered = [line["path"] for line in result.json_lines]
+    assert answered == [f"{tmp_path}/a.zip/photos/boats.jpg", f"{tmp_path}/a.zip/top.jpg"]
+    assert "1 `runs`" in result.stderr and "1 `run`" in result.stderr
+
+
 def test_many_archives_are_read_with_few_open_files(cvt, tmp_path: Path) -> None:
     small = io.BytesIO()
     Image.new("RGB", (32, 32), "navy").save(small, "PNG")
