@@ -255,7 +255,7 @@ def test_two_predicts_on_one_file_answer_every_image_once(machine: Machine, tmp_
 def test_an_evaluation_waits_for_who_writes_its_predictions(machine: Machine, folder: Path) -> None:
     with files.growing(Path("judged.jsonl"), "writing", lambda text: None) as file:
         file.write(b"of the other process\n")
-        process = machine.start(*EVALUATE)
+        process = machine.start(*EVALUATE, "--overwrite")
         said = waiting_for(process, "another process is")
         meanwhile = Path("judged.jsonl").read_bytes()
     result = machine.wait(process)
