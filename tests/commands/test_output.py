@@ -88,7 +88,9 @@ def test_a_link_stays_a_link_and_a_pipe_a_pipe(cvt, tmp_path: Path) -> None:
     reader.join(10)
 
     assert link.is_symlink() and there.read_text().endswith("</html>\n")
-    assert stat.S_ISFIFO(pipe.stat().st_mode) and read == [there.read_text()]
+    # The page says the command that made it, in which the file has another name.
+    assert [text.replace("/pipe<", "/link.html<") for text in read] == [there.read_text()]
+    assert stat.S_ISFIFO(pipe.stat().st_mode)
 
 
 def test_a_device_stays_a_device(cvt, tmp_path: Path) -> None:

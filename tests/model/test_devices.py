@@ -38,7 +38,7 @@ def test_a_device_that_is_not_there_is_refused_with_those_that_are(machine) -> N
         choose_device("cuda:1")
     machine(cuda=1)
     assert choose_device("cuda:0") == torch.device("cuda:0")
-    with pytest.raises(UsageError, match="this machine has 1 CUDA devices"):
+    with pytest.raises(UsageError, match="this machine has 1 CUDA device,"):
         choose_device("cuda:1")
 
 
