@@ -84,14 +84,11 @@ Resume = Annotated[
         options.OUTPUT,
     ),
 ]
-Parquet = Annotated[
+AsOutput = Annotated[
     Path | None,
     options.path_option("FILE", "As --output.", options.OUTPUT, hidden=True),
 ]
-Html = Annotated[
-    Path | None,
-    options.path_option("FILE", "As --output.", options.OUTPUT, hidden=True),
-]
+"""What wrote a file of one kind before --output did; still understood."""
 Features = Annotated[
     Path | None,
     options.path_option(
@@ -119,8 +116,8 @@ def predict(
     csv: Csv = False,
     json_output: options.JsonOrFile = False,
     jsonl: JsonLines = False,
-    parquet: Parquet = None,
-    html: Html = None,
+    parquet: AsOutput = None,
+    html: AsOutput = None,
     features: Features = None,
     verbose: options.Verbose = False,
     device: options.Device = "auto",
@@ -147,11 +144,10 @@ def predict(
       cvt predict photos/ --model cvt-13 --resume answers.jsonl
     """
     from cvt_cli import loading
+    from cvt_cli.prediction import predict as predicting
 
     printed = [name for name, asked in (("--json", json_output), ("--jsonl", jsonl), ("--csv", csv))
                if asked]  # fmt: skip
-    from cvt_cli.prediction import predict as predicting
-
     written: dict[str, Any] = {}
     named = [("parquet", parquet), ("html", html), ("features", features)]
     for kind, path in [*named, *((predicting.kind_of(path), path) for path in outputs or ())]:
