@@ -64,6 +64,12 @@ def test_command_lines_shown_run_and_print_what_is_shown(
             )
 
 
+def test_every_line_that_is_shown_as_typed_has_its_output() -> None:
+    without = [str(line) for line in LINES if line.place[1] and not line.shown.strip()]
+
+    assert without == []
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_long_command_lines_shown_run(page: Path, cvt_process, tmp_path: Path, monkeypatch) -> None:

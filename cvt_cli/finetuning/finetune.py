@@ -234,7 +234,8 @@ def _workers(asked: int | None, device: torch.device) -> int:
 def evaluated_by(options: Options, job: Job, result: Result) -> list[str]:
     """The words of the command that measures a run's best checkpoint on images it has not seen."""
     settings, images = job.settings, job.images
-    words = ["cvt", "evaluate", "--data", settings.data, "--model", str(result.best)]
+    data = ["--data", settings.data] if settings.data.startswith("-") else [settings.data]
+    words = ["cvt", "evaluate", *data, "--model", str(result.run)]
     if options.data_dir is not None:
         words += ["--data-dir", str(options.data_dir)]
     if images.set_aside and held_out.is_trained_on_by_default(

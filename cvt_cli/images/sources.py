@@ -37,7 +37,7 @@ class Source:
 
     name: str
     open: Callable[[], BinaryIO]  # raises OSError or ImageError
-    missing: bool = False  # it stands for an input in which there are no images
+    missing: str = ""  # why it stands for an input that names no image; empty for an image
 
     def load(
         self,
@@ -85,6 +85,7 @@ class Listing:
     Attributes:
         total: how many there are; None where only reading tells (stdin, a list in a pipe, a tar).
         is_empty: whether no input names any image, as far as that is known before reading.
+        missing: the inputs that name none, and why.
         passed: what was passed over, whole once all sources were given.
 
     Raises:
@@ -97,6 +98,7 @@ class Listing:
         self.passed = Passed()
         self.total: int | None = None
         self.is_empty = True
+        self.missing: dict[str, str] = {}
         self._inputs, self._is_wanted = inputs, is_wanted
         self._walk = _Search(self.passed).all_of(inputs)
         self._held: list[Source] | None = []  # None: there are too many
@@ -105,7 +107,9 @@ class Listing:
             if found is None:
                 self.is_empty = False
                 break
-            self.is_empty = self.is_empty and found.missing
+            if found.missing:
+                self.missing[found.name] = found.missing
+            self.is_empty = self.is_empty and bool(found.missing)
             if is_wanted is None or is_wanted(found.name):
                 counted += 1
                 if self._held is not None:
@@ -189,7 +193,11 @@ def _unreadable(name: str, reason: str, missing: bool = False) -> Source:
     def fail() -> BinaryIO:
         raise ImageError(reason)
 
-    return Source(name, fail, missing)
+    return Source(name, fail, reason if missing else "")
+
+
+NO_SUCH_FILE = "no such file or directory"
+"""As the system says it of a file that is opened."""
 
 
 def _closed(error: OSError) -> Source:
@@ -261,7 +269,7 @@ class _Search:
         elif glob.has_magic(text) and not os.path.lexists(text):
             yield from self._from_pattern(text)
         else:
-            yield _file(path)
+            yield replace(_file(path), missing="" if os.path.lexists(text) else NO_SUCH_FILE)
 
     def _from_archive(
         self, path: Path, found: Iterator[tuple[str, Callable[[], BinaryIO]]], damaged: str
@@ -296,7 +304,8 @@ class _Search:
             with open(name, "rb") as file:
                 yield from self._from_lines(_lines(file))
         except OSError as error:
-            yield _unreadable(f"@{name}", remote.reason(error))
+            is_gone = isinstance(error, FileNotFoundError)
+            yield _unreadable(f"@{name}", remote.reason(error), missing=is_gone)
         except ValueError as error:
             yield _unreadable(f"@{name}", str(error))
 

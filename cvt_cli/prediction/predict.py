@@ -242,12 +242,7 @@ def predict(inputs: Sequence[str], asked: Asked, load: Load, say: Say) -> Iterat
     asked.check(inputs)
     listing = sources.Listing(inputs, torchrun.is_mine if torchrun.count() > 1 else None)
     if listing.is_empty:
-        raise CvtError(
-            f"no images in {', '.join(f'`{text}`' for text in inputs)}"
-            + (f"; {listing.passed}" if str(listing.passed) else ""),
-            hint="folders and archives are searched for .jpg, .png, .webp and other usual "
-            "suffixes; a file that is named is read whatever its name",
-        )
+        raise _no_images(listing)
     with ExitStack() as stack:
         lines: Answered | None = None
         if asked.lines is not None:
@@ -259,3 +254,21 @@ def predict(inputs: Sequence[str], asked: Asked, load: Load, say: Say) -> Iterat
         answers.begin(say)
         answers.open_files(stack)
         yield answers
+
+
+def _no_images(listing: sources.Listing) -> CvtError:
+    """What is said, before a model is loaded or downloaded, of images that are not there."""
+    gone = [name for name, why in listing.missing.items() if why == sources.NO_SUCH_FILE]
+    empty = [name for name in listing.missing if name not in gone]
+    said = [f"{', '.join(f'`{name}`' for name in gone)}: {sources.NO_SUCH_FILE}"] if gone else []
+    if empty:
+        said.append(f"no images in {', '.join(f'`{name}`' for name in empty)}")
+    if str(listing.passed):
+        said.append(str(listing.passed))
+    return CvtError(
+        "; ".join(said),
+        hint="folders and archives are searched for .jpg, .png, .webp and other usual suffixes; a "
+        "file that you name is read whatever its suffix"
+        if empty
+        else "name image files, folders, patterns, archives or URLs",
+    )

@@ -106,8 +106,9 @@ def find(name: str) -> KnownCheckpoint | None:
 
 def suggestion(name: str) -> str:
     """A hint for a name that means nothing: what looks like it, else all that is known."""
-    names = nearest(name) or list(CHECKPOINTS)
-    return "did you mean " + " or ".join(f"`{known}`" for known in names) + "?"
+    if near := nearest(name):
+        return f"did you mean {' or '.join(f'`{known}`' for known in near)}?"
+    return f"known names are {', '.join(CHECKPOINTS)}; `cvt models` describes them"
 
 
 def nearest(name: str) -> list[str]:

@@ -109,7 +109,7 @@ def test_a_checkpoint_is_fine_tuned_with_another_head(cvt, digits: Path, tmp_pat
         in result.stderr
     )
     assert "best: epoch" in result.stdout
-    assert f"next: cvt evaluate --data {digits} --model {tmp_path / 'r' / 'best'}" in result.stderr
+    assert f"next: cvt evaluate {digits} --model {tmp_path / 'r'}" in result.stderr
 
 
 def test_the_same_seed_trains_to_the_same_bits(cvt, digits: Path, tmp_path: Path) -> None:
@@ -621,8 +621,8 @@ def test_the_next_command_that_is_printed_measures_on_what_was_held_out(
 
     said = next(line for line in trained.stderr.splitlines() if line.startswith("next: "))
     words = shlex.split(said.removeprefix("next: cvt "))
-    assert words == ["evaluate", "--data", str(data), "--model", str(run / "best"), "--split",
-                     "val", "--precision", "bf16"]  # fmt: skip
+    assert words == ["evaluate", str(data), "--model", str(run), "--split", "val", "--precision",
+                     "bf16"]  # fmt: skip
     judged = cvt(*words, "--json").json
     found = json.loads((run / "results.json").read_text())
     assert (judged["n"], judged["top1"]) == (3, found["val_top1"])
@@ -756,7 +756,7 @@ def test_a_run_goes_on_with_data_that_were_moved_and_names_them(cvt, tmp_path: P
 
     assert f"error: `{moved}` is not what the run began with" in other.stderr
     assert right.exit_code == 0, right.stderr
-    assert f"next: cvt evaluate --data {moved} " in right.stderr
+    assert f"next: cvt evaluate {moved} " in right.stderr
     assert f"on `{moved}` with" in (run / "best" / "README.md").read_text()
 
 

@@ -165,6 +165,26 @@ def test_a_wrong_option_is_answered_with_what_is_accepted(
     assert result.stdout == ""
 
 
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["gone.jpg"], "`gone.jpg`: no such file or directory"),
+        (["@gone.txt", "a.jpg"], "`@gone.txt`, `a.jpg`: no such file or directory"),
+        (["gone.jpg", "*.png"], "`gone.jpg`: no such file or directory; no images in `*.png`"),
+    ],
+)
+def test_images_that_are_not_there_are_said_before_the_model_is_looked_for(
+    cvt, tmp_path: Path, monkeypatch, given: list[str], said: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    result = cvt("predict", *given, "--model", "cvt-13", "--offline")
+
+    assert result.exit_code == 1
+    assert f"error: {said}\n" in result.stderr
+    assert "cvt-13" not in result.stderr  # neither downloaded nor missed
+
+
 def test_a_folder_without_images_says_so(cvt, tmp_path: Path) -> None:
     result = cvt("predict", tmp_path)
 
@@ -174,9 +194,13 @@ def test_a_folder_without_images_says_so(cvt, tmp_path: Path) -> None:
 
 
 def test_an_unknown_model_is_answered_with_the_nearest_names(cvt) -> None:
-    result = cvt("predict", CHELSEA, "--model", "cvt-13-348")
+    near = cvt("predict", CHELSEA, "--model", "cvt-13-348")
+    far = cvt("predict", CHELSEA, "--model", "resnet50")
 
-    assert "hint: did you mean `cvt-13-384`" in result.stderr
+    assert "hint: did you mean `cvt-13-384`" in near.stderr
+    assert near.stderr.count("cvt-w24-384-22k") == 0
+    assert "hint: known names are cvt-13, cvt-21, " in far.stderr
+    assert "did you mean" not in far.stderr
 
 
 def test_a_model_with_other_classes_names_them(cvt, tmp_path: Path) -> None:
