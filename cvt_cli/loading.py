@@ -31,11 +31,11 @@ if TYPE_CHECKING:
 MANY_IMAGES = 50
 """From here on OpenVINO's faster rate outweighs its slower start (CvT-13 at 224, two cores)."""
 
-WORTH_PREPARING_MACS = 3_000_000_000_000
+WORTH_PREPARING_MACS = 1_500_000_000_000
 """Work for each thread, in MACs, from which on a graph is prepared unasked.
 
-It is some 80 s on torch. A runtime saves a quarter of that, and to prepare the graph takes 10 to
-20 s (CvT-13, two cores).
+It is some 40 s on torch. A runtime saves a quarter of that, and to prepare and to open the graph
+takes 4 s of CvT-13 and some 10 s of W24 (two cores).
 """
 
 MOST_UNNAMED_CLASSES = 1000

@@ -358,7 +358,7 @@ Engine = Annotated[
     value_option(
         "NAME",
         f"Inference runtime: {either(EngineChoice)}. auto: torch on a GPU; on a CPU another one "
-        "if its graph is ready or the job would take over a minute.",
+        "if its graph is ready or the job would take about 40 seconds.",
         PERFORMANCE,
     ),
 ]

@@ -113,6 +113,8 @@ def check(form: GraphFormat, precision: FilePrecision, inside: bool, dynamic_siz
             "give it without --dynamic-size"
         )
     extra, packages = row.extra, list(row.packages)
+    if inside and row.preprocessing_package:
+        packages.append(row.preprocessing_package)
     if precision == "int8" and row.int8_package:
         extra = row.int8_package
         packages.append(extra)

@@ -17,7 +17,7 @@ from cvt_cli.checkpoints.locate import Access
 if TYPE_CHECKING:
     from cvt_cli.model.weights import LoadedCheckpoint
 
-_MAKERS = ("torch", "onnx", "onnxscript")
+_MAKERS = ("torch", "onnx")
 """Packages that make a graph; another version of them may write another one."""
 
 

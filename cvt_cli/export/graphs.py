@@ -35,9 +35,7 @@ from cvt_cli.model.inference import InferenceCvT, inference_form
 from cvt_cli.model.network import CvT
 from cvt_cli.spec.config import SMALLEST_SIZE
 from cvt_cli.spec.formats import GraphFormat
-
-OPSET = 18
-"""The version of ONNX's operators that the exporter writes without converting."""
+from cvt_cli.spec.preprocessing import Preprocessing
 
 PREPROCESSING_FILE = "preprocessing.onnx"
 """Name of what `write` leaves beside a file with preprocessing inside: that alone."""
@@ -47,6 +45,7 @@ _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 # Of the example that a graph of any size is made with: with axes of equal length, or of length 1
 # somewhere inside, they might be taken for the same or as fixed.
 _EXAMPLE_SIZE = (96, 160)
+_ANY_PIXELS = {0: "batch", 1: "height", 2: "width"}
 
 
 class _WithFeatures(nn.Module):
@@ -90,17 +89,19 @@ def write_onnx(
     """
     if not runtimes.can_prepare():
         raise UsageError(
-            "torch writes no ONNX without the packages `onnx` and `onnxscript`",
+            "an ONNX file is written by the package `onnx`, which is not installed",
             hint=installing("onnxruntime"),
         )
-    network = _WithFeatures(inference_form(model), _DTYPES[precision])
-    free = {0: "batch", 2: "height", 3: "width"} if dynamic_size else {0: "batch"}
-    size = _EXAMPLE_SIZE if dynamic_size else (height, width)
-    program = _onnx(network, torch.zeros(2, 3, *size), free, ("images",), ("logits", "features"))
-    program.model.metadata_props.update(metadata)
+    import onnx
+
+    from cvt_cli.export.onnx_graph import network_graph
+
+    size = None if dynamic_size else (height, width)
+    graph = network_graph(inference_form(model), size, _DTYPES[precision])
+    onnx.helper.set_model_props(graph, dict(metadata))
     replacing = files.replacing(path) if made_under is None else stamps.making(path, made_under)
     with replacing as temporary:
-        program.save(temporary)
+        onnx.save(graph, temporary)
 
 
 def write(model: CvT, record: Record, form: GraphFormat, path: Path, calibration: Any) -> None:
@@ -137,37 +138,30 @@ def write(model: CvT, record: Record, form: GraphFormat, path: Path, calibration
         )  # fmt: skip
         before = path.with_name(PREPROCESSING_FILE)
         if record.preprocessing_inside:
-            _onnx(
-                InsidePreprocessing(record.preprocessing),
-                torch.zeros(2, *_EXAMPLE_SIZE, 3, dtype=torch.uint8),
-                {0: "batch", 1: "height", 2: "width"},
-                (PIXELS,),
-                ("prepared",),
-            ).save(before)
+            _write_preprocessing(preprocessing, before)
         finish = _finish_onnx if form == "onnx" else _finish_openvino
         finish(record, onnx_file, before, path, calibration)
     except OSError as error:
         raise files.unwritable(path, error) from error
 
 
-def _onnx(
-    module: nn.Module,
-    example: Tensor,
-    free: Mapping[int, str],
-    inputs: tuple[str, ...],
-    outputs: tuple[str, ...],
-) -> Any:
+def _write_preprocessing(preprocessing: Preprocessing, path: Path) -> None:
+    from cvt_cli.export.onnx_graph import OPSET
+
+    pixels = torch.zeros(2, *_EXAMPLE_SIZE, 3, dtype=torch.uint8)
     with _quiet():
-        return torch.onnx.export(
-            module.eval(),
-            (example,),
+        program = torch.onnx.export(
+            InsidePreprocessing(preprocessing).eval(),
+            (pixels,),
             dynamo=True,
-            dynamic_shapes=(_dimensions(example, free),),
-            input_names=inputs,
-            output_names=outputs,
+            dynamic_shapes=(_dimensions(pixels, _ANY_PIXELS),),
+            input_names=(PIXELS,),
+            output_names=("prepared",),
             opset_version=OPSET,
             verbose=False,
         )
+    assert program is not None  # with dynamo there is one
+    program.save(path)
 
 
 def _dimensions(
@@ -234,7 +228,7 @@ def _write_pt2(model: CvT, record: Record, path: Path) -> None:
     if record.preprocessing_inside:
         module = nn.Sequential(InsidePreprocessing(record.preprocessing), module)
         example = torch.zeros(2, *_EXAMPLE_SIZE, 3, dtype=torch.uint8)
-        free = {0: "batch", 1: "height", 2: "width"}
+        free = _ANY_PIXELS
     else:
         size = _EXAMPLE_SIZE if record.dynamic_size else (height, width)
         example = torch.zeros(2, 3, *size)

@@ -38,6 +38,7 @@ class Format:
     engines: tuple[EngineName, ...] = ()  # those that run it, its own first; none of mere tensors
     extra: str | None = None  # the extra of this package that brings all that it needs
     packages: tuple[str, ...] = ()  # what writes and runs it
+    preprocessing_package: str | None = None  # needed for --with-preprocessing beside these
     int8_package: str | None = None  # needed for int8 beside these; an extra has its name
     impossible: Mapping[FilePrecision, str] = field(default_factory=dict)  # with the reason
     second_suffix: str | None = None  # of the file that belongs to it, beside it
@@ -48,7 +49,8 @@ FORMATS: dict[FormatName, Format] = {
         ".onnx",
         ("onnxruntime", "openvino"),
         "onnxruntime",
-        ("onnxruntime", "onnx", "onnxscript"),
+        ("onnxruntime", "onnx"),
+        preprocessing_package="onnxscript",
         impossible={
             "bf16": "ONNX Runtime has no bfloat16 convolution on a CPU, and loads no such file"
         },
@@ -57,7 +59,8 @@ FORMATS: dict[FormatName, Format] = {
         ".xml",
         ("openvino",),
         "openvino",
-        ("openvino", "onnx", "onnxscript"),
+        ("openvino", "onnx"),
+        preprocessing_package="onnxscript",
         int8_package="nncf",
         second_suffix=".bin",
     ),
