@@ -12,6 +12,7 @@ import pytest
 
 from cvt_cli.base import files
 from cvt_cli.base.errors import CvtError
+from warm_processes import Started, start
 
 WRITES_AND_WAITS = """
 import sys, time
@@ -24,19 +25,16 @@ with files.{what}(Path(sys.argv[1])) as temporary:
 """
 
 
-def writer(what: str, path: Path) -> subprocess.Popen[str]:
+def writer(what: str, path: Path) -> Started:
     """A process that is in the middle of writing a file."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", WRITES_AND_WAITS.format(what=what), path],
-        stdout=subprocess.PIPE,
-        text=True,
-    )
+    code = WRITES_AND_WAITS.format(what=what)
+    process = start(None, path, code=code, environment=dict(os.environ))
     assert process.stdout is not None
     assert process.stdout.readline() == "writing\n"
     return process
 
 
-def kill(process: subprocess.Popen[str]) -> None:
+def kill(process: Started) -> None:
     process.send_signal(signal.SIGKILL)
     process.communicate()
 

@@ -35,6 +35,7 @@ from cvt_cli.spec.labels import Labels
 from cvt_cli.spec.preprocessing import Preprocessing
 from fake_hub import Commit, Hub
 from tests_shared import CHELSEA, TINY, Machine, SilentHub, golden_model
+from warm_processes import Started
 
 NAME = "somebody/tiny"
 
@@ -247,7 +248,7 @@ def slowed(hub: Hub, files: dict[str, bytes], seconds: float) -> int:
     return size
 
 
-def until_partly_fetched(machine: Machine, process: subprocess.Popen[str], least: int) -> int:
+def until_partly_fetched(machine: Machine, process: Started, least: int) -> int:
     """Wait until some bytes of the weights are on disk."""
     folder = machine.hub_cache / f"models--{NAME.replace('/', '--')}" / "blobs"
     while process.poll() is None:

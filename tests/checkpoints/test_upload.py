@@ -23,6 +23,7 @@ from cvt_cli.spec.labels import Labels
 from cvt_cli.spec.preprocessing import Preprocessing
 from fake_hub import Hub
 from tests_shared import CHELSEA, TINY, Machine, Result, SilentHub, golden_model
+from warm_processes import Started
 
 NAME = "somebody/tiny"
 CARD = "---\nlibrary_name: cvt-cli\n---\n\n# Tiny\n\n| top-1 | not measured |\n"
@@ -296,7 +297,7 @@ def test_a_card_that_the_hub_refuses_stops_the_push(hub: Hub, somebody: Machine,
 # --- interrupted
 
 
-def until_sending(hub: Hub, process: subprocess.Popen[str]) -> None:
+def until_sending(hub: Hub, process: Started) -> None:
     while not hub.sent("PUT", "/store/"):
         assert process.poll() is None, process.communicate()
         time.sleep(0.02)

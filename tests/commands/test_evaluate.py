@@ -2,12 +2,11 @@
 
 import csv
 import json
+import os
 import pickle
 import random
 import re
 import shutil
-import subprocess
-import sys
 import tarfile
 import time
 import zipfile
@@ -26,6 +25,7 @@ from cvt_cli.spec.labels import Labels, imagenet
 from cvt_cli.spec.preprocessing import Preprocessing
 from cvt_cli.spec.variants import VARIANTS
 from tests_shared import CHELSEA, TINY, Machine, Result, golden_model, test_data
+from warm_processes import start
 
 NANO = ["--model", "cvt-nano-cifar10"]
 INTEGERS = ("n", "top1_correct", "top5_correct", "classes", "confusions")
@@ -113,10 +113,9 @@ def test_killed_and_resumed_it_ends_with_the_same_result(
     generator = random.Random(0)
     for _ in range(kills):
         begun = path.stat().st_size if path.exists() else 0
-        process = subprocess.Popen(
-            [sys.executable, "-c", script, *map(str, arguments)], env=machine.environment,
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
+        with open(os.devnull, "w") as nowhere:
+            process = start(None, *arguments, code=script, environment=machine.environment,
+                            stdout=nowhere.fileno(), stderr=nowhere.fileno())  # fmt: skip
         deadline = time.monotonic() + 20
         while process.poll() is None and time.monotonic() < deadline:
             if path.exists() and path.stat().st_size > begun:

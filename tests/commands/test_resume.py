@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from cvt_cli.base import files
 from tests_shared import TESTS, Machine, Result, torchrun_environment
+from warm_processes import Started
 
 NANO = ["--model", "cvt-nano-cifar10"]
 TORCH = ["--model", "model", "--engine", "torch", "--precision", "fp32"]
@@ -212,7 +213,7 @@ def test_going_on_takes_the_engine_that_a_file_was_begun_with(cvt, folder: Path)
 # --- several processes
 
 
-def waiting_for(process: subprocess.Popen[str], words: str) -> str:
+def waiting_for(process: Started, words: str) -> str:
     """What a process says on stderr up to a line with these words."""
     assert process.stderr is not None
     said = ""

@@ -15,7 +15,7 @@ import pytest
 from cvt_cli.base import machine
 from cvt_cli.base.package import installing
 from cvt_cli.engines import runtimes
-from tests_shared import CHELSEA, TESTS, Machine
+from tests_shared import CHELSEA, TESTS, Machine, Result, python
 
 RUNTIMES = ["onnxruntime", "openvino"]
 NANO = ["--model", "cvt-nano-cifar10"]
@@ -25,7 +25,7 @@ NANO = ["--model", "cvt-nano-cifar10"]
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A cache with the graph of cvt-nano-cifar10."""
     folder = tmp_path_factory.mktemp("prepared")
-    result = Machine(folder, {"CVT_CACHE": str(folder), "HF_HUB_OFFLINE": "1"}).run(
+    result = Machine(folder, {**os.environ, "CVT_CACHE": str(folder)}).run(
         "predict", CHELSEA, *NANO, "--engine", "onnxruntime"
     )
     assert result.exit_code == 0, result.stderr
@@ -54,11 +54,11 @@ for case in file["cases"][:2]:
             print(runtime, batch)
 """)
 
-    assert done.returncode == 0, done.stderr
+    assert done.exit_code == 0, done.stderr
     assert len(done.stdout.splitlines()) == 12
 
 
-def in_a_process(script: str, **environment: str | None) -> "subprocess.CompletedProcess[str]":
+def in_a_process(script: str, **environment: str | None) -> Result:
     """Run a script with what the tests share, and a path for a graph (see `cvt_process`)."""
     start = f"""
 import shutil, sys, tempfile
@@ -71,12 +71,8 @@ folder = tempfile.TemporaryDirectory()
 path = Path(folder.name, "model.onnx")
 """
     wanted = {**os.environ, **environment}
-    return subprocess.run(
-        [sys.executable, "-c", start + script],
-        capture_output=True,
-        text=True,
-        env={name: value for name, value in wanted.items() if value is not None},
-    )
+    there = {name: value for name, value in wanted.items() if value is not None}
+    return python(start + script, environment=there)
 
 
 def test_the_file_is_valid_and_says_what_it_is(prepared: Path) -> None:
@@ -216,7 +212,7 @@ for blob in shared.glob("openvino/*.blob"):
 assert np.abs(answer(shared, *sides[0])[1] - alone[sides[0]][1]).max() < 1e-5
 """)
 
-    assert done.returncode == 0, done.stderr
+    assert done.exit_code == 0, done.stderr
     assert done.stdout.count(".blob` is damaged, and is made again") == 1
 
 
@@ -239,7 +235,7 @@ openvino.get_version = lambda: "another version"
 assert len(kept()) == 6
 """)
 
-    assert done.returncode == 0, done.stderr
+    assert done.exit_code == 0, done.stderr
 
 
 def test_a_damaged_graph_of_the_cache_is_made_again_and_said(
@@ -347,7 +343,7 @@ app(["predict", {str(CHELSEA)!r}, *{NANO!r}, "--json", "-v"], prog_name="cvt")
 def test_for_long_work_a_graph_is_prepared_unasked(own_cache: Path) -> None:
     done = in_a_process(LONG_WORK)
 
-    assert done.returncode == 0, done.stderr
+    assert done.exit_code == 0, done.stderr
     assert "preparing the graph of cvt-nano-cifar10 at 32x32, once" in done.stderr
     assert "engine onnxruntime: for 1 image it pays to prepare a graph" in done.stderr
     assert json.loads(done.stdout)["engine"] == "onnxruntime"
@@ -359,7 +355,7 @@ def test_where_an_unasked_graph_cannot_be_kept_torch_answers(tmp_path: Path, mon
 
     done = in_a_process(LONG_WORK)
 
-    assert done.returncode == 0, done.stderr
+    assert done.exit_code == 0, done.stderr
     assert "engine torch: onnxruntime was not to be had: cannot write" in done.stderr
     assert json.loads(done.stdout)["engine"] == "torch"
 

@@ -6,8 +6,6 @@ import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +28,7 @@ from tests_shared import (
     golden_model,
     importing_tests_of,
 )
+from warm_processes import Started, start
 
 STEP = golden("train-tiny")
 CLASSES = STEP["num_classes"]
@@ -89,14 +88,9 @@ def trainer_of(batchnorm: str, class_weights: torch.Tensor | None = None) -> Tra
 def of_two(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
     path = tmp_path_factory.mktemp("two") / "found.safetensors"
     script = TESTS / "helpers" / "two_processes.py"
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    done = subprocess.run(
-        [*torchrun, "--nproc-per-node=2", str(script), str(path)],
-        capture_output=True,
-        text=True,
-        env=importing_tests_of(Path(__file__).parent),
-    )
-    assert done.returncode == 0, done.stderr
+    process = start(*TORCHRUN, script, path, environment=importing_tests_of(Path(__file__).parent))
+    _, stderr = process.communicate(timeout=600)
+    assert process.returncode == 0, stderr
     return load_file(path)
 
 
@@ -136,6 +130,8 @@ def trainer_of_whole() -> Trainer:
 
 # --- the command
 
+TORCHRUN = ("torch.distributed.run", "--standalone", "--nproc-per-node=2")
+
 OFTEN = (
     "from cvt_cli.finetuning import training_loop; training_loop.SAVE_EVERY_SEC = 0.05; "
     "from cvt_cli.cli import app; app()"
@@ -143,16 +139,10 @@ OFTEN = (
 """`cvt`, with a state after almost every step."""
 
 
-def start_two(script: Path, *arguments: object) -> "subprocess.Popen[str]":
+def start_two(script: Path, *arguments: object) -> Started:
     script.write_text(OFTEN)
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    return subprocess.Popen(
-        [sys.executable, *torchrun, str(script), *map(str, arguments)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return start(*TORCHRUN, script, *arguments, environment=environment)
 
 
 def command(data: Path, run: Path) -> list[object]:

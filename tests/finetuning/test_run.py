@@ -9,8 +9,6 @@ import resource
 import shlex
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -19,11 +17,13 @@ from pathlib import Path
 import pytest
 from safetensors import safe_open
 
+import warm_processes
 from cvt_cli.base import files
 from cvt_cli.finetuning import tensor_files
 from cvt_cli.finetuning.training_loop import Loop
 from cvt_cli.model import weights
 from tests_shared import TESTS
+from warm_processes import Started
 
 OFTEN = (
     "from cvt_cli.finetuning import training_loop; training_loop.SAVE_EVERY_SEC = 0.05; "
@@ -50,15 +50,9 @@ def command(digits: Path, run: Path, epochs: int = 4) -> list[str]:
     ]  # fmt: skip
 
 
-def start(arguments: list[str]) -> "subprocess.Popen[str]":
+def start(arguments: list[str]) -> Started:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        [sys.executable, "-c", OFTEN, *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment,
-    )
+    return warm_processes.start(None, *arguments, code=OFTEN, environment=environment)
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +72,7 @@ def what_came_of_it(run: Path) -> tuple[bytes, bytes, list[str]]:
     return best, last, timeless
 
 
-def wait_for(there: Callable[[], bool], process: "subprocess.Popen[str]") -> None:
+def wait_for(there: Callable[[], bool], process: Started) -> None:
     deadline = time.monotonic() + 300
     while not there() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.001)
@@ -179,10 +173,9 @@ def test_whatever_ends_it_is_saved_and_says_how_to_go_on(tmp_path: Path, end: st
     run = tmp_path / "a run"
     state = run / "state" / "state.safetensors"
     often = OFTEN if end != "Ctrl-C twice, at once" else "from cvt_cli.cli import app; app()"
-    process = subprocess.Popen(
-        [sys.executable, "-c", often, *TINY, "--epochs", "5000", "--batch-size", "2",
-         "--workers", "2", "--output", str(run)],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    process = warm_processes.start(
+        None, *TINY, "--epochs", "5000", "--batch-size", "2", "--workers", "2", "--output", run,
+        code=often, environment=dict(os.environ), new_session=True,
     )  # fmt: skip
     wait_for(state.exists, process)
     if end == "Ctrl-C twice, at once":

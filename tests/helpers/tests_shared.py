@@ -21,6 +21,7 @@ import torch
 
 from cvt_cli.model.network import CvT, fresh_model
 from cvt_cli.spec.config import CvTConfig, StageConfig
+from warm_processes import Started, start
 
 TESTS = Path(__file__).parents[1]
 GOLDEN = TESTS / "golden"
@@ -93,6 +94,14 @@ class Result:
         return [json.loads(line) for line in self.stdout.splitlines()]
 
 
+def python(code: str, *arguments: object, **options: Any) -> Result:
+    """Run a script to its end in a process of its own; ``options`` are those of `start`."""
+    environment = options.pop("environment", dict(os.environ))
+    process = start(None, *arguments, code=code, environment=environment, **options)
+    stdout, stderr = process.communicate(timeout=900)
+    return Result(process.returncode, stdout, stderr)
+
+
 @dataclass
 class Machine:
     """A computer with a home of its own, where the hub is the one of the test."""
@@ -118,16 +127,11 @@ class Machine:
 
     def start(
         self, *arguments: object, through: tuple[str, ...] = (), **environment: str
-    ) -> subprocess.Popen[str]:
+    ) -> Started:
         """Start a command in a process of its own."""
-        return subprocess.Popen(
-            [sys.executable, "-m", *through, "cvt_cli", *(str(a) for a in arguments)],
-            env={**self.environment, **environment},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            **self.popen,
-        )
+        module, *first = *through, "cvt_cli"
+        everything = {**self.environment, **environment}
+        return start(module, *first, *arguments, environment=everything, **self.popen)
 
     def run(self, *arguments: object, **environment: str) -> Result:
         """Run a command to its end."""
@@ -137,11 +141,9 @@ class Machine:
         """What a command shows on a terminal 110 columns wide; it must end well."""
         controller, terminal = pty.openpty()
         fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 110, 0, 0))
-        process = subprocess.Popen(
-            [sys.executable, "-m", "cvt_cli", *(str(a) for a in arguments)],
-            env={**self.environment, **environment},
-            stdout=terminal,
-            stderr=terminal,
+        everything = {**self.environment, **environment}
+        process = start(
+            "cvt_cli", *arguments, environment=everything, stdout=terminal, stderr=terminal
         )
         os.close(terminal)
         shown = b""
@@ -151,7 +153,7 @@ class Machine:
         assert process.wait() == 0
         return shown.decode()
 
-    def wait(self, process: subprocess.Popen[str]) -> Result:
+    def wait(self, process: Started) -> Result:
         try:  # long enough for W24 on a busy machine; only what hangs takes longer
             stdout, stderr = process.communicate(timeout=900)
         except subprocess.TimeoutExpired:
