@@ -21,6 +21,11 @@ def as_utf8(name: str) -> str:
     return name
 
 
+def plain(name: str) -> str:
+    """By which names are alike that differ in blanks and the case of letters alone."""
+    return " ".join(name.split()).casefold()
+
+
 def csv_row(values: Iterable[Any]) -> str:
     """A row of a CSV table, without the line's end; what could end one in a text is quoted."""
     import csv
@@ -86,6 +91,14 @@ _BYTE_ORDER_MARKS = (
 )
 
 
+def encoding_of(start: bytes) -> tuple[str, int]:
+    """The encoding that a byte order mark says, UTF-8 without one, and the mark's length."""
+    for mark, marked in _BYTE_ORDER_MARKS:
+        if start.startswith(mark):
+            return marked, len(mark)
+    return "utf-8", 0
+
+
 def decoded(content: bytes, *, names: bool = False) -> str:
     """Text in UTF-8, or in what its byte order mark says; the mark is left out.
 
@@ -97,11 +110,8 @@ def decoded(content: bytes, *, names: bool = False) -> str:
     Raises:
         ValueError: it is in another encoding; the message is a sentence.
     """
-    encoding = "utf-8"
-    for mark, marked in _BYTE_ORDER_MARKS:
-        if content.startswith(mark):
-            content, encoding = content[len(mark) :], marked
-            break
+    encoding, mark = encoding_of(content)
+    content = content[mark:]
     try:
         return content.decode(encoding, "surrogateescape" if names else "strict")
     except UnicodeDecodeError as error:

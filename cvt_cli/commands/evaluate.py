@@ -118,7 +118,10 @@ def evaluate(
     ctx: typer.Context,
     data_argument: options.DataArgument = None,
     split: Split = None,
+    columns: options.Columns = None,
+    images: options.ImagesFolder = None,
     label_map: LabelMap = None,
+    group_by: options.GroupBy = None,
     groups: GroupsFile = None,
     real: Real = None,
     skip_unreadable: SkipUnreadable = False,
@@ -186,8 +189,11 @@ def evaluate(
             model or [DEFAULT_MODEL],
             split=split,
             data_dir=data_dir,
+            columns=columns,
+            images=images,
             label_map=label_map,
             real=real,
+            group_by=group_by,
             groups=groups,
             skip_unreadable=skip_unreadable,
             res=res,
@@ -240,9 +246,11 @@ def _missed(results: "list[Result]", expect: float, tolerance: float) -> list[st
 
 
 def _print(results: "list[Result]", skip_unreadable: bool, document: Any) -> None:
+    from cvt_cli.datasets.labelled import place_of
+
     found = results[0].metrics
     for failure in found.failures:
-        output.error(f"`{results[0].root / failure.name}`: {failure.reason}")
+        output.error(f"`{place_of(results[0].root, failure.name)}`: {failure.reason}")
     if document is not None:
         output.print_json(document)
     else:

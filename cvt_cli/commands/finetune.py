@@ -216,6 +216,9 @@ Output = Annotated[
 def finetune(
     ctx: typer.Context,
     data_argument: options.DataArgument = None,
+    columns: options.Columns = None,
+    images: options.ImagesFolder = None,
+    group_by: options.GroupBy = None,
     val_fraction: ValFraction = None,
     data_dir: options.DataDir = None,
     strict: Strict = False,

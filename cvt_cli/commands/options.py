@@ -325,8 +325,8 @@ DataArgument = Annotated[
         parser=place,
         metavar="DATA",
         autocompletion=completion.data,
-        help="A folder, .zip or .tar of labelled images, or a data set: cifar10, cifar100, "
-        "oxford-iiit-pet, flowers102 or imagenette.",
+        help="A folder, .zip or .tar of labelled images, a table of them (.csv, .tsv, .jsonl, "
+        ".parquet), or a data set: cifar10, cifar100, oxford-iiit-pet, flowers102 or imagenette.",
     ),
 ]
 Data = Annotated[
@@ -346,6 +346,32 @@ DataDir = Annotated[
     path_option(
         "FOLDER",
         "Where data sets are stored and downloaded to. [default: data/ in the cache folder]",
+        DATA,
+    ),
+]
+Columns = Annotated[
+    str | None,
+    text_option(
+        "PART=NAME,…",
+        "The columns of a table, such as path=file,label=species,split=fold,group=patient,weight=w."
+        " [default: by their names]",
+        DATA,
+    ),
+]
+ImagesFolder = Annotated[
+    Path | None,
+    path_option(
+        "FOLDER",
+        "The folder that a table's paths start from. [default: the table's own]",
+        DATA,
+    ),
+]
+GroupBy = Annotated[
+    str | None,
+    text_option(
+        "COLUMN|REGEX",
+        "What tells the group of an image, such as a patient or a video: a column of the table, or "
+        "a pattern of its path, such as '(video\\d+)_'.",
         DATA,
     ),
 ]

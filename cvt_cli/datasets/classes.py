@@ -49,9 +49,15 @@ def match_classes(
             return np.array([index[name] for name in classes], dtype=np.int64), how
     own = set(labels.names)
     missing = [name for name in classes if name not in own]
+    near = {text.plain(name): name for name in labels.names}
+    alike = [(name, near[text.plain(name)]) for name in missing if text.plain(name) in near]
+    told = "".join(
+        f"; `{name}` differs from the model's `{other}` in blanks or the case of letters alone"
+        for name, other in alike[:5]
+    )
     raise DataError(
         f"{len(missing)} of {counted(len(classes), 'class')} of the data are not among the model's "
-        f"{len(labels)}: {text.some(missing)}",
+        f"{len(labels)}: {text.some(missing)}{told}",
         hint=f"the model's classes are {text.some(labels.names)}; give `--label-map FILE`, a JSON "
         "object of the data's classes with the model's class name, WNID or index for each",
     )

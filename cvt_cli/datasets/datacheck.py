@@ -3,7 +3,7 @@
 import hashlib
 import json
 from dataclasses import dataclass
-from functools import partial
+from itertools import islice
 
 import numpy as np
 
@@ -16,7 +16,10 @@ from cvt_cli.prediction.classify import ahead
 from cvt_cli.spec.config import Size
 
 DECODED_UP_TO = 20_000
-"""Images; in a larger set the headers alone are read."""
+"""Images; in a larger set the headers alone are decoded."""
+
+READ_UP_TO = 2_000_000
+"""Images; in a larger set none is read, which would take hours before training begins."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,7 @@ class DataCheck:
     smallest_count: int
     unreadable: tuple[tuple[int, str], ...]  # index of the image and the reason, by index
     only_headers: bool  # damage behind a header was not looked for
+    unread: bool  # nor any other
     fingerprint: str  # SHA-256, hexadecimal: another one means other data
     size_fingerprint: str  # one by the files' sizes alone, which earlier versions took
 
@@ -41,7 +45,8 @@ def check(data: LabelledImages, workers: int, progress: Progress = silent) -> Da
 
     The fingerprint is of the names of classes and images in their order, of the labels and of the
     files' contents, or of the images themselves where they are held in memory. It does not depend
-    on where the data lie. So every file is read whole, also where its header alone is decoded.
+    on where the data lie. So every file is read whole, also where its header alone is decoded. Of
+    more than `READ_UP_TO` images no file is read, and the fingerprint is of the rest.
 
     Args:
         data: at least one class.
@@ -52,15 +57,16 @@ def check(data: LabelledImages, workers: int, progress: Progress = silent) -> Da
     by_size = digest.copy()
     only_headers = data.pixels is None and len(data) > DECODED_UP_TO
     unreadable: list[tuple[int, str]] = []
+    unread = data.pixels is None and len(data) > READ_UP_TO
 
     def look(index: int) -> tuple[str | None, int | None, str | None]:
         if data.pixels is not None:
             return None, None, None
-        size = data.files.size(data.names[index])
+        size = data.size(index)
         content = _content_hash(data, index)
         try:
             if only_headers:
-                decode.size(partial(data.files.open, data.names[index]))
+                decode.size(data.opener(index))
             else:
                 # A JPEG at 1/8 of its size: all of the file is read all the same, much faster.
                 data.load(index, exif=False, at_least=Size(1, 1))
@@ -68,8 +74,9 @@ def check(data: LabelledImages, workers: int, progress: Progress = silent) -> Da
             return str(error), size, content
         return None, size, content
 
-    with progress("checking images", len(data)) as advance:
-        for index, (reason, size, content) in ahead(look, range(len(data)), workers, 256):
+    looked_at = range(0 if unread else len(data))
+    with progress("checking images", len(looked_at)) as advance:
+        for index, (reason, size, content) in ahead(look, looked_at, workers, 256):
             if reason is not None:
                 unreadable.append((index, reason))
             digest.update(_line(data, index, content))
@@ -77,6 +84,8 @@ def check(data: LabelledImages, workers: int, progress: Progress = silent) -> Da
             advance(1, f"{len(unreadable)} unreadable" if unreadable else "")
     for one in (digest, by_size):
         _add_pixels(one, data)
+        if unread:
+            _add_names(one, data)
     per_class = np.bincount(data.labels, minlength=len(data.classes)).tolist()
     smallest = per_class.index(min(per_class))
     return DataCheck(
@@ -86,6 +95,7 @@ def check(data: LabelledImages, workers: int, progress: Progress = silent) -> Da
         smallest_count=per_class[smallest],
         unreadable=tuple(unreadable),
         only_headers=only_headers,
+        unread=unread,
         fingerprint=digest.hexdigest(),
         size_fingerprint=by_size.hexdigest(),
     )
@@ -98,6 +108,9 @@ def fingerprint(data: LabelledImages, workers: int) -> str:
     def content(index: int) -> str | None:
         return _content_hash(data, index) if data.pixels is None else None
 
+    if data.pixels is None and len(data) > READ_UP_TO:
+        _add_names(digest, data)
+        return digest.hexdigest()
     for index, found in ahead(content, range(len(data)), workers, 256):
         digest.update(_line(data, index, found))
     _add_pixels(digest, data)
@@ -106,6 +119,14 @@ def fingerprint(data: LabelledImages, workers: int) -> str:
 
 def _line(data: LabelledImages, index: int, what: str | int | None) -> bytes:
     return json.dumps([data.names[index], int(data.labels[index]), what]).encode()
+
+
+def _add_names(digest: "hashlib._Hash", data: LabelledImages) -> None:
+    """Of many images all that is known without reading one."""
+    names = iter(data.names)
+    while part := list(islice(names, 65536)):
+        digest.update(("\0".join(part) + "\0").encode("utf-8", "surrogateescape"))
+    digest.update(np.ascontiguousarray(data.labels, np.int64).data)
 
 
 def _add_pixels(digest: "hashlib._Hash", data: LabelledImages) -> None:
@@ -118,7 +139,7 @@ def _content_hash(data: LabelledImages, index: int) -> str | None:
     """The SHA-256 of an image's file; None where it cannot be read, which decoding it will say."""
     try:
         digest = hashlib.sha256()
-        with data.files.open(data.names[index]) as file:
+        with data.opener(index)() as file:
             while block := file.read(1024 * 1024):
                 digest.update(block)
         return digest.hexdigest()

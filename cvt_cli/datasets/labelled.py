@@ -1,19 +1,21 @@
-"""Labelled images: which files there are, and which class each belongs to."""
+"""Labelled images: which files there are, which class each belongs to, and what else is known."""
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import Any, BinaryIO, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from cvt_cli.base.errors import DataError
+from cvt_cli.datasets import groups as grouping
 from cvt_cli.images import decode
 from cvt_cli.images.decode import Colour
+from cvt_cli.images.packed import Packed
 from cvt_cli.images.trees import Folder, Tree
 from cvt_cli.spec.config import Size
 
@@ -24,17 +26,32 @@ _MOST_NAMED = 10
 """Classes that an error lists."""
 
 
+class Rows(Protocol):
+    """What opens the pictures of a table's rows."""
+
+    def open(self, name: str, row: int) -> BinaryIO:
+        """The file of a picture; raises OSError or ImageError."""
+
+    def size(self, name: str, row: int) -> int | None:
+        """Bytes of it; None where that is not known without opening it."""
+
+
 @dataclass(frozen=True)
 class LabelledImages:
     """Images with the class that each belongs to; decoded when asked for."""
 
     root: Path
     classes: tuple[str, ...]  # names, in the order that `labels` counts
-    names: tuple[str, ...]  # one per image: its path below `root`, or file and position in it
+    names: Sequence[str]  # one per image: its path below `root`, or file and position in it
     labels: NDArray[np.int64]  # (n,) index into `classes`
     pixels: NDArray[np.uint8] | None = None  # (n, H, W, 3) where the set is held in memory
     layout: str = "class folders"  # what told the classes, and of what kind of archive, in words
     tree: Tree | None = None  # what `names` are opened in; None is the folder `root`
+    table: Rows | None = None  # what opens them instead, where a table names them
+    rows: NDArray[np.int64] | None = None  # (n,) of the table, from 0
+    groups: NDArray[np.int64] | None = None  # (n,) index into `group_names`: patient, video, …
+    group_names: tuple[str, ...] = ()
+    weights: NDArray[np.float64] | None = None  # (n,) how much each counts, above 0
 
     def __len__(self) -> int:
         return len(self.names)
@@ -63,7 +80,7 @@ class LabelledImages:
             if tell_hash is not None:
                 tell_hash(self.content_hash(index))
             return Image.fromarray(self.pixels[index])
-        opened = self._opener(index)
+        opened = self.opener(index)
         if tell_hash is not None:
             opened = decode.hashed(opened, tell_hash)
         return decode.decode(opened, exif, at_least, background)
@@ -76,24 +93,48 @@ class LabelledImages:
         """
         if self.pixels is not None:
             return hashlib.sha256(self.pixels[index].tobytes()).hexdigest()
-        return decode.content_hash(self._opener(index))
+        return decode.content_hash(self.opener(index))
 
-    def _opener(self, index: int) -> Callable[[], BinaryIO]:
-        return partial(self.files.open, self.names[index])
+    def opener(self, index: int) -> Callable[[], BinaryIO]:
+        """What opens an image's file, where the set is not held in memory."""
+        name = self.names[index]
+        if self.table is not None and self.rows is not None:
+            return partial(self.table.open, name, int(self.rows[index]))
+        return partial((self.tree or Folder(self.root)).open, name)
 
-    @property
-    def files(self) -> Tree:
-        """What the names are opened in, where the set is not held in memory."""
-        return self.tree or Folder(self.root)
+    def size(self, index: int) -> int | None:
+        """Bytes of an image's file; None where that is not known without opening it."""
+        name = self.names[index]
+        if self.table is not None and self.rows is not None:
+            return self.table.size(name, int(self.rows[index]))
+        return (self.tree or Folder(self.root)).size(name)
+
+    def place(self, index: int) -> str:
+        """Where an image is, for a message: its path, or the address that it has."""
+        return place_of(self.root, self.names[index])
 
     def subset(self, indices: NDArray[np.int64]) -> "LabelledImages":
         """The images at these positions, with all classes kept."""
+        names = self.names
+        of_each: dict[str, Any] = {
+            field: None if (values := getattr(self, field)) is None else values[indices]
+            for field in ("pixels", "rows", "groups", "weights")
+        }
         return replace(
             self,
-            names=tuple(self.names[index] for index in indices),
+            names=names.take(indices)
+            if isinstance(names, Packed)
+            else tuple(names[index] for index in indices),
             labels=self.labels[indices],
-            pixels=None if self.pixels is None else self.pixels[indices],
+            **of_each,
         )
+
+    @property
+    def named_groups(self) -> frozenset[str]:
+        """The groups that there are images of."""
+        if self.groups is None:
+            return frozenset()
+        return frozenset(self.group_names[group] for group in np.unique(self.groups))
 
     def refuse_classes_of_less_than(self, least: int, why: str) -> None:
         """Raises DataError with every class that has fewer images; ``why`` follows the number."""
@@ -110,17 +151,32 @@ class LabelledImages:
     def split(self, fraction: float, seed: int) -> tuple["LabelledImages", "LabelledImages"]:
         """Set a part of every class aside, drawn by ``seed``: (the rest, the part set aside).
 
+        Where groups are known, whole ones are, so that classes have about their part of it.
+
         Raises:
-            DataError: a class has fewer than 2 images.
+            DataError: a class has fewer than 2 images, or two groups cannot be parted.
+            UsageError: there are groups, and scikit-learn is not installed.
         """
         self.refuse_classes_of_less_than(2, ", one to train on and one to choose the best epoch by")
-        generator = np.random.default_rng(seed)
-        aside = np.zeros(len(self), dtype=bool)
-        for label in range(len(self.classes)):
-            members = np.flatnonzero(self.labels == label)
-            count = min(max(1, round(fraction * len(members))), len(members) - 1)
-            aside[generator.permutation(members)[:count]] = True
+        if self.groups is not None:
+            aside = grouping.set_aside(self.labels, self.groups, fraction, seed)
+            if aside is None:
+                raise DataError(
+                    f"the groups of `{self.root}` cannot be parted: every class lies in one group "
+                    "alone, so that whole groups leave nothing to choose the best epoch by"
+                )
+        else:
+            generator = np.random.default_rng(seed)
+            aside = np.zeros(len(self), dtype=bool)
+            for members in grouping.members_of_each(self.labels, len(self.classes)):
+                count = min(max(1, round(fraction * len(members))), len(members) - 1)
+                aside[generator.permutation(members)[:count]] = True
         return self.subset(np.flatnonzero(~aside)), self.subset(np.flatnonzero(aside))
+
+
+def place_of(root: Path, name: str) -> str:
+    """Where an image is, for a message: its path, or the address that it has."""
+    return name if "://" in name else str(root / name)
 
 
 def made(

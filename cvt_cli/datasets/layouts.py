@@ -12,6 +12,8 @@ everything lies is entered. Understood are
     cifar-10-batches-py, cifar-100-python             CIFAR's own files
     images/ with annotations/{trainval,test}.txt      Oxford-IIIT Pet
     jpg/ with setid.mat and imagelabels.mat           Flowers-102
+
+or it is a table, .csv, .tsv, .jsonl or .parquet, whose rows name images (`table_sets`).
 """
 
 import os
@@ -19,26 +21,37 @@ import shlex
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
 from cvt_cli.base import places, text, torchrun
-from cvt_cli.base.errors import DataError
-from cvt_cli.base.progress import Say
+from cvt_cli.base.errors import DataError, UsageError
+from cvt_cli.base.progress import Progress, Say, silent, unheard
 from cvt_cli.base.text import counted
 from cvt_cli.datasets import cifar, imagenet, torchvision_sets
 from cvt_cli.datasets.classes import match_classes
+from cvt_cli.datasets.groups import from_paths
 from cvt_cli.datasets.labelled import LabelledImages, Split, made
 from cvt_cli.datasets.parts import PARTS_OF_SPLIT, beside, entered, parts_of
+from cvt_cli.datasets.table_sets import Told, open_part, parts_of_table
 from cvt_cli.datasets.torchvision_sets import KNOWN, KNOWN_SETS
-from cvt_cli.images import finding
+from cvt_cli.images import columns, finding
 from cvt_cli.images.finding import Passed
+from cvt_cli.images.tables import is_table
 from cvt_cli.images.trees import Folder, Tree, open_tree
 from cvt_cli.spec.labels import Labels
 
 
 def open_dataset(
-    data: str, split: Split, data_dir: Path, *, offline: bool = True, say: Say | None = None
+    data: str,
+    split: Split,
+    data_dir: Path,
+    *,
+    offline: bool = True,
+    say: Say | None = None,
+    told: Told = Told(),  # noqa: B008  # it is frozen
+    progress: Progress = silent,
 ) -> LabelledImages:
     """The images to train on, or those to evaluate on, of a known set, a folder or an archive.
 
@@ -51,15 +64,44 @@ def open_dataset(
         offline: a known set that is not there is not fetched.
         say: told, before a set is fetched, what, how large, from where and into which folder; and
             what lies there and is not used.
+        told: what the columns of a table are, and which images are of one group.
+        progress: told how far a table is read.
 
     Raises:
         DataError: nothing there, not laid out as this module says, not to be fetched, or a folder
             that cannot be read.
+        UsageError: what was told has no place in such data.
     """
+    say = _once(say)
+    check_told(data, told)
+    if _is_table(data):
+        path = Path(places.expanded(data))
+        found = open_part(path, PARTS_OF_SPLIT[split], told, say, progress)
+        if found is None:
+            there = " and ".join(f"`{part}`" for part in parts_of_table(path, told))
+            wanted = "`train` to train on" if split == "train" else "`val` nor `test` to evaluate"
+            raise DataError(
+                f"`{path}` has rows of {there} but {'no' if split == 'train' else 'neither'} "
+                f"{wanted}",
+                hint="--columns split= takes all rows together",
+            )
+        return _grouped(found, told, say)
+    return _grouped(_open_place(data, split, data_dir, offline, say), told, say)
+
+
+def check_told(data: str, told: Told) -> None:
+    """Raises UsageError for what is told of a table, where the data are none."""
+    columns.parse(told.columns)
+    for name, value in (("--columns", told.columns), ("--images", told.images)):
+        if value is not None and not _is_table(data):
+            raise UsageError(f"{name}: it is of a table of images, and `{data}` is none")
+
+
+def _open_place(data: str, split: Split, data_dir: Path, offline: bool, say: Say) -> LabelledImages:
     if data in KNOWN:
-        root = torchvision_sets.found_or_fetched(data, data_dir, offline, say or _nobody)
+        root = torchvision_sets.found_or_fetched(data, data_dir, offline, say)
         reader = KNOWN[data].reader or _read
-        if (found := reader(Folder(root), split, _once(say))) is None:
+        if (found := reader(Folder(root), split, say)) is None:
             raise DataError(
                 f"`{root}` is not the whole of `{data}` as torchvision lays it out",
                 hint="remove it and fetch it again",
@@ -68,58 +110,93 @@ def open_dataset(
     path = Path(places.expanded(data))
     if not os.path.exists(path):
         raise DataError(
-            f"`{data}` does not exist; accepted are a folder, a .zip, a .tar and the names "
-            + ", ".join(f"`{name}`" for name in KNOWN_SETS)
+            f"`{data}` does not exist; accepted are a folder, a .zip, a .tar, a table (.csv, .tsv, "
+            ".jsonl, .parquet) and the names " + ", ".join(f"`{name}`" for name in KNOWN_SETS)
         )
-    return _read(entered(open_tree(path)), split, _once(say))
+    return _read(entered(open_tree(path)), split, say)
 
 
-def open_validation(
-    data: str, training: LabelledImages, say: Say | None = None
+def _grouped(images: LabelledImages, told: Told, say: Say) -> LabelledImages:
+    """The images with the groups that their paths tell, where they are to be told so."""
+    if told.group_by is None or images.groups is not None:
+        return images
+    groups, names, first = from_paths(images.names, told.group_by)
+    shown = ", ".join(f"`{name}` is of `{group}`" for name, group in first)
+    say(f"--group-by: {counted(len(names), 'group')} of images; {shown}")
+    return replace(images, groups=groups, group_names=names)
+
+
+def open_given(
+    data: str,
+    part: Literal["val", "test"],
+    training: LabelledImages,
+    say: Say | None = None,
+    told: Told = Told(),  # noqa: B008  # it is frozen
 ) -> LabelledImages | None:
-    """The images of ``val/`` beside ``train/``, with the classes of the training images.
+    """The images of a part that the user gives beside ``train``.
 
-    None where the data has no such folder, as the known sets.
+    Those of ``val`` have the classes of the training images. None where the data has no such part,
+    as the known sets.
 
     Raises:
-        DataError: it has images of a class that the training images do not have.
+        DataError: ``val`` has images of a class that the training images do not have.
     """
-    tree = _validation(data)
-    if tree is None:
-        return None
-    found = _read_part(tree, "test", _once(say))
+    say = _once(say)
+    if _is_table(data):
+        path = Path(places.expanded(data))
+        if not {"train", part} <= set(parts_of_table(path, told)):
+            return None
+        found = open_part(path, [part], told, unheard)
+        assert found is not None
+        where = f"`{path}`, as `train`"
+    else:
+        tree = _given(data, part)
+        if tree is None:
+            return None
+        found = _read_part(tree, "test", say)
+        where = f"below `{training.root}`"
+    found = _grouped(found, told, unheard)
+    if part == "test":
+        return found
     try:
         index, _ = match_classes(found.classes, Labels(training.classes))
     except DataError as error:
         raise DataError(
             f"{error}",
-            hint=f"put images of them below `{training.root}` too, to train on, or take them out "
-            f"of `{found.root}`",
+            hint=f"put images of them {where} too, to train on, or take them out of `{found.root}`",
         ) from None
     return replace(found, classes=training.classes, labels=index[found.labels])
 
 
-def pass_over_validation(data: str, say: Say) -> None:
-    """Say that ``val/`` beside ``train/`` is not used, if there is one."""
-    if (tree := _validation(data)) is not None:
-        say(f"not used: `{tree.root}`; images to choose by are set aside from those to train on")
+def _is_table(data: str) -> bool:
+    path = places.expanded(data)
+    return data not in KNOWN and is_table(path) and not os.path.isdir(path)
 
 
-def _validation(data: str) -> Tree | None:
+def pass_over_validation(data: str, say: Say, told: Told = Told()) -> None:  # noqa: B008
+    """Say that ``val`` beside ``train`` is not used, if there is one."""
+    if _is_table(data):
+        path = Path(places.expanded(data))
+        unused = f"`val` of `{path}`" if "val" in parts_of_table(path, told) else None
+    else:
+        tree = _given(data, "val")
+        unused = None if tree is None else f"`{tree.root}`"
+    if unused:
+        say(f"not used: {unused}; images to choose by are set aside from those to train on")
+
+
+def _given(data: str, part: str) -> Tree | None:
+    """The folder of a part beside ``train``."""
     if data in KNOWN:
         return None
     tree = entered(open_tree(Path(places.expanded(data))))
     parts = parts_of(tree)
-    return tree.below(parts["val"]) if {"train", "val"} <= parts.keys() else None
-
-
-def _nobody(message: str) -> None:
-    """Say it to nobody."""
+    return tree.below(parts[part]) if {"train", part} <= parts.keys() else None
 
 
 def _once(say: Say | None) -> Say:
     """What tells the user what was found; where several processes open the data, only one does."""
-    return say if say is not None and torchrun.rank() == 0 else _nobody
+    return say if say is not None and torchrun.rank() == 0 else unheard
 
 
 # --- the readers of layouts
@@ -163,9 +240,12 @@ def class_folders(tree: Tree, split: Split, say: Say) -> LabelledImages:
     classes = [name for name in found if found[name]]
     loose = sum(map(finding.is_image_name, files))
     if loose and not classes:
+        tables = [name for name in files if is_table(name)]
         raise DataError(
             f"{loose} images lie directly in `{tree.root}` with nothing that tells their classes",
-            hint="put them into one folder per class, or beside them "
+            hint=f"if a table there says them, name it: {shlex.quote(str(tree.root / tables[0]))}"
+            if tables and isinstance(tree, Folder)
+            else "put them into one folder per class, or beside them "
             f"`{imagenet.VAL_TABLE}` with lines `name index`, or `{imagenet.DEVKIT_TABLE}` and "
             "`meta.mat` of ImageNet's devkit",
         )

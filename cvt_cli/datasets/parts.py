@@ -18,7 +18,8 @@ PARTS = {
 PARTS_OF_SPLIT: dict[Split, tuple[str, ...]] = {"train": ("train",), "test": ("val", "test")}
 """The parts that a split is taken from; the first that there is."""
 
-_PART_OF = {name: part for part, names in PARTS.items() for name in names}
+PART_OF = {name: part for part, names in PARTS.items() for name in names}
+"""The part that each name is of."""
 
 
 def parts_of(tree: Tree) -> dict[str, str]:
@@ -30,8 +31,8 @@ def parts_of(tree: Tree) -> dict[str, str]:
     folders, _ = tree.listing()
     # The names that come first in `PARTS`, and of one in two cases of letters the small ones.
     named = sorted(
-        (name for name in folders if name.casefold() in _PART_OF),
-        key=lambda name: (list(_PART_OF).index(name.casefold()), name.islower() - 1, name),
+        (name for name in folders if name.casefold() in PART_OF),
+        key=lambda name: (list(PART_OF).index(name.casefold()), name.islower() - 1, name),
     )
     kinds = {name: _kind(tree, name) for name in named}
     if "part" not in kinds.values():
@@ -40,7 +41,7 @@ def parts_of(tree: Tree) -> dict[str, str]:
     parts: dict[str, str] = {}
     for name, kind in kinds.items():
         if kind != "empty":
-            parts.setdefault(_PART_OF[name.casefold()], name)
+            parts.setdefault(PART_OF[name.casefold()], name)
     return parts
 
 
@@ -80,7 +81,7 @@ def entered(tree: Tree) -> Tree:
         if len(folders) != 1 or any(stem not in _HARMLESS for stem in stems):
             return tree
         (name,) = folders
-        if name.casefold() in _PART_OF:
+        if name.casefold() in PART_OF:
             return tree
         inner = tree.below(name)
         inner_folders, inner_files = inner.listing()

@@ -2,25 +2,25 @@
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, get_args, overload
+from typing import Any, overload
 
 from cvt_cli import loading
-from cvt_cli.base import files, machine, places, streams, torchrun
+from cvt_cli.base import machine, places, streams, torchrun
 from cvt_cli.base.errors import UsageError
-from cvt_cli.base.progress import Say, silent, unheard
+from cvt_cli.base.progress import silent, unheard
 from cvt_cli.base.text import counted
 from cvt_cli.checkpoints.locate import Access
 from cvt_cli.datasets import held_out
 from cvt_cli.datasets.classes import match_classes
 from cvt_cli.datasets.held_out import Origin
 from cvt_cli.datasets.labelled import LabelledImages, Split
-from cvt_cli.datasets.layouts import open_dataset
-from cvt_cli.datasets.torchvision_sets import KNOWN_SETS, check_data_dir
+from cvt_cli.datasets.table_sets import Told
+from cvt_cli.datasets.torchvision_sets import KNOWN_SETS
 from cvt_cli.engines.ready import ReadyModel
 from cvt_cli.evaluation import annotations, judge, predictions, report
+from cvt_cli.evaluation.asked import Asked, check
 from cvt_cli.evaluation.judge import Subject
 from cvt_cli.evaluation.predictions import PredictionFiles
 from cvt_cli.evaluation.result import Part, Result, published_beside
@@ -45,8 +45,11 @@ def evaluate(  # type: ignore[misc]  # the options are the same in both, and are
     *,
     split: Part | None = None,
     data_dir: Place | None = None,
+    columns: str | None = None,
+    images: Place | None = None,
     label_map: Place | None = None,
     real: Place | None = None,
+    group_by: str | None = None,
     groups: Place | None = None,
     skip_unreadable: bool = False,
     res: int | str | None = None,
@@ -95,10 +98,11 @@ def evaluate(  # type: ignore[misc]  # the options are the same in both, and are
         asked = [published.DEFAULT_MODEL if model is None else model]
     else:
         asked = model
-    settings = _Settings(
+    settings = Asked(
         data=_data(data),
         split=split,
         data_dir=_path(data_dir),
+        told=Told(columns, _path(images), group_by),
         label_map=_path(label_map),
         real=_path(real),
         groups=_path(groups),
@@ -122,37 +126,6 @@ def evaluate(  # type: ignore[misc]  # the options are the same in both, and are
     return results if asked is model else results[0]
 
 
-@dataclass(frozen=True)
-class _Settings:
-    """The arguments of `evaluate` but for the models."""
-
-    data: str
-    split: Part | None
-    data_dir: Path | None
-    label_map: Path | None
-    real: Path | None
-    groups: Path | None
-    skip_unreadable: bool
-    res: str | None
-    activation: Activation | None
-    exif: bool
-    batch_size: int
-    workers: int | None
-    device: str
-    engine: EngineChoice
-    precision: str
-    top_k: int
-    predictions: Path | None
-    resume: bool
-    report: Path | None
-    overwrite: bool
-
-    def opened(self, part: Split, offline: bool, say: Say) -> LabelledImages:
-        """A part of the data."""
-        data_dir = self.data_dir or places.data_dir()
-        return open_dataset(self.data, part, data_dir, offline=offline, say=say)
-
-
 def _data(data: Place) -> str:
     """A name or a path as ``--data`` takes it, where a known set's name wins over a folder."""
     if isinstance(data, Path) and str(data) in KNOWN_SETS:
@@ -164,17 +137,19 @@ def _path(place: Place | None) -> Path | None:
     return None if place is None else Path(places.expanded(str(place)))
 
 
-def _evaluate(names: list[str], settings: _Settings, access: Access) -> list[Result]:
-    _check(names, settings)
+def _evaluate(names: list[str], settings: Asked, access: Access) -> list[Result]:
+    check(names, settings)
     table = None if settings.groups is None else annotations.read_groups_file(settings.groups)
     origins = [held_out.origin_of(name) for name in names]
     if settings.split is None:
-        images = settings.opened("test", access.offline, access.say)
+        images = settings.opened("test", access.offline, access.say, access.progress)
     else:
         images = _held_out(names, origins, settings, access)
     rank, threads = torchrun.rank(), settings.workers or machine.threads()
     progress = access.progress if rank == 0 else silent
-    mine = [index for index, name in enumerate(images.names) if torchrun.is_mine(name)]
+    mine: Sequence[int] = range(len(images))
+    if torchrun.count() > 1:
+        mine = [index for index in mine if torchrun.is_mine(images.names[index])]
     models: list[ReadyModel] = []
     subjects: list[Subject] = []
     several = len(names) > 1
@@ -188,7 +163,9 @@ def _evaluate(names: list[str], settings: _Settings, access: Access) -> list[Res
             conditions = {**ready.conditions(), "data": settings.data, "exif": settings.exif}
             written.begin(one, conditions, images, len(mine), threads, progress)
         judged = written.judged()
-        left = [index for index in mine if images.names[index] not in judged]
+        left = mine
+        if judged:
+            left = [index for index in mine if images.names[index] not in judged]
         written.save(0, at_once=True)
         done = 0
 
@@ -232,54 +209,8 @@ def _evaluate(names: list[str], settings: _Settings, access: Access) -> list[Res
     return results
 
 
-def _check(names: list[str], settings: _Settings) -> None:
-    """Raises UsageError for values that cannot be, do not go together, or have no effect."""
-    for what, number, least in (
-        ("batch_size", settings.batch_size, 1),
-        ("workers", settings.workers, 1),
-        ("top_k", settings.top_k, 2),
-    ):
-        if number is not None and number < least:
-            raise UsageError(f"{what} is {number}; it must be at least {least}")
-    if settings.split not in (None, *get_args(Part)):
-        raise UsageError(f"split is `{settings.split}`; accepted is `val`")
-    if not names:
-        raise UsageError("there is no model to evaluate")
-    predictions.check(settings.predictions, settings.resume, len(names))
-    check_data_dir(settings.data, settings.data_dir)
-    known = [found.name if (found := published.find(name)) else name for name in names]
-    called = [predictions.name_in_files(name) for name in known]
-    if twice := [name for name, call in zip(names, called, strict=True) if called.count(call) > 1]:
-        raise UsageError(
-            f"--model {' and --model '.join(f'`{name}`' for name in twice)} are the same, or would "
-            "have the same name in the files that are written",
-            hint="give each model once; a link to a folder gives it another name",
-        )
-    files.refuse_overwriting(
-        [path for path in (settings.predictions, settings.report) if path is not None],
-        [
-            str(path)
-            for path in (settings.label_map, settings.real, settings.groups)
-            if path is not None
-        ],
-    )
-    if settings.predictions is not None and not settings.resume:
-        of_models = called if len(names) > 1 else [None]
-        files.refuse_replacing(
-            [predictions.file_of(settings.predictions, name) for name in of_models],
-            settings.overwrite,
-        )
-    if settings.report is not None:
-        folders = (
-            [settings.report / name for name in called] if len(names) > 1 else [settings.report]
-        )
-        files.refuse_replacing([folder / "index.html" for folder in folders], settings.overwrite)
-        report.check(settings.report)
-    predictions.require(settings.predictions)
-
-
 def _held_out(
-    names: list[str], origins: list[Origin | None], settings: _Settings, access: Access
+    names: list[str], origins: list[Origin | None], settings: Asked, access: Access
 ) -> LabelledImages:
     """The images that the models' runs chose their best epochs by; see ``--split``."""
     found = []
@@ -291,7 +222,7 @@ def _held_out(
                 hint="leave --split out, or name a folder with these images as --data",
             )
         part: Split = "train" if origin.set_aside else "test"
-        images = settings.opened(part, access.offline, access.say)
+        images = settings.opened(part, access.offline, access.say, access.progress)
         found.append(origin.held_out(images, access.say))
     if any((one.root, one.names) != (found[0].root, found[0].names) for one in found):
         raise UsageError(
@@ -305,7 +236,7 @@ def _loaded(
     name: str,
     images: LabelledImages,
     table: dict[str, str] | None,
-    settings: _Settings,
+    settings: Asked,
     engine: EngineChoice,
     mine: int,
     access: Access,
@@ -344,6 +275,9 @@ def _loaded(
         one.real = annotations.real_labels(images.names, accepted, str(settings.real))
     if table is not None:
         one.groups = annotations.groups_of(table, images.names, str(settings.groups))
+    elif images.groups is not None:
+        groups = [images.group_names[group] for group in images.groups.tolist()]
+        one.groups = dict(zip(images.names, groups, strict=True))
     if torchrun.rank() == 0:
         for message in ready.notes:
             access.say(message)
@@ -373,7 +307,7 @@ def _result(
     one: Subject,
     origin: Origin | None,
     images: LabelledImages,
-    settings: _Settings,
+    settings: Asked,
     offline: bool,
 ) -> Result:
     metrics = one.result.metrics(one.labels)

@@ -104,7 +104,7 @@ class _Varied(Dataset["tuple[Tensor, int] | _Problem"]):
             image = self.data.load(index, exif=False)
         except ImageError as error:
             return _Problem(
-                f"cannot train on `{self.data.root / self.data.names[index]}`: {error}",
+                f"cannot train on `{self.data.place(index)}`: {error}",
                 "put a good file in its place, and go on with --resume",
             )
         # A worker's generator is its own; this process's belongs to the model.

@@ -16,6 +16,7 @@ from cvt_cli.base.progress import Progress, Say, silent, unheard
 from cvt_cli.checkpoints import locate
 from cvt_cli.checkpoints.locate import Access
 from cvt_cli.datasets import held_out, layouts
+from cvt_cli.datasets.table_sets import Told
 from cvt_cli.datasets.torchvision_sets import check_data_dir
 from cvt_cli.finetuning import origin
 from cvt_cli.finetuning import plan as plans
@@ -121,11 +122,14 @@ def _new(
 ) -> Prepared:
     """A run that begins."""
     say, data, seed = access.say, str(options.data), options.seed or 0
+    told = Told(options.columns, options.images, options.group_by)
+    layouts.check_told(data, told)
     fraction = options.val_fraction or DEFAULT_VAL_FRACTION
     model = None if options.variant else str(options.model or published.DEFAULT_MODEL)
     if model is not None:  # before all images are read
         locate.find(model, replace(access, say=unheard))
-    images = _images(options, data, options.val_fraction is None, fraction, seed, say, progress)
+    own = options.val_fraction is None
+    images = _images(options, data, told, own, fraction, seed, say, progress)
     size = options.res or options.base_recipe.res
     start = origin.start_of_training(
         images.training.classes,
@@ -175,9 +179,12 @@ def _going_on(
         settings = replace(settings, max_time_sec=parse_duration(options.max_time))
     if options.data is not None:  # they have moved
         settings = replace(settings, data=str(options.data))
+    if options.images is not None:
+        settings = replace(settings, images=str(options.images))
     images = _images(
         options,
         settings.data,
+        settings.told,
         not plan["data"]["val_set_aside"],
         plan["data"]["val_fraction"],
         settings.seed,
@@ -192,6 +199,7 @@ def _going_on(
 def _images(
     options: Options,
     data: str,
+    told: Told,
     own: bool,
     fraction: float,
     seed: int,
@@ -203,6 +211,7 @@ def _images(
     Args:
         options: where known sets are kept, and whether they may be fetched.
         data: as the user named it.
+        told: how they are read.
         own: take its own validation images, if it has any.
         fraction: of the training images, set aside where it has none.
         seed: of which they are.
@@ -211,8 +220,10 @@ def _images(
     """
     check_data_dir(data, options.data_dir)
     place, offline = options.data_dir or places.data_dir(), bool(options.offline)
-    found = layouts.open_dataset(data, "train", place, offline=offline, say=say)
-    validation = layouts.open_validation(data, found, say) if own else None
+    found = layouts.open_dataset(
+        data, "train", place, offline=offline, say=say, told=told, progress=progress
+    )
+    validation = layouts.open_given(data, "val", found, say, told) if own else None
     if validation is not None and not options.variant and options.base_recipe.optimizer == "newton":
         options.refuse(
             ["--seed"],
@@ -220,7 +231,7 @@ def _images(
             "of a linear probe is solved for",
         )
     if not own and torchrun.rank() == 0:
-        layouts.pass_over_validation(data, say)
+        layouts.pass_over_validation(data, say, told)
     return starts.check_images(found, validation, fraction, seed, progress=progress)
 
 
@@ -236,11 +247,18 @@ def evaluated_by(options: Options, job: Job, result: Result) -> list[str]:
     settings, images = job.settings, job.images
     data = ["--data", settings.data] if settings.data.startswith("-") else [settings.data]
     words = ["cvt", "evaluate", *data, "--model", str(result.run)]
-    if options.data_dir is not None:
-        words += ["--data-dir", str(options.data_dir)]
+    for option, value in (
+        ("--data-dir", options.data_dir),
+        ("--columns", settings.columns),
+        ("--images", settings.images),
+    ):
+        if value is not None:
+            words += [option, str(value)]
     if images.set_aside and held_out.is_trained_on_by_default(
         images.training,
-        lambda: layouts.open_dataset(settings.data, "test", options.data_dir or places.data_dir()),
+        lambda: layouts.open_dataset(
+            settings.data, "test", options.data_dir or places.data_dir(), told=settings.told
+        ),
     ):
         words += ["--split", "val"]
     if settings.precision != devices.choose_precision("auto", job.device):

@@ -2,12 +2,14 @@
 
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from cvt_cli.base import machine
 from cvt_cli.datasets.labelled import LabelledImages
+from cvt_cli.datasets.table_sets import Told
 from cvt_cli.finetuning import trainer
 from cvt_cli.model import devices, engine
 from cvt_cli.model.network import CvT
@@ -36,6 +38,14 @@ class Settings:
     sync_batchnorm: bool = False
     checkpoint_activations: bool = False
     every_image: bool = True  # is seen in every epoch; see `Batches`
+    columns: str | None = None  # how the data are read; see `Told`
+    images: str | None = None
+    group_by: str | None = None
+
+    @property
+    def told(self) -> Told:
+        """How the data are read."""
+        return Told(self.columns, None if self.images is None else Path(self.images), self.group_by)
 
 
 @dataclass(frozen=True)
@@ -48,6 +58,7 @@ class Images:
     unreadable: tuple[str, ...]  # names of the images left out, with the reason
     only_headers: bool  # damage behind a header was not looked for
     fingerprint: str  # of all of them, by content
+    unread: bool = False  # there are so many that no file was read
     size_fingerprint: str = ""  # of all of them, by the files' sizes: plans of version 1
 
 

@@ -97,6 +97,7 @@ def _data(job: Job, val_fraction: float) -> dict[str, Any]:
         "smallest_n": int(counts[smallest]),
         "unreadable": list(images.unreadable),
         "only_headers_read": images.only_headers,
+        "unread": images.unread,
         "fingerprint": images.fingerprint,
     }
 
@@ -150,11 +151,14 @@ def describe(plan: Mapping[str, Any]) -> list[str]:
     recipe = settings["recipe"]
     aside = "others held out" if data["val_set_aside"] else "of its own `val`"
     reading = "not every file could be read" if data["unreadable"] else "every file was read"
+    if data["only_headers_read"]:
+        reading = "only the headers were read"
+    if data.get("unread"):  # the version before does not say it
+        reading = "so many that no file was read before"
     lines = [
         f"data: `{data['name']}`, {data['train_n']} images to train on, {data['val_n']} {aside} to "
         f"choose the best epoch by; {data['classes']} classes, the smallest `"
-        f"{data['smallest_class']}` with {data['smallest_n']}; "
-        + ("only the headers were read" if data["only_headers_read"] else reading)
+        f"{data['smallest_class']}` with {data['smallest_n']}; " + reading
     ]
     if unreadable := data["unreadable"]:
         more = f" and {len(unreadable) - 5} more" if len(unreadable) > 5 else ""

@@ -52,7 +52,7 @@ def check_images(
     """
     _refuse_at_once(found, set_aside=published is None)
     unreadable: list[str] = []
-    prints, by_size, headers = [], [], False
+    prints, by_size, headers, unread = [], [], False, False
     readable = []
     for images in (found, published):
         if images is None:
@@ -61,6 +61,7 @@ def check_images(
         prints.append(checked.fingerprint)
         by_size.append(checked.size_fingerprint)
         headers |= checked.only_headers
+        unread |= checked.unread
         bad = [index for index, _ in checked.unreadable]
         unreadable += [f"{images.names[index]}: {reason}" for index, reason in checked.unreadable]
         readable.append(images.subset(np.setdiff1d(np.arange(len(images)), bad)) if bad else images)
@@ -84,6 +85,7 @@ def check_images(
         tuple(unreadable),
         headers,
         " ".join(prints),
+        unread,
         " ".join(by_size),
     )
 

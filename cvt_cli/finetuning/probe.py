@@ -81,7 +81,7 @@ def cached_features(
             return transform.preprocess(data.load(index, exif=False), preprocessing)
         except ImageError as error:
             raise DataError(
-                f"cannot train on `{data.root / data.names[index]}`: {error}",
+                f"cannot train on `{data.place(index)}`: {error}",
                 hint="repair or remove it",
             ) from None
 

@@ -31,7 +31,7 @@ OF_A_RECIPE = {
 """Options that override a field of the recipe, and which."""
 
 _TOLD_ANEW = frozenset(
-    "--resume --data --data-dir --offline --device --gpus --workers --max-time".split()
+    "--resume --data --data-dir --images --offline --device --gpus --workers --max-time".split()
 )
 """What a run that goes on may be told anew, since its weights do not depend on it."""
 
@@ -62,6 +62,9 @@ class Options:
     data: str | Path | None = None  # a folder, an archive or a known set
     _: KW_ONLY
     data_dir: Path | None = None  # where known sets are kept
+    columns: str | None = None  # of a table: which has which part
+    images: Path | None = None  # the folder that a table's paths start from
+    group_by: str | None = None  # a table's column or a pattern of paths: what belongs together
     val_fraction: float | None = None  # of the training images, that the best epoch is chosen by
     model: str | Path | None = None  # the checkpoint to start from
     revision: str | None = None  # of a hub repository
@@ -95,7 +98,7 @@ class Options:
         for name, value in self.values.items():
             if value == "":
                 raise UsageError(f"{_option(name)} is empty; leave it out, or say something")
-            if name in ("data", "data_dir", "model", "resume", "output"):
+            if name in ("data", "data_dir", "images", "model", "resume", "output"):
                 written_out = places.expanded(str(value))
                 kind = str if name in ("data", "model") else Path
                 object.__setattr__(self, name, kind(written_out))
@@ -227,6 +230,9 @@ class Options:
         settings = Settings(
             data=data,
             command=command,
+            columns=take("columns"),
+            images=None if (folder := take("images")) is None else str(folder),
+            group_by=take("group_by"),
             recipe=recipe,
             seed=take("seed") or 0,
             precision=precision,

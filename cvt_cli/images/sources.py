@@ -19,11 +19,14 @@ from typing import BinaryIO
 from PIL import Image
 
 from cvt_cli.base import limits, text
-from cvt_cli.base.errors import ImageError
+from cvt_cli.base.errors import DataError, ImageError
 from cvt_cli.images import archives, decode, finding, patterns, remote
 from cvt_cli.images.archives import ARCHIVE_ERRORS
+from cvt_cli.images.columns import choose
 from cvt_cli.images.decode import Colour
 from cvt_cli.images.finding import Passed
+from cvt_cli.images.parquet import Parquet
+from cvt_cli.images.tables import Table, is_table, open_table
 from cvt_cli.spec.config import Size
 
 _TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
@@ -62,7 +65,8 @@ def sources(inputs: Sequence[str], passed: Passed | None = None) -> Iterator[Sou
         inputs: a file; a folder, searched at any depth in natural order; a pattern with ``*``,
             ``?`` or ``[…]`` (``**`` for any depth); a .zip or .tar, read in place and in its own
             order; an http(s) address; any other address that fsspec opens; ``@FILE``, a list of
-            these, one a line; ``-``, such a list or one image on stdin.
+            these, one a line, or a table (`tables`), whose paths start from its folder; ``-``, such
+            a list or one image on stdin.
         passed: learns what was passed over.
 
     Raises:
@@ -185,6 +189,21 @@ def source(text: str) -> Source:
     return _file(Path(text))
 
 
+def open_row(root: Path, name: str, place: str) -> BinaryIO:
+    """The file that a row of a table names: a path below ``root``, or an address.
+
+    Raises:
+        ImageError: there is none, in which the place of the row is told, or it is no file.
+        OSError: the system cannot open it.
+    """
+    if "://" in name:
+        return source(name).open()
+    try:
+        return decode.open_regular(root / name)
+    except FileNotFoundError:
+        raise ImageError(f"no such file, {place}") from None
+
+
 def _file(path: Path, name: str | None = None) -> Source:
     return Source(name or str(path), partial(decode.open_regular, path))
 
@@ -301,12 +320,19 @@ class _Search:
 
     def _from_list(self, name: str) -> Iterator[Source | None]:
         try:
+            if is_table(name) and os.path.isfile(name):
+                table = open_table(Path(name))
+                # A plain list may be called so too, whose first line is a file and no column.
+                first = table.columns[0]
+                if not (finding.is_image_name(os.path.basename(first)) or os.path.exists(first)):
+                    yield from _from_table(table)
+                    return
             with open(name, "rb") as file:
                 yield from self._from_lines(_lines(file))
         except OSError as error:
             is_gone = isinstance(error, FileNotFoundError)
             yield _unreadable(f"@{name}", remote.reason(error), missing=is_gone)
-        except ValueError as error:
+        except (ValueError, DataError) as error:
             yield _unreadable(f"@{name}", str(error))
 
     def _from_stdin(self) -> Iterator[Source | None]:
@@ -324,6 +350,31 @@ class _Search:
             yield from self._from_lines(_lines(stream))
         except ValueError as error:
             yield _unreadable("-", str(error))
+
+
+def _from_table(table: Table) -> Iterator[Source]:
+    """The images of a table's rows, whose paths start from its folder."""
+    columns = choose(table, {}, label=False)
+    root, named = table.path.parent, columns.path or columns.picture or ""
+    pictures = None
+    if columns.picture is not None:
+        assert isinstance(table, Parquet)
+        pictures = table.pictures(columns.picture)
+    row = 0
+    for piece in table.pieces(columns.wanted):
+        for line, name in zip(piece.lines.tolist(), piece.columns[named], strict=True):
+            place = f"{table.where} {line} of `{table.path}`"
+            if pictures is not None:
+                shown = name if isinstance(name, str) and name else f"row {line}"
+                yield Source(f"{table.path}/{shown}", partial(pictures.open, row))
+            elif not isinstance(name, str) or not name:
+                yield _unreadable(place, "no path")
+            else:
+                if "\\" in name and os.sep == "/" and not os.path.lexists(root / name):
+                    name = name.replace("\\", "/")  # as Windows writes it
+                where = name if "://" in name else str(root / name)
+                yield Source(where, partial(open_row, root, name, place))
+            row += 1
 
 
 def _is_tar(path: str) -> bool:

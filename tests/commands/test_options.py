@@ -22,7 +22,7 @@ PREDICT = (
 EVALUATE = (
     "--model --revision --offline --label-map --real --groups --skip-unreadable --res --activation "
     "--exif --batch-size --workers --device --engine --precision --top-k --expect --predictions "
-    "--report --verbose --json --split --resume"
+    "--report --verbose --json --split --resume --group-by"
 )
 EXPORT = (
     "--format --with-preprocessing --dynamic-size --overwrite --precision --int8 --verify-data "
@@ -32,7 +32,8 @@ FINETUNE = (
     "--data-dir --val-fraction --model --revision --offline --variant --res --activation --freeze "
     "--recipe --show-recipe --epochs --batch-size --accumulate --lr --warmup-epochs --weight-decay "
     "--clip --augment --class-weights --patience --max-time --seed --device --gpus --sync-bn "
-    "--precision --checkpoint-activations --workers --resume --dry-run --output --json --strict"
+    "--precision --checkpoint-activations --workers --resume --dry-run --output --json --strict "
+    "--group-by"
 )
 BENCHMARK = (
     "--variant --model --res --engine --precision --batch-size --against --rounds --device --plot "
@@ -63,6 +64,8 @@ OPTIONS_WITH_EFFECT = [
     ("predict x.jpg -o x.npz", f"{but(PREDICT, AND_NO_CLASSES)} --overwrite"),
     ("evaluate --data x", EVALUATE),
     ("evaluate x", EVALUATE),
+    ("evaluate x.csv", f"{EVALUATE} --columns --images"),
+    ("evaluate x --groups x.csv", but(EVALUATE, "--group-by")),
     ("evaluate --data cifar10 --expect 0.5", f"{EVALUATE} --tolerance --data-dir"),
     ("evaluate --data x --predictions x.csv", f"{but(EVALUATE, '--resume')} --overwrite"),
     ("evaluate --data x --resume x.jsonl", but(EVALUATE, "--predictions")),
@@ -81,6 +84,7 @@ OPTIONS_WITH_EFFECT = [
         "--format --layout --overwrite --res --activation --revision --offline --json",
     ),
     ("finetune --data cifar10", FINETUNE),
+    ("finetune x.parquet", f"{but(FINETUNE, '--data-dir')} --columns --images"),
     ("benchmark", BENCHMARK),
     ("benchmark --variant nano", but(BENCHMARK, "--model")),
     ("benchmark --model cvt-nano-cifar10", but(BENCHMARK, "--variant")),
@@ -100,7 +104,8 @@ OPTIONS_WITH_EFFECT = [
     ("info cvt-nano-cifar10", "--offline --res --activation --json"),
     (
         "finetune --resume x",
-        "--resume --data --data-dir --offline --device --gpus --workers --max-time --json --strict",
+        "--resume --data --data-dir --images --offline --device --gpus --workers --max-time --json "
+        "--strict",
     ),
     (
         "finetune --show-recipe",
@@ -111,7 +116,7 @@ OPTIONS_WITH_EFFECT = [
         "finetune --data x --recipe linear-probe",
         "--data --val-fraction --model --revision --offline --variant --res --activation --recipe "
         "--show-recipe --batch-size --class-weights --seed --device --precision --resume "
-        "--dry-run --output --json --strict",
+        "--dry-run --output --json --strict --group-by",
     ),
     (
         "finetune --data x --variant nano",
@@ -119,7 +124,7 @@ OPTIONS_WITH_EFFECT = [
         "--show-recipe --epochs --batch-size --accumulate --lr --warmup-epochs --weight-decay "
         "--clip --augment --class-weights --patience --max-time --seed --device --gpus --sync-bn "
         "--precision --checkpoint-activations --workers --resume --dry-run --output --json "
-        "--strict",
+        "--strict --group-by",
     ),
     ("push nowhere user/name", "--private --json"),
     ("cache list", "--json"),
@@ -133,6 +138,7 @@ VALUES = {
     "--res": "64",
     "--resume": "x.jsonl",
     "--max-time": "1h",
+    "--columns": "path=x",
     "--variant": "13",
     "--model": "cvt-nano-cifar10",
     "NAME": "cvt-13",

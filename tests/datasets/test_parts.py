@@ -8,7 +8,7 @@ from PIL import Image
 
 from cvt_cli.base.errors import DataError
 from cvt_cli.datasets.labelled import LabelledImages, Split
-from cvt_cli.datasets.layouts import open_dataset, open_validation
+from cvt_cli.datasets.layouts import open_dataset, open_given
 from cvt_cli.images import finding
 from small_sets import (
     class_folders,
@@ -80,7 +80,7 @@ def test_parts_have_many_names_in_any_case(tmp_path: Path, train: str, val: str,
 
     training, said = opened(tmp_path, "train")
     evaluated, beside = opened(tmp_path, "test")
-    validation = open_validation(str(tmp_path), training)
+    validation = open_given(str(tmp_path), "val", training)
 
     assert (len(training), len(evaluated)) == (2, 4)
     assert validation is not None and validation.root == evaluated.root == tmp_path / val

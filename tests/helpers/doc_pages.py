@@ -133,6 +133,11 @@ def _fill(folder: Path) -> None:
     shutil.copytree(TESTS / "photos", folder / "photos")
     for name in ("my_folder", "images"):  # the second is where the run says that its images are
         shutil.copytree(KEPT / "images", folder / name)
+    classes = [
+        path.relative_to(folder / "my_folder") for path in (folder / "my_folder").rglob("*.png")
+    ]
+    rows = [f"{path},{path.parent.name},{path.stem}\n" for path in sorted(classes)]
+    (folder / "labels.csv").write_text("file,species,patient\n" + "".join(rows))
     for name in ("my_run", "other_run"):
         shutil.copytree(KEPT / "run", folder / name)
 

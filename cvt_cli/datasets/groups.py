@@ -1,0 +1,180 @@
+"""Groups of images that belong together, such as a patient's or a video's, and how they are parted.
+
+What is learnt of one image of a group is known of the others, so that no group may lie on both
+sides of a split.
+"""
+
+import re
+import warnings
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cvt_cli.base.errors import DataError, UsageError
+from cvt_cli.base.package import installing
+from cvt_cli.base.text import counted
+
+_MOST_FOLDS = 20
+"""Folds of which some are set aside together, where a fraction is none of one in so many."""
+
+
+def members_of_each(labels: NDArray[np.int64], classes: int) -> list[NDArray[np.int64]]:
+    """The positions of the images of each class, in order."""
+    order = np.argsort(labels, kind="stable")
+    return np.split(order, np.cumsum(np.bincount(labels, minlength=classes))[:-1])
+
+
+def from_paths(
+    names: Sequence[str], pattern: str
+) -> tuple[NDArray[np.int64], tuple[str, ...], list[tuple[str, str]]]:
+    """The group of each image by its path.
+
+    Args:
+        names: paths of the images.
+        pattern: a regular expression that is looked for in each path; its first group, or all that
+            it matches where it has none, is the image's.
+
+    Returns:
+        The index (n,) into the groups' names, these names, and the first path of some groups.
+
+    Raises:
+        UsageError: it is no regular expression.
+        DataError: a path does not match.
+    """
+    try:
+        search = re.compile(pattern).search
+    except re.error as error:
+        raise UsageError(
+            f"--group-by `{pattern}` is no regular expression: {error}",
+            hint="such as --group-by '(video\\d+)_', whose part in parentheses names the group",
+        ) from None
+    index: dict[str, int] = {}
+    first: list[tuple[str, str]] = []
+    found = np.empty(len(names), np.int64)
+    missing: list[str] = []
+    for place, name in enumerate(names):
+        match = search(name)
+        group = match and (match[1] if match.re.groups else match[0])
+        if not group:
+            missing.append(name)
+            continue
+        if group not in index and len(index) < 3:
+            first.append((name, group))
+        found[place] = index.setdefault(group, len(index))
+    if missing:
+        raise DataError(
+            f"--group-by `{pattern}` finds no group in the paths of {len(missing)} of "
+            f"{counted(len(names), 'image')}, such as `{missing[0]}`",
+            hint="it is a regular expression, looked for in the path below the data's folder"
+            " or the name of a table's column",
+        )
+    return found, tuple(index), first
+
+
+def set_aside(
+    labels: NDArray[np.int64], groups: NDArray[np.int64], fraction: float, seed: int
+) -> NDArray[np.bool_] | None:
+    """Which images are set aside, (n,): whole groups, about this part of every class.
+
+    Every class keeps a group to train on. None where nothing can be set aside so.
+
+    Raises:
+        UsageError: scikit-learn is not installed.
+    """
+    groups_n, most = len(np.unique(groups)), int(np.bincount(labels).max())
+    if min(groups_n, most) < 2:
+        return None
+    count = min(range(2, _MOST_FOLDS + 1), key=lambda k: (_miss(fraction, k), k))
+    count = min(count, groups_n, most)
+    parts = max(1, round(fraction * count))
+    fold = _grouped_folds(labels, groups, count, seed)
+    for first in range(count):  # of folds that cannot be given away the next
+        aside = np.isin(fold, (first + np.arange(parts)) % count)
+        for label in np.setdiff1d(labels, labels[~aside]):
+            own, sizes = np.unique(groups[aside & (labels == label)], return_counts=True)
+            aside &= groups != own[sizes.argmin()]
+        if aside.any():
+            return aside
+    return None
+
+
+def _miss(fraction: float, folds: int) -> float:
+    """How far the nearest part of so many folds is from a fraction."""
+    return round(abs(max(1, round(fraction * folds)) / folds - fraction), 6)
+
+
+def folds(
+    labels: NDArray[np.int64],
+    classes: Sequence[str],
+    groups: NDArray[np.int64] | None,
+    count: int,
+    seed: int,
+) -> NDArray[np.int64]:
+    """The fold of each image (n,), from 0: about equally many of every class, groups whole.
+
+    Raises:
+        DataError: a fold would hold all images of a class, or there are fewer images or groups
+            than folds.
+        UsageError: there are groups, and scikit-learn is not installed.
+    """
+    parts = len(labels) if groups is None else len(np.unique(groups))
+    if parts < count:
+        what = counted(parts, "image" if groups is None else "group")
+        raise DataError(f"there {'is' if parts == 1 else 'are'} {what}, and --folds is {count}")
+    if groups is None:
+        generator = np.random.default_rng(seed)
+        found = np.empty(len(labels), np.int64)
+        begun = 0
+        for members in members_of_each(labels, len(classes)):
+            found[generator.permutation(members)] = (begun + np.arange(len(members))) % count
+            begun += len(members)
+    else:
+        found = _grouped_folds(labels, groups, count, seed)
+    alone = [
+        f"`{name}`"
+        for name, members in zip(classes, members_of_each(labels, len(classes)), strict=True)
+        if len(members) and len(np.unique(found[members])) < 2
+    ]
+    if alone:
+        why = "one image" if groups is None else "one group, or in groups that cannot be parted"
+        raise DataError(
+            f"--folds {count}: all images of {', '.join(alone[:5])} would lie in one fold, and "
+            f"nothing of them in the others to train on: they are in {why}",
+            hint="take the class out, or add images of it",
+        )
+    return found
+
+
+def _grouped_folds(
+    labels: NDArray[np.int64], groups: NDArray[np.int64], count: int, seed: int
+) -> NDArray[np.int64]:
+    """The fold of each image (n,), by scikit-learn's StratifiedGroupKFold."""
+    try:
+        from sklearn.model_selection import (
+            StratifiedGroupKFold,
+        )
+    except ImportError:
+        raise UsageError(
+            "parting groups needs scikit-learn, which is not installed", hint=installing("groups")
+        ) from None
+    if np.bincount(labels).max() < count:
+        raise DataError(f"no class has as many as {count} images, one for each fold")
+    splitter = StratifiedGroupKFold(count, shuffle=True, random_state=seed % 2**32)
+    found = np.empty(len(labels), np.int64)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of a class that is in fewer than all folds
+        for number, (_, members) in enumerate(splitter.split(labels, labels, groups)):
+            found[members] = number
+    return found
+
+
+def crossing(parts: Iterable[tuple[str, frozenset[str]]]) -> list[tuple[str, str, list[str]]]:
+    """Groups that lie in two parts: both parts and the groups, sorted."""
+    known = list(parts)
+    return [
+        (one, other, sorted(groups & others))
+        for place, (one, groups) in enumerate(known)
+        for other, others in known[place + 1 :]
+        if groups & others
+    ]

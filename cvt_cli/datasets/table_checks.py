@@ -1,0 +1,169 @@
+"""What is wrong with the rows of a table of labelled images, before any image is read.
+
+Each check raises DataError, or gives what the user should know and returns what is left.
+"""
+
+import os
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cvt_cli.base import text
+from cvt_cli.base.errors import DataError
+from cvt_cli.base.progress import Say
+from cvt_cli.base.text import counted
+from cvt_cli.datasets.parts import PART_OF, PARTS
+from cvt_cli.datasets.table_rows import SHOWN, Rows
+from cvt_cli.images.packed import Packed
+
+_TRIED = 20
+"""Rows of which one must be there, or the folder is taken to be wrong."""
+
+
+def check_labels(rows: Rows, say: Say) -> None:
+    """Refuse rows without a label and labels of unknown letters; tell of such as are alike."""
+    labels = rows.coded["label"]
+    where = f"`{rows.columns.label}` of `{rows.table.path}`"
+    if empty := [name for name in labels.names if not name.strip()]:
+        raise DataError(f"no label in {where} for {rows.marked(labels.are(empty))}")
+    for name in labels.names:
+        if text.as_utf8(name) != name:
+            raise DataError(
+                f"the label `{text.as_utf8(name)}` in {where} is not in UTF-8: "
+                f"{rows.places(labels.are([name]))}",
+                hint="save the table as UTF-8, for example with "
+                "`iconv -f latin1 -t utf-8 TABLE > NEW`",
+            )
+    near: dict[str, list[str]] = {}
+    for name in labels.names:
+        near.setdefault(text.plain(name), []).append(name)
+    for alike in near.values():
+        if len(alike) > 1:
+            sizes = [int(labels.are([name]).sum()) for name in alike]
+            named = " and ".join(f"`{n}` ({m})" for n, m in zip(alike, sizes, strict=True))
+            say(
+                f"{named} in {where} differ in blanks or the case of letters alone, and are taken "
+                "as different classes"
+            )
+
+
+def known_parts(rows: Rows, say: Say) -> NDArray[np.int32] | None:
+    """The part of each row (n,), an index into `PARTS`; None where the table says none."""
+    if (split := rows.coded.get("split")) is None:
+        return None
+    known = [PART_OF.get(name.strip().casefold()) for name in split.names]
+    if unknown := [name for name, part in zip(split.names, known, strict=True) if part is None]:
+        if len(unknown) == len(known) and "split" in rows.columns.guessed:
+            say(
+                f"`{rows.columns.split}` of `{rows.table.path}` holds {text.some(unknown)}, which "
+                "name no parts of a set: the column is not taken as the split"
+            )
+            return None
+        accepted = ", ".join(f"`{name}`" for name in PART_OF)
+        raise DataError(
+            f"{text.some(f'`{name}`' for name in unknown)} in `{rows.columns.split}` of "
+            f"`{rows.table.path}` names no part of a set: {rows.marked(split.are(unknown))}; "
+            f"accepted are {accepted}",
+            hint="--columns split= takes all rows together",
+        )
+    order = list(PARTS)
+    places = [order.index(part) for part in known if part is not None]
+    return np.array(places, np.int32)[split.codes]
+
+
+def known_groups(rows: Rows, say: Say) -> NDArray[np.int32] | None:
+    """The group of each row (n,), an index into their names; None where there are none."""
+    groups = rows.coded.get("group")
+    if groups is None or "" not in groups.names:
+        return None if groups is None else groups.codes
+    what = (
+        f"no group in `{rows.columns.group}` of `{rows.table.path}` for "
+        f"{rows.marked(groups.are(['']))}"
+    )
+    if "group" not in rows.columns.guessed:
+        raise DataError(what)
+    say(f"{what}: the column is not taken as the group")
+    return None
+
+
+def as_here(names: Packed, root: Path, say: Say) -> bool:
+    """Write paths with this system's slashes where they are with those of Windows; whether so."""
+    at = names.content.find(b"\\")
+    if os.sep == "\\" or at < 0:
+        return False
+    first = names[int(np.searchsorted(names.starts, at, side="right")) - 1]
+    if os.path.lexists(root / first):
+        return False
+    names.content[:] = names.content.replace(b"\\", b"/")
+    say(f"paths such as `{first}` are read as Windows writes them")
+    return True
+
+
+def without_repeats(
+    rows: Rows, hashes: NDArray[np.int64], parts: NDArray[np.int32] | None, say: Say
+) -> NDArray[np.int64]:
+    """The rows but for those that repeat another one of their part.
+
+    Args:
+        rows: of the table.
+        hashes: (n,) of their names as they are now.
+        parts: of each.
+        say: told of what is left out.
+
+    Raises:
+        DataError: two rows give one image two classes.
+    """
+    labels, names = rows.coded["label"], rows.names
+    order = np.argsort(hashes, kind="stable")
+    alike = np.flatnonzero(hashes[order[1:]] == hashes[order[:-1]])
+    repeated: list[int] = []
+    against: list[tuple[int, int]] = []
+    for place in alike.tolist():
+        one, other = int(order[place]), int(order[place + 1])
+        if names[one] != names[other]:
+            continue
+        if labels.codes[one] != labels.codes[other]:
+            against.append((one, other))
+        elif parts is None or parts[one] == parts[other]:
+            repeated.append(other)
+    if against:
+        told = "; ".join(
+            f"`{names[one]}` is `{labels.names[labels.codes[one]]}` in {rows.place(one)} and "
+            f"`{labels.names[labels.codes[other]]}` in {rows.place(other)}"
+            for one, other in sorted(against)[:SHOWN]
+        )
+        raise DataError(
+            f"`{rows.table.path}` gives {counted(len(against), 'image')} two classes: {told}"
+            + ("; …" if len(against) > SHOWN else ""),
+            hint="take one of the rows out",
+        )
+    if not repeated:
+        return np.arange(len(rows))
+    mask = np.zeros(len(rows), bool)
+    mask[repeated] = True
+    say(
+        f"{counted(len(repeated), 'row')} of `{rows.table.path}` repeat others and are left out: "
+        f"{rows.places(mask)}"
+    )
+    return np.flatnonzero(~mask)
+
+
+def refuse_wrong_folder(names: Packed, root: Path, first_place: str) -> None:
+    """Raises DataError if the folder that the paths start from has none of the first.
+
+    Args:
+        names: the paths.
+        root: the folder.
+        first_place: where the first stands, such as "line 2 of `t.csv`".
+    """
+    first = list(names[:_TRIED])
+    if any("://" in name or os.path.lexists(root / name) for name in first):
+        return
+    odd = any(text.as_utf8(name) != name for name in first)
+    raise DataError(
+        f"none of the first {counted(len(first), 'image')} of the table is there, such as "
+        f"`{text.as_utf8(str(root / first[0]))}`, {first_place}",
+        hint="say with --images FOLDER which folder the paths start from"
+        + ("; the table is not in UTF-8, which letters in paths may need" if odd else ""),
+    )

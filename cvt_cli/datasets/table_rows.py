@@ -1,0 +1,178 @@
+"""The rows of a table of labelled images, taken piece after piece into a few bytes each."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cvt_cli.base.errors import DataError
+from cvt_cli.base.text import counted
+from cvt_cli.images.columns import Columns
+from cvt_cli.images.packed import Packed, Packing
+from cvt_cli.images.tables import Piece, Table
+
+SHOWN = 5
+"""Rows or classes that a message names."""
+
+
+@dataclass(frozen=True)
+class Coded:
+    """A column of few different texts."""
+
+    names: tuple[str, ...]
+    codes: NDArray[np.int32]  # (n,) index into `names`
+
+    def are(self, names: Sequence[str]) -> NDArray[np.bool_]:
+        """Which rows (n,) have one of these."""
+        return np.isin(self.codes, [self.names.index(name) for name in names])
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What stands in all rows of a table."""
+
+    table: Table
+    columns: Columns
+    names: Packed
+    unnamed: bool  # these are pictures, and not all have a name
+    hashes: NDArray[np.int64]  # (n,) of the names; equal ones have one hash
+    lines: NDArray[np.int32]  # (n,) in which each begins
+    coded: Mapping[str, Coded]  # by role: "label", "split", "group"
+    weights: NDArray[np.float64] | None
+
+    def __len__(self) -> int:
+        return len(self.lines)
+
+    def place(self, row: int) -> str:
+        """Where a row is, such as "line 7"."""
+        return f"{self.table.where} {self.lines[row]}"
+
+    def places(self, mask: NDArray[np.bool_]) -> str:
+        """The lines of the rows (n,) that are marked, the first of them, as words."""
+        found = self.lines[mask].tolist()
+        shown = ", ".join(map(str, found[:SHOWN])) + (", …" if len(found) > SHOWN else "")
+        return f"{self.table.where}{'' if len(found) == 1 else 's'} {shown}"
+
+    def marked(self, mask: NDArray[np.bool_]) -> str:
+        """How many rows (n,) are marked, and where they are."""
+        return f"{counted(int(mask.sum()), 'image')}, {self.places(mask)}"
+
+
+class _Codes(dict[str, int]):
+    """Numbers texts in the order in which they come."""
+
+    def __missing__(self, key: str) -> int:
+        self[key] = code = len(self)
+        return code
+
+    def of(self, values: Sequence[str]) -> NDArray[np.int32]:
+        return np.fromiter(map(self.__getitem__, values), np.int32, len(values))
+
+
+class Reading:
+    """Takes a table's pieces, and says what is wrong with their rows."""
+
+    def __init__(self, table: Table, columns: Columns) -> None:
+        self.table, self.columns = table, columns
+        self._names = Packing()
+        self._hashes: list[NDArray[np.int64]] = []
+        self._lines: list[NDArray[np.int32]] = []
+        of_roles = {"label": columns.label, "split": columns.split, "group": columns.group}
+        self._columns = {role: name for role, name in of_roles.items() if name is not None}
+        self._numbering = {role: _Codes() for role in self._columns}
+        self._codes: dict[str, list[NDArray[np.int32]]] = {role: [] for role in self._columns}
+        self._weights: list[NDArray[np.float64]] = []
+        self._label_names = table.class_names(columns.label or "")
+        self._unnamed = False
+
+    def add(self, piece: Piece) -> None:
+        """Take some rows."""
+        of, values = self.columns, piece.columns
+        self._lines.append(piece.lines.astype(np.int32))
+        named = values[of.path] if of.path else values[of.picture or ""]
+        if of.picture is not None and not all(isinstance(name, str) and name for name in named):
+            self._unnamed = True
+        paths = self._paths(piece, named)
+        self._names.add(paths)
+        self._hashes.append(np.fromiter(map(hash, paths), np.int64, len(paths)))
+        for role, column in self._columns.items():
+            texts = self._texts(piece, values[column], role)
+            self._codes[role].append(self._numbering[role].of(texts))
+        if of.weight is not None:
+            self._weights.append(self._numbers(piece, values[of.weight]))
+
+    def _paths(self, piece: Piece, values: Sequence[Any]) -> Sequence[str]:
+        if self.columns.picture is not None:
+            return [name if isinstance(name, str) else "" for name in values]
+        for place, path in enumerate(values):
+            if not isinstance(path, str) or not path or "\0" in path:
+                what = "no path" if path in (None, "") else f"{path!r} as its path"
+                raise self._wrong(piece, place, f"has {what}")
+        if any(path.startswith("./") for path in values):
+            return [path.removeprefix("./") for path in values]
+        return values
+
+    def _texts(self, piece: Piece, values: Sequence[Any], role: str) -> Sequence[str]:
+        if self.table.where == "line" and all(isinstance(value, str) for value in values):
+            return values
+        return [self._text(piece, place, value, role) for place, value in enumerate(values)]
+
+    def _text(self, piece: Piece, place: int, value: Any, role: str) -> str:
+        """A value as a table of texts would have it."""
+        if isinstance(value, str):
+            return value
+        if value is None or value != value:  # NaN
+            return ""
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)  # as a table has it in which others are missing
+        if type(value) is int and role == "label" and self._label_names is not None:
+            if not 0 <= value < len(self._label_names):
+                raise self._wrong(
+                    piece, place, f"has class {value}, and there are {len(self._label_names)}"
+                )
+            return self._label_names[value]
+        if isinstance(value, int | float):
+            return str(value)
+        if isinstance(value, list) and role == "label":
+            raise self._wrong(
+                piece, place, f"has a list of labels, {value!r}; expected is one label an image"
+            )
+        raise self._wrong(piece, place, f"has {value!r} as its {role}")
+
+    def _numbers(self, piece: Piece, values: Sequence[Any]) -> NDArray[np.float64]:
+        found = np.empty(len(values))
+        for place, value in enumerate(values):
+            try:
+                found[place] = float(value)
+            except (TypeError, ValueError):
+                found[place] = math.nan
+            if not 0 < found[place] < math.inf:  # so for NaN
+                raise self._wrong(
+                    piece, place, f"has the weight {value!r}; accepted are numbers above 0"
+                )
+        return found
+
+    def _wrong(self, piece: Piece, place: int, what: str) -> DataError:
+        where = f"{self.table.where} {piece.lines[place]}"
+        return DataError(f"`{self.table.path}`, {where} {what}")
+
+    def rows(self) -> Rows:
+        """All that was taken; raises DataError if that is nothing."""
+        if not self._lines:
+            raise DataError(f"`{self.table.path}` has no row below the names of its columns")
+        return Rows(
+            self.table,
+            self.columns,
+            self._names.packed(),
+            self._unnamed,
+            np.concatenate(self._hashes),
+            np.concatenate(self._lines),
+            {
+                role: Coded(tuple(self._numbering[role]), np.concatenate(codes))
+                for role, codes in self._codes.items()
+            },
+            np.concatenate(self._weights) if self._weights else None,
+        )

@@ -1,0 +1,103 @@
+"""What an evaluation is asked for, and what of it cannot be, as values."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import get_args
+
+from cvt_cli.base import files, places
+from cvt_cli.base.errors import UsageError
+from cvt_cli.base.progress import Progress, Say, silent
+from cvt_cli.datasets.labelled import LabelledImages, Split
+from cvt_cli.datasets.layouts import check_told, open_dataset
+from cvt_cli.datasets.table_sets import Told
+from cvt_cli.datasets.torchvision_sets import check_data_dir
+from cvt_cli.evaluation import predictions, report
+from cvt_cli.evaluation.result import Part
+from cvt_cli.spec import published
+from cvt_cli.spec.config import Activation
+from cvt_cli.spec.formats import EngineChoice
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The arguments of `evaluate.evaluate` but for the models."""
+
+    data: str
+    split: Part | None
+    data_dir: Path | None
+    told: Told  # how the data are read
+    label_map: Path | None
+    real: Path | None
+    groups: Path | None
+    skip_unreadable: bool
+    res: str | None
+    activation: Activation | None
+    exif: bool
+    batch_size: int
+    workers: int | None
+    device: str
+    engine: EngineChoice
+    precision: str
+    top_k: int
+    predictions: Path | None
+    resume: bool
+    report: Path | None
+    overwrite: bool
+
+    def opened(
+        self, part: Split, offline: bool, say: Say, progress: Progress = silent
+    ) -> LabelledImages:
+        """A part of the data."""
+        data_dir = self.data_dir or places.data_dir()
+        return open_dataset(
+            self.data,
+            part,
+            data_dir,
+            offline=offline,
+            say=say,
+            told=self.told,
+            progress=progress,
+        )
+
+
+def check(names: list[str], asked: Asked) -> None:
+    """Raises UsageError for values that cannot be, do not go together, or have no effect."""
+    for what, number, least in (
+        ("batch_size", asked.batch_size, 1),
+        ("workers", asked.workers, 1),
+        ("top_k", asked.top_k, 2),
+    ):
+        if number is not None and number < least:
+            raise UsageError(f"{what} is {number}; it must be at least {least}")
+    if asked.split not in (None, *get_args(Part)):
+        raise UsageError(f"split is `{asked.split}`; accepted is `val`")
+    if not names:
+        raise UsageError("there is no model to evaluate")
+    if asked.groups is not None and asked.told.group_by is not None:
+        raise UsageError("--groups and --group-by both say the groups; give one of them")
+    predictions.check(asked.predictions, asked.resume, len(names))
+    check_data_dir(asked.data, asked.data_dir)
+    check_told(asked.data, asked.told)
+    known = [found.name if (found := published.find(name)) else name for name in names]
+    called = [predictions.name_in_files(name) for name in known]
+    if twice := [name for name, call in zip(names, called, strict=True) if called.count(call) > 1]:
+        raise UsageError(
+            f"--model {' and --model '.join(f'`{name}`' for name in twice)} are the same, or would "
+            "have the same name in the files that are written",
+            hint="give each model once; a link to a folder gives it another name",
+        )
+    files.refuse_overwriting(
+        [path for path in (asked.predictions, asked.report) if path is not None],
+        [str(path) for path in (asked.label_map, asked.real, asked.groups) if path is not None],
+    )
+    if asked.predictions is not None and not asked.resume:
+        of_models = called if len(names) > 1 else [None]
+        files.refuse_replacing(
+            [predictions.file_of(asked.predictions, name) for name in of_models],
+            asked.overwrite,
+        )
+    if asked.report is not None:
+        folders = [asked.report / name for name in called] if len(names) > 1 else [asked.report]
+        files.refuse_replacing([folder / "index.html" for folder in folders], asked.overwrite)
+        report.check(asked.report)
+    predictions.require(asked.predictions)

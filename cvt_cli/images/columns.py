@@ -1,0 +1,188 @@
+"""What the columns of a table of images mean: guessed by their names, or as the user says."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from cvt_cli.base import text
+from cvt_cli.base.errors import DataError, UsageError
+from cvt_cli.images import finding
+from cvt_cli.images.tables import Table
+
+Role = Literal["path", "label", "split", "group", "weight"]
+
+ROLES: tuple[Role, ...] = get_args(Role)
+
+_NAMES: dict[Role, tuple[str, ...]] = {
+    "path": (
+        *("path", "file", "filename", "filepath", "filenames", "files", "imagepath", "imagefile"),
+        *("imagefilename", "imgpath", "image", "img", "images", "picture", "photo", "url"),
+        *("imageurl", "address", "imagename", "pathtofile", "relativepath", "relpath"),
+    ),
+    "label": (
+        *("label", "labels", "class", "classes", "classname", "category", "target", "y"),
+        *("species", "labelname", "groundtruth", "diagnosis", "tag", "tags"),
+    ),
+    "split": ("split", "subset", "partition", "part", "set", "usage", "phase"),
+    "group": (
+        *("group", "groups", "groupid", "patient", "patientid", "subject", "subjectid"),
+        *("video", "videoid", "camera", "cameraid", "clip", "clipid", "sequence", "sequenceid"),
+    ),
+    "weight": ("weight", "weights", "sampleweight", "imageweight"),
+}
+"""What columns are called, in small letters, without blanks and signs."""
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Which column has which part; None where there is none."""
+
+    path: str | None  # of the pictures' paths, addresses or names
+    picture: str | None  # of the pictures themselves
+    label: str | None = None
+    split: str | None = None
+    group: str | None = None
+    weight: str | None = None
+    guessed: tuple[Role, ...] = ()
+    notes: tuple[str, ...] = ()  # what was not taken, and why
+
+    @property
+    def wanted(self) -> tuple[str, ...]:
+        """Names of the columns that are to be read."""
+        parts = (self.path, self.picture, self.label, self.split, self.group, self.weight)
+        return tuple(dict.fromkeys(name for name in parts if name is not None))
+
+    def describe(self) -> str:
+        """Which column was taken for what, for a person."""
+        words: dict[str, str | None] = {
+            "image" if self.picture else "path": self.picture or self.path,
+            **{role: getattr(self, role) for role in ROLES[1:]},
+        }
+        told = ", ".join(f"{role} `{name}`" for role, name in words.items() if name is not None)
+        guessed = " and ".join("image" if r == "path" and self.picture else r for r in self.guessed)
+        return told + (f"; guessed by name: {guessed}" if guessed else "")
+
+
+def parse(told: str | None) -> dict[Role, str]:
+    """What follows ``--columns``: "path=file,label=species"; an empty name is no column.
+
+    Raises:
+        UsageError: it is nothing of the kind.
+    """
+    found: dict[Role, str] = {}
+    if told is None:
+        return found
+    roles = "|".join(ROLES)
+    for part in re.split(rf",(?=\s*(?:{roles})\s*=)", told):  # a column's name may have commas
+        role, sign, name = part.partition("=")
+        role = role.strip()
+        if not sign or role not in ROLES:
+            known = ", ".join(ROLES)
+            raise UsageError(
+                f"--columns: `{part}` is not a part and its column; the parts are {known}",
+                hint="write it as --columns path=file,label=species",
+            )
+        if role in found:
+            raise UsageError(f"--columns names two columns as the {role}")
+        found[role] = name.strip()
+    return found
+
+
+def choose(table: Table, told: dict[Role, str], label: bool = True) -> Columns:
+    """Which columns of a table have which part.
+
+    Args:
+        table: whose columns these are.
+        told: by the user (`parse`).
+        label: whether it needs a label.
+
+    Raises:
+        DataError: a column is not there, or two could have a part that is needed, or none.
+    """
+    names, notes = table.columns, []
+    found: dict[Role, str | None] = dict.fromkeys(ROLES)
+    for role, name in told.items():
+        if name and name not in names:
+            raise _not_there(table, name, f"--columns {role}={name}")
+        found[role] = name or None
+    taken = set(told.values())
+    guessed: list[Role] = []
+    for role in ROLES:
+        if role in told or (role != "path" and not label):
+            continue
+        could = [n for n in names if _plain(n) in _NAMES[role] and n not in taken]
+        if role == "path" and (holding := [n for n in could if n in table.holding_bytes]):
+            could = holding
+        if len(could) > 1:
+            both = " and ".join(f"`{name}`" for name in could)
+            if role in ("path", "label"):
+                raise DataError(
+                    f"{both} of `{table.path}` could {'both' if len(could) == 2 else 'all'} be "
+                    f"the {role}",
+                    hint=f"say which: --columns {role}={could[0]}",
+                )
+            notes.append(
+                f"{both} of `{table.path}` could be the {role}, and none is taken; "
+                f"--columns {role}={could[0]} takes the first"
+            )
+        elif could:
+            found[role] = could[0]
+            guessed.append(role)
+    return _checked(table, found, told, guessed, notes, label)
+
+
+def _checked(
+    table: Table,
+    found: dict[Role, str | None],
+    told: dict[Role, str],
+    guessed: list[Role],
+    notes: list[str],
+    label: bool,
+) -> Columns:
+    """The columns, when those that are needed are there."""
+    path = found["path"]
+    for role in ("path", "label") if label else ("path",):
+        if found[role] is None:
+            listed = ", ".join(f"`{name}`" for name in table.columns[:20])
+            raise DataError(
+                f"no column of `{table.path}` is known as the {role} by its name; it has {listed}",
+                hint="its first line must name its columns"
+                if any(finding.is_image_name(name) for name in table.columns)
+                else f"say which it is: --columns {role}=NAME",
+            )
+    used = [name for name in found.values() if name is not None]
+    if twice := [name for name in used if used.count(name) > 1]:
+        raise DataError(f"`{twice[0]}` of `{table.path}` is named as two parts of the table")
+    picture = path if path in table.holding_bytes else None
+    if picture is not None:
+        # What names the pictures beside them, if there is a column of paths too.
+        beside = [n for n in table.columns if _plain(n) in _NAMES["path"] and n != picture]
+        beside = [n for n in beside if n not in table.holding_bytes and n not in used]
+        path = beside[0] if len(beside) == 1 else None
+    return Columns(
+        path,
+        picture,
+        found["label"],
+        found["split"],
+        found["group"],
+        found["weight"],
+        tuple(guessed),
+        tuple(notes),
+    )
+
+
+def _not_there(table: Table, name: str, option: str) -> DataError:
+    listed: Sequence[str] = table.columns[:40]
+    near = [known for known in table.columns if _plain(known) == _plain(name)]
+    return DataError(
+        f"{option}: `{table.path}` has no column `{name}`; it has "
+        + ", ".join(f"`{known}`" for known in listed)
+        + (", …" if len(table.columns) > len(listed) else ""),
+        hint=f"`{near[0]}` is near it" if near else None,
+    )
+
+
+def _plain(name: str) -> str:
+    """In small letters, without blanks and signs."""
+    return re.sub(r"[\W_]+", "", text.as_utf8(name)).casefold()

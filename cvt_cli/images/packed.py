@@ -1,0 +1,78 @@
+"""Many texts in few bytes: side by side in one buffer, where a tuple of them takes thrice that."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class Packed(Sequence[str]):
+    """Texts such as file names, each made when it is asked for.
+
+    Args:
+        content: all of them in UTF-8, with what is no UTF-8 as the system has it.
+        starts: (n,) int64, the byte at which each begins.
+        lengths: (n,) int32, of each in bytes.
+    """
+
+    def __init__(
+        self, content: bytearray, starts: NDArray[np.int64], lengths: NDArray[np.int32]
+    ) -> None:
+        self.content, self.starts, self.lengths = content, starts, lengths
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> "Packed": ...
+
+    def __getitem__(self, index: Any) -> "str | Packed":
+        if isinstance(index, slice):
+            return Packed(self.content, self.starts[index], self.lengths[index])
+        start = int(self.starts[index])
+        text = self.content[start : start + int(self.lengths[index])]
+        return text.decode("utf-8", "surrogateescape")
+
+    def __iter__(self) -> Iterator[str]:
+        for first in range(0, len(self), 65536):
+            part = slice(first, first + 65536)
+            starts, lengths = self.starts[part].tolist(), self.lengths[part].tolist()
+            for start, length in zip(starts, lengths, strict=True):
+                yield self.content[start : start + length].decode("utf-8", "surrogateescape")
+
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, Sequence)
+            and len(self) == len(other)
+            and all(a == b for a, b in zip(self, other, strict=True))
+        )
+
+    __hash__ = None  # type: ignore[assignment]  # as of a list
+
+    def take(self, indices: NDArray[np.int64]) -> "Packed":
+        """Those at some positions; the buffer is shared."""
+        return Packed(self.content, self.starts[indices], self.lengths[indices])
+
+
+class Packing:
+    """Collects texts, piece after piece."""
+
+    def __init__(self) -> None:
+        self._content = bytearray()
+        self._lengths: list[NDArray[np.int32]] = []
+
+    def add(self, texts: Iterable[str]) -> None:
+        """Put these after those that are there."""
+        encoded = [text.encode("utf-8", "surrogateescape") for text in texts]
+        self._content += b"".join(encoded)
+        self._lengths.append(np.fromiter(map(len, encoded), np.int32, len(encoded)))
+
+    def packed(self) -> Packed:
+        """All of them."""
+        lengths = np.concatenate([np.zeros(0, np.int32), *self._lengths])
+        ends = np.cumsum(lengths, dtype=np.int64)
+        return Packed(self._content, ends - lengths, lengths)

@@ -1,0 +1,212 @@
+"""Parquet as a table of images, whose pictures may lie in the file itself."""
+
+import json
+import os
+import shutil
+import tempfile
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cvt_cli.base import limits
+from cvt_cli.base.errors import CvtError, DataError, ImageError
+from cvt_cli.base.text import human_bytes
+from cvt_cli.images import decode
+from cvt_cli.images.tables import ROWS, Piece, Table, require_pyarrow
+
+_PICTURES = 256
+"""Rows that are held at once where each has a picture."""
+
+
+class Parquet(Table):
+    """The rows of a Parquet file.
+
+    A column of bytes, or of objects with ``bytes`` and ``path`` as the library `datasets` writes
+    them, holds pictures; its values in a `Piece` are then their names, None where they have none.
+    """
+
+    where = "row"
+
+    def __init__(self, path: Path) -> None:
+        require_pyarrow()
+        super().__init__(path)
+
+    @contextmanager
+    def _opened(self) -> Iterator[Any]:
+        import pyarrow
+        from pyarrow import parquet
+
+        try:
+            with parquet.ParquetFile(self.path) as file:
+                if file.metadata.num_rows > self.path.stat().st_size:
+                    raise DataError(
+                        f"`{self.path}` says that it holds {file.metadata.num_rows:,} rows, in "
+                        f"{self.path.stat().st_size:,} bytes: no table of images is so short"
+                    )
+                yield file
+        except OSError as error:
+            raise DataError(f"cannot read `{self.path}`: {error.strerror or error}") from None
+        except pyarrow.ArrowException as error:
+            raise DataError(f"`{self.path}` cannot be read as Parquet: {error}") from None
+
+    @cached_property
+    def _schema(self) -> Any:
+        with self._opened() as file:
+            return file.schema_arrow
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return tuple(self._schema.names)
+
+    @cached_property
+    def holding_bytes(self) -> frozenset[str]:
+        from pyarrow import types
+
+        def is_bytes(kind: Any) -> bool:
+            if _is_struct(kind):
+                index = kind.get_field_index("bytes")
+                return index >= 0 and is_bytes(kind.field(index).type)
+            return bool(types.is_binary(kind) or types.is_large_binary(kind))
+
+        return frozenset(field.name for field in self._schema if is_bytes(field.type))
+
+    def class_names(self, column: str) -> tuple[str, ...] | None:
+        """As the library `datasets` writes them beside the schema."""
+        try:
+            about = json.loads((self._schema.metadata or {})[b"huggingface"])
+            names = about["info"]["features"][column]["names"]
+        except (KeyError, ValueError, TypeError):
+            return None
+        known = isinstance(names, list) and all(isinstance(name, str) for name in names)
+        return tuple(names) if known else None
+
+    def pieces(
+        self, wanted: Sequence[str], advance: Callable[[int], None] = lambda read: None
+    ) -> Iterator[Piece]:
+        leaves = {name: name for name in wanted}
+        for name in self.holding_bytes & set(wanted):  # what names the pictures, not these
+            kind = self._schema.field(name).type
+            named = _is_struct(kind) and kind.get_field_index("path") >= 0
+            leaves[name] = f"{name}.path" if named else ""
+        asked = [leaf for leaf in leaves.values() if leaf]
+        number, told, size = 0, 0, self.path.stat().st_size
+        with self._opened() as file:
+            rows = file.metadata.num_rows
+            batches = file.iter_batches(ROWS, columns=asked) if asked else _without_columns(rows)
+            batch: Any
+            for batch in batches:
+                n = batch.num_rows if asked else batch
+                values: dict[str, Sequence[Any]] = {}
+                for name, leaf in leaves.items():
+                    found = batch.column(name).to_pylist() if leaf else [None] * n
+                    values[name] = found if leaf in (name, "") else [r and r["path"] for r in found]
+                yield Piece(np.arange(number + 1, number + n + 1), values)
+                number += n
+                now = size * number // max(rows, 1)
+                advance(now - told)
+                told = now
+
+    def pictures(self, column: str) -> "Pictures":
+        """The pictures in a column, copied to where each can be read by itself.
+
+        Raises:
+            CvtError: there is no room for them.
+        """
+        of_struct = _is_struct(self._schema.field(column).type)
+        with self._opened() as file:
+            room = shutil.disk_usage(tempfile.gettempdir()).free
+            needed = _bytes_of(file.metadata, column)
+            if needed > room:
+                raise CvtError(
+                    f"the pictures in `{self.path}` take {human_bytes(needed)} beside it, and "
+                    f"`{tempfile.gettempdir()}` has {human_bytes(room)} free",
+                    hint="name a roomier folder with TMPDIR=FOLDER, or write the pictures into "
+                    "files, and their paths into the table",
+                )
+            leaf = f"{column}.bytes" if of_struct else column
+
+            def each() -> Iterator[bytes | None]:
+                for batch in file.iter_batches(_PICTURES, columns=[leaf]):
+                    found = batch.column(column).to_pylist()
+                    yield from ((row and row["bytes"]) if of_struct else row for row in found)
+
+            return Pictures(each())
+
+
+def _is_struct(kind: Any) -> bool:
+    from pyarrow import types
+
+    return bool(types.is_struct(kind))
+
+
+def _without_columns(rows: int) -> Iterator[int]:
+    for first in range(0, rows, ROWS):
+        yield min(ROWS, rows - first)
+
+
+def _bytes_of(metadata: Any, column: str) -> int:
+    """Of a column, unpacked."""
+    total = 0
+    for group in range(metadata.num_row_groups):
+        about = metadata.row_group(group)
+        for place in range(about.num_columns):
+            leaf = about.column(place)
+            if leaf.path_in_schema in (column, f"{column}.bytes"):
+                total += leaf.total_uncompressed_size
+    return total
+
+
+class Pictures:
+    """Pictures one after another in a temporary file, which goes with the process that made it.
+
+    A picture of a Parquet file is reached only through all that its group of rows holds, which may
+    be all of the file; here each is read by itself, in any order, by any thread and process.
+    """
+
+    def __init__(self, contents: Iterable[bytes | None]) -> None:
+        handle, self.path = tempfile.mkstemp(prefix="cvt-pictures-")
+        weakref.finalize(self, _remove, self.path, os.getpid())
+        ends = [0]
+        try:
+            with open(handle, "wb") as file:
+                for content in contents:
+                    file.write(content or b"")
+                    ends.append(file.tell())
+        except OSError as error:
+            raise CvtError(f"cannot write `{self.path}`: {error.strerror or error}") from None
+        self.ends: NDArray[np.int64] = np.array(ends, np.int64)
+
+    def __len__(self) -> int:
+        return len(self.ends) - 1
+
+    def size(self, row: int) -> int:
+        """Bytes of a picture."""
+        return int(self.ends[row + 1] - self.ends[row])
+
+    def open(self, row: int) -> BinaryIO:
+        """A picture; raises ImageError if there is none, or it is too large."""
+        size = self.size(row)
+        if not size:
+            raise ImageError("empty (0 bytes)")
+        if size > limits.LARGEST_FILE:
+            raise decode.too_large()
+        return decode.read(size, self._read, row)
+
+    def _read(self, row: int) -> bytes:
+        with open(self.path, "rb") as file:
+            file.seek(int(self.ends[row]))
+            return file.read(self.size(row))
+
+
+def _remove(path: str, process: int) -> None:
+    if os.getpid() == process:  # not by a process that was forked
+        try:
+            os.unlink(path)
+        except OSError:
+            pass

@@ -1,0 +1,372 @@
+"""Tables of labelled images at the command line: what is understood, and what is wrong there."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pytest
+from PIL import Image
+from pyarrow import parquet
+from safetensors.torch import load_file
+
+from small_sets import class_folders, picture
+
+NANO = ["--model", "cvt-nano-cifar10"]
+ROWS = [
+    (f"{name}/{number:03}.png", name)
+    for name, count in (("cat", 6), ("dog", 5), ("ship", 4))
+    for number in range(count)
+]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Three of CIFAR-10's classes as folders, whose images `ROWS` lists in order."""
+    return class_folders(tmp_path / "images", {"cat": 6, "dog": 5, "ship": 4})
+
+
+def written(path: Path, rows: list[tuple[Any, ...]], header: tuple[str, ...]) -> Path:
+    with path.open("w", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows([header, *rows])
+    return path
+
+
+def tables(folder: Path) -> list[Path]:
+    """The same images in every kind of table."""
+    made = [written(folder / "t.csv", ROWS, ("file", "species"))]
+    made.append(folder / "t.tsv")
+    made[-1].write_text("".join(f"{a}\t{b}\n" for a, b in [("Path", "Class name"), *ROWS]))
+    made.append(folder / "t.jsonl")
+    made[-1].write_text("".join(json.dumps({"path": a, "label": b}) + "\n" for a, b in ROWS))
+    paths, labels = (list(column) for column in zip(*ROWS, strict=True))
+    made.append(folder / "t.parquet")
+    parquet.write_table(pyarrow.table({"path": paths, "label": labels}), made[-1])
+    pictures = [{"bytes": (folder / path).read_bytes(), "path": path} for path in paths]
+    made.append(folder / "bytes.parquet")
+    # As the library `datasets` writes them: classes as numbers, whose names are beside the schema.
+    names = ["ship", "dog", "cat"]
+    codes = [names.index(label) for label in labels]
+    schema = pyarrow.table({"image": pictures, "label": codes}).schema
+    about = {"info": {"features": {"label": {"names": names, "_type": "ClassLabel"}}}}
+    schema = schema.with_metadata({"huggingface": json.dumps(about)})
+    parquet.write_table(
+        pyarrow.table({"image": pictures, "label": codes}, schema=schema),
+        made[-1],
+        row_group_size=4,
+    )
+    return made
+
+
+def test_every_kind_of_table_gives_the_numbers_of_the_folders(cvt, folder: Path) -> None:
+    integers = ("n", "top1_correct", "top5_correct", "classes", "confusions", "loss")
+    as_folders = cvt("evaluate", folder, *NANO, "--json").json
+
+    for table in tables(folder):
+        result = cvt("evaluate", table, *NANO, "--json")
+
+        assert {key: result.json[key] for key in integers} == {
+            key: as_folders[key] for key in integers
+        }, table
+        assert f"`{table}`: 15 images in 3 classes; columns: " in result.stderr
+        assert "images of each class: `cat` 6, `dog` 5, `ship` 4" in result.stderr
+
+
+def test_a_run_on_a_table_has_the_weights_of_one_on_the_folders(
+    cvt, folder: Path, tmp_path: Path
+) -> None:
+    *_, jsonl, _, in_parquet = tables(folder)
+    short = ["--variant", "nano", "--epochs", 1, "--batch-size", 6, "--warmup-epochs", 0]
+    runs = []
+    for number, data in enumerate((folder, jsonl, in_parquet)):
+        runs.append(tmp_path / f"run{number}")
+        result = cvt("finetune", data, *short, "-o", runs[-1], "--workers", 0)
+        assert result.exit_code == 0, result.stderr
+
+    first, *others = (load_file(run / "last" / "model.safetensors") for run in runs)
+    plans = [json.loads((run / "plan.json").read_text())["data"] for run in runs]
+    assert len({plan["fingerprint"] for plan in plans}) == 1
+    for other in others:
+        assert first.keys() == other.keys()
+        assert all(first[name].equal(other[name]) for name in first)
+
+
+def test_a_run_on_a_table_goes_on_where_its_pictures_have_moved(
+    cvt, folder: Path, tmp_path: Path
+) -> None:
+    table = written(tmp_path / "t.csv", ROWS, ("name of it", "label"))
+    run, told = tmp_path / "run", ["--columns", "path=name of it", "--images"]
+    short = ["--variant", "nano", "--epochs", 1, "--batch-size", 6, "--warmup-epochs", 0]
+    assert cvt("finetune", table, *told, folder, *short, "-o", run).exit_code == 0
+    moved = folder.rename(tmp_path / "moved")
+
+    lost = cvt("finetune", "--resume", run)
+    found = cvt("finetune", "--resume", run, "--images", moved)
+
+    assert lost.exit_code == 1 and "--images FOLDER" in lost.stderr
+    assert found.exit_code == 0, found.stderr
+    assert f"--columns 'path=name of it' --images {moved}" in found.stderr  # the next command
+
+
+def test_the_split_column_says_what_is_trained_on_and_what_is_measured(
+    cvt, folder: Path, tmp_path: Path
+) -> None:
+    parts = ["Train"] * 3 + ["valid", "valid", "test"]
+    rows = [(path, label, parts[int(path[-6:-4]) % 6]) for path, label in ROWS]
+    table = written(folder / "t.csv", rows, ("path", "label", "split"))
+
+    planned = cvt("finetune", table, "--variant", "nano", "--dry-run", "--json")
+    evaluated = cvt("evaluate", table, *NANO, "--json")
+    written(
+        folder / "t.csv", [row for row in rows if row[2] == "Train"], ("path", "label", "split")
+    )
+    without = cvt("evaluate", table, *NANO)
+    written(folder / "t.csv", [*rows, ("cat/000.png", "cat", "trian")], ("path", "label", "split"))
+    unknown = cvt("evaluate", table, *NANO)
+
+    assert planned.json["data"]["train_n"] == 9 and planned.json["data"]["val_n"] == 5
+    assert not planned.json["data"]["val_set_aside"]
+    assert "parts: train 9, val 5, test 1" in planned.stderr
+    assert evaluated.json["n"] == 5
+    assert without.exit_code == 1
+    assert "has rows of `train` but neither `val` nor `test` to evaluate" in without.stderr
+    assert "--columns split=" in without.stderr
+    assert unknown.exit_code == 1
+    assert "`trian` in `split`" in unknown.stderr and "1 image, line 17; accepted" in unknown.stderr
+
+
+@pytest.mark.parametrize(
+    ("header", "told", "said"),
+    [
+        (
+            ("path", "label", "class"),
+            [],
+            "`label` and `class` of `t.csv` could both be the label\n\nhint: say which: --columns "
+            "label=label",
+        ),
+        (("path", "filename", "label"), [], "`path` and `filename` of `t.csv` could both be the"),
+        (
+            ("path", "label", "z"),
+            ["--columns", "label=Labels"],
+            "--columns label=Labels: `t.csv` has no column `Labels`; it has `path`, `label`, `z`",
+        ),
+        (
+            ("path", "label", "z"),
+            ["--columns", "label=LABEL"],
+            "hint: `label` is near it",
+        ),
+        (("path", "a", "b"), [], "no column of `t.csv` is known as the label by its name; it has"),
+        (("cat/1.png", "cat", "x"), [], "hint: its first line must name its columns"),
+        (("path", "label", "label"), [], "`t.csv` has two columns that are called `label`"),
+        (("path", "label", "weight"), [], "line 2 has the weight '0'; accepted are numbers above"),
+    ],
+)
+def test_columns_that_cannot_be_told_are_refused_with_those_that_there_are(
+    cvt, folder: Path, monkeypatch: pytest.MonkeyPatch, header, told: list[str], said: str
+) -> None:
+    monkeypatch.chdir(folder)
+    written(Path("t.csv"), [(path, label, "0") for path, label in ROWS], header)
+
+    result = cvt("evaluate", "t.csv", *NANO, *told)
+
+    assert result.exit_code == 1
+    assert said in result.stderr
+
+
+def test_parts_that_no_column_can_have_are_a_usage_error(cvt, folder: Path) -> None:
+    table = written(folder / "t.csv", ROWS, ("path", "label"))
+
+    for told, said in (
+        ("colour=x", "the parts are path, label, split, group, weight"),
+        ("path", "the parts are path, label, split, group, weight"),
+        ("path=a,path=b", "names two columns as the path"),
+    ):
+        result = cvt("evaluate", table, *NANO, "--columns", told)
+
+        assert result.exit_code == 2 and said in result.stderr
+
+
+def test_columns_are_guessed_by_their_names_or_named(cvt, folder: Path) -> None:
+    rows = [(path, label, "a", "b") for path, label in ROWS]
+    table = written(folder / "t.csv", rows, ("Image_Path", "Label", "species", "group"))
+
+    guessed = cvt("evaluate", table, *NANO, "--columns", "label=Label,group=")
+    named = cvt("evaluate", table, *NANO, "--columns", "label=Label,group=species")
+
+    assert "columns: path `Image_Path`, label `Label`; guessed by name: path" in guessed.stderr
+    assert "group " not in guessed.stdout
+    assert "group `species`; guessed by name: path; 1 group" in named.stderr
+    assert "group   a:" in named.stdout
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\xef\xbb\xbfpath,label\r\n" + b"".join(f"{a},{b}\r\n".encode() for a, b in ROWS),
+        b"path;label\n\n" + b"".join(f'"{a}";{b}\n\n'.encode() for a, b in ROWS),
+        "path,label\n".encode("utf-16")
+        + "".join(f"{a},{b}\n" for a, b in ROWS).encode("utf-16-le"),
+        b"path,label\r" + b"".join(f"./{a},{b}\r".encode() for a, b in ROWS),
+        b"path,label\n" + b"".join(f"{a},{b}\n".replace("/", "\\").encode() for a, b in ROWS),
+    ],
+    ids=["mark and Windows' line ends", "semicolons, empty lines", "UTF-16", "old Mac", "Windows"],
+)
+def test_tables_of_other_programs_are_read(cvt, folder: Path, content: bytes) -> None:
+    (folder / "t.csv").write_bytes(content)
+
+    result = cvt("evaluate", folder / "t.csv", *NANO, "--json")
+
+    assert result.exit_code == 0, result.stderr
+    assert result.json["n"] == 15 and not result.json["n_failed"]
+
+
+def test_a_path_that_is_missing_is_reported_with_its_line(cvt, folder: Path) -> None:
+    rows = [*ROWS[:3], ("cat/gone.png", "cat"), ("dog/odd.png", "dog"), *ROWS[8:]]
+    (folder / "dog" / "odd.png").write_bytes(b"no picture")
+    table = written(folder / "t.csv", rows, ("path", "label"))
+
+    evaluated = cvt("evaluate", table, *NANO, "--json")
+    planned = cvt("finetune", table, "--variant", "nano", "--dry-run")
+    predicted = cvt("predict", f"@{table}", *NANO)
+
+    said = f"no such file, line 5 of `{table}`"
+    assert evaluated.exit_code == 1
+    assert evaluated.json["n"] == 12 and evaluated.json["n_failed"] == 2
+    for result in (evaluated, predicted):
+        assert f"`{folder / 'cat/gone.png'}`: {said}" in result.stderr
+        assert f"`{folder / 'dog/odd.png'}`: not an image" in result.stderr
+    assert f"2 unreadable left out: cat/gone.png: {said}; dog/odd.png: not" in planned.stderr
+
+
+def test_a_folder_that_has_none_of_the_paths_is_an_error_that_names_one(
+    cvt, folder: Path, tmp_path: Path
+) -> None:
+    table = written(tmp_path / "t.csv", ROWS, ("path", "label"))
+
+    result = cvt("evaluate", table, *NANO)
+    told = cvt("evaluate", table, *NANO, "--images", folder, "--json")
+
+    assert result.exit_code == 1
+    assert f"such as `{tmp_path / 'cat/000.png'}`, line 2" in result.stderr
+    assert "hint: say with --images FOLDER which folder the paths start from" in result.stderr
+    assert told.json["n"] == 15
+
+
+def test_rows_against_each_other_are_refused_and_repeated_ones_left_out(cvt, folder: Path) -> None:
+    table = written(folder / "t.csv", [*ROWS, *ROWS[:2]], ("path", "label"))
+    repeated = cvt("evaluate", table, *NANO, "--json")
+    written(table, [*ROWS, ("./cat/001.png", "dog")], ("path", "label"))
+
+    against = cvt("evaluate", table, *NANO)
+
+    assert repeated.json["n"] == 15
+    assert f"2 rows of `{table}` repeat others and are left out: lines 17, 18" in repeated.stderr
+    assert against.exit_code == 1
+    assert "`cat/001.png` is `cat` in line 3 and `dog` in line 17" in against.stderr
+
+
+def test_a_label_that_is_near_another_one_is_named_and_not_merged(cvt, folder: Path) -> None:
+    rows = [*ROWS[:-1], (ROWS[-1][0], "Ship ")]
+    table = written(folder / "t.csv", rows, ("path", "label"))
+
+    planned = cvt("finetune", table, "--variant", "nano", "--dry-run")
+    evaluated = cvt("evaluate", table, *NANO)
+
+    assert "`ship` (3) and `Ship ` (1) in `label`" in planned.stderr
+    assert planned.exit_code == 1 and "`Ship ` with 1" in planned.stderr
+    assert evaluated.exit_code == 1
+    assert "`Ship ` differs from the model's `ship` in blanks or the case of" in evaluated.stderr
+
+
+def test_labels_that_are_missing_or_not_in_utf8_are_refused_with_their_lines(
+    cvt, folder: Path
+) -> None:
+    table = written(folder / "t.csv", [*ROWS[:4], ("cat/005.png", " ")], ("path", "label"))
+    missing = cvt("evaluate", table, *NANO)
+    table.write_bytes("path,label\ncat/000.png,Bär\n".encode("latin-1"))
+
+    latin = cvt("evaluate", table, *NANO)
+
+    assert missing.exit_code == latin.exit_code == 1
+    assert f"no label in `label` of `{table}` for 1 image, line 6" in missing.stderr
+    assert "`B\\udce4r` in `label`" in latin.stderr and "is not in UTF-8: line 2" in latin.stderr
+    assert "iconv" in latin.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("t.csv", "path,label\ncat/000.png,cat,x\n", "line 2 has 3 values, the first line names 2"),
+        ("t.csv", 'path,label\n"cat"x,cat\n', "line 2: ',' expected after '\"'"),
+        ("t.csv", "path,label\n", "has no row below the names of its columns"),
+        ("t.csv", "", "is empty: its first line must name its columns"),
+        ("t.jsonl", '{"path": "cat/000.png", "label": "cat"}\n{"pa', "line 2 is no JSON"),
+        ("t.jsonl", '["cat/000.png", "cat"]\n', "line 1 is no JSON object such as"),
+        ("t.jsonl", '{"path": 1, "label": "cat"}\n', "line 1 has 1 as its path"),
+        ("t.jsonl", '{"path": "cat/000.png", "label": {}}\n', "line 1 has {} as its label"),
+        ("t.parquet", "PAR1", "cannot be read as Parquet"),
+        ("gone.csv", None, "No such file"),
+    ],
+)
+def test_a_table_that_is_damaged_is_an_error_that_says_where(
+    cvt, folder: Path, name: str, content: str | None, said: str
+) -> None:
+    if content is not None:
+        (folder / name).write_text(content)
+
+    result = cvt("evaluate", folder / name, *NANO)
+
+    assert result.exit_code == 1
+    assert result.stderr.startswith("error: ") and said in result.stderr
+
+
+def labels_of(document: dict[str, Any]) -> list[list[str]]:
+    return [[p["label"] for p in one["predictions"]] for one in document["results"]]
+
+
+def test_predict_reads_the_paths_of_a_table_that_start_from_its_folder(
+    cvt, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = []
+    for table in tables(folder):
+        result = cvt("predict", f"@{table}", *NANO, "--json")
+        assert result.exit_code == 0, result.stderr
+        answers.append(labels_of(result.json))
+    monkeypatch.chdir(folder)
+    (folder / "list.csv").write_text("cat/000.png\ncat/001.png\n")  # a plain list, as before
+
+    plain = cvt("predict", "@list.csv", *NANO, "--json")
+
+    assert all(answer == answers[0] and len(answer) == 15 for answer in answers)
+    assert labels_of(plain.json) == answers[0][:2]
+
+
+def test_pictures_in_parquet_that_are_none_are_reported_by_their_rows(cvt, tmp_path: Path) -> None:
+    pictures = [picture(1), b"no picture", None, picture(4)]
+    table = pyarrow.table({"image": pictures, "label": ["cat", "dog", "dog", "cat"]})
+    parquet.write_table(table, tmp_path / "t.parquet")
+
+    result = cvt("evaluate", tmp_path / "t.parquet", *NANO, "--json")
+
+    assert result.exit_code == 1
+    assert result.json["n"] == 4 and result.json["n_failed"] == 2
+    assert "row 2`: not an image" in result.stderr and "row 3`: empty (0 bytes)" in result.stderr
+
+
+def test_an_option_of_tables_is_refused_for_folders(cvt, folder: Path) -> None:
+    for command in ("evaluate", "finetune"):
+        result = cvt(command, folder, "--columns", "path=x")
+
+        assert result.exit_code == 2
+        assert f"--columns: it is of a table of images, and `{folder}` is none" in result.stderr
+
+
+def test_images_in_a_folder_beside_a_table_bring_its_name(cvt, tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "1.png")
+    (tmp_path / "metadata.csv").write_text("file_name,label\n1.png,cat\n")
+
+    result = cvt("evaluate", tmp_path, *NANO)
+
+    assert result.exit_code == 1
+    assert f"hint: if a table there says them, name it: {tmp_path}/metadata.csv" in result.stderr
