@@ -203,8 +203,8 @@ def test_damage_in_an_archive_is_found(folder: Path, tmp_path: Path) -> None:
         found = check(data, workers=2)
 
         assert {data.names[index] for index, _ in found.unreadable} == reasons.keys()
-        assert data.size(data.names.index("cat/empty.png")) == 0
-        assert data.files.size("cat/none.png") is None
+        assert data.tree.size("cat/empty.png") == 0
+        assert data.tree.size("cat/none.png") is None
 
 
 def add_an_image(root: Path) -> None:

@@ -137,7 +137,8 @@ def _fill(folder: Path) -> None:
         path.relative_to(folder / "my_folder") for path in (folder / "my_folder").rglob("*.png")
     ]
     rows = [f"{path},{path.parent.name},{path.stem}\n" for path in sorted(classes)]
-    (folder / "labels.csv").write_text("file,species,patient\n" + "".join(rows))
+    for place in (folder, folder / "my_folder"):
+        (place / "labels.csv").write_text("file,species,patient\n" + "".join(rows))
     for name in ("my_run", "other_run"):
         shutil.copytree(KEPT / "run", folder / name)
 
