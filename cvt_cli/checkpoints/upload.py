@@ -1,14 +1,16 @@
 """A checkpoint folder sent to the Hugging Face hub: checked first, then one commit or none.
 
 The hub's client gets open files. So every version of it sends the weights by HTTP (Git LFS), in
-this thread: one way, which our own bar follows and which Ctrl-C ends at once.
+the thread that asks it: one way, which our own bar follows and which Ctrl-C ends at once.
 """
 
 import io
 import shlex
+import time
 import warnings
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +27,16 @@ from cvt_cli.checkpoints.hub_client import (
     is_network_error,
     model_info,
     never_asks,
+    within,
 )
 from cvt_cli.checkpoints.names import to_transformers
 from cvt_cli.spec import costs
 
 FILES = (folders.CONFIG_FILE, folders.PREPROCESSING_FILE, folders.WEIGHTS_FILE, folders.CARD_FILE)
 """What is sent of a folder; the card may be missing."""
+
+SILENT_SEC = 300.0
+"""Within which a hub must have taken some more of a file, or answered; it may verify gigabytes."""
 
 
 @dataclass(frozen=True)
@@ -283,10 +289,15 @@ class _Sent(io.BufferedReader):
     def __init__(self, path: Path) -> None:
         super().__init__(io.FileIO(path))
         self.advance: Advance | None = None
+        self.last_read = 0.0  # by `time.monotonic`
+        self.stopped = False  # nothing more of it is to be sent
         self._furthest = 0
 
     def read(self, size: int | None = -1) -> bytes:
+        if self.stopped:
+            raise InterruptedError
         data = super().read(size)
+        self.last_read = time.monotonic()
         if self.advance is not None and (new := self.tell() - self._furthest) > 0:
             self._furthest += new
             self.advance(new, "")
@@ -311,17 +322,20 @@ def _commit(
                 CommitOperationAdd(path.name, file) for path, file in zip(paths, files, strict=True)
             ]
             if before is None:
-                api.create_repo(repository, private=private or None, exist_ok=True)
+                create = partial(api.create_repo, private=private or None, exist_ok=True)
+                within(SILENT_SEC, partial(create, repository))
             with progress(repository, size, unit="bytes") as advance:
                 for file in files:
                     file.advance = advance
-                made = api.create_commit(
+                commit = partial(
+                    api.create_commit,
                     repository,
                     operations,
                     commit_message=f"A CvT, pushed by cvt-cli {__version__}",
                     # Whoever pushes at the same time is not overwritten.
                     parent_commit=before.sha if before else None,
                 )
+                made = within(SILENT_SEC, commit, lambda: max(file.last_read for file in files))
         except KeyboardInterrupt:
             say(
                 f"interrupted before the hub confirmed a commit: `{repository}` "
@@ -333,6 +347,9 @@ def _commit(
             if (explained := _explain(error, repository)) is None:
                 raise
             raise explained from None
+        finally:
+            for file in files:
+                file.stopped = True
     for warning in caught:
         if warning.category is UserWarning:  # of the client, what the hub thinks of the card
             say(" ".join(str(warning.message).split()))

@@ -51,7 +51,9 @@ def refuse(ctx: typer.Context, names: Iterable[str], why: str, hint: str | None 
     without_effect = set(names)
     assert without_effect <= set(names_of(ctx.command).values()), without_effect
     if found := [name for name in given(ctx) if name in without_effect]:
-        raise UsageError(f"{' and '.join(found)}: {why}", hint)
+        typed = ctx.meta.get(_TYPED, {})
+        names = " and ".join(typed.get(name, name) for name in found)
+        raise UsageError(f"{names}: {why}", hint)
 
 
 def refuse_all_but(
@@ -161,6 +163,10 @@ def refuse_replacing(file: Path | None, overwrite: bool) -> None:
         files.refuse_unwritable(file)
 
 
+_TYPED = "cvt_cli.typed"
+"""Where a context holds what the user wrote, by the option that it was taken for."""
+
+
 class Command(help_pages.Command):
     """Takes ``--json FILE.json``, ``--csv FILE.csv`` and ``--jsonl FILE.jsonl`` as what they look
     like; without a file of that suffix behind them they are flags.
@@ -181,11 +187,14 @@ class Command(help_pages.Command):
                 # Without a file, as version 0.1 took it.
                 if not left or (left[0] and not left[0].lower().endswith(".jsonl")):
                     word = "--resume-predictions"
+                    ctx.meta.setdefault(_TYPED, {})[word] = "--resume"
             if flag in known and kind in (".json", ".csv", ".jsonl"):
                 if not sign and left and left[0].lower().endswith(kind):
                     file = left.pop(0)
                 if file:
-                    words += [_file_option(flag, known, file, ctx, [*words, *left]), file]
+                    ours = _file_option(flag, known, file, ctx, [*words, *left])
+                    ctx.meta.setdefault(_TYPED, {})[ours] = flag
+                    words += [ours, file]
                     continue
             words.append(word)
         return list(super().parse_args(ctx, words))

@@ -1,5 +1,6 @@
 """``cvt predict``: what is in a photograph."""
 
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -292,6 +293,8 @@ def _check_options(
     resume: Path | None,
 ) -> None:
     """Raises UsageError for options that exclude each other, or that have no effect here."""
+    from cvt_cli.prediction.predict import KINDS
+
     if len(printed) > 1:
         raise UsageError(f"give one of {' and '.join(printed)}")
     if "features" in written:
@@ -308,6 +311,12 @@ def _check_options(
     if not written:
         options.refuse(ctx, ["--overwrite"], "no file is named that it could replace")
     if resume is not None:
+        if KINDS.get(resume.suffix.lower(), "jsonl") != "jsonl":
+            raise UsageError(
+                f"--resume `{resume}`: JSON lines are what can be gone on with; accepted are names "
+                "that end in `.jsonl`, or in none of the other suffixes that --output knows",
+                hint=f"-o {shlex.quote(str(resume))} writes such a file anew",
+            )
         options.refuse(
             ctx,
             ["--parquet", "--html", "--output", "--overwrite"],

@@ -336,9 +336,62 @@ def images_in_tar(path: Path, passed: Passed) -> Iterator[tuple[str, Callable[[]
         OSError: the archive cannot be read, or not further.
         tarfile.TarError: it is damaged, or another of `ARCHIVE_ERRORS`.
     """
+    names = _names_in_place(path)
+    runs = finding.Runs(names or ())
+    waiting: list[tuple[str, Callable[[], BinaryIO]]] = []
+    try:
+        for name, opened in _images_passing_by(path, passed, runs):
+            # In one direction, what says that it is a run's picture may come after it.
+            is_curves = name.rpartition("/")[2] == finding.RUN_PICTURE
+            if names is None and is_curves and len(waiting) < _MOST_WAITING:
+                waiting.append((name, opened))
+            else:
+                yield name, opened
+    except (OSError, *ARCHIVE_ERRORS):
+        yield from _of_no_run(waiting, runs, passed)
+        raise
+    yield from _of_no_run(waiting, runs, passed)
+
+
+_MOST_WAITING = 64
+"""Pictures, named as a run's, that wait for the end of a compressed archive."""
+
+
+def _of_no_run(
+    found: list[tuple[str, Callable[[], BinaryIO]]], runs: finding.Runs, passed: Passed
+) -> Iterator[tuple[str, Callable[[], BinaryIO]]]:
+    return (one for one in found if not runs.hold(_full(one[0]), passed))
+
+
+def _full(name: str) -> str:
+    return "/".join(finding.member_parts(name))
+
+
+def _names_in_place(path: Path) -> list[str] | None:
+    """Files that say what a run is, of a .tar whose headers can be read alone; None of others."""
+    names = []
+    try:
+        with path.open("rb") as file, Tar.open(fileobj=file, mode="r:") as archive:
+            for member in archive:
+                if member.name.endswith(finding.RUN_FILES):
+                    names.append(_full(member.name))
+    except (OSError, *ARCHIVE_ERRORS):  # which is told to who reads the images
+        return names or None
+    return names
+
+
+def _images_passing_by(
+    path: Path, passed: Passed, runs: finding.Runs
+) -> Iterator[tuple[str, Callable[[], BinaryIO]]]:
+    """As `images_in_tar`, but for what lies in runs that are not known yet."""
     with read_through(path) as archive:
         for member in archive:
-            if member.isdir() or not finding.is_image_member(member.name, passed):
+            if member.isdir():
+                continue
+            runs.learn(_full(member.name))
+            if not finding.is_image_member(member.name, passed):
+                continue
+            if runs.hold(_full(member.name), passed):
                 continue
             if not member.isreg():
                 yield member.name, partial(_fail, _NOT_FOLLOWED)

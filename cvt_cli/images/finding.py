@@ -4,7 +4,7 @@ import os
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.util import find_spec
@@ -40,6 +40,9 @@ _NO_PICTURES = frozenset(
 RUN_FILES = ("plan.json", "split.json")
 """What `cvt finetune` writes into the folder of a run from the first; other things follow."""
 
+RUN_PICTURE = "curves.png"
+"""The one picture that it writes there."""
+
 
 def heif_needs() -> str:
     """What to do so that HEIC is read."""
@@ -73,7 +76,8 @@ class Passed:
             kinds = ", ".join(f"{count} {suffix}" for suffix, count in self.files.most_common())
             parts.append(f"files that are not searched for ({kinds})")
         if self.folders:
-            names = Counter(os.path.basename(folder) for folder in self.folders)
+            # In an order that is the same every time, also of names that are equally common.
+            names = Counter(os.path.basename(folder) for folder in sorted(self.folders))
             kinds = ", ".join(f"{count} `{name}`" for name, count in names.most_common())
             parts.append(f"folders that hold no pictures ({kinds})")
         for found, what in (
@@ -174,6 +178,35 @@ def is_of_runs(folder: str) -> bool:
     except OSError:
         return False
     return found
+
+
+class Runs:
+    """Folders of training runs, by the names of the files that were met so far.
+
+    Args:
+        names: of files, each with slashes.
+    """
+
+    def __init__(self, names: Iterable[str] = ()) -> None:
+        self._found: dict[str, set[str]] = {}  # which of `RUN_FILES` a folder has
+        for name in names:
+            self.learn(name)
+
+    def learn(self, name: str) -> None:
+        """Note a file that was met."""
+        folder, _, file = name.rpartition("/")
+        if file in RUN_FILES:
+            self._found.setdefault(folder, set()).add(file)
+
+    def hold(self, name: str, passed: Passed) -> bool:
+        """Whether a file lies in one of them, at any depth; the folder of all files is none."""
+        place = name.rpartition("/")[0]
+        while place:
+            if len(self._found.get(place, ())) == len(RUN_FILES):
+                passed.folders.add(place)
+                return True
+            place = place.rpartition("/")[0]
+        return False
 
 
 def is_passed_over(folder: str) -> bool:

@@ -2,7 +2,8 @@
 
 import glob
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 
 from cvt_cli.images import finding
 from cvt_cli.images.finding import Passed
@@ -18,12 +19,35 @@ def matches(pattern: str, passed: Passed) -> Iterator[str | OSError]:
     Raises:
         RecursionError: there are too many folders, one in another.
     """
-    found = sorted(glob.glob(pattern, recursive=True), key=finding.natural_key)
+    search = partial(glob.glob, recursive=True)
+    found = sorted(search(pattern), key=finding.natural_key)
+    runs = finding.Runs(run_files(pattern, search))
     closed = list(_closed_to(pattern, passed))
     for name in found:
         if not os.path.isdir(name) and is_meant(name, pattern, passed):
-            yield name
+            if not runs.hold(name, passed):
+                yield name
     yield from closed
+
+
+def run_files(pattern: str, search: Callable[[str], Iterable[str]]) -> list[str]:
+    """Files that say which folders are runs, of those folders that a pattern finds, not names.
+
+    Args:
+        pattern: as for `matches`; one that names the picture means it wherever it lies.
+        search: gives what a pattern matches.
+    """
+    *folders, last = pattern.split("/")
+    folders += [last] if last == "**" else []
+    magic = [depth for depth, folder in enumerate(folders) if glob.has_magic(folder)]
+    if not magic or not glob.has_magic(last):
+        return []
+    named = "/".join(folders[: magic[0]])  # which `**` matches too
+    found: list[str] = []
+    for depth in magic:
+        for file in finding.RUN_FILES:
+            found += search("/".join([*folders[: depth + 1], file]))
+    return [name for name in found if name.rpartition("/")[0] != named]
 
 
 def is_meant(name: str, pattern: str, passed: Passed) -> bool:

@@ -33,13 +33,20 @@ def images_at(address: str, passed: Passed) -> Iterator[tuple[str, Callable[[], 
     system, path = _file_system(address)
     try:
         if glob.has_magic(path):
-            found = [name for name in system.glob(path) if patterns.is_meant(name, path, passed)]
-        elif system.isdir(path):
-            # Hidden is what is so below the folder that was named.
+            runs = finding.Runs(patterns.run_files(path, system.glob))
             found = [
                 name
-                for name in system.find(path)
-                if finding.is_image_member(name.removeprefix(path), passed)
+                for name in system.glob(path)
+                if patterns.is_meant(name, path, passed) and not runs.hold(name, passed)
+            ]
+        elif system.isdir(path):
+            # Hidden is what is so below the folder that was named.
+            below = {name: name.removeprefix(path).lstrip("/") for name in system.find(path)}
+            runs = finding.Runs(below.values())
+            found = [
+                name
+                for name, inner in below.items()
+                if finding.is_image_member(inner, passed) and not runs.hold(inner, passed)
             ]
         else:
             found = [path]

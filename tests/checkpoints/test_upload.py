@@ -15,8 +15,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 
+from cvt_cli.base.errors import CheckpointError
+from cvt_cli.base.progress import silent
+from cvt_cli.checkpoints import upload
 from cvt_cli.checkpoints.names import to_reference
 from cvt_cli.model import weights
 from cvt_cli.spec.labels import Labels
@@ -452,6 +456,24 @@ def test_a_hub_that_does_not_answer_is_given_up_within_three_seconds(
     assert result.exit_code == 1
     assert f"the hub {silent.url} did not answer within 3 s" in result.stderr
     assert 2.5 < silent.waited_sec < 4.5
+
+
+@pytest.mark.filterwarnings("ignore:Use 'content:DeprecationWarning")  # the client's own
+@pytest.mark.parametrize("where", ["preupload", "store", "commit"])
+def test_a_hub_whose_answers_come_byte_by_byte_is_given_up(
+    hub: Hub, run: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+    monkeypatch.setenv("HF_TOKEN", "TOKEN")
+    monkeypatch.setattr(upload, "SILENT_SEC", 1.0)
+    repository = hub.add(NAME, {"README.md": b"# Old\n"}, answers_drip=where)
+
+    with pytest.raises(CheckpointError, match="broke off: did not answer within 1 s"):
+        upload.push(run, NAME, say=lambda message: None, progress=silent)
+
+    assert held(hub) == {"README.md": b"# Old\n"}
+    repository.answers_drip = ""
 
 
 # --- refused here, before anybody is asked

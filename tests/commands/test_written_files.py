@@ -87,6 +87,8 @@ def test_json_lines_that_predict_has_begun_are_gone_on_with(cvt) -> None:
         ("-o a.npz -o b.csv", "--output `a.npz` takes the place of classes"),
         ("-o a.npz --csv", "--csv: --output `a.npz` takes the place of classes"),
         ("--resume a.jsonl -o b.csv", "--output: --resume keeps JSON lines alone"),
+        ("--resume a.jsonl --csv b.csv", "--csv: --resume keeps JSON lines alone"),
+        ("--resume b.csv", "--resume `b.csv`: JSON lines are what can be gone on with"),
         ("--overwrite", "--overwrite: no file is named"),
     ],
 )

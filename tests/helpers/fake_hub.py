@@ -68,6 +68,7 @@ class Repository:
     longer_by: int = 0  # bytes that follow a large file
     drips: bool = False  # a header of every file comes byte by byte
     weights_drip: bool = False  # a header of every large file does
+    answers_drip: str = ""  # those to what is sent to paths that hold this do
     bytes_per_sec: float | None = None
     html: bool = False  # answer as the sign-in page of a café's network does
     private: bool = False
@@ -278,6 +279,9 @@ class _HubHandler(_Handler):
         repository = self.hub.repositories.get(to[1]) if to else None
         if to is None or repository is None:
             return self.fail(404, "RepoNotFound")
+        while repository.answers_drip and repository.answers_drip in path:
+            self.wfile.write(b"y")
+            time.sleep(0.1)
         if to[1].split("/")[0] != "somebody":
             return self.fail(403, "You have no right to write here")
         if to[2] == "preupload":
@@ -367,6 +371,9 @@ class _StoreHandler(_Handler):
     def answer(self, path: str) -> None:
         if self.command in ("PUT", "POST"):
             _, _, oid, *part = path.split("/")
+            while self.hub.store[oid][0].answers_drip == "store":
+                self.wfile.write(b"y")
+                time.sleep(0.1)
             return self.take(oid, int(part[0]) if part else None)
         repository, content = self.hub.store[path.removeprefix("/store/")]
         content = content[: len(content) - repository.shorter_by] + bytes(repository.longer_by)

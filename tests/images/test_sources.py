@@ -23,7 +23,7 @@ from PIL import Image
 
 from cvt_cli.base import limits
 from cvt_cli.base.errors import ImageError
-from cvt_cli.images import archives, sources, web
+from cvt_cli.images import archives, finding, sources, web
 from cvt_cli.images.finding import Passed
 from tests_shared import CHELSEA, TESTS, Machine
 
@@ -188,6 +188,17 @@ def test_what_systems_leave_is_passed_over_and_said(
     assert said.startswith("passed over: ")
     assert "2 `@eaDir`" in said and "1 `__MACOSX`" in said and "1 `#recycle`" in said
     assert ("files that are not searched for (2 .tga, 1 .psd)" in said) == suffixes
+
+
+def test_what_was_passed_over_is_said_in_the_same_order_every_time(tmp_path: Path) -> None:
+    names = ["#recycle", "#snapshot", "@Recycle", "@eaDir", "__MACOSX", "lost+found"]
+    for name in names:
+        (tmp_path / name).mkdir()
+    passed = Passed()
+
+    assert not list(finding.images_in(tmp_path, passed))
+
+    assert ", ".join(f"1 `{name}`" for name in names) in str(passed)
 
 
 def test_other_pictures_in_a_folder_are_named(cvt, tmp_path: Path) -> None:
@@ -560,6 +571,59 @@ def test_a_run_in_a_zip_is_passed_over_as_in_a_folder(cvt, tmp_path: Path) -> No
     answered = [line["path"] for line in result.json_lines]
     assert answered == [f"{tmp_path}/a.zip/photos/boats.jpg", f"{tmp_path}/a.zip/top.jpg"]
     assert "1 `runs`" in result.stderr and "1 `run`" in result.stderr
+
+
+@pytest.mark.parametrize("mode", ["w", "w:gz"])
+@pytest.mark.parametrize("plan_is_first", [True, False])
+def test_a_run_in_a_tar_is_passed_over_as_in_a_folder(
+    cvt, tmp_path: Path, mode: str, plan_is_first: bool
+) -> None:
+    (tmp_path / "plan.json").write_text("{}")
+    pictures = ["./run/curves.png", "photos/curves.png", "photos/boats.jpg", "top.jpg"]
+    plans = ["run/plan.json", "run/split.json"]
+    with tarfile.open(tmp_path / "a.tar", mode) as archive:
+        for name in plans + pictures if plan_is_first else pictures + plans:
+            archive.add(tmp_path / "plan.json" if name in plans else BOATS, name)
+
+    result = cvt("predict", tmp_path / "a.tar", "--model", "cvt-nano-cifar10", "--jsonl")
+
+    assert result.exit_code == 0, result.stderr
+    answered = {line["path"] for line in result.json_lines}
+    assert answered == {f"{tmp_path}/a.tar/{name}" for name in pictures[1:]}
+    assert "1 `run`" in result.stderr
+
+
+@pytest.mark.parametrize("place", ["/*/*.jpg", "/**/*.jpg", "/**", "file", "file/**/*.jpg"])
+def test_a_run_at_an_address_or_below_a_pattern_is_passed_over(
+    cvt, tmp_path: Path, place: str
+) -> None:
+    for name in ("run/curves.jpg", "photos/boats.jpg"):
+        (tmp_path / name).parent.mkdir()
+        shutil.copy(BOATS, tmp_path / name)
+    for name in ("plan.json", "split.json"):
+        (tmp_path / "run" / name).write_text("{}")
+    protocol, _, pattern = place.partition("/")
+    # `local` is the other name of the file system that `file` opens, and is not read as a path.
+    address = f"local://{tmp_path}" if protocol else str(tmp_path)
+
+    result = cvt(
+        "predict", f"{address}/{pattern}".rstrip("/"), "--model", "cvt-nano-cifar10", "--jsonl"
+    )
+
+    answered = [Path(line["path"]).name for line in result.json_lines if "error" not in line]
+    assert answered == ["boats.jpg"]
+    assert "1 `run`" in result.stderr
+
+
+def test_a_run_that_a_pattern_names_is_searched(cvt, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    shutil.copy(BOATS, tmp_path / "run" / "curves.png")
+    for name in ("plan.json", "split.json"):
+        (tmp_path / "run" / name).write_text("{}")
+
+    for pattern in ("run/*.png", "run/**/*.png", "*/curves.png"):
+        result = cvt("predict", tmp_path / pattern, "--model", "cvt-nano-cifar10", "--jsonl")
+        assert [Path(line["path"]).name for line in result.json_lines] == ["curves.png"]
 
 
 def test_many_archives_are_read_with_few_open_files(cvt, tmp_path: Path) -> None:
