@@ -212,12 +212,14 @@ class Classifier:
         columns = [name for name in IMAGE_COLUMNS if name in table]
         if not columns:
             raise UsageError(
-                f"a table of images has a column {' or '.join(f'`{c}`' for c in IMAGE_COLUMNS)}; "
+                f"a table of images needs a column {' or '.join(f'`{c}`' for c in IMAGE_COLUMNS)}; "
                 f"this has {', '.join(f'`{name}`' for name in table)}"
             )
         images = table[columns[0]]
         if _is_frame(images):
-            raise UsageError(f"this table has several columns called `{columns[0]}`; give one")
+            raise UsageError(
+                f"this table has several columns called `{columns[0]}`; only one is accepted"
+            )
         is_row = isinstance(table, Mapping) and not _is_column(images)
         top_k = min(self._top_k, len(self.classes))
         rows = [
@@ -249,7 +251,7 @@ class Classifier:
 def _listed(images: Any) -> Any:
     """Images, of which there may be one; of a table its columns would pass for them."""
     if isinstance(images, Mapping) or _is_frame(images):
-        raise UsageError("this is a table; give the column of it that holds the images")
+        raise UsageError("this is a table; pass its column of images")
     return images if _several(images) else [images]
 
 

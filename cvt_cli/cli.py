@@ -70,7 +70,7 @@ class _App(help_pages.Group):
         except Exception as error:
             if not is_of_memory(error):
                 raise
-            output.error("there is not enough memory for this", self._what_takes_less())
+            output.error("not enough memory", self._what_takes_less())
             raise SystemExit(1) from None
 
     def _what_takes_less(self) -> str | None:
@@ -129,7 +129,7 @@ def _as_ours(error: Any) -> UsageError:
         message = message.replace("Input should", f"`{found[0]['input']}` should")
         message = message.replace(", unable to parse string as an integer", "")
         message = message.replace(", unable to parse string as a number", "")
-    return UsageError(message, f"`{path} --help` lists what it takes")
+    return UsageError(message, f"`{path} --help` lists its options")
 
 
 app = typer.Typer(

@@ -74,7 +74,7 @@ def load_checkpoint(
     checkpoint = locate.locate(text, access)
     if checkpoint.kind == "graph":
         raise UsageError(
-            f"`{text}` is a graph, which can be run, but neither trained nor exported again",
+            f"`{text}` is an exported graph: it can be run, but not trained or exported again",
             hint="give the checkpoint that it was exported from",
         )
     stored = verified(checkpoint, access) if checkpoint.snapshot else None
@@ -164,10 +164,10 @@ def _embedded_instead(
     checkpoint = locate.embedded(published.CHECKPOINTS[published.WITHOUT_NETWORK])
     said = checkpoint.described()
     access.say(
-        f"answering with {checkpoint.name} in its place, which sees "
+        f"using {checkpoint.name} instead, which takes "
         f"{said.preprocessing.height}x{said.preprocessing.width} pixels and knows "
         f"these classes only: {', '.join(said.labels.names)}"
-        + (f"; {left_out}, meant for the other model, has no effect" if left_out else "")
+        + (f"; {left_out}, given for the other model, has no effect" if left_out else "")
     )
     return checkpoint
 
@@ -214,11 +214,11 @@ def _open(
         stored = verified(checkpoint, access)
     if not said.labels.named and len(said.labels) > MOST_UNNAMED_CLASSES:
         raise CheckpointError(
-            f"`{checkpoint.path}` has a head of {counted(len(said.labels), 'class')} and no "
-            "class list, "
-            "and lists of that size exist in several orders",
-            hint="put a `config.json` with its `id2label` beside it; "
-            "`cvt finetune` takes it as it is, since it replaces the head",
+            f"`{checkpoint.path}` has {counted(len(said.labels), 'class')} and no "
+            "class names, "
+            "and such lists exist in several orders",
+            hint="put a `config.json` with an `id2label` beside it; "
+            "`cvt finetune` needs none, because it replaces the head",
         )
     return _Opened(checkpoint, said, load)
 
@@ -249,7 +249,7 @@ def _run(opened: _Opened, asked: _Asked, access: Access) -> "tuple[Engine, str]"
         except CvtError as error:
             if asked.engine != "auto":
                 raise
-            why = f"{chosen} was not to be had: {error}"
+            why = f"{chosen} could not be used: {error}"
     from cvt_cli.model import devices
     from cvt_cli.model.engine import TorchEngine
 
@@ -316,7 +316,7 @@ def _choose_engine(
     engine, device, images = asked.engine, asked.device, asked.images
     if engine not in get_args(EngineChoice):  # from Python
         accepted = ", ".join(f"`{name}`" for name in get_args(EngineChoice))
-        raise UsageError(f"engine `{engine}`; accepted are {accepted}")
+        raise UsageError(f"there is no engine `{engine}`; accepted are {accepted}")
     if engine == "onnxruntime" or engine == "openvino":
         if device not in ("auto", "cpu"):
             raise UsageError(f"engine `{engine}` runs on the CPU, not on `{device}`")
@@ -324,7 +324,7 @@ def _choose_engine(
     if engine != "auto":
         return engine, "asked for with --engine"
     if device not in ("auto", "cpu") or (device == "auto" and machine.may_have_gpu()):
-        return "torch", "the other engines run on the CPU alone"
+        return "torch", "the other engines run only on the CPU"
     preferred: tuple[Runtime, ...] = ("onnxruntime", "openvino")
     if images >= MANY_IMAGES:
         preferred = ("openvino", "onnxruntime")

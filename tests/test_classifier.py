@@ -144,7 +144,7 @@ def test_rows_and_frames_are_given_back_with_columns(classify, pixels) -> None:
     assert classify(frame["path"][:1])[0][0].label == "cat"
     with pytest.raises(UsageError, match="this table has several columns called `path`"):
         classify(pd.concat([frame, frame], axis="columns"))
-    with pytest.raises(UsageError, match="has a column `image` or `bytes`.*this has `name`"):
+    with pytest.raises(UsageError, match="needs a column `image` or `bytes`.*this has `name`"):
         classify({"name": "x"})
 
 
@@ -190,9 +190,9 @@ def test_one_odd_image_ends_no_table(classify) -> None:
     errors = classify({"image": images})["error"]
 
     assert errors[0] is None  # NumPy has no bfloat16
-    assert "no pixels: 0 of width and 5 of height" in errors[1]
-    assert "list is no image; accepted are arrays" in errors[2]
-    assert all("Tensor gives no array" in error for error in errors[5:])
+    assert "no pixels: width 0, height 5" in errors[1]
+    assert "list is not an image; accepted are arrays" in errors[2]
+    assert all("Tensor cannot be converted to an array" in error for error in errors[5:])
     assert all(errors[1:])
     with pytest.raises(ImageError, match="opened as text"):
         classify(io.StringIO("x"))
@@ -217,11 +217,11 @@ def test_what_no_classifier_can_be_made_with_is_refused_when_it_is_made() -> Non
         ({"batch_size": -1}, "batch_size is -1"),
         ({"precision": "int4"}, "precision `int4`; accepted are `auto`, `fp32`"),
         ({"engine": "tpu"}, "engine `tpu`; accepted are `auto`, `torch`"),
-        ({"background": ""}, "`` is no colour"),
+        ({"background": ""}, "`` is not a color"),
         ({"device": "cpu:3"}, "device `cpu:3` is not available"),
     ):
         with pytest.raises(UsageError) as raised:
             Classifier("cvt-nano-cifar10", **{"engine": "torch", **wrong})
         assert said in str(raised.value)
-    with pytest.raises(UsageError, match="an empty text is no path"):
+    with pytest.raises(UsageError, match="the path is empty"):
         Classifier("")

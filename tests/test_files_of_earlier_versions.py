@@ -34,7 +34,7 @@ def test_a_run_is_trained_to_its_end(cvt, run: str) -> None:
 
     assert result.exit_code == 0, result.stderr
     if run == "run":
-        assert "going on at step 8 of 15, epoch 2" in result.stderr
+        assert "continuing at step 8 of 15, epoch 2" in result.stderr
     rows = list(csv.DictReader(Path(run, "metrics.csv").read_text().splitlines()))
     for column, wanted in FINISHED[run].items():
         assert [float(row[column]) for row in rows] == pytest.approx(wanted, rel=1e-3), column
@@ -65,11 +65,11 @@ def test_a_run_in_the_background_is_not_stopped_by_the_ctrl_c_that_its_shell_ign
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"version": 3}, "is of version 3; this version of cvt goes on with runs of version 1 to"),
+        ({"version": 3}, "is of version 3; this version of cvt continues runs of version 1 to"),
         ({"version": "next"}, 'is of version "next"; this version'),
-        ({"settings": {}}, "is not a plan as this version of cvt writes it (version 2): it has no"),
+        ({"settings": {}}, "is not a plan of this version of cvt (version 2): it has no"),
         ({"settings": {"spin": 1}}, "got an unexpected keyword argument 'spin'"),
-        ({"data": None}, "is not a plan as this version of cvt writes it (version 2)"),
+        ({"data": None}, "is not a plan of this version of cvt (version 2)"),
         ([], "is of version null"),
     ],
     ids=str,
@@ -85,7 +85,7 @@ def test_a_plan_of_another_version_is_refused_in_a_sentence(cvt, change, message
 
     assert result.exit_code == 1
     assert "error: `run/plan.json` is " in result.stderr and message in result.stderr
-    assert "hint: go on with the version of cvt that began it" in result.stderr
+    assert "hint: continue with the version of cvt that began it" in result.stderr
 
 
 def test_a_run_in_half_precision_is_not_gone_on_with_on_a_processor(cvt) -> None:
@@ -96,7 +96,7 @@ def test_a_run_in_half_precision_is_not_gone_on_with_on_a_processor(cvt) -> None
     result = cvt("finetune", "--resume", "run", "--device", "cpu")
 
     assert result.exit_code == 2
-    assert "error: a CPU does not train or predict in `fp16`" in result.stderr
+    assert "error: a CPU does not compute in `fp16`" in result.stderr
 
 
 def test_other_images_than_a_run_began_with_are_still_refused(cvt) -> None:
@@ -105,7 +105,7 @@ def test_other_images_than_a_run_began_with_are_still_refused(cvt) -> None:
     result = cvt("finetune", "--resume", "run")
 
     assert result.exit_code == 1
-    assert "error: `images` is not what the run began with" in result.stderr
+    assert "error: `images` is not the data that the run began with" in result.stderr
 
 
 def test_answers_are_gone_on_with(cvt) -> None:
@@ -116,7 +116,7 @@ def test_answers_are_gone_on_with(cvt) -> None:
     )
 
     assert result.exit_code == 0, result.stderr
-    assert "20 images already answered in `answers.jsonl`" in result.stderr
+    assert "20 images already in `answers.jsonl`" in result.stderr
     after = Path("answers.jsonl").read_bytes()
     assert after.startswith(before)
     paths = [json.loads(line)["path"] for line in after.splitlines()]

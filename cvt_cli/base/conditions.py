@@ -85,7 +85,7 @@ def read(path: Path) -> dict[str, Any]:
         reason = str(error)
     raise CvtError(
         f"`{beside(path)}`, which says how `{path}` was made, cannot be read: {reason}",
-        hint="give another file, or move this one away",
+        hint="name another file, or move this one away",
     )
 
 

@@ -55,9 +55,9 @@ def unwritable(path: Path, error: OSError) -> CvtError:
     """What to tell the user of a file that could not be written."""
     if path.is_relative_to(NOWHERE):
         return CvtError(
-            "there is no folder to keep files in: HOME is not set, and the system knows no home "
+            "no folder to store files in: HOME is not set, and the system knows no home "
             "folder of this user",
-            hint="set CVT_CACHE to a folder, and HF_HOME for what is fetched from the hub",
+            hint="set CVT_CACHE to a folder, and HF_HOME to one for downloads",
         )
     other = "choose another folder"
     for folder, variable in chosen_by.items():
@@ -65,7 +65,7 @@ def unwritable(path: Path, error: OSError) -> CvtError:
             other = f"set {variable} to another folder"
     return CvtError(
         f"cannot write `{path}`: {error.strerror or error}",
-        hint=f"{other}, or make room on this disk",
+        hint=f"{other}, or free space on this disk",
     )
 
 
@@ -147,10 +147,10 @@ def refuse_overwriting(written: Sequence[Path], read: Iterable[str]) -> None:
     """
     places = [path.resolve() for path in written if path.is_file() or not path.exists()]
     if twice := next((path for path in places if places.count(path) > 1), None):
-        raise UsageError(f"`{twice}` is named for two outputs, of which the later would be left")
+        raise UsageError(f"`{twice}` is named for two outputs; the second would replace the first")
     for name in read:
         if os.path.isfile(name) and Path(name).resolve() in places:
-            raise UsageError(f"`{name}` is read, and would be replaced by what is written")
+            raise UsageError(f"`{name}` is an input, and the output would replace it")
 
 
 def refuse_replacing(written: Iterable[Path], overwrite: bool) -> None:
@@ -169,7 +169,7 @@ def refuse_replacing(written: Iterable[Path], overwrite: bool) -> None:
         if path.is_file() and path.stat().st_size or path.is_dir() and any(path.iterdir()):
             raise CvtError(
                 f"`{path}` exists and was not replaced",
-                hint="--overwrite replaces it, or give another name",
+                hint="name another file, or replace this one with --overwrite",
             )
 
 

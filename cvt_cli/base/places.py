@@ -18,7 +18,7 @@ def expanded(path: str) -> str:
         UsageError: it is empty, or there is no such user, or no home folder.
     """
     if not path:
-        raise UsageError("an empty text is no path; `.` is this folder")
+        raise UsageError("the path is empty; `.` names this folder")
     if not path.startswith("~") or os.path.lexists(path):
         return path
     written_out = os.path.expanduser(path)

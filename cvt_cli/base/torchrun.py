@@ -57,8 +57,8 @@ def _place() -> _Place:
     said = ", ".join(f"{name}={value}" for name, value in given.items())
     raise UsageError(
         f"the environment has {said}"
-        + (f" without {' and '.join(lacking)}" if lacking else ", which do not go together")
-        + "; of several processes each has to know all that torchrun sets",
+        + (f" without {' and '.join(lacking)}" if lacking else ", which contradict each other")
+        + "; each of several processes needs everything that torchrun sets",
         hint=f"start the command with `torchrun -m cvt_cli ...`, or `unset {' '.join(given)}` to "
         "run it in one process",
     )
@@ -88,7 +88,7 @@ def refuse(what: str) -> None:
     """Raises UsageError for work that one process does, if several have been started for it."""
     if count() > 1:
         raise UsageError(
-            f"{what} is done by one process, not by the {count()} of a torchrun",
+            f"{what} runs in one process, not in the {count()} of torchrun",
             hint="start it without torchrun",
         )
 

@@ -26,7 +26,7 @@ def read_architecture(text: str, access: Access) -> tuple[str, CvTConfig, Size]:
     if found.needs_torch:
         raise CheckpointError(
             f"`{found.path}` cannot be read without torch, which this command does not load",
-            hint=f"give the architecture in place of the file: --variant {variants.names()}",
+            hint=f"name the architecture instead of the file: --variant {variants.names()}",
         )
     if found.kind == "file" and found.record is None:  # it does not say its input size
         shapes = headers.safetensors_shapes(found.path)

@@ -93,7 +93,7 @@ class Record:
         names = tuple(text.parsed_json(texts["classes"]))
         wnids = tuple(text.parsed_json(texts["wnids"])) if texts["wnids"] else None
         if not all(isinstance(name, str) for name in (*names, *(wnids or ()))):
-            raise ValueError("a class is called by what is no text")
+            raise ValueError("a class name is not text")
         labels = Labels(names, wnids)
         described = text.parsed_json(texts["config"])
         described["id2label"] = dict(enumerate(names))
@@ -136,15 +136,15 @@ class Record:
         if not self.dynamic_size:
             other = "--dynamic-size"
             if self.preprocessing_inside:
-                other += " in place of --with-preprocessing"
+                other += " instead of --with-preprocessing"
             raise UsageError(
-                f"`{path}` takes {own} pixels alone, not {size}",
+                f"`{path}` takes {own} pixels only, not {size}",
                 hint=f"export the checkpoint again with --res {size}, or with {other}",
             )
         least = self.config.smallest_traced if by_suffix(path) == "pt2" else SMALLEST_SIZE
         if min(size) < least:
             raise UsageError(
-                f"`{path}` takes no size below {least} pixels, and {size} was asked for",
+                f"`{path}` takes at least {least} pixels, not {size}",
                 hint=f"give --res {least} or more, or export the checkpoint as .onnx",
             )
         return replace(self, preprocessing=self.preprocessing.with_size(size))
@@ -186,11 +186,13 @@ def read(path: Path) -> Record:
     try:
         texts = readers[form](path)
     except UNREADABLE as error:
-        raise CheckpointError(f"`{path}` is damaged, or no {form} file: {error}") from None
+        raise CheckpointError(
+            f"`{path}` is damaged, or not a file of format {form}: {error}"
+        ) from None
     if _VERSION not in texts:
         raise CheckpointError(
-            f"`{path}` was not written by `cvt export`: it has no metadata that says how images "
-            "are prepared for it and what its classes are",
+            f"`{path}` was not written by `cvt export`: it has no metadata about "
+            "preprocessing and classes",
             hint="export it again from its checkpoint: "
             f"cvt export MODEL --format {form} --output FILE{FORMATS[form].suffix}",
         )
@@ -219,7 +221,7 @@ def _record(texts: Mapping[str, str], path: Path) -> Record:
         return Record.from_strings(texts)
     except _NOT_OURS as error:
         raise CheckpointError(
-            f"the metadata of `{path}` are damaged, or from another version "
+            f"the metadata in `{path}` is damaged, or from another version "
             f"({texts[_VERSION]}) of `cvt export`: {error!r}"
         ) from None
 

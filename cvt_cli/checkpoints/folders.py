@@ -203,19 +203,19 @@ def _may_be(known: KnownCheckpoint, config: CvTConfig, content: Mapping[str, Any
 
 
 def assumed_gelu(why: str) -> str:
-    return f"{why}: taken as `gelu`, as transformers computes it; --activation overrules"
+    return f"{why}: `gelu` is assumed, as in transformers; --activation overrides it"
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     if path.exists() and not path.is_file():  # a pipe would be waited for
-        raise CheckpointError(f"`{path}` is no regular file")
+        raise CheckpointError(f"`{path}` is not a regular file")
     try:
         content = text.read_json(path, most=LARGEST_CONFIG_BYTES, unique=True)
     except FileNotFoundError:
         last = path.with_name(LAST)
         raise CheckpointError(
             f"`{path}` does not exist; the folder holds {_content_of(path.parent)}",
-            hint=f"of this run no epoch is finished; `{last}` is a checkpoint too"
+            hint=f"no epoch of this run is finished; `{last}` is a checkpoint too"
             if (last / CONFIG_FILE).is_file()
             else "a checkpoint folder holds `config.json`, `model.safetensors` "
             "(or `pytorch_model.bin`) and `preprocessor_config.json`",
@@ -225,7 +225,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise CheckpointError(f"`{path}` cannot be read as JSON: {error}") from None
     if not isinstance(content, dict):
-        raise CheckpointError(f"`{path}` holds no JSON object")
+        raise CheckpointError(f"`{path}` does not hold a JSON object")
     return content
 
 
@@ -277,14 +277,16 @@ def config_from_transformers(config: dict[str, Any]) -> tuple[CvTConfig, Labels]
                 f"`{name}` is {shown(values)}; it must be a list with one value per stage"
             )
     if number > MOST_STAGES:
-        raise ConfigError(f"`embed_dim` has {number:,} stages; {MOST_STAGES} is the most")
+        raise ConfigError(f"`embed_dim` has {number:,} stages; at most {MOST_STAGES} are accepted")
     for name, value in _FIXED.items():
         values = config.get(name, [value] * number)
         if values != [value] * number:
             raise ConfigError(f"`{name}` is {shown(values)}; only {[value] * number} is supported")
     class_tokens = [False] * (number - 1) + [True]
     if config.get("cls_token", class_tokens) != class_tokens:
-        raise ConfigError(f"`cls_token` is {shown(config['cls_token'])}; only {class_tokens} is")
+        raise ConfigError(
+            f"`cls_token` is {shown(config['cls_token'])}; only {class_tokens} is supported"
+        )
     rows = zip(*columns.values(), strict=True)
     stages = tuple(StageConfig(**dict(zip(_COLUMNS.values(), row, strict=True))) for row in rows)
     if "id2label" in config:

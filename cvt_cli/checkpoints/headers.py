@@ -42,12 +42,12 @@ def safetensors_header(path: Path) -> Header:
             length = int.from_bytes(file.read(8), "little")
             if size < 8 or length > size - 8:
                 raise CheckpointError(
-                    f"`{path}` is empty, cut short or no safetensors file ({size} bytes)"
+                    f"`{path}` is empty, cut short or not a safetensors file ({size} bytes)"
                 )
             if length > LARGEST_HEADER_BYTES:
                 raise CheckpointError(
-                    f"`{path}` is no safetensors file: its header would have {length:,} bytes, and "
-                    f"may have {LARGEST_HEADER_BYTES:,}"
+                    f"`{path}` is not a safetensors file: its header would have {length:,} bytes; "
+                    f"at most {LARGEST_HEADER_BYTES:,} are accepted"
                 )
             content = file.read(length)
     except OSError as error:
@@ -66,20 +66,19 @@ def safetensors_header(path: Path) -> Header:
             spans.append((start, end_of_it))
     except (ValueError, TypeError, LookupError, AttributeError):
         raise CheckpointError(
-            f"`{path}` is no safetensors file: its header is not readable"
+            f"`{path}` is not a safetensors file: its header cannot be read"
         ) from None
     end = 8 + length + max(end for _, end in spans)
     if size < end:
         raise CheckpointError(
-            f"`{path}` is cut short: {size} bytes of {end} that its header announces"
+            f"`{path}` is cut short: {size} of the {end} bytes that its header announces"
         )
     # As the format wants it and its library asks for: so nothing stands there that no tensor holds.
     spans.sort()
     if size > end or any(before[1] != start for before, (start, _) in pairwise(spans)):
         raise CheckpointError(
-            f"`{path}` is no whole safetensors file: its tensors do not lie one behind another to "
-            "its end",
-            hint="fetch or copy it again",
+            f"`{path}` is not a valid safetensors file: its tensors do not fill it without gaps",
+            hint="download or copy it again",
         )
     return Header(shapes, dtypes, metadata)
 
@@ -137,9 +136,9 @@ def variant_of_shapes(shapes: Mapping[Any, Shape], source: Path) -> tuple[str, C
     head = shapes.get("head.weight")
     if not embeddings or head is None or len(head) != 2 or {len(e) for e in embeddings} != {4}:
         raise CheckpointError(
-            f"`{source}`: no CvT: among its {len(shapes)} tensors are no "
+            f"`{source}` is not a CvT: its {len(shapes)} tensors do not include "
             "`stage0.patch_embed.proj.weight` and `head.weight` "
-            "(nor the names that transformers gives them)"
+            "(or the names that transformers gives them)"
         )
     for name, variant in VARIANTS.items():
         stages = [(stage.width, stage.depth, stage.kernel) for stage in variant.config.stages]
@@ -152,9 +151,9 @@ def variant_of_shapes(shapes: Mapping[Any, Shape], source: Path) -> tuple[str, C
     widths = [shape[0] for shape in embeddings]
     known = ", ".join(f"`{name}`" for name in VARIANTS)
     raise CheckpointError(
-        f"`{source}`: widths {widths} and depths {depths} are no known variant's ({known}), "
-        "and a bare state dict does not hold the number of heads",
-        hint="put it into a folder as `model.safetensors` beside a `config.json`",
+        f"`{source}`: widths {widths} and depths {depths} belong to no known variant ({known}), "
+        "and bare weights do not say the number of heads",
+        hint="put it into a folder as `model.safetensors`, beside a `config.json`",
     )
 
 
@@ -183,19 +182,21 @@ def describe_tensors(
         size = Size.square(known.size)
     if size is None:
         raise UsageError(
-            f"`{path.name}` does not say its input size and is no known file name",
-            hint="give it with --res, for example --res 224",
+            f"`{path.name}` is not a known file name, so its input size is unknown",
+            hint="give the size, for example --res 224",
         )
     notes = []
     names = labels.imagenet()
     if config.num_classes != len(names):
         names = labels.unnamed(config.num_classes)
-        notes.append(f"`{path.name}` does not name its {len(names)} classes: shown by number")
+        notes.append(
+            f"`{path.name}` has no class names: its {len(names)} classes are shown by number"
+        )
     elif known is None:
-        notes.append(f"`{path.name}` does not name its 1000 classes: taken as ImageNet's")
+        notes.append(f"`{path.name}` has no class names: its 1000 classes are taken as ImageNet's")
     if activation is None and known is None and is_transformers(map(str, shapes)):
         activation = "gelu"
-        notes.append(assumed_gelu(f"`{path.name}` has the names that transformers gives tensors"))
+        notes.append(assumed_gelu(f"`{path.name}` has the tensor names of transformers"))
     preprocessing = VARIANTS[variant].preprocessing.with_size(size)
     return CheckpointConfig(config.with_activation(activation), names, preprocessing, tuple(notes))
 

@@ -80,15 +80,16 @@ def fetch(
 
     if places.hub_dir().is_relative_to(files.NOWHERE):
         raise UnreachableError(
-            f"`{repository}` is not on this machine, and there is no home folder to fetch it into",
-            hint="set HF_HOME to a folder, and CVT_CACHE for what is made of it",
+            f"`{repository}` is not on this machine, and there is no home folder to "
+            "download it into",
+            hint="set HF_HOME to a folder, and CVT_CACHE to one for converted weights",
         )
     info = _ask(repository, revision, offline)
     names = {sibling.rfilename for sibling in info.siblings or ()}
     if folders.CONFIG_FILE not in names:
         raise CheckpointError(
-            f"`{repository}` on {endpoint()} is no checkpoint: it has no `{folders.CONFIG_FILE}`; "
-            f"it holds {', '.join(sorted(names)[:8]) or 'nothing'}"
+            f"`{repository}` on {endpoint()} is not a checkpoint: it has no "
+            f"`{folders.CONFIG_FILE}`; it holds {', '.join(sorted(names)[:8]) or 'nothing'}"
         )
     snapshot = Snapshot(repository, str(info.sha))
     if not weights:
@@ -109,7 +110,7 @@ def fetch(
     if stored is None:
         others = sorted(names - {folders.CONFIG_FILE, folders.PREPROCESSING_FILE, ".gitattributes"})
         raise CheckpointError(
-            f"`{repository}` on {endpoint()} has no weights that are read here, neither "
+            f"`{repository}` on {endpoint()} has no weights that can be read, neither "
             f"{' nor '.join(f'`{name}`' for name in folders.WEIGHTS_FILES)}; "
             f"beside its config it holds {', '.join(others[:8]) or 'nothing'}"
         )
@@ -139,7 +140,7 @@ def _ask(repository: str, revision: str | None, offline: bool) -> "ModelInfo":
     except HfHubHTTPError as error:
         raise _http_error(error, repository, revision) from None
     except HFValidationError as error:
-        message = f"`{repository}` is no name on a hub: {first_line(error)}"
+        message = f"`{repository}` is not a valid repository name: {first_line(error)}"
         raise CheckpointError(message) from None
     except ConnectionError as error:
         raise _unreachable(repository, f"{not_here} {error}", revision) from None
@@ -149,9 +150,9 @@ def _unreachable(repository: str, message: str, revision: str | None = None) -> 
     wanted = repository if revision is None else f"{repository} --revision {shlex.quote(revision)}"
     return UnreachableError(
         message,
-        hint=f"where there is a network, `cvt download {wanted}` fetches it into "
-        f"`{store.storage_of(repository)}`, a folder that can be copied here; "
-        "or name a checkpoint on this machine in its place: a path, or cvt-nano-cifar10",
+        hint=f"on a machine with a network, `cvt download {wanted}` puts it into "
+        f"`{store.storage_of(repository)}`, which you can copy here; "
+        "or use a model on this machine: a path, or cvt-nano-cifar10",
     )
 
 
@@ -169,7 +170,7 @@ def _http_error(error: Any, repository: str, revision: str | None) -> Checkpoint
     if isinstance(error, GatedRepoError):
         return CheckpointError(
             f"`{repository}` is gated, and this account has no access to it ({status})",
-            hint=f"ask for access on {where}, then {token}",
+            hint=f"request access on {where}, then {token}",
         )
     if isinstance(error, RevisionNotFoundError):
         return CheckpointError(
@@ -179,14 +180,14 @@ def _http_error(error: Any, repository: str, revision: str | None) -> Checkpoint
     if isinstance(error, RepositoryNotFoundError):
         near = " or ".join(f"`{name}`" for name in published.nearest(repository.split("/")[1]))
         return CheckpointError(
-            f"there is no `{repository}`: neither a file or folder here, nor a model on "
-            f"{endpoint()} that can be seen without a token for it ({status})",
-            hint=(f"did you mean {near}? " if near else "") + f"If it is private, {token}",
+            f"there is no model `{repository}`: neither a file or folder here, nor a repository on "
+            f"{endpoint()} that is visible without a token ({status})",
+            hint=(f"did you mean {near}? " if near else "") + f"if it is private, {token}",
         )
     if status == 401:
         return CheckpointError(
-            f"{endpoint()} does not accept the token that was sent for `{repository}` (401)",
-            hint="a new one is made in the hub's settings; unset HF_TOKEN to go without",
+            f"{endpoint()} rejects the token that was sent for `{repository}` (401)",
+            hint="create a new token in the hub's settings, or unset HF_TOKEN to send none",
         )
     if status == 403:
         return CheckpointError(
@@ -195,8 +196,8 @@ def _http_error(error: Any, repository: str, revision: str | None) -> Checkpoint
     if status == 429:
         wait = error.response.headers.get("Retry-After")
         return CheckpointError(
-            f"{endpoint()} takes no more requests for now (429), asked for `{repository}`",
-            hint=(f"try again in {wait} s, " if wait else "try again in some minutes, ")
+            f"{endpoint()} accepts no more requests for now (429), asked for `{repository}`",
+            hint=(f"try again in {wait} s, " if wait else "try again in a few minutes, ")
             + "or with a token: HF_TOKEN",
         )
     if status is not None and status >= 500:
@@ -231,15 +232,15 @@ def _explained(repository: str, revision: str | None) -> Iterator[None]:
             raise
         raise CvtError(
             f"cannot write to the hub's cache `{places.hub_dir()}`: {error.strerror or error}",
-            hint="make room there, or choose another folder with HF_HUB_CACHE or HF_HOME; "
-            "what was fetched so far is kept",
+            hint="free space there, or choose another folder with HF_HUB_CACHE or HF_HOME; "
+            "what was downloaded so far is kept",
         ) from None
 
 
 def _broke_off(repository: str, error: BaseException) -> CheckpointError:
     return CheckpointError(
-        f"the download of `{repository}` from {endpoint()} broke off: {first_line(error)}",
-        hint="run the same command again; it goes on where this one stopped",
+        f"the download of `{repository}` from {endpoint()} was interrupted: {first_line(error)}",
+        hint="run the same command again; it continues where this one stopped",
     )
 
 
@@ -255,8 +256,8 @@ def _fetch_small(snapshot: Snapshot, name: str) -> None:
             size = _announced(snapshot, name).size or 0
             if size > LARGEST_CONFIG_BYTES:
                 raise CheckpointError(
-                    f"`{name}` of `{snapshot.repository}` has more than the "
-                    f"{LARGEST_CONFIG_BYTES:,} bytes that are read of it at most: {size:,}"
+                    f"`{name}` of `{snapshot.repository}` has {size:,} bytes; at most "
+                    f"{LARGEST_CONFIG_BYTES:,} are read"
                 )
     huggingface_hub.hf_hub_download(
         snapshot.repository, name, revision=snapshot.commit, force_download=damaged
@@ -297,7 +298,7 @@ class _Counted(io.BufferedWriter):
                 f"{endpoint()} sends more of {self._what} than the {self._most:,} bytes that it "
                 "announced",
                 hint="run the same command again; if it happens again, the hub or something on "
-                "the way changes the file",
+                "the way to it changes the file",
             )
         written = super().write(data)
         self.last_write = time.monotonic()
@@ -319,14 +320,14 @@ def _fetch_weights(snapshot: Snapshot, name: str, say: Say, progress: Progress) 
         raise CheckpointError(f"{endpoint()} does not say what `{name}` is: no commit or no size")
     if not store.is_hash(etag):
         raise CheckpointError(
-            f"{endpoint()} announces no hash for `{name}` of `{snapshot.repository}`, so that what "
+            f"{endpoint()} announces no hash for `{name}` of `{snapshot.repository}`, so what "
             f"it sends cannot be verified (ETag {etag!r})",
-            hint="fetch it by other means and name its folder in place of the repository",
+            hint="download it by other means, and name its folder instead of the repository",
         )
     what = f"{name} of {snapshot.repository}"
     blob = snapshot.storage / "blobs" / etag
     lock = places.hub_dir() / ".locks" / snapshot.storage.name / f"{etag}.lock"  # the client's own
-    with files.locked(lock, f"fetching {what}", say):
+    with files.locked(lock, f"downloading {what}", say):
         if not (blob.is_file() and store.has_hash(blob, etag)):
             begun = blob.with_name(etag + store.PARTIAL)
             begun.parent.mkdir(parents=True, exist_ok=True)
@@ -337,14 +338,14 @@ def _fetch_weights(snapshot: Snapshot, name: str, say: Say, progress: Progress) 
             free = shutil.disk_usage(begun.parent).free
             if free < size - done:
                 raise CvtError(
-                    f"no room for {what}: {human_bytes(size - done)} are needed, "
+                    f"no room for {what}: {human_bytes(size - done)} needed, "
                     f"{human_bytes(free)} free in `{begun.parent}`",
-                    hint="make room there, or choose another folder with HF_HUB_CACHE or HF_HOME",
+                    hint="free space there, or choose another folder with HF_HUB_CACHE or HF_HOME",
                 )
             say(
-                f"fetching {what} at {snapshot.commit[:7]}, {human_bytes(size)}, "
+                f"downloading {what} at {snapshot.commit[:7]}, {human_bytes(size)}, "
                 f"from {endpoint()} into `{places.hub_dir()}`"
-                + (f"; {human_bytes(done)} are there already" if done else "")
+                + (f"; {human_bytes(done)} are here already" if done else "")
             )
             with (
                 progress(name, size, unit="bytes", done=done) as advance,
@@ -359,7 +360,7 @@ def _fetch_weights(snapshot: Snapshot, name: str, say: Say, progress: Progress) 
                 except KeyboardInterrupt:
                     say(
                         f"interrupted: {human_bytes(file.tell())} of {what} are kept, and "
-                        "the same command goes on from there"
+                        "the same command continues from there"
                     )
                     raise
             if not store.has_hash(begun, etag):
@@ -367,9 +368,9 @@ def _fetch_weights(snapshot: Snapshot, name: str, say: Say, progress: Progress) 
                 begun.unlink()
                 raise CheckpointError(
                     f"what {endpoint()} sent as {what} is not what it announced: its hash is "
-                    f"{found}, not {etag}; it was thrown away",
+                    f"{found}, not {etag}; it was discarded",
                     hint="run the same command again; if it happens again, the hub or something "
-                    "on the way changes the file",
+                    "on the way to it changes the file",
                 )
             os.replace(begun, blob)
     link = partial(huggingface_hub.hf_hub_download, snapshot.repository, name)

@@ -100,7 +100,7 @@ def model_info(
     except Exception as error:
         raise ConnectionError(f"cannot be reached: {first_line(error)}") from None
     if not store.is_hash(str(found.sha)):
-        raise ConnectionError("does not answer as a hub does")
+        raise ConnectionError("does not answer like a Hugging Face hub")
     return found
 
 

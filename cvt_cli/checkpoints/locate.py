@@ -51,7 +51,9 @@ def find(text: str, access: Access) -> Checkpoint | Repository:
     path = Path(places.expanded(text))
     here = _mode(path, or_raise=known is None)
     if access.revision is not None and (here is not None or (known and known.embedded)):
-        raise UsageError(f"`{text}` is on this machine; --revision is for repositories on the hub")
+        raise UsageError(
+            f"`{text}` is on this machine; --revision is only for repositories on the hub"
+        )
     if here is not None:
         is_folder, name = stat.S_ISDIR(here), text
         if not (is_folder or stat.S_ISREG(here)):
@@ -60,11 +62,11 @@ def find(text: str, access: Access) -> Checkpoint | Repository:
             name = os.path.join(os.curdir, text)  # in results, which it would be mistaken in
             other = known.repository or known.name.replace("-", "_")
             access.say(
-                f"`{text}` is taken as the {'folder' if is_folder else 'file'} of that name here; "
-                f"`{other}` means the known checkpoint"
+                f"`{text}` is the {'folder' if is_folder else 'file'} of that name here; "
+                f"the published model is `{other}`"
             )
         if is_folder and (best := folders.best_of(path)):
-            access.say(f"`{path}` is a training run: its best epoch is taken, `{best}`")
+            access.say(f"`{path}` is a training run; its best epoch is used: `{best}`")
             return Checkpoint.at(best, None, os.path.join(name, best.name))
         return Checkpoint.at(path, known or _known_by_path(path.resolve()), name)
     if known and known.embedded:

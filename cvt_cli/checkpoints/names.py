@@ -85,8 +85,8 @@ def reference_names(names: Iterable[object], source: Path) -> dict[Any, str]:
     for name, ours in found.items():
         if first.setdefault(ours, name) is not name:
             raise CheckpointError(
-                f"`{source}` has one tensor under two names, `{first[ours]}` and `{name}`, and "
-                "does not say which of them counts",
-                hint="save it again with one of them",
+                f"`{source}` has the same tensor under two names, `{first[ours]}` and `{name}`, "
+                "and does not say which one is meant",
+                hint="save it again with one of the two",
             )
     return found

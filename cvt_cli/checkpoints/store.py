@@ -157,9 +157,9 @@ def refuse_links_out_of_the_cache(snapshot: Snapshot) -> None:
         target = path.resolve()
         if not any(target.is_relative_to(root) for root in allowed):
             raise CheckpointError(
-                f"`{path}` is a link out of the hub's cache, to `{target}`, and was not followed",
-                hint=f"`cvt cache remove {snapshot.repository}` clears it; "
-                "a file of your own is read under its own path",
+                f"`{path}` links out of the hub's cache, to `{target}`, and was not followed",
+                hint=f"`cvt cache remove {snapshot.repository}` removes it; "
+                "name a file of your own by its own path",
             )
 
 
@@ -201,8 +201,9 @@ def checked_hash(snapshot: Snapshot) -> str:
             with suppress(OSError):
                 stamp.unlink()
             raise CheckpointError(
-                f"`{weights}` is damaged: it has not the hash that the hub announced, {announced}",
-                hint=f"`cvt download {snapshot.repository}` fetches it again",
+                f"`{weights}` is damaged: its hash is not the one that the hub announced, "
+                f"{announced}",
+                hint=f"`cvt download {snapshot.repository}` downloads it again",
             )
         with suppress(CvtError):  # a cache that cannot be written costs the reading each time
             files.write_text(stamp, content)
@@ -328,7 +329,7 @@ def remove(repository: str) -> int:
             lock.acquire(timeout=0)
         except filelock.Timeout:
             raise CheckpointError(
-                f"`{repository}` is being fetched by another process, and was not removed"
+                f"`{repository}` is being downloaded by another process, and was not removed"
             ) from None
         lock.release()
     hashes = [path.name for path in record.iterdir()] if record.is_dir() else []

@@ -73,8 +73,8 @@ def checkpoint_of(run: Path) -> Path:
     folder = folders.folder_of(run)
     if folder is None:
         raise CheckpointError(
-            f"`{run}` is no folder" if run.exists() else f"`{run}` does not exist",
-            hint="name the run folder of a `cvt finetune`, or a checkpoint folder, and then the "
+            f"`{run}` is not a folder" if run.exists() else f"`{run}` does not exist",
+            hint="name a run folder of `cvt finetune` or a checkpoint folder, then the "
             "repository: `cvt push RUN user/name`",
         )
     if (folder / folders.CONFIG_FILE).is_file():
@@ -114,14 +114,17 @@ def check_folder(folder: Path, say: Say) -> dict[str, int]:
         pickled = (folder / folders.PICKLED_WEIGHTS_FILE).is_file()
         raise CheckpointError(
             f"`{folder}` has no `{folders.WEIGHTS_FILE}`"
-            + (f", but a `{folders.PICKLED_WEIGHTS_FILE}`, and no pickle is pushed" * pickled),
-            hint=None if pickled else "the weights are written last: the folder was not finished",
+            + (
+                f", but a `{folders.PICKLED_WEIGHTS_FILE}`, which is a pickle and is not pushed"
+                * pickled
+            ),
+            hint=None if pickled else "the weights are written last, so this folder is incomplete",
         )
     if not (folder / folders.PREPROCESSING_FILE).is_file():
         raise CheckpointError(
-            f"`{folder}` has no `{folders.PREPROCESSING_FILE}`, without which nobody else knows "
-            "how to feed it",
-            hint="copy the one of the checkpoint that it was trained from",
+            f"`{folder}` has no `{folders.PREPROCESSING_FILE}`, without which others "
+            "do not know how to prepare images",
+            hint="copy the one of the checkpoint that you started from",
         )
     card = folder / folders.CARD_FILE
     try:
@@ -131,14 +134,14 @@ def check_folder(folder: Path, say: Say) -> dict[str, int]:
                 raise CheckpointError(
                     f"`{folder / name}` begins with a byte order mark, which transformers does "
                     "not read",
-                    hint="save it as UTF-8 without one",
+                    hint="save it as UTF-8 without a byte order mark",
                 )
         if card.is_file():
             card.read_text(encoding="utf-8")
         else:
-            say(f"`{folder}` has no model card (`{card.name}`): its page will say nothing")
+            say(f"`{folder}` has no model card (`{card.name}`): its page on the hub will be empty")
     except UnicodeDecodeError:
-        raise CheckpointError(f"`{card}` is not in UTF-8, as a hub needs it") from None
+        raise CheckpointError(f"`{card}` is not in UTF-8, which the hub needs") from None
     except OSError as error:
         raise _unreadable(error) from None
     found = {
@@ -151,9 +154,9 @@ def check_folder(folder: Path, say: Say) -> dict[str, int]:
     if problems := headers.tensor_problems(found, wanted):
         is_reference = "head.weight" in found
         raise CheckpointError(
-            f"`{weights}` is not what `{folders.CONFIG_FILE}` beside it describes to transformers: "
-            + headers.differences(problems),
-            hint="its tensors have the reference's names; those of transformers writes "
+            f"`{weights}` does not match the `{folders.CONFIG_FILE}` beside it, as "
+            "transformers reads it: " + headers.differences(problems),
+            hint="its tensors have the reference's names; to write those of transformers: "
             f"`cvt export {shlex.quote(str(folder))} --format safetensors --output FOLDER`"
             if is_reference
             else None,
@@ -175,8 +178,8 @@ def check_name(repository: str) -> None:
         why = first_line(error)
     if why:
         raise UsageError(
-            f"`{repository}` cannot be the name of a repository: {why}",
-            hint="give the account and the model's name, as in `user/my-cvt`",
+            f"`{repository}` is not a valid repository name: {why}",
+            hint="give account and model name, such as `user/my-cvt`",
         )
 
 
@@ -209,7 +212,7 @@ def push(
     url = f"{endpoint()}/{repository}"
     if private and before is not None and not before.private:
         raise CheckpointError(
-            f"`{repository}` exists and is public; --private is for a repository that is made",
+            f"`{repository}` exists and is public; --private is only for a new repository",
             hint=f"make it private on {url}/settings, or push without --private",
         )
     there = _hashes(before)
@@ -241,11 +244,11 @@ def _ask(repository: str) -> Any:
     hint = "nothing was sent; run the same command where the hub can be reached"
     if never_asks():
         raise UnreachableError(
-            f"`{repository}` is not pushed to {endpoint()}: HF_HUB_OFFLINE is set", hint
+            f"`{repository}` was not pushed to {endpoint()}: HF_HUB_OFFLINE is set", hint
         )
     if huggingface_hub.get_token() is None:
         raise CheckpointError(
-            f"no token for {endpoint()}, without which nobody may write there",
+            f"no token for {endpoint()}; you need one to write there",
             hint=f"{_new_token()}, then run `hf auth login` or set HF_TOKEN",
         )
     try:
@@ -339,8 +342,8 @@ def _commit(
         except KeyboardInterrupt:
             say(
                 f"interrupted before the hub confirmed a commit: `{repository}` "
-                + ("is as it was" if before else "may have been made, and holds no checkpoint")
-                + "; the same command starts again"
+                + ("is unchanged" if before else "may have been created, and is empty")
+                + "; run the same command to start again"
             )
             raise
         except Exception as error:
@@ -366,12 +369,12 @@ def _explain(error: BaseException, repository: str) -> CvtError | None:
         return _refusal(error, repository)
     if is_network_error(error):
         return CheckpointError(
-            f"the upload to `{repository}` on {endpoint()} broke off: {first_line(error)}",
-            hint="no commit was confirmed; run the same command again",
+            f"the upload to `{repository}` on {endpoint()} was interrupted: {first_line(error)}",
+            hint="no commit was made; run the same command again",
         )
     text = " ".join(str(error).split())
     if isinstance(error, ValueError) and text.startswith(("Invalid metadata", "LFS batch")):
-        return CheckpointError(f"{endpoint()} does not take the files: {text}")
+        return CheckpointError(f"{endpoint()} rejects the files: {text}")
     return None
 
 
@@ -383,24 +386,24 @@ def _refusal(error: Any, repository: str) -> CvtError:
     where = endpoint()
     if status == 401:
         return CheckpointError(
-            f"{where} does not accept the token ({said})",
+            f"{where} rejects the token ({said})",
             hint=f"{_new_token()}, then run `hf auth login` or set HF_TOKEN",
         )
     if status in (403, 404):
         return CheckpointError(
             f"this token may not write to `{repository}` on {where} ({said})",
-            hint=f"`{repository.split('/')[0]}` must be the token's account or an organisation "
-            f"that it may write for; otherwise {_new_token()}",
+            hint=f"`{repository.split('/')[0]}` must be the token's account, or an organisation "
+            f"that it may write to; otherwise {_new_token()}",
         )
     if status in (409, 412):
         return CheckpointError(
             f"somebody else changed `{repository}` in the meantime ({said}); nothing was committed",
-            hint="look at what is there now, then run the same command again",
+            hint="check what is there now, then run the same command again",
         )
     later = status is None or status == 429 or status >= 500
     return CheckpointError(
         f"{where} refuses the upload to `{repository}` ({said})",
-        hint="no commit was confirmed; run the same command again later" if later else None,
+        hint="no commit was made; run the same command again later" if later else None,
     )
 
 

@@ -96,12 +96,14 @@ def benchmark(
 
     Each configuration runs in its own process, in alternating rounds. Prints medians and the range
     of the rounds. Speed does not depend on the weights, so random ones are used, except for
-    exported files. By default, times CvT-13 at 224 pixels.
+    exported files. By default, CvT-13 at 224 pixels is measured.
 
     Examples:
       cvt benchmark
       cvt benchmark --against transformers --precision fp32,bf16
       cvt benchmark model.onnx model.xml --batch-size 1,8,32
+
+    See also: cvt export (write such files), cvt predict --engine (use an engine)
     """
     torchrun.refuse("a benchmark")
     from cvt_cli.evaluation import plots
@@ -116,11 +118,11 @@ def benchmark(
         model = options.once(written, model, "--model")
     networks = benchmark_sides.networks_of(variant, model or (), res, output.access())
     if against is None and all(network.file for network in networks):
-        options.refuse(ctx, ["--precision"], "a file has its own")
+        options.refuse(ctx, ["--precision"], "an exported file has its own precision")
     if plot is not None:
         plots.check(plot)
     elif json_file is None:
-        options.refuse(ctx, ["--overwrite"], "no file is named that it could replace")
+        options.refuse(ctx, ["--overwrite"], "there is no output file to replace")
     for file in (plot, json_file):
         options.refuse_replacing(file, overwrite)
     found = measuring.benchmark(
@@ -157,7 +159,10 @@ def _batch_sizes(text: str) -> list[int]:
     except ValueError:
         found = []
     if not found or min(found) < 1:
-        raise UsageError(f"`{text}` are no batch sizes; accepted are positive integers: 1,8")
+        raise UsageError(
+            f"`{text}` is not a list of batch sizes; accepted are positive integers with "
+            "commas, such as 1,8"
+        )
     return found
 
 

@@ -12,7 +12,13 @@ from cvt_cli.commands import completion, help_pages, options, output
 app = typer.Typer(
     cls=help_pages.Group,
     no_args_is_help=True,
-    help="Show, verify and clear the downloaded models.",
+    help="""Show, verify and clear the downloaded models.
+
+Examples:
+  cvt cache list
+  cvt cache remove cvt-13
+
+See also: cvt download (download models), cvt models (known models)""",
 )
 
 Names = Annotated[
@@ -42,7 +48,7 @@ def list_(json_output: options.Json = False) -> None:
         output.print_json([row.to_json() for row in rows])
         return
     if not rows:
-        output.note(f"no CvT in `{places.hub_dir()}`; `cvt download NAME` fetches one")
+        output.note(f"no CvT in `{places.hub_dir()}`; `cvt download NAME` downloads one")
         return
     output.print_table(
         f"CvT checkpoints in {places.hub_dir()}",
@@ -129,9 +135,9 @@ def verify(names: Names = None, json_output: options.Json = False) -> None:
         made = file.is_relative_to(places.cache_dir())
         output.error(
             f"`{file}` is damaged",
-            "it is removed, and made again where it is next used"
+            "it was removed, and is made again when it is needed"
             if made
-            else f"`cvt download {name}` mends it",
+            else f"`cvt download {name}` replaces it",
         )
     if damaged:
         raise typer.Exit(1)
@@ -159,7 +165,7 @@ def remove(
     from cvt_cli.commands import catalogue
 
     if bool(names) == everything:
-        raise UsageError("give the names of checkpoints, or --all")
+        raise UsageError("name models, or use --all")
     repositories = sorted(
         {catalogue.repository_of(name) for name in names}
         if names

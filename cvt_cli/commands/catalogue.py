@@ -237,10 +237,10 @@ def repository_of(text: str) -> str:
     known = published.find(text)
     repository = known.repository if known else text
     if repository is None:
-        raise UsageError(f"`{text}` is part of the package, not of the cache")
+        raise UsageError(f"`{text}` is part of the package, not in the cache")
     if not hub_client.REPOSITORY.fullmatch(repository):
         raise UsageError(
-            f"`{text}` is neither a known checkpoint nor a hub repository (owner/name)",
+            f"`{text}` is neither a known model nor a hub repository (owner/name)",
             hint=published.suggestion(text),
         )
     return repository
@@ -270,11 +270,13 @@ def download(names: list[str], access: Access) -> Iterator[Held | CvtError]:
                 found = store.find(repository, access.revision)
                 if found is None or found.missing:
                     raise
-                access.say(f"{error}; the copy in the cache stays, unchecked for news")
+                access.say(
+                    f"{error}; the copy in the cache stays, and was not checked for a newer version"
+                )
                 snapshot = found
             for path, right in store.verify(snapshot):
                 if right is False:  # the hub's files were verified above: it is a conversion
-                    access.say(f"`{path}` was damaged and is made again")
+                    access.say(f"`{path}` was damaged; it is made again")
             loading.verified(locate.fetched(snapshot), access)
             yield _held(snapshot)
         except UnreachableError as error:

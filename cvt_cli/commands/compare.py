@@ -47,13 +47,15 @@ def compare(
     Examples:
       cvt compare small.jsonl large.jsonl
       cvt compare small.jsonl large.jsonl --changed 100
+
+    See also: cvt evaluate (writes the files that are compared)
     """
     from cvt_cli.evaluation import comparison
 
     if json_output:
-        options.refuse(ctx, ["--changed"], "--json has all images whose likeliest class changed")
+        options.refuse(ctx, ["--changed"], "--json lists all images whose predicted class changed")
     if json_file is None:
-        options.refuse(ctx, ["--overwrite"], "no file is named that it could replace")
+        options.refuse(ctx, ["--overwrite"], "there is no output file to replace")
     options.refuse_replacing(json_file, overwrite)
     found = comparison.compare(comparison.read(a), comparison.read(b))
     for count, path in ((found.only_in_a, a), (found.only_in_b, b)):
@@ -62,8 +64,7 @@ def compare(
             output.note(f"left out: {images} only in `{path}`")
     if found.differ:
         output.note(
-            f"{found.differ} of {counted(found.n, 'image')}: not the same picture in both, under "
-            "one path"
+            f"{found.differ} of {counted(found.n, 'image')}: different pictures under the same path"
         )
     document = {"a": str(a), "b": str(b), **found.to_json()}
     if json_file is not None:
@@ -73,18 +74,18 @@ def compare(
         return
     output.emit(_summary(found, printable(str(a)), printable(str(b))))
     if not found.changed:
-        output.emit("\nno image's likeliest class changed")
+        output.emit("\nno image's predicted class changed")
         return
     shown = found.changed[:changed]
     total = len(found.changed)
     if not shown:
         images = counted(total, "image")
-        output.emit(f"\nthe likeliest class of {images} changed")
+        output.emit(f"\nthe predicted class of {images} changed")
         return
     which = f"the first {len(shown)} of {total}" if len(shown) < total else str(total)
     output.emit("")
     output.print_table(
-        f"Images whose likeliest class changed ({which})",
+        f"Images whose predicted class changed ({which})",
         ("image", "true class", "A", "B", "right"),
         [(one.path, one.label, *_classes(one, other), _right(one, other)) for one, other in shown],
         text_columns=5,

@@ -22,8 +22,8 @@ def count_params(
 ) -> None:
     """Count trainable parameters, per stage and operation.
 
-    The number does not depend on the input size. Without options, lists all variants. Needs no
-    checkpoint.
+    The number does not depend on the input size. Without arguments, all variants are listed. No
+    checkpoint is needed.
 
     Examples:
       cvt count-params

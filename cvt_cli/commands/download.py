@@ -43,6 +43,8 @@ def download(
     Examples:
       cvt download cvt-13 cvt-21-384-22k
       cvt download cvt-13 --engine openvino
+
+    See also: cvt models (known names), cvt cache (what is on this machine)
     """
     from cvt_cli import loading
     from cvt_cli.checkpoints import locate
@@ -50,7 +52,7 @@ def download(
     from cvt_cli.commands.catalogue import Held
 
     if bool(names) == everything:
-        raise UsageError("give the names of checkpoints, or --all", hint="`cvt models` lists them")
+        raise UsageError("name models, or use --all", hint="`cvt models` lists them")
     wanted = names or [c.name for c in CHECKPOINTS.values() if c.repository]
     here: list[Held] = []
     done = 0

@@ -152,36 +152,40 @@ def evaluate(
 ) -> None:
     """Measure top-1 and top-5 accuracy on labelled images.
 
-    In a data folder, uses val/ if there is one, else test/, else the class folders themselves. Its
+    In a data folder, val/ is used if present, else test/, else the class folders themselves. The
     classes are matched to the model's by name. An image that cannot be read counts as wrong, is
     listed, and makes the exit code 1.
 
     Examples:
       cvt evaluate cifar10 --model cvt-nano-cifar10
-      cvt evaluate photos/ --model runs/my_run/best --report report/
+      cvt evaluate photos/ --model runs/my_run --split val --report report/
       cvt evaluate photos/ --model cvt-13 --predictions small.jsonl
+
+    See also: cvt compare (two models on the same images), cvt finetune (train a better one)
     """
     from cvt_cli.evaluation import evaluate as evaluating
 
     data = options.once(data_argument, data, "--data")
     if data is None:
         raise UsageError(
-            "there is no data to evaluate on",
-            hint="name a folder with a folder of images per class, or a known set, for example "
+            "no data to evaluate on",
+            hint="name a folder with one folder of images per class, or a known data set: "
             "cvt evaluate cifar10",
         )
     if expect is None:
-        options.refuse(ctx, ["--tolerance"], "it is of --expect, which is not given")
+        options.refuse(ctx, ["--tolerance"], "it needs --expect")
     if resume is not None:
-        options.refuse(ctx, ["--predictions"], "--resume names the file already; give one of them")
+        options.refuse(
+            ctx, ["--predictions"], "--resume names the file already; give only one of the two"
+        )
     elif resume_predictions and predictions is not None:
         file = shlex.quote(str(predictions))
         output.note(
-            f"note: --resume takes the file now: `--resume {shlex.quote(str(file))}`, without "
-            "--predictions"
+            f"note: --resume takes the file itself now: `--resume {shlex.quote(str(file))}`, "
+            "without --predictions"
         )
     if not (predictions or report or json_file):
-        options.refuse(ctx, ["--overwrite"], "no file is named that it could replace")
+        options.refuse(ctx, ["--overwrite"], "there is no output file to replace")
     options.refuse_replacing(json_file, overwrite)
     try:
         results = evaluating.evaluate(
@@ -218,9 +222,9 @@ def evaluate(
             go_on = (
                 shlex.join(["cvt", *old]) if old else output.gone_on_with(lines, "--predictions")
             )
-            output.note(f"to go on: {go_on}")
+            output.note(f"to continue: {go_on}")
         elif torchrun.rank() == 0:
-            output.note("--resume FILE.jsonl keeps what is evaluated, and goes on with it")
+            output.note("with --resume FILE.jsonl, an interrupted evaluation can be continued")
         raise
     missed = [] if expect is None else _missed(results, expect, tolerance)
     if torchrun.rank() == 0:
@@ -283,7 +287,7 @@ def _lines(result: "Result") -> list[str]:
     if result.n_trained_on:
         lines.append(
             f"trained {result.n_trained_on} of these {n} images were trained on; "
-            "--split val measures on those set aside"
+            "--split val measures on those held out"
         )
     if not found.topk_is_certain:
         lines.append(f"top-{k:<3} {100 * found.topk:.2f} %  ({found.topk_correct} of {n})")

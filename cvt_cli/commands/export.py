@@ -149,8 +149,10 @@ def export(
 
     Examples:
       cvt export cvt-nano-cifar10
-      cvt export runs/my_run/best --output model.onnx --with-preprocessing
+      cvt export runs/my_run --output model.onnx --with-preprocessing
       cvt export cvt-13 --output cvt-13-int8.xml --int8 --calibration photos/
+
+    See also: cvt predict --model FILE (run the file), cvt benchmark (measure its speed)
     """
     from cvt_cli import loading
 
@@ -158,7 +160,7 @@ def export(
     model = options.once(model_argument, model, "--model")
     if model is None:
         raise UsageError(
-            "there is no model to export", hint="for example cvt export cvt-nano-cifar10"
+            "no model to export", hint="name one, for example: cvt export cvt-nano-cifar10"
         )
     target = target or _default_target(model, form or "onnx", "int8" if int8 else precision)
     form = formats.resolve(form, target)
@@ -263,20 +265,20 @@ def _check_options(
             ctx,
             ["--with-preprocessing", "--dynamic-size", "--precision", "--int8", "--calibration",
              "--verify-data"],
-            "safetensors holds a checkpoint's tensors as they are; these are for onnx, openvino "
-            "and pt2",
+            "safetensors files hold a checkpoint's tensors as they are; use it with onnx, "
+            "openvino or pt2",
         )  # fmt: skip
     else:
-        options.refuse(ctx, ["--layout"], "the names of tensors are safetensors' alone")
+        options.refuse(ctx, ["--layout"], "only safetensors files have tensor names to choose")
     if int8 and precision != "fp32":
         raise UsageError(f"give --int8 or --precision {precision}, not both")
     if int8 and calibration is None:
         raise UsageError(
-            "--int8 needs images to measure ranges on: --calibration FOLDER",
-            hint="some 100 of those that the model will see; without them it would guess",
+            "--int8 needs images to measure value ranges on: --calibration FOLDER",
+            hint="about 100 images like those that the model will see",
         )
     if calibration is not None and not int8:
-        raise UsageError("--calibration is for --int8")
+        raise UsageError("--calibration is only for --int8")
 
 
 def _refuse_existing(target: Path, overwrite: bool) -> None:

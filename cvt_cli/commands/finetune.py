@@ -266,13 +266,15 @@ def finetune(
       cvt finetune photos/ --model cvt-nano-cifar10 --dry-run
       cvt finetune cifar10 --variant nano --epochs 40 --output runs/nano
       cvt finetune --resume runs/nano
+
+    See also: cvt evaluate --split (measure the result), cvt predict, cvt export, cvt push
     """
     from cvt_cli.finetuning.settings import CommandOptions
 
     options.once(data_argument, data, "--data")
     told = CommandOptions(**_told(ctx))
     if show_recipe:
-        options.refuse_all_but(ctx, OF_A_RECIPE, "it is no part of a recipe (--show-recipe)")
+        options.refuse_all_but(ctx, OF_A_RECIPE, "it is not part of a recipe (--show-recipe)")
         if told.base_recipe.optimizer == "newton":
             told.refuse_steps()
         named = recipes.named_recipe(told.recipe_name)
@@ -305,7 +307,7 @@ def _warn_of(unreadable: int, strict: bool, alone: bool) -> None:
     """Say that images were left out; with ``--strict`` that is a failure."""
     if unreadable and alone:
         images = "1 image was" if unreadable == 1 else f"{unreadable} images were"
-        output.note(f"warning: {images} left out, unreadable")
+        output.note(f"warning: {images} left out: cannot be read")
     if unreadable and strict:
         raise typer.Exit(1)
 
@@ -339,7 +341,7 @@ def _start_on(gpus: int, device: str) -> None:
     if found < (gpus if torchrun.count() == 1 else torchrun.local_count()):
         raise UsageError(
             f"--gpus {gpus}: this machine has {counted(found, 'CUDA device')}",
-            hint="leave it out to train on what is here",
+            hint="leave out --gpus to train on what is here",
         )
     if gpus > 1 and torchrun.count() == 1:
         start = [sys.executable, "-m", "torch.distributed.run", "--standalone"]

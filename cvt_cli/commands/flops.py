@@ -20,7 +20,8 @@ def flops(
     """Count multiply-accumulates (MACs) and FLOPs of one image.
 
     Counts linear layers, convolutions and attention products, per stage. One MAC is two FLOPs; what
-    the paper calls FLOPs are MACs. Without options, lists all variants. Needs no checkpoint.
+    the paper calls FLOPs are MACs. Without arguments, all variants are listed. No checkpoint is
+    needed.
 
     Examples:
       cvt flops

@@ -182,7 +182,7 @@ WITHOUT: dict[str, dict[str, str]] = {
         "lr-step-size= lr-gamma= lrf= cos-lr hflip= vflip= color-jitter= ra-magnitude= scale= "
         "ratio= lr-warmup-method= lr-warmup-decay= norm-weight-decay= aug-splits= bce-loss "
         "adam-epsilon= betas= adam-beta1= adam-beta2= auto-lr-find lr-find",
-        "validation images are those in `val/` beside `train/`, or are set aside": "val-dir= "
+        "validation images are those in `val/` beside `train/`, or are held out": "val-dir= "
         "validation-dir= val-data= valid= validation-data= val-folder= valid-dir=",
         "this command trains, and judges every epoch": "do-train do-eval evaluation-strategy= "
         "eval-strategy= save-strategy= logging-strategy= load-best-model-at-end val test-only",
@@ -200,7 +200,7 @@ WITHOUT: dict[str, dict[str, str]] = {
         "this command evaluates": "do-eval do-predict evaluate test-only val",
     },
     "export": {
-        "any batch is taken": "batch= batch-size= dynamic-batch",
+        "every batch size is accepted": "batch= batch-size= dynamic-batch",
     },
 }
 

@@ -30,6 +30,9 @@ LEFT = 28
 EXAMPLES = "Examples:"
 """In a docstring, the line before the commands that are printed as they stand."""
 
+SEE_ALSO = "See also:"
+"""In a docstring, after the examples: what begins the last paragraph, with other commands."""
+
 
 class Command(TyperCommand):
     """A command whose help is such a page."""
@@ -58,8 +61,8 @@ def cleaned(docstring: str | None) -> str:
 
 def examples_of(command: Any) -> list[str]:
     """The command lines that the help of a command shows."""
-    return [line.strip() for line in (command.help or "").partition(EXAMPLES)[2].splitlines()
-            if line.strip()]  # fmt: skip
+    lines = (command.help or "").partition(SEE_ALSO)[0].partition(EXAMPLES)[2].splitlines()
+    return [line.strip() for line in lines if line.strip()]
 
 
 def page(command: Any, ctx: Any) -> str:
@@ -76,6 +79,8 @@ def page(command: Any, ctx: Any) -> str:
             blocks.append("\n".join([_bold(f"{title}:"), *lines]))
     if examples := examples_of(command):
         blocks.append("\n".join([_bold(EXAMPLES), *(f"  {line}" for line in examples)]))
+    if others := (command.help or "").partition(SEE_ALSO)[2]:
+        blocks.append(_wrapped(SEE_ALSO + others, width).replace(SEE_ALSO, _bold(SEE_ALSO)))
     return "\n\n".join(blocks)
 
 

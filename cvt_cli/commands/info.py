@@ -32,7 +32,9 @@ def info(
 
     Examples:
       cvt info cvt-13
-      cvt info runs/my_run/best
+      cvt info runs/my_run
+
+    See also: cvt models (all known models), cvt flops, cvt count-params
     """
     from cvt_cli.commands import catalogue
 

@@ -14,6 +14,8 @@ def models(json_output: options.Json = False) -> None:
 
     Examples:
       cvt models
+
+    See also: cvt info (one model in detail), cvt download, cvt cache
     """
     from cvt_cli.commands import catalogue
 

@@ -78,7 +78,7 @@ def names_of(command: Any) -> dict[str, str]:
 def text(value: str) -> str:
     """The value of an option that takes any text; an empty one would pass for a missing one."""
     if not value:
-        raise typer.BadParameter("it is empty; leave it out, or say something")
+        raise typer.BadParameter("it is empty; give a value, or leave it out")
     return value
 
 
@@ -97,7 +97,9 @@ def refuse_setting(value: str) -> None:
         from cvt_cli.commands import habits
 
         if habits.is_setting(value):
-            raise typer.BadParameter(f"`{value}` is no file; options are written `--name value`")
+            raise typer.BadParameter(
+                f"`{value}` is not a file name; write options as `--name value`"
+            )
 
 
 def path(value: str) -> Path:
@@ -109,7 +111,7 @@ def device(value: str) -> str:
     """A device; a number alone, as other tools take it, is none."""
     if value.isdigit() or value.lower() == "gpu":
         raise typer.BadParameter(
-            f"`{value}` is no device; accepted are auto, cuda, cuda:1, cpu, mps"
+            f"`{value}` is not a device; accepted are auto, cuda, cuda:1, mps, cpu"
         )
     return text(value)
 
@@ -133,7 +135,7 @@ def once(written: Any, option: Any, name: str) -> Any:
         UsageError: both were given.
     """
     if written and option:
-        raise UsageError(f"`{written}` and {name} `{option}`: give one of them")
+        raise UsageError(f"`{written}` and {name} `{option}`: give only one of the two")
     return written or option
 
 
@@ -212,7 +214,7 @@ def _file_option(flag: str, known: set[str], file: str, ctx: Any, others: list[s
         return f"{flag}-file"
     line = shlex.join(["cvt", *ctx.command_path.split()[1:], *others, flag])
     raise UsageError(
-        f"{flag} `{file}`: here {flag} prints, and takes no file",
+        f"{flag} `{file}`: {flag} prints here, and takes no file",
         hint=f"{line} > {shlex.quote(file)}",
     )
 

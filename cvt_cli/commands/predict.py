@@ -143,6 +143,9 @@ def predict(
       cvt predict photo.jpg --model cvt-nano-cifar10 --top-k 3
       cvt predict photos/ --model cvt-13 -o answers.csv -o answers.html
       cvt predict photos/ --model cvt-13 --resume answers.jsonl
+
+    See also: cvt models (names for --model), cvt evaluate (measure accuracy), cvt finetune (train
+    on your own classes)
     """
     from cvt_cli import loading
     from cvt_cli.prediction import predict as predicting
@@ -153,7 +156,7 @@ def predict(
     named = [("parquet", parquet), ("html", html), ("features", features)]
     for kind, path in [*named, *((predicting.kind_of(path), path) for path in outputs or ())]:
         if kind in written and path is not None:
-            raise UsageError(f"`{written[kind]}` and `{path}` would hold the same: give one")
+            raise UsageError(f"`{written[kind]}` and `{path}` would hold the same; give only one")
         if path is not None:
             written[kind] = path
     _check_options(ctx, printed, written, resume)
@@ -182,7 +185,10 @@ def predict(
         if torchrun.rank() == 0:
             output.note_conditions(ready, verbose)
             if fast_decode:
-                output.note("--fast-decode: large JPEGs are read at part of their size, not exact")
+                output.note(
+                    "--fast-decode: large JPEGs are decoded at reduced resolution; results differ "
+                    "slightly"
+                )
         return ready
 
     to_files = asked.lines is not None or bool(asked.files)
@@ -211,16 +217,16 @@ def _say_what_is_kept(answers: "Answers", asked: "Asked") -> None:
         writing = ("-o", "--output", "--jsonl", "--json", "--csv", "--parquet", "--html")
         line = output.gone_on_with(asked.lines, *writing, without=asked.files)
         output.note(
-            f"stopped: {done}{of} images are answered in `{torchrun.own_path(asked.lines)}`; "
-            f"to go on: {line}"
+            f"stopped: {done}{of} images are classified in `{torchrun.own_path(asked.lines)}`; "
+            f"to continue: {line}"
         )
     elif asked.files:
         output.note(
-            f"stopped after {done}{of} images; no file was written. `-o FILE.jsonl` keeps each "
-            "answer as it comes, and `--resume FILE.jsonl` goes on"
+            f"stopped after {done}{of} images; no file was written. `--resume FILE.jsonl` "
+            "keeps each result at once, and can be continued"
         )
     else:
-        output.note(f"stopped: {done}{of} images are answered")
+        output.note(f"stopped: {done}{of} images are classified")
 
 
 class _Printer:
@@ -296,20 +302,20 @@ def _check_options(
     from cvt_cli.prediction.predict import KINDS
 
     if len(printed) > 1:
-        raise UsageError(f"give one of {' and '.join(printed)}")
+        raise UsageError(f"give only one of {' and '.join(printed)}")
     if "features" in written:
         which = "--features" if "--features" in options.given(ctx) else "--output"
-        why = f"{which} `{written['features']}` takes the place of classes"
+        why = f"{which} `{written['features']}` writes feature vectors, not classes"
         options.refuse(
             ctx,
             ["--json", "--jsonl", "--csv", "--resume", "--parquet", "--html"],
             f"{why}; give it without other outputs",
         )
-        options.refuse(ctx, ["--top-k", "--threshold"], f"of classes; {why}")
+        options.refuse(ctx, ["--top-k", "--threshold"], why)
         if len(written) > 1:
             raise UsageError(f"{why}; give it without other outputs")
     if not written:
-        options.refuse(ctx, ["--overwrite"], "no file is named that it could replace")
+        options.refuse(ctx, ["--overwrite"], "there is no output file to replace")
     if resume is not None:
         if KINDS.get(resume.suffix.lower(), "jsonl") != "jsonl":
             raise UsageError(
@@ -320,12 +326,12 @@ def _check_options(
         options.refuse(
             ctx,
             ["--parquet", "--html", "--output", "--overwrite"],
-            "--resume keeps JSON lines alone; give it without these",
+            "--resume writes only JSON lines",
         )
     if torchrun.count() > 1 and printed != ["--jsonl"] and not (written or resume):
         raise UsageError(
             "the outputs of several processes would be mixed; accepted are --jsonl, and "
-            "--resume or --output with a file, of which each makes its own"
+            "--resume or --output with a file: each process writes its own"
         )
 
 

@@ -42,6 +42,8 @@ def push(
     Examples:
       cvt push runs/my_run user/my-cvt
       cvt push runs/my_run user/my-cvt --private
+
+    See also: cvt finetune (makes a run), cvt predict --model USER/NAME (use the model)
     """
     from cvt_cli.checkpoints import upload
 
@@ -50,7 +52,7 @@ def push(
         run, repository, private=private, say=output.note, progress=output.progress
     )
     if not pushed.changed:
-        output.note("nothing has changed: the hub has these files already, and no commit was made")
+        output.note("nothing to push: the hub has these files already; no commit was made")
     if json_output:
         output.print_json(pushed.to_json())
         return

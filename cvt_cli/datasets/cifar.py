@@ -41,7 +41,7 @@ def _cifar(
     try:
         classes = tuple(_load_arrays(tree, meta)[f"{name_key}_names"])
         if not all(isinstance(name, str) for name in classes):
-            raise ValueError("the names of its classes are no texts")
+            raise ValueError("its class names are not text")
         for file in files:
             batch = _load_arrays(tree, file)
             own, rows = list(batch[key]), np.asarray(batch["data"])
@@ -87,8 +87,8 @@ def _load_arrays(tree: Tree, file: str) -> dict[str, Any]:
     ) as error:
         reason = str(error) or type(error).__name__
         raise DataError(
-            f"`{path}` is not one of CIFAR's files, nothing was run: {reason}"
+            f"`{path}` is not one of CIFAR's files, and nothing in it was run: {reason}"
         ) from None
     if not isinstance(content, dict):
-        raise DataError(f"`{path}` is not one of CIFAR's files: it holds no dictionary")
+        raise DataError(f"`{path}` is not one of CIFAR's files: it does not hold a dictionary")
     return content

@@ -43,8 +43,8 @@ def match_classes(
         if index.keys() >= set(classes):
             if ambiguous := [name for name in classes if index[name] is None]:
                 raise DataError(
-                    f"class `{ambiguous[0]}` names more than one class of the model",
-                    hint="say which is meant with `--label-map FILE`",
+                    f"class `{ambiguous[0]}` is the name of several classes of the model",
+                    hint="say which one is meant, with `--label-map FILE`",
                 )
             return np.array([index[name] for name in classes], dtype=np.int64), how
     own = set(labels.names)
@@ -80,7 +80,9 @@ def _by_map(classes: tuple[str, ...], labels: Labels, path: Path) -> NDArray[np.
     except ValueError as error:
         raise DataError(f"the label map `{path}` is not JSON: {error}") from None
     if not isinstance(table, dict):
-        raise DataError(f"the label map `{path}` is not a JSON object of the data's classes")
+        raise DataError(
+            f"the label map `{path}` is not a JSON object with the data's classes as keys"
+        )
     # Entries for other classes are harmless: one map serves a set and parts of it.
     if missing := [name for name in classes if name not in table]:
         raise DataError(f"the label map `{path}` lacks classes of the data: {text.some(missing)}")
@@ -102,10 +104,10 @@ def _class_index(
             if (index := positions[value]) is not None:
                 return index
             raise DataError(
-                f"`{value}` {where} names more than one class of the model",
-                hint="write its index, a number without quotes",
+                f"`{value}` {where} is the name of several classes of the model",
+                hint="give the index instead: a number without quotes",
             )
     raise DataError(
-        f"{json.dumps(value)} {where} is no class of the model; accepted are its class names, "
-        f"an index from 0 to {len(labels) - 1}" + (", and WNIDs" if labels.wnids else "")
+        f"{json.dumps(value)} {where} is not a class of the model; accepted are its class names, "
+        f"an index from 0 to {len(labels) - 1}" + (", and WordNet IDs" if labels.wnids else "")
     )

@@ -73,16 +73,15 @@ class Origin:
         root, n, fingerprint = self.chosen_from
         if not _same(images.root, root) and not self._are(images, n, fingerprint):
             say(
-                f"`{images.root}` is not known as the data of `{self.run}`, neither by its place "
-                "nor by its contents: the images that it set aside are taken by their names"
+                f"`{images.root}` is not the data of `{self.run}` by its path or its contents; "
+                "the images that the run held out are found by their names"
             )
         found = [i for i, name in enumerate(images.names) if name in self.validation]
         if len(found) < len(self.validation):
             raise DataError(
                 f"{len(self.validation) - len(found)} of the {len(self.validation)} images that "
-                f"`{self.run}` set aside are not in `{images.root}`",
-                hint="name the data that it was trained on, as then: --data "
-                f"{shlex.quote(self.data)}",
+                f"`{self.run}` held out are not in `{images.root}`",
+                hint=f"name the data that the run was trained on: --data {shlex.quote(self.data)}",
             )
         return images.subset(np.array(found, np.int64))
 

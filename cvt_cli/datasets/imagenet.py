@@ -105,7 +105,7 @@ def _val_pair(tree: Tree, number: int, line: str, path: str) -> tuple[str, int]:
     if not index.isdecimal() or int(index) >= len(imagenet()):
         raise DataError(
             f"line {number} of `{path}` is `{line}`; expected are lines `name index` with an index "
-            "from 0 to 999 in the order of the sorted WNIDs, or the devkit's numbers alone"
+            "from 0 to 999 in the order of the sorted WordNet IDs, or only the devkit's numbers"
         )
     return name.removeprefix(f"{tree.root.name}/"), int(index)
 
@@ -117,9 +117,9 @@ def _devkit_pairs(
     meta = _from_devkit((tree, tree.parent()), "meta.mat")
     if meta is None:
         raise DataError(
-            f"`{path}` counts the classes in the devkit's own order, which only the devkit's "
-            "`meta.mat` translates, and that is not beside it",
-            hint=f"put `meta.mat`, or `{_DEVKIT_ARCHIVE}` as it is, into `{tree.parent().root}`",
+            f"`{path}` numbers the classes in the devkit's own order; only the devkit's "
+            "`meta.mat` translates it, and it is not there",
+            hint=f"put `meta.mat`, or `{_DEVKIT_ARCHIVE}` (packed) into `{tree.parent().root}`",
         )
     wnid_of = _devkit_classes(*meta)
     wnids = imagenet_wnids()
@@ -130,8 +130,8 @@ def _devkit_pairs(
         wnid = wnid_of.get(int(line), "")
         if wnid not in index_of:
             raise DataError(
-                f"line {number} of `{path}` is `{line}`, which `{meta[1]}` gives no class of "
-                "ImageNet's 1000 for"
+                f"line {number} of `{path}` is `{line}`, which in `{meta[1]}` is none of "
+                "ImageNet's 1000 classes"
             )
         stem = f"ILSVRC2012_val_{position:08d}"
         pairs.append((on_disk.get(stem, f"{stem}.JPEG"), index_of[wnid]))
@@ -148,7 +148,7 @@ def _devkit_classes(content: bytes, path: str) -> dict[int, str]:
             if int(row["num_children"]) == 0
         }
     except (KeyError, ValueError, TypeError, IndexError) as error:
-        raise DataError(f"`{path}` is not the devkit's: {error!r}") from None
+        raise DataError(f"`{path}` is not the file of the devkit: {error!r}") from None
 
 
 def tiny_imagenet(tree: Tree, split: Split, say: Say) -> LabelledImages | None:
@@ -163,7 +163,7 @@ def tiny_imagenet(tree: Tree, split: Split, say: Say) -> LabelledImages | None:
         name, _, rest = line.partition("\t")
         wnid = rest.partition("\t")[0].strip()
         if not wnid:
-            raise DataError(f"line {number} of `{path}` is `{line}`; expected are `name<TAB>wnid…`")
+            raise DataError(f"line {number} of `{path}` is `{line}`; expected is `name<TAB>wnid…`")
         names.append(f"images/{name}")
         wnids.append(wnid)
     check_table(tree.images("images"), names, tree.root, path)

@@ -103,8 +103,8 @@ def _open_place(data: str, split: Split, data_dir: Path, offline: bool, say: Say
         reader = KNOWN[data].reader or _read
         if (found := reader(Folder(root), split, say)) is None:
             raise DataError(
-                f"`{root}` is not the whole of `{data}` as torchvision lays it out",
-                hint="remove it and fetch it again",
+                f"`{root}` does not hold all of `{data}`, as torchvision stores it",
+                hint="remove it and download it again",
             )
         return found
     path = Path(places.expanded(data))
@@ -218,7 +218,7 @@ def parted(tree: Tree, split: Split, say: Say) -> LabelledImages | None:
     own = tree.root / next(iter(parts.values()))
     raise DataError(
         f"`{tree.root}` has {there} but {'no' if split == 'train' else 'neither'} {wanted}",
-        hint=f"name the folder itself: --data {shlex.quote(str(own))}"
+        hint=f"name the folder itself: {shlex.quote(str(own))}"
         if isinstance(tree, Folder)
         else "unpack it and name the folder itself",
     )
@@ -259,16 +259,13 @@ def class_folders(tree: Tree, split: Split, say: Say) -> LabelledImages:
         )
     if empty := [f"`{name}`" for name in found if not found[name]]:
         named = text.some(empty)
-        say(
-            f"passed over: {counted(len(empty), 'folder')} without images, {named}, in "
-            f"`{tree.root}`"
-        )
+        say(f"skipped: {counted(len(empty), 'folder')} without images, {named}, in `{tree.root}`")
     if loose:
         say(f"not used: {counted(loose, 'image')} beside the class folders in `{tree.root}`")
     if str(passed):
         say(f"{passed}, in `{tree.root}`")
     if len(classes) == 1:
-        say(f"`{tree.root}` holds one class alone, `{classes[0]}`")
+        say(f"`{tree.root}` holds only one class, `{classes[0]}`")
     names = [name for of_class in classes for name in found[of_class]]
     labels = np.repeat(range(len(classes)), [len(found[name]) for name in classes])
     return made(tree, classes, names, labels, "class folders")

@@ -35,7 +35,7 @@ def check_table(found: Iterable[str], named: list[str], root: Path, path: str) -
         )
     if len(listed) < len(named):
         twice = Counter(named).most_common(1)[0][0]
-        raise DataError(f"`{path}` names `{twice}` more than once")
+        raise DataError(f"`{path}` lists `{twice}` more than once")
 
 
 def load_mat(content: bytes, path: str) -> dict[str, Any]:

@@ -29,14 +29,14 @@ def pets(tree: Tree, split: Split, say: Say) -> LabelledImages | None:
         image, label = (line.split() + ["", ""])[:2]
         if not label.isdecimal():
             raise DataError(
-                f"line {number} of `{tree.root / file}` is `{line}`; expected are an image and its "
-                "class, counted from 1"
+                f"line {number} of `{tree.root / file}` is `{line}`; expected are an image name "
+                "and its class, numbered from 1"
             )
         names.append(f"images/{image}.jpg")
         labels.append(int(label) - 1)
         breeds[int(label) - 1] = image.rpartition("_")[0]
     if sorted(breeds) != list(range(len(breeds))):
-        raise DataError(f"the classes in `{tree.root / file}` are not numbered from 1 on")
+        raise DataError(f"the classes in `{tree.root / file}` are not numbered from 1 without gaps")
     # As torchvision writes them: `american_bulldog` is "American Bulldog".
     classes = [
         " ".join(part.title() for part in breeds[label].split("_")) for label in sorted(breeds)
@@ -109,7 +109,7 @@ _FETCH_TIMEOUT_SEC = 30.0
 def check_data_dir(data: str, asked: Path | None) -> None:
     """Raises UsageError if ``--data-dir`` was given for what is no known set."""
     if asked is not None and data not in KNOWN_SETS:
-        raise UsageError(f"--data-dir: it is where known sets are, and `{data}` is none")
+        raise UsageError(f"--data-dir is only for known data sets, and `{data}` is not one")
 
 
 def found_or_fetched(name: str, data_dir: Path, offline: bool, say: Say) -> Path:
@@ -128,7 +128,7 @@ def found_or_fetched(name: str, data_dir: Path, offline: bool, say: Say) -> Path
         plural = "s" if len(known.folders) > 1 else ""
         raise DataError(
             f"`{name}` is not in `{data_dir}`: looked for the folder{plural} {folders}",
-            hint=f"say where it is with --data-dir, or fetch it with torchvision: "
+            hint=f"give its place with --data-dir, or download it with torchvision: "
             f'python -c "import torchvision; '
             f"torchvision.datasets.{known.torchvision}('{data_dir}', download=True)\"",
         )
@@ -155,10 +155,10 @@ def _fetch(name: str, data_dir: Path, say: Say) -> None:
     known = KNOWN[name]
     if name == "flowers102":
         _require_scipy(name)
-    with files.locked(data_dir / f".{name}.lock", f"fetching {name}", say):
+    with files.locked(data_dir / f".{name}.lock", f"downloading {name}", say):
         if _known_root(known, data_dir) is not None:
             return  # another process was faster
-        say(f"fetching {name}, about {known.size}, from {known.host} into `{data_dir}`")
+        say(f"downloading {name}, about {known.size}, from {known.host} into `{data_dir}`")
         previous = socket.getdefaulttimeout()
         socket.setdefaulttimeout(_FETCH_TIMEOUT_SEC)
         try:
@@ -174,12 +174,12 @@ def _fetch(name: str, data_dir: Path, say: Say) -> None:
             # A wrong hash is a RuntimeError; ARCHIVE_ERRORS has it.
             reason = str(getattr(error, "reason", None) or error or type(error).__name__)
             if isinstance(error, RuntimeError):
-                reason = f"what came is not the published file: {reason}"
+                reason = f"the download is not the published file: {reason}"
             raise DataError(
-                f"`{name}` cannot be fetched from {known.host}: {reason}",
-                hint="try again later, or put it there by hand: as "
-                f"`{data_dir / known.folders[0]}`, laid out as torchvision.datasets."
-                f"{known.torchvision} does",
+                f"`{name}` cannot be downloaded from {known.host}: {reason}",
+                hint="try again later, or put the files there yourself: "
+                f"`{data_dir / known.folders[0]}`, as torchvision.datasets."
+                f"{known.torchvision} stores them",
             ) from None
         finally:
             socket.setdefaulttimeout(previous)

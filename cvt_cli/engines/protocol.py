@@ -89,9 +89,8 @@ def _in_batches(
 def _finite(engine: Engine, values: NDArray[np.float32]) -> NDArray[np.float32]:
     if not np.isfinite(values).all():
         raise CheckpointError(
-            f"the model answers with values that are not finite, in {engine.precision} on "
-            f"{engine.device}",
-            hint="its weights are damaged or its training diverged"
-            + ("; try --precision fp32, in which it may be sound" * (engine.precision != "fp32")),
+            f"the model's outputs are not finite numbers, in {engine.precision} on {engine.device}",
+            hint="its weights are damaged, or its training diverged"
+            + ("; it may work with --precision fp32" * (engine.precision != "fp32")),
         )
     return values

@@ -101,12 +101,12 @@ def open_graph(
     own = record.precision if record else "fp32"
     wanted = own if precision == "auto" else precision
     if wanted != own and own != "fp32":
-        raise UsageError(f"`{path}` is in `{own}` and computes in nothing else, not in `{wanted}`")
+        raise UsageError(f"`{path}` computes in `{own}` only, not in `{wanted}`")
     if wanted != own and not computes_in(runtime, wanted):
         raise UsageError(
             f"engine `{runtime}` does not compute in `{wanted}` on this processor",
-            hint="`--precision fp32` it does"
-            + (", and `--engine torch` may compute in others" if record is None else ""),
+            hint="it does with `--precision fp32`"
+            + ("; `--engine torch` may support others" if record is None else ""),
         )
     threads = machine.threads_for(_MUCH if macs is None else macs)
     if runtime == "onnxruntime":
@@ -225,14 +225,14 @@ def _compiled_once(
         with suppress(RuntimeError, OSError):
             return _imported(core, kept, settings)
     if kept.exists():
-        say(f"`{kept}` is damaged, and is made again")
+        say(f"`{kept}` is damaged; it is made again")
     compiled = core.compile_model(path, "CPU", settings)
     if os.access(path.parent, os.W_OK):
         try:
             with stamps.making(kept, made_under) as temporary:
                 temporary.write_bytes(compiled.export_model().getbuffer())
         except CvtError as error:
-            say(f"{error}; OpenVINO compiles the graph again each time")
+            say(f"{error}; OpenVINO compiles the graph anew each time")
     return compiled, None
 
 
@@ -263,8 +263,8 @@ def _check_weights(path: Path, sha256: str) -> None:
         ) from None
     if found != sha256:
         raise CheckpointError(
-            f"`{weights}` is damaged, or of another export than `{path}`: its SHA-256 is {found}, "
-            f"not {sha256}",
+            f"`{weights}` is damaged, or from another export than `{path}`: its SHA-256 is "
+            f"{found}, not {sha256}",
             hint="the two files belong together: copy both, or export them again",
         )
 
@@ -275,8 +275,8 @@ def _unreadable(
     reason = _reason(error)
     if record is None:
         return CheckpointError(
-            f"`{path}` is damaged, or no graph that can be run: {reason}",
-            hint="delete it; a graph of the cache is made again, another by `cvt export`",
+            f"`{path}` is damaged, or not a graph that can be run: {reason}",
+            hint="delete it; graphs in the cache are made again, others by `cvt export`",
         )
     hint = "export it again, if it is damaged"
     if runtime == "openvino" and by_suffix(path) == "onnx":
@@ -285,7 +285,7 @@ def _unreadable(
             ".xml"
         )
     return CheckpointError(
-        f"`{runtime}` cannot run `{path}`, in `{record.precision}`: {reason}", hint
+        f"`{runtime}` cannot run `{path}` in `{record.precision}`: {reason}", hint
     )
 
 

@@ -26,7 +26,9 @@ def real_labels(names: Sequence[str], content: Any, where: str) -> dict[str, lis
         DataError: it is no such list, or an image has lost the name that says which it is.
     """
     if not isinstance(content, list) or not all(isinstance(labels, list) for labels in content):
-        raise DataError(f"`{where}` is not ReaL's file: expected is a list of lists of classes")
+        raise DataError(
+            f"`{where}` is not ReaL's real.json: expected is a list of lists of class indices"
+        )
     found = {}
     for name in names:
         match = _VALIDATION_NAME.search(name.rpartition("/")[2])
@@ -34,7 +36,7 @@ def real_labels(names: Sequence[str], content: Any, where: str) -> dict[str, lis
         if not 1 <= number <= len(content):
             raise DataError(
                 f"image `{name}` does not say which of ImageNet's validation images it is",
-                hint="ReaL's labels go by the original file names, ILSVRC2012_val_00000001.JPEG …",
+                hint="ReaL's labels need the original file names, ILSVRC2012_val_00000001.JPEG …",
             )
         found[name] = content[number - 1]
     return found
@@ -52,7 +54,7 @@ def read_groups(lines: Iterator[Mapping[str, str]], where: str) -> dict[str, str
             raise DataError(f"`{where}` needs the columns `path` and `group`")
         path, group = row["path"], row["group"]
         if not group.strip():
-            raise DataError(f"`{where}` names no group for `{path}`")
+            raise DataError(f"`{where}` has no group for `{path}`")
         if table.setdefault(path, group) != group:
             raise DataError(f"`{where}` has two groups for `{path}`: `{table[path]}` and `{group}`")
     return table
@@ -68,7 +70,7 @@ def groups_of(table: Mapping[str, str], names: Sequence[str], where: str) -> dic
         raise DataError(
             f"{len(missing)} of {counted(len(names), 'image')} without a group in `{where}`, "
             f"such as `{missing[0]}`",
-            hint="paths are those below the data's folder, as --predictions writes them",
+            hint="paths are relative to the data's folder, as --predictions writes them",
         )
     return {name: table[name] for name in names}
 

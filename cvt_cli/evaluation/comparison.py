@@ -125,7 +125,7 @@ def compare(a: Sequence[Line], b: Sequence[Line]) -> Comparison:
         raise DataError(
             "the two files have no image in common"
             + (f"; one begins with `{a[0].path}`, the other with `{b[0].path}`" if a and b else ""),
-            hint="images are paired by path, so evaluate both models with the same `--data`",
+            hint="images are paired by path; evaluate both models on the same data",
         )
     for one, other in pairs:
         if one.label != other.label:
@@ -191,7 +191,7 @@ def read(path: Path) -> list[Line]:
     suffix = path.suffix.lower()
     if suffix not in readers:
         accepted = ", ".join(f"`{suffix}`" for suffix in SUFFIXES)
-        raise UsageError(f"`{path}` names no kind of predictions; accepted are {accepted}")
+        raise UsageError(f"`{path}` has no suffix of a predictions file; accepted are {accepted}")
     try:
         lines = [_line(row, where) for row, where in readers[suffix](path)]
     except OSError as error:
@@ -220,7 +220,7 @@ def _line(row: Mapping[str, Any], where: str) -> Line:
     path, label, correct = text("path"), text("label"), row.get("correct")
     error, predicted = text("error"), text("label_1")
     if path is None or label is None or not isinstance(correct, bool):
-        raise DataError(f"{where} has no path, label and correct", hint=_HINT)
+        raise DataError(f"{where} lacks path, label or correct", hint=_HINT)
     if (error is None) == (predicted is None) or (error is not None and correct):
         raise DataError(f"{where} has neither a prediction nor an error", hint=_HINT)
     return Line(path, label, correct, predicted, text("wnid_1"), text("sha256"))
@@ -236,7 +236,7 @@ def _json_rows(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
                     best = row["predictions"][0]
                     row |= {"label_1": best["label"], "wnid_1": best["wnid"]}
             except (ValueError, TypeError, KeyError, IndexError, RecursionError):
-                raise DataError(f"{where} is no prediction", hint=_HINT) from None
+                raise DataError(f"{where} is not a prediction", hint=_HINT) from None
             yield row, where
 
 
@@ -247,7 +247,9 @@ def _csv_rows(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
             for row in reader:
                 where = f"`{path}`, line {reader.line_num}"
                 if None in row or None in row.values():
-                    raise DataError(f"{where} has not as many values as columns", hint=_HINT)
+                    raise DataError(
+                        f"{where} has another number of values than columns", hint=_HINT
+                    )
                 correct = {"True": True, "False": False}.get(row.get("correct", ""))
                 yield {**row, "correct": correct}, where
         except csv.Error as error:
@@ -269,8 +271,8 @@ def _parquet_rows(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
         with parquet.ParquetFile(path, read_dictionary=texts) as file:
             if file.metadata.num_rows > path.stat().st_size:
                 raise DataError(
-                    f"`{path}` says that it holds {file.metadata.num_rows:,} rows, in "
-                    f"{path.stat().st_size:,} bytes: no predictions of as many images are so short",
+                    f"`{path}` claims {file.metadata.num_rows:,} rows in "
+                    f"{path.stat().st_size:,} bytes, which is too short for so many predictions",
                     hint=_HINT,
                 )
             columns = [name for name in ("correct", *texts) if name in there]
@@ -279,7 +281,7 @@ def _parquet_rows(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
                     number += 1
                     yield dict(zip(columns, row, strict=True)), f"`{path}`, row {number}"
     except pyarrow.ArrowException as error:
-        raise DataError(f"`{path}` is no Parquet file: {error}", hint=_HINT) from None
+        raise DataError(f"`{path}` is not a Parquet file: {error}", hint=_HINT) from None
 
 
 def _values(column: Any) -> list[Any]:

@@ -217,16 +217,16 @@ def _held_out(
     for name, origin in zip(names, origins, strict=True):
         if origin is None:
             raise UsageError(
-                f"--split val: `{name}` lies in no run folder, whose `split.json` says which "
-                "images were set aside",
-                hint="leave --split out, or name a folder with these images as --data",
+                f"--split val: `{name}` is not in a run folder, whose `split.json` lists the "
+                "images that were held out",
+                hint="leave out --split, or name a folder of these images as data",
             )
         part: Split = "train" if origin.set_aside else "test"
         images = settings.opened(part, access.offline, access.say, access.progress)
         found.append(origin.held_out(images, access.say))
     if any((one.root, one.names) != (found[0].root, found[0].names) for one in found):
         raise UsageError(
-            "--split val: these models' runs have set different images aside",
+            "--split val: these models' runs held out different images",
             hint="evaluate them one by one",
         )
     return found[0]
@@ -270,7 +270,9 @@ def _loaded(
     one.result.skipped = settings.skip_unreadable
     if settings.real is not None:
         if not ready.labels.are_imagenet:
-            raise UsageError(f"--real is of ImageNet's classes, which `{ready.model}` has not")
+            raise UsageError(
+                f"--real needs ImageNet's classes, which `{ready.model}` does not have"
+            )
         accepted = annotations.read_real_file(settings.real)
         one.real = annotations.real_labels(images.names, accepted, str(settings.real))
     if table is not None:

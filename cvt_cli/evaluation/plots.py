@@ -41,7 +41,7 @@ def check(path: Path) -> None:
     """
     if path.suffix.lower() not in SUFFIXES:
         accepted = ", ".join(f"`{suffix}`" for suffix in SUFFIXES)
-        raise UsageError(f"`{path}` names no kind of picture; accepted are {accepted}")
+        raise UsageError(f"`{path}` has no suffix of a picture; accepted are {accepted}")
     require()
     files.refuse_unwritable(path)
 

@@ -31,7 +31,7 @@ def check(path: Path | None, resume: bool, models: int) -> None:
             "accepted are `.jsonl`, `.csv` and `.parquet`"
         )
     if resume and (suffix != ".jsonl" or models > 1):
-        raise UsageError("--resume goes with one model and --predictions FILE.jsonl")
+        raise UsageError("--resume needs exactly one model, and --predictions FILE.jsonl")
 
 
 def file_of(path: Path, model: str | None) -> Path:
@@ -218,7 +218,7 @@ def check_lines(
     place = {name: index for index, name in enumerate(data.names)}
     if gone := [line.path for line in lines if line.path not in place]:
         raise UsageError(
-            f"`{path}` has {len(gone)} of its {counted(len(lines), 'image')} from elsewhere: the "
+            f"`{path}` has {len(gone)} of its {counted(len(lines), 'image')} from other data: this "
             "data has no "
             f"`{gone[0]}`",
             hint,
@@ -234,9 +234,7 @@ def check_lines(
         one.truth.add(one, line.path, right)
     for kind, found in one.truth.hashes().items():
         if truth is not None and truth.get(kind) != found:
-            raise UsageError(
-                f"`{path}` was made with other {kind} for the images that it has", hint
-            )
+            raise UsageError(f"`{path}` was made with other {kind} of the same images", hint)
 
     def has_changed(line: Line) -> bool:
         if line.sha256 == "":

@@ -104,7 +104,7 @@ def write_report(
             document,
             data=f"{shown.shown(document['data'])}, {pages.images(document['n'])}",
             part=document.get("split")
-            and "the images that the run set aside to choose its best epoch",
+            and "the images that the run held out to choose its best epoch",
             speed=None
             if document["images_per_sec"] is None
             else f"{document['images_per_sec']:,.0f} images/s, decoding included",
@@ -166,7 +166,7 @@ def _warnings(document: Mapping[str, Any]) -> Iterator[_Warning]:
         verb = "was" if trained == 1 else "were"
         yield _Warning(
             f"{trained:,} of these {pages.images(n)} {verb} used in training, so the accuracy is "
-            "too high. To measure on the images that were set aside:",
+            "too high. To measure on the held-out images:",
             "--split val",
         )
     if failed := document["n_failed"]:

@@ -60,7 +60,7 @@ class Counted(ResumableLines):
         except FileNotFoundError:
             raise UsageError(
                 f"`{self.path}` exists, but not `{self._state_path}`, which says how it was made",
-                hint="give another file, or move this one away",
+                hint="name another file, or move this one away",
             ) from None
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise self.unfit(error) from None
@@ -90,7 +90,7 @@ class Counted(ResumableLines):
         """What to tell the user of a state that cannot be gone on from."""
         return UsageError(
             f"`{self._state_path}` does not fit `{self.path}`: {error}",
-            hint="give another file, or --predictions with --overwrite to begin anew",
+            hint="name another file, or start over: --predictions with --overwrite",
         )
 
     def begin(self, wanted: Conditions) -> None:

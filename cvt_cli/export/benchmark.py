@@ -145,7 +145,7 @@ def benchmark(
     networks = [n if n.file else replace(n, device=str(place)) for n in networks]
     sides = sides_of(networks, engines, precisions, batch_sizes, against_transformers)
     hardware = devices.hardware(place)
-    say(f"{title_of(networks)}; {place}, {hardware}; {len(sides)} sides, {rounds} rounds")
+    say(f"{title_of(networks)}; {place}, {hardware}; {len(sides)} configurations, {rounds} rounds")
     with tempfile.TemporaryDirectory() as folder:
         rows = measure(
             sides,

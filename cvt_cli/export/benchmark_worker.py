@@ -64,7 +64,7 @@ class Worker:
             raise CvtError(
                 f"the process of {self.side.engine} in {self.side.precision} at batch "
                 f"{self.side.batch_size} ended with exit code {self._process.exitcode}",
-                hint="if it was killed for want of memory, try a smaller --batch-size or --res",
+                hint="if it ran out of memory, try a smaller --batch-size or --res",
             ) from None
         if isinstance(received, CvtError):
             raise received
@@ -90,9 +90,9 @@ def _work(connection: Connection, spawned: float, side: Side, graph: Path | None
             raise
         connection.send(
             CvtError(
-                f"there is not enough memory for {side.engine} in {side.precision} at batch "
+                f"not enough memory for {side.engine} in {side.precision} at batch "
                 f"{side.batch_size}",
-                hint="a smaller --batch-size or --res takes less",
+                hint="try a smaller --batch-size or --res",
             )
         )
 

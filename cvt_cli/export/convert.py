@@ -74,8 +74,8 @@ def convert(
     as_folder = target.suffix != FORMATS["safetensors"].suffix
     if as_folder and layout != "transformers":
         raise UsageError(
-            f"a folder is in the hub's form, with the names of transformers, not `{layout}`",
-            hint="give a file: --output model.safetensors",
+            f"a folder has the hub's layout, with the tensor names of transformers, not `{layout}`",
+            hint="name a file: --output model.safetensors",
         )
     tensors = weights.read_tensors(stored)
     renamed = tensors
@@ -89,7 +89,7 @@ def convert(
         raise files.unwritable(target, error) from error
     again = weights.read_tensors(made)
     if not _equal(tensors, again):
-        raise CheckpointError(f"what was written to `{target}` is not what was read of `{stored}`")
+        raise CheckpointError(f"`{target}` does not hold the same tensors as `{stored}`")
     if as_folder:
         weights.write_description(target, loaded.described, card)
     written = target / folders.WEIGHTS_FILE if as_folder else target

@@ -55,10 +55,10 @@ class Exported:
         """Raises CvtError if it differs from the checkpoint by more than it may."""
         if not self.verification.passed:
             raise CvtError(
-                f"the file differs from the checkpoint by more than `{self.record.precision}` may: "
-                f"it is kept as `{self.path}`",
-                hint=f"the figures are above and in `{json_beside(self.path)}`; the float "
-                "precisions differ less, and calibration on more and likelier images helps --int8",
+                f"the outputs of the file differ from torch's by more than the limit of "
+                f"`{self.record.precision}`; it is kept as `{self.path}`",
+                hint=f"the figures are above and in `{json_beside(self.path)}`; float "
+                "precisions differ less; for --int8, calibrate on more images like those in use",
             )
 
     def to_json(self) -> dict[str, Any]:
@@ -105,12 +105,12 @@ def check(form: GraphFormat, precision: FilePrecision, inside: bool, dynamic_siz
         able = [name for name, f in FORMATS.items() if f.engines and "int8" not in f.impossible]
         raise UsageError(
             f"`{form}` is not exported in `{precision}`: {reason}",
-            hint=f"`--precision fp32` every format takes, `--int8` {' and '.join(able)}",
+            hint=f"every format takes `--precision fp32`; `--int8` works with {' and '.join(able)}",
         )
     if inside and dynamic_size:
         raise UsageError(
-            "--with-preprocessing takes images of any size already, and resizes them to one; "
-            "give it without --dynamic-size"
+            "--with-preprocessing takes images of any size and resizes them; leave out "
+            "--dynamic-size"
         )
     extra, packages = row.extra, list(row.packages)
     if inside and row.preprocessing_package:
@@ -129,10 +129,10 @@ def refuse_unnamed(loaded: LoadedCheckpoint, model: str) -> None:
     """Raises CheckpointError if a checkpoint does not name its classes."""
     if not loaded.labels.named:
         raise CheckpointError(
-            f"`{model}` does not name its {counted(len(loaded.labels), 'class')}, so that no "
-            "file of it "
-            "could say what it answers",
-            hint="put a `config.json` with its `id2label` beside the weights",
+            f"`{model}` has no names for its {counted(len(loaded.labels), 'class')}, so an "
+            "exported file "
+            "could not name its answers",
+            hint="put a `config.json` with an `id2label` beside the weights",
         )
 
 
@@ -172,7 +172,7 @@ def export(
     least = record.config.smallest_traced
     if form == "pt2" and record.dynamic_size and min(record.preprocessing.size) < least:
         raise UsageError(
-            f"a .pt2 of this network with --dynamic-size takes {least} pixels and more, and the "
+            f"a .pt2 of this network with --dynamic-size takes at least {least} pixels, and the "
             f"model's own size is {record.preprocessing.size}",
             hint=f"give --res {least} or more, or export to .onnx",
         )
@@ -183,7 +183,7 @@ def export(
     )
     arrays = calibration and verification.Arrays(calibration, record.preprocessing)
     graphs.write(loaded.model, record, form, made, arrays)
-    say(f"verifying it in its own runtime on {counted(len(verify_on), 'image')} and on noise")
+    say(f"checking it in its own runtime on {counted(len(verify_on), 'image')} and on noise")
     file = open_file(form, made, record)
     reference = TorchEngine(loaded.model, torch.device("cpu"), "fp32")
     parity = _parity(form, record, workplace, verify_on) if record.preprocessing_inside else None

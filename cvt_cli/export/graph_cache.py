@@ -59,7 +59,7 @@ def prepare(
         if stamps.is_right(graph):
             return
         if graph.is_file():
-            access.say(f"`{graph}` is damaged, and is made again")
+            access.say(f"`{graph}` is damaged; it is made again")
         access.say(f"{what} at {preprocessing.height}x{preprocessing.width}, once")
         graphs.write_onnx(
             loaded.model,

@@ -21,8 +21,8 @@ def require(preprocessing: Preprocessing) -> None:
     """Raises UsageError if this preprocessing cannot be part of a graph."""
     if preprocessing.interpolation != "bicubic":
         raise UsageError(
-            f"this checkpoint's images are resized by `{preprocessing.interpolation}`; "
-            "as part of a file only `bicubic` is known",
+            f"this model resizes images with `{preprocessing.interpolation}`; "
+            "an exported file can only do `bicubic`",
             hint="export without --with-preprocessing",
         )
 

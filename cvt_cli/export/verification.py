@@ -43,7 +43,7 @@ class Pictures:
             DataError: there is no such folder, or no image in it.
         """
         if not folder.is_dir():
-            raise DataError(f"`{folder}` is no folder with images")
+            raise DataError(f"`{folder}` is not a folder with images")
         try:
             paths = list(finding.images_in(folder))
         except OSError as error:
@@ -51,7 +51,7 @@ class Pictures:
         if not paths:
             raise DataError(
                 f"no images below `{folder}`",
-                hint="it is searched for .jpg, .png, .webp and other usual suffixes",
+                hint="the folder is searched for .jpg, .png, .webp and other usual suffixes",
             )
         count = min(len(paths), most or len(paths))
         return cls(tuple(paths[index * len(paths) // count] for index in range(count)))

@@ -148,7 +148,8 @@ def _collate(
     except RuntimeError as error:
         return _Problem(
             f"a worker cannot hand over a batch of {human_bytes(batch.nbytes)}: {error}",
-            "make room in /dev/shm (docker run --shm-size), or go on with --resume and --workers 0",
+            "free space in /dev/shm (docker run --shm-size), or continue with --resume and "
+            "--workers 0",
         )
 
 
@@ -170,7 +171,7 @@ def workers_watched(hint: str) -> Iterator[None]:
         if not str(error).startswith("DataLoader worker"):
             raise
         raise CvtError(
-            "a process that decodes images has ended, or was killed, as the system does when "
+            "a data-loading process has ended or was killed, as happens when "
             f"memory runs out: {str(error).strip()}",
             hint=hint,
         ) from None

@@ -107,7 +107,9 @@ def prepared(
     device = devices.choose_device(options.device or "auto")
     if options.resume is None:
         if options.sync_bn and device.type == "cuda" and torchrun.count() == 1:
-            options.refuse(["--sync-bn"], "there is one process, which has all statistics")
+            options.refuse(
+                ["--sync-bn"], "there is only one process, so there is nothing to synchronise"
+            )
         if torchrun.rank() == 0:
             starts.check_free(options.output or Path("runs", "new"))
     with torchrun.joined(device.type):
@@ -227,8 +229,8 @@ def _images(
     if validation is not None and not options.variant and options.base_recipe.optimizer == "newton":
         options.refuse(
             ["--seed"],
-            "nothing is drawn: the data have their own validation images, and the head "
-            "of a linear probe is solved for",
+            "it has no effect: the data has its own validation images, and a linear "
+            "probe is solved without random numbers",
         )
     if not own and torchrun.rank() == 0:
         layouts.pass_over_validation(data, say, told)

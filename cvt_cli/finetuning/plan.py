@@ -36,8 +36,8 @@ TIMED_STEPS = 3
 """By which a plan estimates the time."""
 
 _OTHER_VERSION = (
-    "go on with the version of cvt that began it, or start another run, from --model RUN/best for "
-    "example"
+    "continue with the version of cvt that began it, or start another run, for example from "
+    "--model RUN/best"
 )
 
 _ASKED_OF_A_PLAN = (
@@ -224,24 +224,25 @@ def read_plan(folder: Path) -> dict[str, Any]:
             if (folder / STATE_FILE).exists():
                 return plan
             raise CheckpointError(
-                f"`{folder}` holds no run to go on with: it ended before `{STATE_FILE}` was there",
-                hint=f"begin it again: {plan['settings']['command']}",
+                f"`{folder}` holds no run that can be continued: it ended before "
+                f"`{STATE_FILE}` was written",
+                hint=f"start it again: {plan['settings']['command']}",
             )
     except FileNotFoundError:
         raise CheckpointError(
-            f"`{folder}` holds no run to go on with: there is no `{PLAN_FILE}` in it",
+            f"`{folder}` holds no run that can be continued: it has no `{PLAN_FILE}`",
             hint="name the folder that an earlier `cvt finetune` wrote",
         ) from None
     except (OSError, ValueError) as error:
         raise CheckpointError(f"`{path}` cannot be read: {error}") from None
     except (KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(
-            f"`{path}` is not a plan as this version of cvt writes it (version {PLAN_VERSION}): "
+            f"`{path}` is not a plan of this version of cvt (version {PLAN_VERSION}): "
             f"{f'it has no {error}' if isinstance(error, KeyError) else error}",
             hint=_OTHER_VERSION,
         ) from None
     raise CheckpointError(
-        f"`{path}` is of version {json.dumps(version)}; this version of cvt goes on with runs of "
+        f"`{path}` is of version {json.dumps(version)}; this version of cvt continues runs of "
         f"version 1 to {PLAN_VERSION}",
         hint=_OTHER_VERSION,
     )
@@ -256,8 +257,8 @@ def _refuse_changed(folder: Path, plan: Mapping[str, Any]) -> None:
     if began_with is not None and began_with != json_hash(plan):
         raise CheckpointError(
             f"`{folder / PLAN_FILE}` has been changed since the run began",
-            hint="bring it back as it was, or start another run with other options, from "
-            "--model RUN/best for example",
+            hint="restore it, or start another run with other options, for example from "
+            "--model RUN/best",
         )
 
 

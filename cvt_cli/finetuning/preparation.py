@@ -95,8 +95,8 @@ def _refuse_at_once(found: LabelledImages, set_aside: bool) -> None:
     problems, hints = [], []
     if len(found.classes) < 2:
         problems.append(
-            f"there is one class alone, `{found.classes[0]}`, in `{found.root}`; training takes "
-            "at least 2, to tell them apart"
+            f"there is only one class, `{found.classes[0]}`, in `{found.root}`; training needs "
+            "at least 2"
         )
         hints.append(
             "expected is one folder per class with image files in it, such as "
@@ -109,14 +109,12 @@ def _refuse_at_once(found: LabelledImages, set_aside: bool) -> None:
             f"the {'name' if len(odd) == 1 else 'names'} of the "
             f"{'class' if len(odd) == 1 else 'classes'} {listed} in `{found.root}` "
             f"{'is' if len(odd) == 1 else 'are'} not in UTF-8, as the class names of a checkpoint "
-            "have to be"
+            "must be"
         )
         hints.append(f"rename {'its folder' if len(odd) == 1 else 'their folders'}")
     if set_aside:
         try:
-            found.refuse_classes_of_less_than(
-                2, ", one to train on and one to choose the best epoch by"
-            )
+            found.refuse_classes_of_less_than(2, ", one for training and one for validation")
         except DataError as error:
             problems.append(str(error))
     if problems:
@@ -135,18 +133,18 @@ def job_of(
     found = images.fingerprint if "version" in plan else images.size_fingerprint
     if found != plan["data"]["fingerprint"]:
         raise DataError(
-            f"`{settings.data}` is not what the run began with: it had {plan['data']['train_n']} "
-            f"images to train on and {plan['data']['val_n']} to choose by, and another fingerprint",
-            hint="bring the images back as they were, or start another run, from "
-            "--model RUN/best for example",
+            f"`{settings.data}` is not the data that the run began with: that had "
+            f"{plan['data']['train_n']} training and {plan['data']['val_n']} validation images, "
+            "and another fingerprint",
+            hint="restore the images, or start another run, for example from --model RUN/best",
         )
     shares = settings.accumulate * torchrun.count()
     if plan["step_images"] is not None:
         if plan["step_images"] % shares:
             raise UsageError(
-                f"the {plan['step_images']} images of a step cannot be shared among "
+                f"the {plan['step_images']} images of a step cannot be divided among "
                 f"{torchrun.count()} processes",
-                hint=f"go on with {plan['processes']}, as it began",
+                hint=f"use {plan['processes']}, as at the start",
             )
         settings = replace(settings, batch_size=plan["step_images"] // shares)
     config, _ = folders.config_from_transformers(plan["model"]["config"])
@@ -212,7 +210,7 @@ def _has_room(job: Job, say: Say) -> bool:
         return True
     say(
         f"/dev/shm has {human_bytes(free)} free, and the batches of {job.workers} workers take "
-        f"up to {human_bytes(needed)}: they come through pipes, which takes longer (docker run "
+        f"up to {human_bytes(needed)}: they go through pipes, which is slower (docker run "
         "--shm-size gives more)"
     )
     return False
@@ -230,9 +228,9 @@ def trainer_of(job: Job, batches: Batches) -> Trainer:
         trainer.keep_memory()
     if not batches.steps:
         raise DataError(
-            f"{len(job.images.training)} images to train on cannot be shared out among "
-            f"{torchrun.count()} processes with {settings.accumulate} parts each",
-            hint="give a smaller --batch-size, or less to --accumulate",
+            f"{len(job.images.training)} training images cannot be divided among "
+            f"{torchrun.count()} processes with {settings.accumulate} accumulation steps each",
+            hint="use a smaller --batch-size, or a smaller --accumulate",
         )
     schedule = schedule_of(recipe, batches.steps)
     return Trainer(
@@ -264,9 +262,8 @@ def check_split(folder: Path, validation: LabelledImages) -> None:
         raise DataError(f"`{path}` cannot be read: {error}") from None
     if then != list(validation.names):
         raise DataError(
-            f"`{path}` lists other images to choose the best epoch by than are set aside now",
-            hint="bring it back as it was, or go on with the version of NumPy that the run began "
-            "with",
+            f"`{path}` lists other validation images than would be held out now",
+            hint="restore it, or continue with the version of NumPy that the run began with",
         )
 
 
@@ -287,6 +284,6 @@ def check_free(folder: Path) -> None:
     if places and all(path in ours or path.name.endswith(files.SUFFIX) for path in found):
         return files.refuse_unwritable_place(folder / SPLIT_FILE)
     raise CvtError(
-        f"`{folder}` exists and is not an empty folder",
-        hint=f"go on with it, --resume {shlex.quote(str(folder))}, or name another with --output",
+        f"`{folder}` exists and is not empty",
+        hint=f"continue it with --resume {shlex.quote(str(folder))}, or name another with --output",
     )

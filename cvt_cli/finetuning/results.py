@@ -159,7 +159,7 @@ def _card(name: str, job: Job, batches: Batches, row: Epoch, epochs: int) -> str
         "seed": str(settings.seed),
         "recipe": ", ".join(f"{key} {value}" for key, value in _used(job).items()),
         "images": f"{len(job.images.training)} to train on, {n} "
-        + ("set aside from them" if job.images.set_aside else "of the data's `val`")
+        + ("held out from them" if job.images.set_aside else "of the data's `val`")
         + f", {len(job.images.unreadable)} unreadable",
         "data fingerprint": job.images.fingerprint,
         "batch": f"up to {batches.step_images} images a step: {settings.batch_size} x "
@@ -198,7 +198,7 @@ def _card(name: str, job: Job, batches: Batches, row: Epoch, epochs: int) -> str
 
 
 def _validation_part(job: Job) -> str:
-    return "train, a part set aside" if job.images.set_aside else "val"
+    return "train, a part held out" if job.images.set_aside else "val"
 
 
 def _used(job: Job) -> dict[str, str]:

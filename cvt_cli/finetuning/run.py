@@ -145,10 +145,10 @@ class Run:
                 return self._trained(folder, position)
             except KeyboardInterrupt:
                 self._say(
-                    f"interrupted{self._saved}; go on with: cvt finetune --resume "
+                    f"interrupted{self._saved}; to continue: cvt finetune --resume "
                     f"{shlex.quote(str(folder))}"
                     if (folder / STATE_FILE).exists()
-                    else "interrupted before anything was trained"
+                    else "interrupted before training began"
                 )
                 raise
 

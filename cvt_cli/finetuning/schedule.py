@@ -40,8 +40,8 @@ def schedule_of(recipe: Recipe, steps_per_epoch: int) -> Schedule:
     warmup = recipe.warmup_epochs * steps_per_epoch
     if warmup >= steps:
         raise UsageError(
-            f"a warm-up of {recipe.warmup_epochs:g} epochs, which are {warmup:g} steps, does not "
-            f"fit into {steps} steps",
-            hint="give a shorter one with --warmup-epochs, or more --epochs",
+            f"a warm-up of {recipe.warmup_epochs:g} epochs ({warmup:g} steps) is longer than the "
+            f"training ({steps} steps)",
+            hint="use a smaller --warmup-epochs, or more --epochs",
         )
     return Schedule(recipe.learning_rate, steps, warmup)

@@ -104,7 +104,7 @@ class Options:
                 object.__setattr__(self, name, kind(written_out))
         if self.model and self.variant:
             raise UsageError(
-                "give either --model, a checkpoint to start from, or --variant, to start from "
+                "give either --model, a checkpoint to start from, or --variant, to train from "
                 "scratch"
             )
         for name in ("lr", "clip", "warmup_epochs", "weight_decay"):
@@ -139,7 +139,7 @@ class Options:
 
     def refuse_steps(self) -> None:
         """Raises UsageError for what a linear probe has no use for, and for several processes."""
-        self.refuse(_OF_STEPS, "a linear probe takes no training steps, and runs alone")
+        self.refuse(_OF_STEPS, "a linear probe has no training steps, and runs in one process")
         torchrun.refuse("a linear probe")
 
     def check_together(self) -> None:
@@ -149,20 +149,22 @@ class Options:
         if self.resume is not None:
             if settled := [option for option in self.told if option not in _TOLD_ANEW]:
                 raise UsageError(
-                    f"{' and '.join(settled)} {'is' if len(settled) == 1 else 'are'} settled by "
-                    "the run that --resume goes on with",
+                    f"{' and '.join(settled)} {'is' if len(settled) == 1 else 'are'} fixed by "
+                    "the run that --resume continues",
                     hint="leave it out, or start another run",
                 )
         elif self.data is None:
             raise UsageError(
-                "there is no data to train on",
-                hint="name a folder with a folder of images per class, or a known set, for example "
+                "no data to train on",
+                hint="name a folder with one folder of images per class, or a known data set: "
                 "cvt finetune cifar10",
             )
         elif self.base_recipe.optimizer == "newton":
             self.refuse_steps()
         if self.variant:
-            self.refuse(["--revision"], "it is of a checkpoint's, and --variant has none")
+            self.refuse(
+                ["--revision"], "it belongs to a checkpoint, and --variant trains without one"
+            )
 
     @property
     def recipe_name(self) -> RecipeName:
@@ -193,7 +195,7 @@ class Options:
         part = self.batch_size or max(1, recipe.batch_size // shares)
         if part * shares > images:
             part = max(1, images // shares)
-            say(f"batch size {part}: the data has no more training images")
+            say(f"batch size {part}: limited by the number of training images")
         return recipe.override(batch_size=part * shares, learning_rate=self.lr), part
 
     def settings(
@@ -276,6 +278,8 @@ def parse_duration(text: str) -> float:
     """
     parts = re.fullmatch(r"(?:(\d{1,9})h)?(?:(\d{1,9})m)?(?:(\d{1,9})s)?", text.strip())
     if not text.strip() or parts is None:
-        raise UsageError(f"`{text}` is no time; accepted are such as `2h`, `1h30m`, `90m`, `45s`")
+        raise UsageError(
+            f"`{text}` is not a time; accepted are, for example, `2h`, `1h30m`, `90m`, `45s`"
+        )
     hours, minutes, seconds = (int(part or 0) for part in parts.groups())
     return float(3600 * hours + 60 * minutes + seconds)

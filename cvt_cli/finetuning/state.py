@@ -91,8 +91,8 @@ def restore(folder: Path, model: CvT, trainer: Trainer | None, steps_per_epoch: 
     except (OSError, RuntimeError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"`{path}` is not this run's state: {error}",
-            hint="start again in another folder, from --model "
-            f"{shlex.quote(str(folder / 'last'))} if that is there",
+            hint="start again in another folder, if possible from --model "
+            f"{shlex.quote(str(folder / 'last'))}",
         ) from None
 
 

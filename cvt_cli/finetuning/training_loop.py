@@ -81,7 +81,7 @@ class Loop:
         """
         if self.trainer.step_number and not self.position.finished:
             self._say(
-                f"going on at step {self.trainer.step_number} of {self._total}, epoch "
+                f"continuing at step {self.trainer.step_number} of {self._total}, epoch "
                 f"{min(self.trainer.step_number, self._total - 1) // self._per_epoch + 1}"
             )
         if torchrun.rank() == 0 and tensorboard.available():
@@ -102,7 +102,7 @@ class Loop:
             if why == _OUT_OF_TIME:
                 self._say(
                     f"stopped at step {self.trainer.step_number} of {self._total}: "
-                    f"{self.job.settings.max_time_sec:.0f} s are over (--max-time)"
+                    f"{self.job.settings.max_time_sec:.0f} s have passed (--max-time)"
                 )
                 if not self._ends_epoch(self.trainer.step_number):
                     part = self._judged()
@@ -143,7 +143,7 @@ class Loop:
         folder = shlex.quote(str(self.folder))
         with (
             self._stop.later(),
-            workers_watched(f"go on with fewer: cvt finetune --resume {folder} --workers 0"),
+            workers_watched(f"continue with fewer: cvt finetune --resume {folder} --workers 0"),
             self._progress(
                 f"epoch {epoch + 1}/{self._epochs}", seen(steps), done=seen(first)
             ) as advance,

@@ -61,7 +61,7 @@ class Watch:
         _, step, rate = self._before
         self._before = None
         if not torch.stack([tensor.isfinite().all() for tensor in weights]).all():
-            raise self._lost("the weights are no finite numbers any more", step, rate)
+            raise self._lost("the weights are not finite any more", step, rate)
 
     def _look(self, loss: Tensor, step: int, rate: float) -> None:
         value = loss.item()
@@ -69,7 +69,7 @@ class Watch:
         if math.isfinite(value) and self._smooth <= self._limit:
             return
         what = (
-            f"the loss has run away to {self._smooth:.3g} (a guess has {self._guess:.3g})"
+            f"the loss has diverged to {self._smooth:.3g} (guessing gives {self._guess:.3g})"
             if math.isfinite(value)
             else f"the loss is {value}"
         )
@@ -81,7 +81,7 @@ class Watch:
             f"a longer warm-up than {self._recipe.warmup_epochs:g} epochs (--warmup-epochs)"
         )
         if self._precision != "fp32":
-            hints.append(f"--precision fp32 in place of {self._precision}")
+            hints.append(f"--precision fp32 instead of {self._precision}")
         return CvtError(
             f"{what} at step {step + 1}, with a learning rate of {rate:.2e}",
             hint=f"try {', '.join(hints[:-1])} or {hints[-1]}; the last good state is kept",

@@ -64,8 +64,7 @@ class Index:
         depth = len(parts) if is_folder else len(parts) - 1
         if depth > limits.MOST_FOLDERS:
             raise ValueError(
-                f"a member lies in {depth:,} folders, one in another; {limits.MOST_FOLDERS} are "
-                "the most"
+                f"a member lies {depth:,} folders deep; at most {limits.MOST_FOLDERS} are accepted"
             )
         for level in range(depth):
             self.folders.setdefault("/".join(parts[:level]), set()).add(parts[level])
@@ -131,7 +130,7 @@ class Index:
             file.seek(span.offset)
             content = file.read(span.size)
         if len(content) < span.size:
-            raise ImageError("the archive ends within it")
+            raise ImageError("the archive ends before this file does")
         return content
 
     def _from_zip(self, info: zipfile.ZipInfo, limit: int) -> bytes:
@@ -222,7 +221,7 @@ class _Metered:
         self.left -= size
         if self.left < 0:
             most = limits.LARGEST_TAR_HEADER
-            raise tarfile.ReadError(f"headers say more than {most:,} bytes of a member")
+            raise tarfile.ReadError(f"the headers of a member have more than {most:,} bytes")
         self.last = self._file.read(size)
         return self.last
 

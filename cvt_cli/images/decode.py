@@ -139,7 +139,7 @@ def _identified(file: BinaryIO) -> Image.Image:
         if file.read(12)[4:] not in _HEIF_BRANDS:
             raise
         if not reads_heif():
-            raise ImageError(f"a HEIC picture: {heif_needs()}") from None
+            raise ImageError(f"a HEIC image: {heif_needs()}") from None
         import pillow_heif
 
         pillow_heif.register_heif_opener()
@@ -217,7 +217,7 @@ def _explained() -> Iterator[None]:
     except ImageError:
         raise
     except UnidentifiedImageError:
-        raise ImageError("not an image, or of a kind that Pillow cannot read") from None
+        raise ImageError("not an image, or of a type that Pillow cannot read") from None
     except Image.DecompressionBombError:
         raise ImageError(
             f"too large: more than {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels"
@@ -254,12 +254,13 @@ def from_memory(image: object, exif: bool, background: Colour | None = None) -> 
             image.load()
             return to_rgb(upright(image) if exif else image, background)
     if isinstance(image, list | tuple):  # of numbers: a row of an image would pass for one
-        raise ImageError(f"{type(image).__name__} is no image; {_ACCEPTED_IN_MEMORY}")
+        raise ImageError(f"{type(image).__name__} is not an image; {_ACCEPTED_IN_MEMORY}")
     try:
         array = _as_array(image)
     except Exception as error:  # what its class raises: a tensor without data or of a sparse layout
         raise ImageError(
-            f"{type(image).__name__} gives no array ({error}); {_ACCEPTED_IN_MEMORY}"
+            f"{type(image).__name__} cannot be converted to an array ({error}); "
+            + _ACCEPTED_IN_MEMORY
         ) from None
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[:, :, 0]
@@ -343,7 +344,7 @@ def colour(text: str) -> Colour:
         return ImageColor.getrgb(text)[:3]
     except ValueError:
         raise UsageError(
-            f"`{text}` is no colour; accepted are names such as `white`, and `#rrggbb`"
+            f"`{text}` is not a color; accepted are names such as `white`, and `#rrggbb`"
         ) from None
 
 
@@ -357,7 +358,7 @@ def to_rgb(image: Image.Image, background: Colour | None = None) -> Image.Image:
         ImageError: it has no pixels.
     """
     if not (image.width and image.height):
-        raise ImageError(f"no pixels: {image.width} of width and {image.height} of height")
+        raise ImageError(f"no pixels: width {image.width}, height {image.height}")
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         image = Image.fromarray(_grey_to_8_bits(np.asarray(image), image.mode))
     elif background is not None and image.has_transparency_data:

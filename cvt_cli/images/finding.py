@@ -74,7 +74,7 @@ class Passed:
         parts = []
         if self.files:
             kinds = ", ".join(f"{count} {suffix}" for suffix, count in self.files.most_common())
-            parts.append(f"files that are not searched for ({kinds})")
+            parts.append(f"files of other image types ({kinds})")
         if self.folders:
             # In an order that is the same every time, also of names that are equally common.
             names = Counter(os.path.basename(folder) for folder in sorted(self.folders))
@@ -86,7 +86,7 @@ class Passed:
         ):
             if found:
                 parts.append(f"{what} ({len(found)}, such as `{min(found)}`)")
-        text = f"passed over: {' and '.join(parts)}" if parts else ""
+        text = f"skipped: {' and '.join(parts)}" if parts else ""
         if self.files.keys() & HEIF_SUFFIXES:
             text += f"; {heif_needs()}"
         return text

@@ -83,7 +83,7 @@ def _file_system(address: str) -> tuple["fsspec.AbstractFileSystem", str]:
             raise ImageError(reason(error)) from None
         accepted = ", ".join(f"`{p}`" for p in ("http", "https", "s3", "gs", "hf", "file"))
         raise UsageError(
-            f"`{address}`: no such protocol; accepted are {accepted} and what else fsspec knows"
+            f"`{address}`: no such protocol; accepted are {accepted} and others that fsspec knows"
         ) from None
 
 

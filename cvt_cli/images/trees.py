@@ -132,10 +132,10 @@ def open_tree(path: Path) -> Tree:
             if start.startswith(magic):
                 quoted = shlex.quote(str(path))
                 raise DataError(
-                    f"`{path}` cannot be read in place: it is compressed as a whole, so that each "
-                    "image is reached only through all that lie before it",
-                    hint=f"decompress it once with `{command} {quoted}` and name the .tar that "
-                    f"this leaves, or unpack it with `tar -xf {quoted}`",
+                    f"`{path}` cannot be read in place: it is compressed as a whole, so each "
+                    "image can only be reached through all that come before it",
+                    hint=f"decompress it with `{command} {quoted}` and name the .tar that "
+                    f"this makes, or unpack it with `tar -xf {quoted}`",
                 )
         if path.suffix.lower() == ".zip":
             return Archive(zip_index(path))
@@ -144,7 +144,7 @@ def open_tree(path: Path) -> Tree:
     except OSError as error:
         raise DataError(f"cannot read `{path}`: {error.strerror or error}") from None
     except ARCHIVE_ERRORS as error:
-        raise DataError(f"`{path}` is damaged: {error}", hint="copy or fetch it again") from None
+        raise DataError(f"`{path}` is damaged: {error}", hint="copy or download it again") from None
     raise DataError(f"`{path}` is not a folder, a .zip or a .tar")
 
 
@@ -228,13 +228,14 @@ class Folder(Tree):
 def _closed_folder(error: OSError) -> DataError:
     return DataError(
         f"cannot read `{error.filename}`: {error.strerror}",
-        hint="nothing is done with a part of the images; make the folder readable, or move it away",
+        hint="a result of only some of the images would mislead; make the folder readable, or "
+        "move it away",
     )
 
 
 def _not_too_large(path: Path, content: bytes) -> bytes:
     if len(content) > limits.LARGEST_TABLE:
-        raise DataError(f"`{path}` has more than {limits.LARGEST_TABLE:,} bytes")
+        raise DataError(f"`{path}` is too large: more than {limits.LARGEST_TABLE:,} bytes")
     return content
 
 

@@ -158,11 +158,11 @@ def fetch(address: str) -> BinaryIO:
         raise ImageError(f"the server answered {error.code}: {loops}") from None
     except (urllib.error.URLError, http.client.HTTPException, OSError, ValueError) as error:
         if deadline.passed:
-            raise ImageError(f"not here after {DEADLINE_SEC:.0f} s") from None
+            raise ImageError(f"not complete after {DEADLINE_SEC:.0f} s") from None
         cause = getattr(error, "reason", error)
         if isinstance(cause, TimeoutError):
             raise ImageError(f"no answer within {TIMEOUT_SEC:.0f} s") from None
-        raise ImageError(f"cannot be fetched: {cause or type(cause).__name__}") from None
+        raise ImageError(f"cannot be downloaded: {cause or type(cause).__name__}") from None
     finally:
         deadline.close()
 

@@ -49,13 +49,15 @@ def choose_precision(requested: str, device: torch.device) -> Precision:
     """
     has_bf16 = device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
     if requested not in ("auto", *_DTYPES):
-        raise UsageError(f"precision `{requested}`; accepted are `auto`, `fp32`, `bf16`, `fp16`")
+        raise UsageError(
+            f"there is no precision `{requested}`; accepted are `auto`, `fp32`, `bf16`, `fp16`"
+        )
     if requested == "auto":
         return "bf16" if device.type == "cuda" and has_bf16 else "fp32"
     if requested == "bf16" and not has_bf16:
         raise UsageError(f"device `{device}` has no bfloat16; accepted are `fp32` and `fp16`")
     if requested == "fp16" and device.type == "cpu":
-        raise UsageError("a CPU does not train or predict in `fp16`; accepted are `fp32`, `bf16`")
+        raise UsageError("a CPU does not compute in `fp16` here; accepted are `fp32` and `bf16`")
     return requested  # type: ignore[return-value]
 
 

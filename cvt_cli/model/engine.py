@@ -201,7 +201,7 @@ def _refuse_pickles(path: Path) -> None:
     if odd:
         raise CheckpointError(
             f"`{path}` holds more than `cvt export` writes, and was not loaded: {odd[0]}",
-            hint="torch would execute what is in it; export the checkpoint again",
+            hint="torch would run this code; export the checkpoint again",
         )
 
 
@@ -219,7 +219,7 @@ def _harmful(content: Any, is_network: bool) -> Iterator[str]:
             yield "a pickled tensor"
         size, target = value.get("expr_str", ""), value.get("target")
         if not isinstance(size, str) or not _is_harmless_size(size):
-            yield f"a size that is no sum or product, {shown(size)}"
+            yield f"a size that is not a sum or product, {shown(size)}"
         # Of what is computed; the weights are called so too, in other records.
         if is_network and "inputs" in value and target is not None:
             if not isinstance(target, str) or not _OPERATOR.fullmatch(target):

@@ -120,7 +120,7 @@ def as_safetensors(snapshot: Snapshot, say: Say) -> Path:
             if (found := store.converted(record)) is not None:
                 return found
             if (damaged := store.conversion(record)).exists():
-                say(f"`{damaged}` is damaged, and is made again")
+                say(f"`{damaged}` is damaged; it is made again")
             say(f"converting `{pickled.name}` of {snapshot.repository} to safetensors, once")
             return _convert(pickled, record)
     except CheckpointError:
@@ -222,7 +222,7 @@ def _read(path: Path) -> Mapping[Any, Tensor]:
     """The tensors of a file by the names that it has for them."""
     try:
         if path.stat().st_size == 0:
-            raise CheckpointError(f"`{path}` is empty (0 bytes)", hint="fetch or copy it again")
+            raise CheckpointError(f"`{path}` is empty (0 bytes)", hint="download or copy it again")
         return _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
     except OSError as error:
         raise folders.unreadable(path, error) from None
@@ -243,8 +243,8 @@ def _read_pickle(path: Path) -> Mapping[Any, Tensor]:
     if not zipped and not head.startswith(b"\x80"):
         start = head[:20].decode("ascii", "replace").strip()
         raise CheckpointError(
-            f"`{path}` is no checkpoint: it begins with {start!r}",
-            hint="a page saved in place of the file begins like that; fetch it again"
+            f"`{path}` is not a checkpoint: it begins with {start!r}",
+            hint="this looks like a web page saved instead of the file; download it again"
             if head.lstrip().startswith(b"<")
             else "accepted are .pth, .bin and .safetensors files and checkpoint folders",
         )
@@ -258,11 +258,11 @@ def _read_pickle(path: Path) -> Mapping[Any, Tensor]:
         if isinstance(error, pickle.UnpicklingError) and asked:
             raise CheckpointError(
                 f"`{path}` holds more than tensors, and was not run: {asked}",
-                hint="accepted is a plain state dict; "
-                "save `model.state_dict()` with its author's code",
+                hint="accepted is a plain state dict: "
+                "`torch.save(model.state_dict(), FILE)`, with its author's code",
             ) from None
         raise CheckpointError(
-            f"`{path}` is damaged or cut short: {lines[0]}", hint="fetch or copy it again"
+            f"`{path}` is damaged or cut short: {lines[0]}", hint="download or copy it again"
         ) from None
     return _state_dict(content, path)
 
@@ -277,7 +277,7 @@ def _state_dict(content: Any, path: Path) -> Mapping[Any, Tensor]:
         raise CheckpointError(f"`{path}` holds a {type(content).__name__}, not a state dict")
     if odd := [name for name, value in content.items() if not isinstance(value, Tensor)]:
         raise CheckpointError(
-            f"`{path}` is no state dict: `{odd[0]}` is a {type(content[odd[0]]).__name__}, "
+            f"`{path}` is not a state dict: `{odd[0]}` is a {type(content[odd[0]]).__name__}, "
             f"not a tensor ({len(odd)} of {len(content)} entries)"
         )
     return content
@@ -297,9 +297,9 @@ def _refuse_several(content: Mapping[Any, Any], key: str, path: Path) -> None:
     ]
     if len(found) > 1:
         raise CheckpointError(
-            f"`{path}` holds {len(found)} networks: {', '.join(found)}; accepted is a file with one"
-            " alone",
-            hint="save the one that is meant in Python: "
+            f"`{path}` holds {len(found)} networks: {', '.join(found)}; accepted is a file with"
+            " one",
+            hint="save the one that you mean, in Python: "
             f"torch.save(torch.load({str(path)!r})[{key!r}], 'one.pth')",
         )
 

@@ -68,9 +68,9 @@ class ResumableLines:
         """Raises UsageError if an image that the file has is another process's."""
         if not torchrun.is_mine(name):
             raise UsageError(
-                f"`{self.path}` has images that are another process's, such as `{name}`: an "
-                "earlier version shared them out by their place",
-                hint="give another file",
+                f"`{self.path}` has images that belong to another process, such as `{name}`: an "
+                "earlier version divided them by position",
+                hint="name another file",
             )
 
     def are_noted(self, wanted: Conditions) -> bool:
@@ -91,8 +91,8 @@ class ResumableLines:
             )
             missing = ", ".join(name for name in wanted.values if name not in told)
             self._say(
-                f"`{self.path}` was begun by an earlier version, which did not note {missing}: "
-                "these are taken to be the same"
+                f"`{self.path}` was begun by an earlier version, which did not record {missing}: "
+                "these are assumed to be the same"
             )
             return False
         wanted.refuse_other(self.path, told, hint)

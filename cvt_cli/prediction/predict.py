@@ -114,9 +114,9 @@ class Asked:
         once = sources.readable_once(inputs)
         if torchrun.count() > 1 and once is not None:
             raise UsageError(
-                f"`{once}` can be read once, by one of the {torchrun.count()} processes that "
-                "should share its images",
-                hint="write the list to a file and name that: @list.txt",
+                f"`{once}` can be read only once, but {torchrun.count()} processes "
+                "would share its images",
+                hint="write the list to a file, and give @list.txt",
             )
         if self.features is not None:
             features.check_suffix(self.features)
@@ -169,7 +169,7 @@ class Answers:
         wanted = {**kept, "top_k": self.top_k, "threshold": self._asked.threshold}
         self._lines.begin(Conditions(wanted))
         if self.done:
-            say(f"{counted(self.done, 'image')} already answered in `{self._lines.path}`")
+            say(f"{counted(self.done, 'image')} already in `{self._lines.path}`")
 
     def open_files(self, stack: ExitStack) -> None:
         """Open the files that appear whole when the stack ends without an error."""

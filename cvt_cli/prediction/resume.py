@@ -52,7 +52,7 @@ class Answered(ResumableLines):
             raise UsageError(
                 f"`{self.path}` exists, but not `{conditions.beside(self.path)}`, which says how "
                 "it was made",
-                hint="give another file, or move this one away",
+                hint="name another file, or move this one away",
             )
         self.made = conditions.read(self.path)
         end = 0
@@ -67,9 +67,9 @@ class Answered(ResumableLines):
                 except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
                     if file.read(1):
                         raise CvtError(
-                            f"`{self.path}` is damaged: byte {end:,} begins a line that is no "
-                            "result",
-                            hint="remove that line, or give another file",
+                            f"`{self.path}` is damaged: byte {end:,} begins a line that is not "
+                            "a result",
+                            hint="remove that line, or name another file",
                         ) from None
                     break
                 self.refuse_other_shares(path)
@@ -128,7 +128,7 @@ def not_answered(
             pass
         raise UsageError(
             f"`{source.name}` has changed since `{lines.path}` answered it",
-            hint="remove its line, or give another file",
+            hint="remove its line, or name another file",
         )
 
     checks: deque[Future[None]] = deque()

@@ -188,7 +188,10 @@ class Size(NamedTuple):
                 "or height x width such as `384x512`"
             )
         if any(len(part.strip()) > 9 for part in parts):
-            raise UsageError(f"input size `{text}` is too large; {LARGEST_SIZE} pixels is the most")
+            raise UsageError(
+                f"input size `{text}` is too large; height and width must be at most "
+                f"{LARGEST_SIZE} pixels"
+            )
         size = cls(int(parts[0]), int(parts[-1]))
         if min(size) < SMALLEST_SIZE:
             raise UsageError(

@@ -113,6 +113,6 @@ def resolve(form: FormatName | None, output: Path) -> FormatName:
         return said
     if said != form and not (form == "safetensors" and not output.suffix):
         raise UsageError(
-            f"`{output}` has not the suffix of {form}; accepted are {suffixes}{folder}"
+            f"`{output}` does not have the suffix of {form}; accepted are {suffixes}{folder}"
         )
     return form

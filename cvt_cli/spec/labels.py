@@ -91,7 +91,7 @@ def from_id2label(id2label: Mapping[Any, Any]) -> Labels:
         # JSON can write halves of a character, which no file or graph takes.
         if not isinstance(name, str) or _HALF.search(name):
             raise ConfigError(
-                f"`id2label` has {shown(name)} as the name of class {index}, not a text"
+                f"`id2label` has {shown(name)} as the name of class {index}, not text"
             )
         keys[index] = key
     missing = next((index for index in range(len(keys)) if index not in keys), None)

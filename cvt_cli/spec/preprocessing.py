@@ -55,7 +55,9 @@ class Preprocessing:
                     f"{SMALLEST_SIZE} and at most {LARGEST_SIZE} pixels"
                 )
         if self.resize not in get_args(Resize):
-            raise ConfigError(f"preprocessing `resize` is {shown(self.resize)}; not crop or squash")
+            raise ConfigError(
+                f"preprocessing `resize` is {shown(self.resize)}; accepted are `crop` and `squash`"
+            )
         if self.interpolation not in get_args(Interpolation):
             raise ConfigError(
                 f"preprocessing `interpolation` is {shown(self.interpolation)}; accepted are "
@@ -179,7 +181,9 @@ class Preprocessing:
         if resample not in _RESAMPLE or isinstance(resample, bool):
             raise ConfigError(f"`resample` is {shown(resample)}; accepted are {sorted(_RESAMPLE)}")
         if not abs(config.get("rescale_factor", 1 / 255) - 1 / 255) <= 1e-6:  # NaN too
-            raise ConfigError(f"`rescale_factor` is {shown(config['rescale_factor'])}; not 1/255")
+            raise ConfigError(
+                f"`rescale_factor` is {shown(config['rescale_factor'])}; only 1/255 is supported"
+            )
         common: dict[str, Any] = {
             "interpolation": _RESAMPLE[resample],
             "mean": tuple(config.get("image_mean", IMAGENET_MEAN)),
@@ -195,14 +199,16 @@ class Preprocessing:
             shorter = shorter.get("shortest_edge") if isinstance(shorter, dict) else shorter
             if not isinstance(shorter, int):
                 raise ConfigError(
-                    f"`size` is {shown(config.get('size'))}; not a shortest edge of some pixels"
+                    f"`size` is {shown(config.get('size'))}; it must give a shortest edge in pixels"
                 )
             if not all(_is_number(side) for side in (height, width)):
-                raise ConfigError(f"`crop_size` is {shown(config['crop_size'])}; not pixels")
+                raise ConfigError(
+                    f"`crop_size` is {shown(config['crop_size'])}; it must be in pixels"
+                )
             return cls(height, width, "crop", crop_pct=max(height, width) / shorter, **common)
         height, width = _height_and_width(config, "size")
         if not all(isinstance(side, int) for side in (height, width)):
-            raise ConfigError(f"`size` is {shown(config['size'])}; not pixels")
+            raise ConfigError(f"`size` is {shown(config['size'])}; it must be in pixels")
         if not kind.startswith("ConvNext"):
             return cls(height, width, "squash", **common)
         crop_pct = config.get("crop_pct", 224 / 256)

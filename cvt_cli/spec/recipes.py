@@ -99,9 +99,9 @@ class Recipe:
         recipe = replace(self, **changes)
         if recipe.steps is None and recipe.warmup_epochs >= recipe.epochs > 0:
             raise UsageError(
-                f"a warm-up of {recipe.warmup_epochs:g} epochs does not fit into "
-                f"{counted(recipe.epochs, 'epoch')}",
-                hint="give a shorter one with --warmup-epochs, or more --epochs",
+                f"a warm-up of {recipe.warmup_epochs:g} epochs is longer than the training "
+                f"({counted(recipe.epochs, 'epoch')})",
+                hint="use a smaller --warmup-epochs, or more --epochs",
             )
         return recipe
 

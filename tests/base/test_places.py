@@ -18,7 +18,7 @@ def test_without_a_home_folder_what_needs_no_cache_goes_on() -> None:
 
     assert result.exit_code == 0
     assert result.json["results"][0]["predictions"][0]["label"] == "cat"
-    assert "there is no home folder to fetch it into\nanswering with cvt-nano-" in result.stderr
+    assert "there is no home folder to download it into\nusing cvt-nano-" in result.stderr
 
 
 @pytest.mark.parametrize(
@@ -44,4 +44,4 @@ def test_where_the_cache_cannot_be_written_the_hint_names_its_variable(
 
     assert result.exit_code == 1
     assert f"error: cannot write `{tmp_path}/file/cache/" in result.stderr
-    assert "hint: set CVT_CACHE to another folder, or make room" in result.stderr
+    assert "hint: set CVT_CACHE to another folder, or free space" in result.stderr

@@ -54,9 +54,9 @@ def test_one_process_is_one_whoever_says_so(
         ({"RANK": "abc"}, "has RANK=abc without"),
         ({"RANK": "1", "WORLD_SIZE": ""}, "has RANK=1 without WORLD_SIZE"),
         ({"LOCAL_WORLD_SIZE": "0"}, "has LOCAL_WORLD_SIZE=0 without"),
-        (WHOLE | {"RANK": "2"}, "RANK=2, WORLD_SIZE=2.* which do not go together"),
-        (WHOLE | {"LOCAL_RANK": "-1"}, "LOCAL_RANK=-1.* which do not go together"),
-        (WHOLE | {"WORLD_SIZE": "two"}, "WORLD_SIZE=two.* which do not go together"),
+        (WHOLE | {"RANK": "2"}, "RANK=2, WORLD_SIZE=2.* which contradict each other"),
+        (WHOLE | {"LOCAL_RANK": "-1"}, "LOCAL_RANK=-1.* which contradict each other"),
+        (WHOLE | {"WORLD_SIZE": "two"}, "WORLD_SIZE=two.* which contradict each other"),
         ({k: v for k, v in WHOLE.items() if k != "MASTER_PORT"}, "without MASTER_PORT"),
     ],
     ids=str,
@@ -99,7 +99,7 @@ def test_what_one_process_does_is_not_done_twice(
     result = cvt(*command)
 
     assert result.exit_code == 2
-    assert "is done by one process, not by the 2 of a torchrun" in result.stderr
+    assert "runs in one process, not in the 2 of torchrun" in result.stderr
     assert not list(tmp_path.iterdir())
 
 

@@ -58,4 +58,4 @@ def test_the_card_of_a_run_from_a_hub_says_what_it_comes_from(machine, hub, tmp_
     assert (said.base_model, said.license) == ("someone/tiny", "cc0-1.0")
     top1 = next(one for one in said.eval_results if one.metric_name == "top-1")
     assert top1.metric_value == gone_on.json["val_top1"]
-    assert (top1.dataset_name, top1.dataset_split) == ("images", "train, a part set aside")
+    assert (top1.dataset_name, top1.dataset_split) == ("images", "train, a part held out")

@@ -88,7 +88,7 @@ def test_the_second_run_needs_no_hub(hub: Hub, machine: Machine, checkpoint) -> 
     second = machine.run("predict", CHELSEA, "--model", NAME, "--json")
 
     assert first.exit_code == 0 and asked > 0
-    assert f"fetching model.safetensors of {NAME} at {commit.sha[:7]}" in first.stderr
+    assert f"downloading model.safetensors of {NAME} at {commit.sha[:7]}" in first.stderr
     assert f"from {hub.url} into `{machine.hub_cache}`" in first.stderr
     assert first.json["revision"] == commit.sha
     assert second.json == first.json
@@ -149,7 +149,7 @@ def test_a_pickle_is_converted_once_bit_by_bit(hub: Hub, machine: Machine, pickl
     content[-5] ^= 0x40
     made.write_bytes(content)
     third = machine.run("predict", CHELSEA, "--model", NAME, "--json")
-    assert f"`{made}` is damaged, and is made again" in third.stderr
+    assert f"`{made}` is damaged; it is made again" in third.stderr
     assert third.json == first.json
     original = torch.load(io.BytesIO(pickled["pytorch_model.bin"]), weights_only=True)
     converted = load(made.read_bytes())
@@ -235,7 +235,10 @@ def test_a_revision_of_something_on_this_machine_is_a_usage_error(machine: Machi
     result = machine.run("info", "cvt-nano-cifar10", "--revision", "main")
 
     assert result.exit_code == 2
-    assert "`cvt-nano-cifar10` is on this machine; --revision is for repositories" in result.stderr
+    assert (
+        "`cvt-nano-cifar10` is on this machine; --revision is only for repositories"
+        in result.stderr
+    )
 
 
 # --- interrupted, resumed, shared
@@ -271,7 +274,7 @@ def test_a_killed_download_goes_on_where_it_stopped(hub: Hub, machine: Machine, 
     result = machine.run("download", NAME)
 
     assert result.exit_code == 0, result.stderr
-    assert "are there already" in result.stderr
+    assert "are here already" in result.stderr
     first, second = hub.fetched()
     assert first.range is None
     assert int(second.range.removeprefix("bytes=").removesuffix("-")) >= size // 4
@@ -369,7 +372,7 @@ def test_a_connection_that_breaks_is_taken_up_again(hub: Hub, machine: Machine, 
 
     result = machine.run("download", NAME)
     while result.exit_code:  # the client before 1.0 leaves a broken connection to the next call
-        assert "it goes on where this one stopped" in result.stderr
+        assert "it continues where this one stopped" in result.stderr
         assert len(hub.fetched()) < 10
         result = machine.run("download", NAME)
 
@@ -395,7 +398,7 @@ def test_without_network_the_error_says_what_where_and_what_to_do(
     assert "`microsoft/cvt-13` is not in the cache" in result.stderr
     assert str(machine.hub_cache) in result.stderr
     assert f"the hub {hub.url} cannot be reached" in result.stderr
-    assert "or name a checkpoint on this machine in its place: a path" in result.stderr
+    assert "or use a model on this machine: a path" in result.stderr
     assert "`cvt download microsoft/cvt-13`" in result.stderr
     assert "or cvt-nano-cifar10" in result.stderr
     assert took < 10
@@ -431,9 +434,9 @@ def test_only_the_default_model_falls_back_to_the_embedded_one(
     assert f"is not in the cache (`{machine.hub_cache}`)" in result.stderr
     assert result.stderr.startswith("`microsoft/cvt-21-384-22k`")
     assert why in result.stderr
-    assert "answering with cvt-nano-cifar10 in its place" in result.stderr
+    assert "using cvt-nano-cifar10 instead" in result.stderr
     assert "airplane, automobile, bird, cat, deer, dog, frog, horse, ship, truck" in result.stderr
-    left_out = "--res, meant for the other model, has no effect"
+    left_out = "--res, given for the other model, has no effect"
     assert (left_out in result.stderr) == ("--res" in arguments)
 
 
@@ -459,7 +462,7 @@ def test_download_without_network_keeps_the_copy_and_says_so(
     result = machine.run("download", NAME)
 
     assert result.exit_code == 0
-    assert "the copy in the cache stays, unchecked for news" in result.stderr
+    assert "the copy in the cache stays, and was not checked" in result.stderr
 
 
 def test_a_sign_in_page_is_not_taken_for_a_hub(hub: Hub, machine: Machine, checkpoint) -> None:
@@ -479,8 +482,8 @@ def test_an_unknown_repository_is_answered_with_the_nearest_names(
     result = machine.run("predict", CHELSEA, "--model", "microsoft/cvt-12")
 
     assert result.exit_code == 1
-    assert "there is no `microsoft/cvt-12`: neither a file or folder here" in result.stderr
-    assert f"nor a model on {hub.url}" in result.stderr
+    assert "there is no model `microsoft/cvt-12`: neither a file or folder here" in result.stderr
+    assert f"nor a repository on {hub.url}" in result.stderr
     assert "did you mean `cvt-21` or `cvt-13`" in result.stderr
     assert machine.run("predict", CHELSEA, "--model", "cvt-31").stderr.startswith(
         "error: there is no model `cvt-31`: neither a file or folder, nor a known name"
@@ -505,9 +508,9 @@ def test_a_private_repository_needs_its_token_and_only_the_hub_sees_it(
     expired = machine.run("download", NAME, HF_TOKEN="expired")
     right = machine.run("download", NAME, HF_TOKEN="secret")
 
-    assert without.exit_code == 1 and f"there is no `{NAME}`" in without.stderr
+    assert without.exit_code == 1 and f"there is no model `{NAME}`" in without.stderr
     assert "set HF_TOKEN, or run `hf auth login`" in without.stderr
-    assert expired.exit_code == 1 and "does not accept the token" in expired.stderr
+    assert expired.exit_code == 1 and "rejects the token" in expired.stderr
     assert right.exit_code == 0, right.stderr
     assert [request.authorization for request in hub.fetched()] == [None]
 
@@ -519,17 +522,17 @@ def test_a_gated_repository_says_where_to_ask(hub: Hub, machine: Machine, checkp
 
     assert result.exit_code == 1
     assert f"`{NAME}` is gated, and this account has no access to it (403)" in result.stderr
-    assert f"ask for access on {hub.url}/{NAME}" in result.stderr
+    assert f"request access on {hub.url}/{NAME}" in result.stderr
     assert machine.run("download", NAME, HF_TOKEN="secret").exit_code == 0
 
 
 @pytest.mark.parametrize(
     ("status", "message"),
     [
-        (401, "does not accept the token"),
+        (401, "rejects the token"),
         (403, f"refuses access to `{NAME}` (403)"),
         (418, f"answers 418, asked for `{NAME}`"),
-        (429, "takes no more requests for now (429)"),
+        (429, "accepts no more requests for now (429)"),
         (500, "fails with status 500"),
         (503, "fails with status 503"),
     ],
@@ -543,7 +546,9 @@ def test_a_status_is_explained(
 
     assert result.exit_code == 1
     # Without an error code in the answer the client takes 401 for a repository that is not there.
-    assert message in result.stderr or (status == 401 and f"there is no `{NAME}`" in result.stderr)
+    assert message in result.stderr or (
+        status == 401 and f"there is no model `{NAME}`" in result.stderr
+    )
     assert ("try again in 17 s" in result.stderr) == (status == 429)
     assert "Traceback" not in result.stderr
 
@@ -571,7 +576,7 @@ def test_a_file_with_a_wrong_hash_is_thrown_away(hub: Hub, machine: Machine, che
 
     assert result.exit_code == 1
     right = Commit(checkpoint).digest("model.safetensors")
-    assert f"its hash is {right}, not {'0' * 64}; it was thrown away" in result.stderr
+    assert f"its hash is {right}, not {'0' * 64}; it was discarded" in result.stderr
     assert not any(len(name) >= 64 for name in blobs(machine))
     assert "is not in the cache" in machine.run("info", NAME, "--offline").stderr
 
@@ -587,7 +592,7 @@ def test_a_file_that_is_too_short_is_not_taken_for_whole(
 
     assert result.exit_code == 1
     assert f"the download of `{NAME}` from {hub.url} broke off" in result.stderr
-    assert "it goes on where this one stopped" in result.stderr
+    assert "it continues where this one stopped" in result.stderr
     assert again.exit_code == 0
     assert hub.fetched()[-1].range  # the last thousand bytes
 
@@ -623,7 +628,7 @@ def test_a_hub_whose_bytes_come_one_by_one_is_given_up(
     repository = hub.add(NAME, checkpoint, drips=True)
     monkeypatch.setattr(client, "SMALL_FILE_SEC", 1.0)
 
-    with pytest.raises(CheckpointError, match="broke off: did not answer within 1 s"):
+    with pytest.raises(CheckpointError, match="was interrupted: did not answer within 1 s"):
         client.fetch(NAME, say=lambda message: None, progress=silent)
     repository.drips = False
 
@@ -635,7 +640,7 @@ def test_weights_whose_headers_come_byte_by_byte_are_given_up(
     repository = hub.add(NAME, checkpoint, weights_drip=True)
     monkeypatch.setattr(client, "SILENT_SEC", 1.0)
 
-    with pytest.raises(CheckpointError, match="broke off: did not answer within 1 s"):
+    with pytest.raises(CheckpointError, match="was interrupted: did not answer within 1 s"):
         client.fetch(NAME, say=lambda message: None, progress=silent)
     repository.weights_drip = False
 
@@ -649,7 +654,7 @@ def test_a_config_that_is_too_large_is_refused_before_it_is_fetched(
     result = machine.run("info", NAME)
 
     assert result.exit_code == 1
-    assert f"`config.json` of `{NAME}` has more than the {LARGEST_CONFIG_BYTES:,}" in result.stderr
+    assert f"`config.json` of `{NAME}` has " in result.stderr
     assert not hub.fetched("config.json")
 
 
@@ -674,10 +679,10 @@ REFUSED = {
         "describes a model of type 'convnext_tiny'",
     ),
     "no JSON": ({"config.json": b"{", "model.safetensors": b"x"}, "cannot be read as JSON"),
-    "weights for TensorFlow alone": (None, "has no weights that are read here"),
+    "weights for TensorFlow alone": (None, "has no weights that can be read"),
     "an unsupported value": (None, "`qkv_projection_method` is ['avg', 'avg', 'avg']"),
     "a wrong config": (None, "does not fit what `"),
-    "an unnamed head of 21,841": (None, "has a head of 21841 classes and no class list"),
+    "an unnamed head of 21,841": (None, "has 21841 classes and no class names"),
 }  # fmt: skip
 
 
@@ -766,7 +771,7 @@ def test_a_damaged_file_is_refused_found_and_mended(hub: Hub, machine: Machine, 
 
     assert used.exit_code == 1
     assert f"`{snapshot / 'model.safetensors'}` is damaged" in used.stderr
-    assert f"`cvt download {NAME}` fetches it again" in used.stderr
+    assert f"`cvt download {NAME}` downloads it again" in used.stderr
     assert verified.exit_code == 1
     assert verified.stderr.count("is damaged") == 2
     assert mended.exit_code == 0, mended.stderr
@@ -812,7 +817,7 @@ def test_a_link_out_of_the_cache_is_not_followed(
     result = machine.run("predict", CHELSEA, "--model", NAME)
 
     assert result.exit_code == 1
-    assert f"`{link}` is a link out of the hub's cache, to `{elsewhere}`" in result.stderr
+    assert f"`{link}` links out of the hub's cache, to `{elsewhere}`" in result.stderr
     assert machine.run("cache", "remove", NAME).exit_code == 0
     assert elsewhere.exists()
 
@@ -891,7 +896,7 @@ def test_a_full_disk_stops_the_download_and_keeps_what_is_there(
 
     assert full.exit_code == 1
     assert f"cannot write to the hub's cache `{machine.hub_cache}`: File too large" in full.stderr
-    assert "what was fetched so far is kept" in full.stderr
+    assert "what was downloaded so far is kept" in full.stderr
     assert again.exit_code == 0
     assert hub.fetched()[-1].range
 
@@ -995,7 +1000,7 @@ def test_what_is_being_fetched_is_not_removed(hub: Hub, machine: Machine, checkp
     removed = machine.run("cache", "remove", NAME)
 
     assert removed.exit_code == 1
-    assert f"`{NAME}` is being fetched by another process" in removed.stderr
+    assert f"`{NAME}` is being downloaded by another process" in removed.stderr
     assert machine.wait(process).exit_code == 0
 
 
@@ -1006,18 +1011,18 @@ def test_download_goes_on_after_one_that_fails(hub: Hub, machine: Machine, check
 
     assert result.exit_code == 1
     assert [row["name"] for row in result.json] == [NAME]
-    assert "there is no `somebody/nothing`" in result.stderr
+    assert "there is no model `somebody/nothing`" in result.stderr
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("download",), "give the names of checkpoints, or --all"),
-        (("download", "--all", "cvt-13"), "give the names of checkpoints, or --all"),
-        (("download", "cvt-31"), "neither a known checkpoint nor a hub repository"),
+        (("download",), "name models, or use --all"),
+        (("download", "--all", "cvt-13"), "name models, or use --all"),
+        (("download", "cvt-31"), "neither a known model nor a hub repository"),
         (("download", "cvt-nano-cifar10"), "is part of the package"),
-        (("cache", "remove"), "give the names of checkpoints, or --all"),
-        (("cache", "remove", "../../etc"), "neither a known checkpoint nor a hub repository"),
+        (("cache", "remove"), "name models, or use --all"),
+        (("cache", "remove", "../../etc"), "neither a known model nor a hub repository"),
     ],
 )
 def test_what_cannot_be_meant_is_a_usage_error(cvt, arguments, message: str) -> None:
@@ -1031,4 +1036,4 @@ def test_the_hint_of_a_revision_that_is_not_here_fetches_that_revision(machine: 
     result = machine.run("info", "some/one", "--revision", "refs/pr/3", "--offline")
 
     assert result.exit_code == 1
-    assert "`cvt download some/one --revision refs/pr/3` fetches it into" in result.stderr
+    assert "`cvt download some/one --revision refs/pr/3` puts it into" in result.stderr

@@ -197,7 +197,7 @@ def test_the_same_again_changes_nothing_and_says_so(hub: Hub, somebody: Machine,
 
     assert second.exit_code == 0
     assert second.stdout == first.stdout
-    assert "nothing has changed" in second.stderr and "pushing" not in second.stderr
+    assert "nothing to push" in second.stderr and "pushing" not in second.stderr
     assert {r.method for r in hub.requests} == {"GET"}
     assert (document["created"], document["changed"]) == (False, False)
 
@@ -293,7 +293,7 @@ def test_a_card_that_the_hub_refuses_stops_the_push(hub: Hub, somebody: Machine,
     result = somebody.run("push", run, NAME)
 
     assert result.exit_code == 1
-    assert f"{hub.url} does not take the files: Invalid metadata in README.md." in result.stderr
+    assert f"{hub.url} rejects the files: Invalid metadata in README.md." in result.stderr
     assert held(hub) == {}
     assert not hub.sent("PUT", "/store/")
 
@@ -310,8 +310,8 @@ def until_sending(hub: Hub, process: Started) -> None:
 @pytest.mark.parametrize(
     ("before", "said"),
     [
-        ({"README.md": b"# Old\n"}, f"`{NAME}` is as it was; the same command starts again"),
-        ({}, f"`{NAME}` may have been made, and holds no checkpoint; the same command starts"),
+        ({"README.md": b"# Old\n"}, f"`{NAME}` is unchanged; run the same command to start again"),
+        ({}, f"`{NAME}` may have been created, and is empty; run the same command to start"),
     ],
     ids=["there", "new"],
 )
@@ -355,8 +355,8 @@ def test_a_connection_that_keeps_breaking_is_an_error(
     result = somebody.run("push", run, NAME)
 
     assert result.exit_code == 1
-    assert f"the upload to `{NAME}` on {hub.url} broke off: " in result.stderr
-    assert "no commit was confirmed; run the same command again" in result.stderr
+    assert f"the upload to `{NAME}` on {hub.url} was interrupted: " in result.stderr
+    assert "no commit was made; run the same command again" in result.stderr
     assert held(hub) == {"README.md": b"# Old\n"}
 
 
@@ -367,11 +367,11 @@ def test_a_connection_that_keeps_breaking_is_an_error(
     ("token", "message", "hint"),
     [
         (None, "no token for {url}", "run `hf auth login` or set HF_TOKEN"),
-        ("expired", "{url} does not accept the token (401: Invalid cred", "{url}/settings/tokens"),
+        ("expired", "{url} rejects the token (401: Invalid cred", "{url}/settings/tokens"),
         (
             "reader",
             f"this token may not write to `{NAME}` on {{url}} (403: This token has no write",
-            "`somebody` must be the token's account or an organisation",
+            "`somebody` must be the token's account, or an organisation",
         ),
     ],
 )
@@ -422,7 +422,7 @@ def test_where_the_hub_is_not_to_be_asked_nothing_is_pushed(
     result = somebody.run("push", run, NAME, HF_HUB_OFFLINE="1")
 
     assert result.exit_code == 1
-    assert f"`{NAME}` is not pushed to {hub.url}: HF_HUB_OFFLINE is set" in result.stderr
+    assert f"`{NAME}` was not pushed to {hub.url}: HF_HUB_OFFLINE is set" in result.stderr
     assert hub.requests == []
 
 
@@ -494,9 +494,9 @@ def test_what_cannot_be_a_repository_is_a_usage_error(cvt, run: Path, name: str,
     result: Result = cvt("push", run, name)
 
     assert result.exit_code == 2
-    assert f"`{name}` cannot be the name of a repository: " in result.stderr
+    assert f"`{name}` is not a valid repository name: " in result.stderr
     assert why in result.stderr
-    assert "as in `user/my-cvt`" in result.stderr
+    assert "such as `user/my-cvt`" in result.stderr
 
 
 def without(name: str) -> Callable[[Path], None]:
@@ -563,7 +563,7 @@ def no_run(best: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (no_run, "`{run}` does not exist\n\nhint: name the run folder"),
+        (no_run, "`{run}` does not exist\n\nhint: name a run folder"),
         (no_best, "`{run}` is neither a checkpoint folder nor a run with a finished epoch"),
         (no_best, "hint: `{run}/last` is a checkpoint and can be pushed by its name"),
         (
@@ -571,13 +571,19 @@ def no_run(best: Path) -> None:
             "it has no `config.json` and no `best/config.json`; it holds b",
         ),
         (without("model.safetensors"), "`{run}/best` has no `model.safetensors`\n\nhint: the wei"),
-        (pickled, "no `model.safetensors`, but a `pytorch_model.bin`, and no pickle is pushed"),
+        (
+            pickled,
+            "no `model.safetensors`, but a `pytorch_model.bin`, which is a pickle",
+        ),
         (without("preprocessor_config.json"), "`{run}/best` has no `preprocessor_config.json`"),
         (cut_short, "`{run}/best/model.safetensors` is cut short"),
-        (with_a_tail, "its tensors do not lie one behind another to its end"),
-        (another_config, "`{run}/best/model.safetensors` is not what `config.json` beside it desc"),
+        (with_a_tail, "its tensors do not fill it without gaps"),
+        (
+            another_config,
+            "`{run}/best/model.safetensors` does not match the `config.json` beside it",
+        ),
         (renamed, "of its tensors differ: missing `cvt.encoder.stages.0.embedding."),
-        (renamed, "names; those of transformers writes `cvt export {run}/best --format"),
+        (renamed, "names; to write those of transformers: `cvt export {run}/best --format"),
         (reshaped, "1 of its tensors differ: `classifier.weight` has shape [64, 10], not [10, 64]"),
         (in_integers, "1 of its tensors differ: `classifier.weight` holds no plain floating-"),
         (marked, "`{run}/best/config.json` begins with a byte order mark, which transformers does"),

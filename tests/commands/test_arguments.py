@@ -40,15 +40,15 @@ def test_an_argument_and_its_option_together_are_refused(cvt, line: str) -> None
     said = cvt(*line.split())
 
     assert said.exit_code == 2
-    assert "give one of them" in said.stderr or "not both" in said.stderr
+    assert "give only one of the two" in said.stderr or "not both" in said.stderr
 
 
 @pytest.mark.parametrize(
     ("line", "missing", "example"),
     [
-        ("evaluate", "there is no data to evaluate on", "cvt evaluate cifar10"),
-        ("finetune", "there is no data to train on", "cvt finetune cifar10"),
-        ("export", "there is no model to export", "cvt export cvt-nano-cifar10"),
+        ("evaluate", "no data to evaluate on", "cvt evaluate cifar10"),
+        ("finetune", "no data to train on", "cvt finetune cifar10"),
+        ("export", "no model to export", "cvt export cvt-nano-cifar10"),
     ],
 )
 def test_what_is_missing_is_said_with_an_example(cvt, line, missing, example) -> None:

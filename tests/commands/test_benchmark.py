@@ -88,9 +88,9 @@ def test_the_table_says_what_was_measured_and_the_picture_shows_it(
     [
         (["--engine", "tensorrt"], "there is no engine `tensorrt`; accepted are `torch`"),
         (["--precision", "int3"], "there is no precision `int3`; accepted are `fp32`"),
-        (["--batch-size", "0"], "`0` are no batch sizes; accepted are positive integers"),
-        (["--batch-size", "one"], "`one` are no batch sizes"),
-        (["--plot", "rates.bmp"], "`rates.bmp` names no kind of picture; accepted are `.png`"),
+        (["--batch-size", "0"], "`0` is not a list of batch sizes; accepted are positive integers"),
+        (["--batch-size", "one"], "`one` is not a list of batch sizes"),
+        (["--plot", "rates.bmp"], "`rates.bmp` has no suffix of a picture; accepted are `.png`"),
         (["--variant", "14"], "`14`"),
         (["--variant", "13", "--model", "cvt-13"], "give --variant or --model, not both"),
     ],
@@ -108,7 +108,5 @@ def test_a_batch_that_memory_does_not_hold_is_a_sentence(cvt, capfd) -> None:
     )
 
     assert result.exit_code == 1
-    assert "error: there is not enough memory for torch in fp32 at batch 100000000000" in (
-        result.stderr
-    )
+    assert "error: not enough memory for torch in fp32 at batch 100000000000" in (result.stderr)
     assert "Traceback" not in capfd.readouterr().err  # of the process that computes

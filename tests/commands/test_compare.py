@@ -210,18 +210,26 @@ HEAD = "path,label,correct,error,label_1,wnid_1\n"
     ("name", "content", "message"),
     [
         ("a.jsonl", "", "holds no predictions"),
-        ("a.jsonl", GOOD_JSON + "{", "a.jsonl`, line 2 is no prediction"),
-        ("a.jsonl", GOOD_JSON + "\n", "a.jsonl`, line 2 is no prediction"),
-        ("a.jsonl", "7", "line 1 is no prediction"),
-        ("a.jsonl", '{"path": "x", "predictions": []}', "line 1 is no prediction"),
-        ("a.jsonl", GOOD_JSON.replace("false", "0"), "line 1 has no path, label and correct"),
+        ("a.jsonl", GOOD_JSON + "{", "a.jsonl`, line 2 is not a prediction"),
+        ("a.jsonl", GOOD_JSON + "\n", "a.jsonl`, line 2 is not a prediction"),
+        ("a.jsonl", "7", "line 1 is not a prediction"),
+        ("a.jsonl", '{"path": "x", "predictions": []}', "line 1 is not a prediction"),
+        ("a.jsonl", GOOD_JSON.replace("false", "0"), "line 1 lacks path, label or correct"),
         ("a.jsonl", GOOD_JSON.replace('"x"', "7"), "line 1: `path` is 7, not text"),
         ("a.jsonl", GOOD_JSON.replace("false", "true"), "line 1 has neither"),
         ("a.csv", "", "holds no predictions"),
-        ("a.csv", "path,error,label_1\nx,,cat\n", "line 2 has no path, label and correct"),
-        ("a.csv", HEAD + "x,cat,yes,,cat,\n", "line 2 has no path, label and correct"),
-        ("a.csv", HEAD + "x,cat,True,,cat,\nx,cat", "line 3 has not as many values as columns"),
-        ("a.csv", HEAD + "x,cat,True,,cat,,,\n", "line 2 has not as many values as columns"),
+        ("a.csv", "path,error,label_1\nx,,cat\n", "line 2 lacks path, label or correct"),
+        ("a.csv", HEAD + "x,cat,yes,,cat,\n", "line 2 lacks path, label or correct"),
+        (
+            "a.csv",
+            HEAD + "x,cat,True,,cat,\nx,cat",
+            "line 3 has another number of values than columns",
+        ),
+        (
+            "a.csv",
+            HEAD + "x,cat,True,,cat,,,\n",
+            "line 2 has another number of values than columns",
+        ),
         ("a.csv", HEAD + "x,cat,True,,,\n", "line 2 has neither a prediction nor an error"),
         ("a.csv", HEAD + 'x,"cat', "line 2: unexpected end of data"),
         ("a.csv", HEAD + "caf\udce9", "is not text in UTF-8"),
@@ -245,7 +253,7 @@ def test_a_parquet_table_of_cvt_predict_has_no_true_classes(tmp_path: Path) -> N
     path = tmp_path / "a.parquet"
     parquet.write_table(pyarrow.table({"path": ["x"], "error": [None], "label_1": ["cat"]}), path)
 
-    with pytest.raises(DataError, match="row 1 has no path, label and correct"):
+    with pytest.raises(DataError, match="row 1 lacks path, label or correct"):
         comparison.read(path)
 
 
@@ -273,7 +281,7 @@ def test_a_small_table_does_not_take_the_memory_of_the_rows_that_it_claims(
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
 
-    assert result.exit_code == 1 and "says that it holds 1,000,000 rows, in" in result.stderr
+    assert result.exit_code == 1 and "claims 1,000,000 rows in" in result.stderr
     assert len(lines) == 2000 and peak < 100_000_000
 
 
@@ -307,7 +315,7 @@ def test_the_command_prints_the_difference_and_what_changed(files: tuple[Path, P
         "only B       2",
         "both wrong   1",
     ]
-    assert "Images whose likeliest class changed (4)" in result.stdout
+    assert "Images whose predicted class changed (4)" in result.stdout
     rows = [row.split() for row in result.stdout.splitlines()]
     assert ["cat/1.jpg", "cat", "cat", "dog", "A"] in rows
     assert ["dog/3,", "large.jpg", "dog", "unreadable", "dog", "B"] in rows
@@ -319,7 +327,7 @@ def test_at_most_as_many_changed_images_are_shown_as_asked_for(files: tuple[Path
 
     assert "changed (the first 1 of 4)" in one.stdout
     assert "cat/1.jpg" in one.stdout and "cat/2.jpg" not in one.stdout
-    assert none.stdout.endswith("\nthe likeliest class of 4 images changed\n")
+    assert none.stdout.endswith("\nthe predicted class of 4 images changed\n")
 
 
 def test_a_model_compared_with_itself_does_not_differ(files: tuple[Path, Path]) -> None:
@@ -327,7 +335,7 @@ def test_a_model_compared_with_itself_does_not_differ(files: tuple[Path, Path]) 
 
     assert "+0.00 points  (95 % interval +0.00 to +0.00;" in result.stdout
     assert "p-value      1 " in result.stdout
-    assert result.stdout.endswith("\nno image's likeliest class changed\n")
+    assert result.stdout.endswith("\nno image's predicted class changed\n")
 
 
 def test_other_pictures_under_the_same_names_are_said(cvt, tmp_path: Path) -> None:
@@ -342,7 +350,7 @@ def test_other_pictures_under_the_same_names_are_said(cvt, tmp_path: Path) -> No
     other = run(tmp_path / "0.jsonl", tmp_path / "1.jsonl", "--json")
     same = run(tmp_path / "1.jsonl", tmp_path / "2.jsonl", "--json")
 
-    assert "1 of 1 image: not the same picture in both, under one path" in other.stderr
+    assert "1 of 1 image: different pictures under the same path" in other.stderr
     assert (other.exit_code, same.exit_code, same.stderr) == (0, 0, "")
 
 
@@ -370,7 +378,11 @@ def test_json_has_everything(files: tuple[Path, Path]) -> None:
     ("name", "exit_code", "message"),
     [
         ("missing.csv", 1, "No such file or directory"),
-        ("notes.txt", 2, "names no kind of predictions; accepted are `.jsonl`, `.csv`, `.parquet`"),
+        (
+            "notes.txt",
+            2,
+            "has no suffix of a predictions file; accepted are `.jsonl`, `.csv`, `.parquet`",
+        ),
         ("folder.parquet", 1, "error: cannot read"),
         ("folder.jsonl", 1, "Is a directory"),
     ],

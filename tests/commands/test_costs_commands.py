@@ -87,7 +87,7 @@ def test_a_file_that_holds_no_cvt_is_named(cvt, tmp_path: Path) -> None:
     result = cvt("flops", "--model", path)
 
     assert result.exit_code == 1
-    assert f"error: `{path}`: no CvT: among its 1 tensors" in result.stderr
+    assert f"error: `{path}` is not a CvT: its 1 tensors do not include" in result.stderr
 
 
 @pytest.mark.parametrize(

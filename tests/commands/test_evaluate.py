@@ -323,10 +323,10 @@ def test_the_report_tells_no_folder_of_this_machine(cvt, cut: Path, tmp_path: Pa
     ("arguments", "message"),
     [
         (["--predictions", "p.txt"], "predictions cannot be written as `p.txt`"),
-        (["--resume"], "--resume goes with one model and --predictions FILE.jsonl"),
-        (["--predictions", "p.csv", "--resume"], "--resume goes with one model"),
+        (["--resume"], "--resume needs exactly one model, and --predictions FILE.jsonl"),
+        (["--predictions", "p.csv", "--resume"], "--resume needs exactly one model"),
         (["--model", "cvt_nano_cifar10", "--predictions", "p.csv"], "are the same, or would have"),
-        (["--real", "real.json"], "--real is of ImageNet's classes, which `cvt-nano-cifar10`"),
+        (["--real", "real.json"], "--real needs ImageNet's classes, which `cvt-nano-cifar10`"),
     ],
 )
 def test_options_that_do_not_go_together_are_refused(cvt, cut: Path, arguments, message) -> None:

@@ -161,7 +161,7 @@ def test_the_lines_of_the_docs_answer_with_plain_onnxruntime(files: Path, tmp_pa
     other = ["--model", tmp_path / "nano.onnx", "--res", "64"]
     refused = run(files, "predict", tmp_path / "photo.jpg", *other)
     assert refused.exit_code == 2
-    assert "--res 64x64, or with --dynamic-size in place of --with-preprocessing" in refused.stderr
+    assert "--res 64x64, or with --dynamic-size instead of --with-preprocessing" in refused.stderr
 
 
 # --- first-class models here
@@ -288,7 +288,7 @@ def test_info_flops_and_benchmark_take_it(files: Path, cvt, tmp_path: Path) -> N
     assert measured["rows"][0]["ratio"] == 1.0 and measured["weights"] == "exported"
     for arguments, message in (
         (["--engine", "torch"], "runs on `onnxruntime` and `openvino`, not on `torch`"),
-        (["--precision", "fp32"], "--precision: a file has its own"),
+        (["--precision", "fp32"], "--precision: an exported file has its own precision"),
         (["--device", "cuda"], "runs on the CPU here, not on `cuda`"),
     ):
         refused = cvt("benchmark", "--model", files / "nano.onnx", *arguments)
@@ -298,7 +298,7 @@ def test_info_flops_and_benchmark_take_it(files: Path, cvt, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nano.onnx", "--res", "64"], "takes 32x32 pixels alone, not 64x64"),
+        (["nano.onnx", "--res", "64"], "takes 32x32 pixels only, not 64x64"),
         (["nano.onnx", "--activation", "gelu"], "computes `quick_gelu`, not `gelu`"),
         (["nano.onnx", "--device", "cuda"], "runs on the CPU here, not on `cuda`"),
         (
@@ -309,7 +309,7 @@ def test_info_flops_and_benchmark_take_it(files: Path, cvt, tmp_path: Path) -> N
         (["nano.pt2", "--engine", "openvino"], "runs on `torch`, not on `openvino`"),
         (["nano.pt2", "--precision", "bf16"], "is in `fp32`, not in `bf16`"),
         (["nano.onnx", "--precision", "fp16"], "does not compute in `fp16` on this processor"),
-        (["nano.onnx", "--revision", "main"], "--revision is for repositories on the hub"),
+        (["nano.onnx", "--revision", "main"], "--revision is only for repositories on the hub"),
     ],
 )
 def test_what_a_file_cannot_do_is_a_usage_error(
@@ -337,7 +337,7 @@ def test_a_pt2_of_dynamic_size_runs_down_to_the_size_that_it_was_traced_for(
     least = cvt_process("predict", CHELSEA, "--model", file, "--res", 35, "--json")
     refused = cvt("predict", CHELSEA, "--model", file, "--res", "64x32")
 
-    assert small.exit_code == 2 and "takes 35 pixels and more" in small.stderr
+    assert small.exit_code == 2 and "takes at least 35 pixels" in small.stderr
     assert made.exit_code == 0, made.stderr
     by_torch = cvt("predict", CHELSEA, "--model", own, "--res", 35, "--json").json
     ours, theirs = (d["results"][0]["predictions"] for d in (least.json, by_torch))
@@ -346,7 +346,7 @@ def test_a_pt2_of_dynamic_size_runs_down_to_the_size_that_it_was_traced_for(
         a["score"] == pytest.approx(b["score"], abs=1e-5) for a, b in zip(ours, theirs, strict=True)
     )
     assert refused.exit_code == 2
-    assert "takes no size below 35 pixels, and 64x32 was asked for" in refused.stderr
+    assert "takes at least 35 pixels, not 64x32" in refused.stderr
 
 
 @pytest.mark.parametrize("name", ["any.onnx", slow("any.xml"), slow("any.pt2")])
@@ -473,15 +473,15 @@ def test_int8_is_calibrated_on_images_and_counts_nearly_the_same(
         (["-o", "a.gguf"], "`a.gguf` does not say the format; accepted are `.onnx` (onnx), "
          "`.xml` (openvino), `.pt2` (pt2), `.safetensors` (safetensors)"),
         (["-o", "folder"], "`folder` does not say the format"),
-        (["-o", "a.onnx", "--format", "pt2"], "`a.onnx` has not the suffix of pt2"),
+        (["-o", "a.onnx", "--format", "pt2"], "`a.onnx` does not have the suffix of pt2"),
         (["-o", "a.onnx", "--format", "gguf"], "'gguf'"),
         (["-o", "a.onnx", "--precision", "bf16"], "`onnx` is not exported in `bf16`: ONNX Runtime"),
         (["-o", "a.pt2", "--int8", "--calibration", "."], "`pt2` is not exported in `int8`"),
-        (["-o", "a.onnx", "--int8"], "--int8 needs images to measure ranges on"),
-        (["-o", "a.onnx", "--calibration", "."], "--calibration is for --int8"),
+        (["-o", "a.onnx", "--int8"], "--int8 needs images to measure value ranges on"),
+        (["-o", "a.onnx", "--calibration", "."], "--calibration is only for --int8"),
         (["-o", "a.onnx", "--int8", "--calibration", ".", "--precision", "fp16"], "not both"),
-        (["-o", "a.onnx", "--with-preprocessing", "--dynamic-size"], "without --dynamic-size"),
-        (["-o", "a.safetensors", "--precision", "fp16"], "--precision: safetensors holds"),
+        (["-o", "a.onnx", "--with-preprocessing", "--dynamic-size"], "leave out --dynamic-size"),
+        (["-o", "a.safetensors", "--precision", "fp16"], "--precision: safetensors files hold"),
         (["-o", "f", "--format", "safetensors", "--layout", "reference"], "in the hub's form"),
     ],
 )  # fmt: skip
@@ -547,7 +547,7 @@ def test_an_existing_file_is_replaced_only_when_asked(files: Path, cvt) -> None:
 
     assert result.exit_code == 1
     assert f"`{files / 'nano.onnx'}` exists and was not replaced" in result.stderr
-    assert "--overwrite replaces it" in result.stderr
+    assert "replace this one with --overwrite" in result.stderr
     assert (files / "nano.onnx").read_bytes() == before
     converted = files / "over.safetensors"
     converted.write_text("")
@@ -604,8 +604,8 @@ def test_a_model_without_class_names_is_refused(cvt, tmp_path: Path) -> None:
     result = cvt("export", folder, "--output", tmp_path / "a.onnx")
 
     assert result.exit_code == 1
-    assert f"`{folder}` does not name its 10 classes" in result.stderr
-    assert "`config.json` with its `id2label`" in result.stderr
+    assert f"`{folder}` has no names for its 10 classes" in result.stderr
+    assert "`config.json` with an `id2label`" in result.stderr
     assert not list(tmp_path.glob("a.onnx*"))
 
 
@@ -655,7 +655,7 @@ def test_an_xml_does_not_take_the_weights_of_another_export(
     missing = cvt("predict", CHELSEA, "--model", tmp_path / "nano.xml")
 
     assert changed.exit_code == missing.exit_code == 1
-    assert f"`{tmp_path / 'nano.bin'}` is damaged, or of another export" in changed.stderr
+    assert f"`{tmp_path / 'nano.bin'}` is damaged, or from another export" in changed.stderr
     assert f"`{tmp_path / 'nano.bin'}`, which holds the weights of" in missing.stderr
     assert export_metadata.read(files / "nano.xml").bin_sha256 is not None
 
@@ -672,7 +672,7 @@ def protobuf(number: int, content: bytes) -> bytes:
         (bytes([7 << 3 | 2]) + b"\xff" * 8 + b"\x7f", "it is cut short"),
         (protobuf(14, bytes([1 << 3 | 2, 0x7F])), "it is cut short"),
         (protobuf(14, b""), "was not written by `cvt export`"),
-        (protobuf(14, protobuf(1, b"\xff\xfe")), "is damaged, or no onnx file"),
+        (protobuf(14, protobuf(1, b"\xff\xfe")), "is damaged, or not a file of format onnx"),
         (b"\x0b", "a field of kind 3"),
     ],
 )
@@ -699,17 +699,17 @@ RECORD = export_metadata.Record(
         ([], "its `cvt.json` holds no texts by name"),
         ("[" * 100_000, "nested too deeply"),
         ({**RECORD, "classes": "[" * 100_000}, "nested too deeply"),
-        ({**RECORD, "classes": json.dumps([[]] * 10)}, "a class is called by what is no text"),
-        ({**RECORD, "classes": "5"}, "the metadata of"),
-        ({**RECORD, "config": "[]"}, "the metadata of"),
-        ({**RECORD, "preprocessing": '{"mean": 1, "std": 2}'}, "the metadata of"),
+        ({**RECORD, "classes": json.dumps([[]] * 10)}, "a class name is not text"),
+        ({**RECORD, "classes": "5"}, "the metadata in"),
+        ({**RECORD, "config": "[]"}, "the metadata in"),
+        ({**RECORD, "preprocessing": '{"mean": 1, "std": 2}'}, "the metadata in"),
         (
             {**RECORD, "preprocessing": json.dumps({**Preprocessing.published(64, 64).to_json(),
                                                     "height": 10**9})},
             "`height` is 1000000000",
         ),
         ({**RECORD, "precision": "fp64"}, "there is no precision"),
-        ({**RECORD, "dynamic_size": '"no"'}, "the metadata of"),
+        ({**RECORD, "dynamic_size": '"no"'}, "the metadata in"),
     ],
 )  # fmt: skip
 def test_what_a_stranger_wrote_into_a_pt2_is_refused_with_a_sentence(
@@ -754,7 +754,7 @@ def test_nothing_in_a_pt2_is_executed(files: Path, tmp_path: Path, cvt) -> None:
         (
             "models/model.json",
             lambda text: re.sub(r"Symbol\('s\d+'[^\"]*", "open('executed', 'w')", text),
-            "a size that is no sum or product, \"open('executed', 'w')\"",
+            "a size that is not a sum or product, \"open('executed', 'w')\"",
         ),
         (
             "models/model.json",
@@ -808,7 +808,7 @@ def test_a_graph_is_neither_trained_nor_exported_again(files: Path, cvt, tmp_pat
     result = cvt("export", files / "nano.onnx", "-o", tmp_path / "a.pt2")
 
     assert result.exit_code == 2
-    assert "is a graph, which can be run, but neither trained nor exported again" in result.stderr
+    assert "is an exported graph: it can be run, but not trained or exported again" in result.stderr
 
 
 def test_every_option_is_in_the_help(cvt) -> None:

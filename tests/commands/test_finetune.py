@@ -139,18 +139,22 @@ def test_bfloat16_trains_too(cvt, digits: Path, tmp_path: Path) -> None:
     [
         (["--variant", "nano", "--model", "x"], 2, "give either --model, a checkpoint to start"),
         (["--variant", "nano", "--clip", "inf"], 2, "--clip is inf; it must be a finite number"),
-        (["--variant", "nano", "--warmup-epochs", 300], 2, "a warm-up of 300 epochs does not fit"),
+        (
+            ["--variant", "nano", "--warmup-epochs", 300],
+            2,
+            "a warm-up of 300 epochs is longer than",
+        ),
         (["--variant", "huge"], 2, "there is no variant `huge`"),
         (["--variant", "nano", "--freeze", "head"], 2, "there is no part `head` to freeze"),
-        (["--variant", "nano", "--max-time", "soon"], 2, "`soon` is no time; accepted are such"),
+        (["--variant", "nano", "--max-time", "soon"], 2, "`soon` is not a time; accepted are"),
         (["--variant", "nano", "--sync-bn"], 2, "BatchNorm cannot be synchronised on `cpu`"),
         (["--variant", "nano", "--gpus", 64], 2, "--gpus 64: this machine has"),
         (["--variant", "nano", "--gpus", 1, "--device", "cpu"], 2, "--gpus 1 trains on CUDA"),
-        (["--data-dir", "x", "--variant", "nano"], 2, "--data-dir: it is where known sets are"),
+        (["--data-dir", "x", "--variant", "nano"], 2, "--data-dir is only for known data sets"),
         (
             ["--variant", "nano", "--recipe", "paper", "--res", 32, "--warmup-epochs", 1000],
             2,
-            "a warm-up of 1000 epochs, which are 1000 steps, does not",
+            "a warm-up of 1000 epochs (1000 steps) is longer than the",
         ),
         (["--offline"], 1, "`microsoft/cvt-21-384-22k` is not in the cache"),
         (["--model", "cvt-nano-cifar10", "--revision", "main"], 2, "`cvt-nano-cifar10` is on this"),
@@ -184,7 +188,7 @@ def test_a_linear_probe_is_refused_to_several_processes_before_anything_is_made(
     result = cvt("finetune", *probe)
 
     assert result.exit_code == 2
-    assert "error: a linear probe is done by one process, not by the 2" in result.stderr
+    assert "error: a linear probe runs in one process, not in the 2" in result.stderr
     assert not (tmp_path / "run").exists()
 
 
@@ -197,14 +201,14 @@ def test_the_place_of_known_sets_is_refused_where_a_run_goes_on_with_a_folder(
     result = cvt("finetune", "--resume", "probe", "--data-dir", "elsewhere")
 
     assert result.exit_code == 2
-    assert "error: --data-dir: it is where known sets are, and `images` is none" in result.stderr
+    assert "error: --data-dir is only for known data sets, and `images` is not one" in result.stderr
 
 
 def test_a_recipe_is_not_shown_with_what_it_does_not_use(cvt) -> None:
     result = cvt("finetune", "--show-recipe", "--recipe", "linear-probe", "--lr", 1)
 
     assert result.exit_code == 2
-    assert "error: --lr: a linear probe takes no training steps" in result.stderr
+    assert "error: --lr: a linear probe has no training steps" in result.stderr
 
 
 def test_a_run_folder_is_never_overwritten(cvt, digits: Path, tmp_path: Path) -> None:
@@ -213,7 +217,7 @@ def test_a_run_folder_is_never_overwritten(cvt, digits: Path, tmp_path: Path) ->
     result = cvt("finetune", "--data", digits, "--variant", "nano", *SHORT, "-o", tmp_path)
 
     assert result.exit_code == 1
-    assert f"error: `{tmp_path}` exists and is not an empty folder" in result.stderr
+    assert f"error: `{tmp_path}` exists and is not empty" in result.stderr
     assert [p.name for p in tmp_path.iterdir()] == ["mine.txt"]
 
 
@@ -249,7 +253,7 @@ def test_unreadable_images_are_left_out_and_listed(cvt, digits: Path, tmp_path: 
     )  # fmt: skip
 
     assert result.exit_code == 0
-    assert "warning: 1 image was left out, unreadable" in result.stderr
+    assert "warning: 1 image was left out: cannot be read" in result.stderr
     assert "not every file could be read" in result.stderr
     assert f"1 unreadable left out: 1/{bad[0].name}: not an image" in result.stderr
     assert (result.json["train_n"], result.json["n_unreadable"]) == (179, 1)
@@ -352,7 +356,9 @@ def test_classes_are_matched_by_name_when_the_order_differs(
     shutil.copy(KEPT / "images" / "red" / "1.png", tmp_path / "part" / "7")
     refused = cvt("evaluate", "--data", tmp_path / "part", "--model", plain / "best")
     assert refused.exit_code == 1
-    assert "1 of 3 classes of the data are not among the model's 3: 7" in refused.stderr
+    assert (
+        "1 of 3 classes of the data are not classes of the model, which has 3: 7" in refused.stderr
+    )
 
 
 def test_a_batch_larger_than_the_data_is_made_smaller_with_its_rate(
@@ -364,7 +370,7 @@ def test_a_batch_larger_than_the_data_is_made_smaller_with_its_rate(
     )  # fmt: skip
 
     assert result.exit_code == 0, result.stderr
-    assert "batch size 180: the data has no more training images" in result.stderr
+    assert "batch size 180: limited by the number of training images" in result.stderr
     assert result.json["recipe"]["learning_rate"] == pytest.approx(0.002 * 180 / 2048)
 
 
@@ -599,7 +605,7 @@ def test_a_run_below_its_own_data_is_no_class_of_them(
     for result in results:
         assert result.exit_code == 0, result.stderr
         assert "3 classes" in result.stderr
-    said = "passed over: folders that hold no pictures (1 `runs`)" in results[1].stderr
+    said = "skipped: folders that hold no pictures (1 `runs`)" in results[1].stderr
     assert said == (not around)  # what lies around the lone folder is not
     assert (run / "curves.png").exists()
     assert cvt(*shlex.split(next_command)).exit_code == 0
@@ -627,12 +633,12 @@ def test_the_next_command_that_is_printed_measures_on_what_was_held_out(
     found = json.loads((run / "results.json").read_text())
     assert (judged["n"], judged["top1"]) == (3, found["val_top1"])
     refused = cvt("evaluate", "--data", data, "--model", KEPT / "model", "--split", "val")
-    assert refused.exit_code == 2 and "lies in no run folder" in refused.stderr
+    assert refused.exit_code == 2 and "is not in a run folder" in refused.stderr
     (data / "red" / json.loads((run / "split.json").read_text())["validation"][-1][4:]).unlink()
     changed = cvt(*words)
     assert changed.exit_code == 1
-    assert f"1 of the 3 images that `{run}` set aside are not in `{data}`" in changed.stderr
-    assert f"hint: name the data that it was trained on, as then: --data '{data}'" in changed.stderr
+    assert f"1 of the 3 images that `{run}` held out are not in `{data}`" in changed.stderr
+    assert f"hint: name the data that the run was trained on: --data '{data}'" in changed.stderr
 
 
 def test_what_was_set_aside_is_not_taken_from_other_data_without_a_word(
@@ -658,7 +664,7 @@ def test_what_was_set_aside_is_not_taken_from_other_data_without_a_word(
     assert all(result.exit_code == 0 for pair in found.values() for result in pair)
     for place, (held, whole) in found.items():
         ours = place != "other"
-        assert ("`data` is not known as the data of" in held.stderr) is not ours
+        assert ("`data` is not the data of" in held.stderr) is not ours
         assert ("of these 30 images were trained on" in whole.stdout) is ours
 
 
@@ -720,7 +726,7 @@ def test_a_class_that_only_val_has_is_named_with_what_can_be_done(cvt, tmp_path:
 
     assert result.exit_code == 1
     assert "crimson" in result.stderr and "--label-map" not in result.stderr
-    assert "hint: put images of them below" in result.stderr
+    assert "hint: add images of these classes to" in result.stderr
 
 
 def test_other_contents_of_equal_size_are_not_what_a_run_began_with(cvt, tmp_path: Path) -> None:
@@ -739,7 +745,7 @@ def test_other_contents_of_equal_size_are_not_what_a_run_began_with(cvt, tmp_pat
     result = cvt("finetune", "--resume", run)
 
     assert result.exit_code == 1
-    assert f"error: `{data}` is not what the run began with" in result.stderr
+    assert f"error: `{data}` is not the data that the run began with" in result.stderr
 
 
 def test_a_run_goes_on_with_data_that_were_moved_and_names_them(cvt, tmp_path: Path) -> None:
@@ -754,7 +760,7 @@ def test_a_run_goes_on_with_data_that_were_moved_and_names_them(cvt, tmp_path: P
     (moved / "red" / "zero.png").rename(moved / "red" / "0.png")
     right = cvt("finetune", "--resume", run, "--data", moved, "--max-time", "1h")
 
-    assert f"error: `{moved}` is not what the run began with" in other.stderr
+    assert f"error: `{moved}` is not the data that the run began with" in other.stderr
     assert right.exit_code == 0, right.stderr
     assert f"next: cvt evaluate {moved} " in right.stderr
     assert f"on `{moved}` with" in (run / "best" / "README.md").read_text()
@@ -768,7 +774,7 @@ def test_val_that_is_not_chosen_by_is_said(cvt, tmp_path: Path) -> None:
     own, aside = cvt("finetune", *options), cvt("finetune", *options, "--val-fraction", 0.3)
 
     assert "not used" not in own.stderr
-    assert f"not used: `{tmp_path / 'val'}`; images to choose by are set aside" in aside.stderr
+    assert f"not used: `{tmp_path / 'val'}`; validation images are held out" in aside.stderr
 
 
 def test_a_seed_that_draws_nothing_is_refused(cvt, tmp_path: Path) -> None:
@@ -780,7 +786,7 @@ def test_a_seed_that_draws_nothing_is_refused(cvt, tmp_path: Path) -> None:
     nothing, split = cvt("finetune", *options, *checkpoint), [*checkpoint, "--val-fraction", 0.3]
 
     assert nothing.exit_code == 2
-    assert "error: --seed: nothing is drawn: the data have their own validation" in nothing.stderr
+    assert "error: --seed: it has no effect: the data has its own validation" in nothing.stderr
     for drawn in (split, ["--variant", "nano"]):
         assert cvt("finetune", *options, *drawn).exit_code == 0
 
@@ -867,7 +873,7 @@ def test_a_run_stops_when_its_time_is_over(cvt, digits: Path, tmp_path: Path) ->
     )  # fmt: skip
 
     assert result.exit_code == 0, result.stderr
-    assert "1 s are over (--max-time)" in result.stderr
+    assert "1 s have passed (--max-time)" in result.stderr
     weights.load(tmp_path / "r" / "best")
 
 

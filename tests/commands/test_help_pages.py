@@ -63,7 +63,8 @@ def test_help_breaks_no_word_at_any_width(help_of, name: str) -> None:
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_has_examples_that_parse(help_of, name: str) -> None:
-    shown = help_of(name, 80).partition(f"{help_pages.EXAMPLES}\n")[2].splitlines()
+    shown = help_of(name, 80).partition(f"{help_pages.EXAMPLES}\n")[2]
+    shown = shown.partition(help_pages.SEE_ALSO)[0].strip().splitlines()
 
     if hasattr(COMMANDS[name], "commands"):
         assert shown or name
@@ -75,6 +76,16 @@ def test_every_command_has_examples_that_parse(help_of, name: str) -> None:
         assert first == "cvt" and " ".join(words).startswith(name)
         if "--help" not in words:
             parse(words)
+
+
+@pytest.mark.parametrize("name", [*LONG, "compare", "push", "info", "models", "download", "cache"])
+def test_help_names_the_commands_that_come_next(help_of, name: str) -> None:
+    said = " ".join(help_of(name, 80).partition(help_pages.SEE_ALSO)[2].split())
+
+    named = re.findall(r"cvt ([a-z-]+)", said)
+    assert named and set(named) <= COMMANDS.keys() - {name}
+    for command, option in re.findall(r"cvt ([a-z-]+) (--[a-z-]+)", said):
+        assert any(option in parameter.opts for parameter in COMMANDS[command].params)
 
 
 def parse(words: list[str]) -> None:
@@ -106,7 +117,7 @@ def test_wrong_usage_is_one_message_in_one_piece(cvt, monkeypatch: pytest.Monkey
 
         assert result.exit_code == 2
         assert result.stderr.startswith(message)
-        assert re.search(r"\n\nhint: `cvt( predict)? --help` lists what it takes$", result.stderr)
+        assert re.search(r"\n\nhint: `cvt( predict)? --help` lists its options$", result.stderr)
 
 
 def test_a_command_that_has_commands_prints_its_help_when_none_is_given(cvt) -> None:

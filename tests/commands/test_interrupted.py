@@ -55,7 +55,7 @@ def test_ctrl_c_says_how_many_are_done_and_the_line_that_goes_on(
     assert code == 130
     done = re.search(r"^stopped: (\d+) of 300 images are .+ in `my lines.jsonl`", said, re.M)
     assert done and int(done[1]) < 300
-    go_on = shlex.split(re.search(r"to go on: cvt (.+)$", said, re.MULTILINE)[1])
+    go_on = shlex.split(re.search(r"to continue: cvt (.+)$", said, re.MULTILINE)[1])
     assert go_on == [command, "my images", *NANO, "--resume", "my lines.jsonl"]
     went_on = machine.run(*go_on)
     assert went_on.exit_code == 0, went_on.stderr
@@ -74,7 +74,7 @@ def test_the_line_that_goes_on_leaves_out_what_resume_refuses(
     code, said = interrupted(machine, ["predict", "my images", *NANO, *words], images / "a.jsonl")
 
     assert code == 130
-    go_on = shlex.split(re.search(r"to go on: cvt (.+)$", said, re.MULTILINE)[1])
+    go_on = shlex.split(re.search(r"to continue: cvt (.+)$", said, re.MULTILINE)[1])
     assert go_on == ["predict", "my images", *NANO, "--resume", "./a.jsonl"]
     went_on = machine.run(*go_on)
     assert went_on.exit_code == 0, went_on.stderr

@@ -292,8 +292,11 @@ def test_an_output_is_neither_an_input_nor_another_output(cvt, tmp_path: Path) -
     data = ("evaluate", "--data", classes)
 
     for arguments, said in (
-        (("predict", photo, "--html", photo), "is read, and would be replaced"),
-        (("predict", f"@{photo}", "--resume", photo), "is read, and would be replaced"),
+        (("predict", photo, "--html", photo), "is an input, and the output would replace it"),
+        (
+            ("predict", f"@{photo}", "--resume", photo),
+            "is an input, and the output would replace it",
+        ),
         (("predict", photo, "--html", same, "--parquet", same), "is named for two outputs"),
         ((*data, "--predictions", f"{same}.csv", "--report", f"{same}.csv"), "for two outputs"),
     ):

@@ -143,5 +143,5 @@ def test_memory_that_runs_out_is_a_sentence_with_what_takes_less(
     result = machine.run(*command, *much)
 
     assert result.exit_code == 1
-    assert "error: there is not enough memory for this\n\nhint: " in result.stderr
+    assert "error: not enough memory\n\nhint: " in result.stderr
     assert hint in result.stderr and "Traceback" not in result.stderr

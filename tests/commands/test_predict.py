@@ -149,8 +149,8 @@ def test_original_weights_answer_with_imagenet_classes(cvt, tmp_path: Path) -> N
         (["--res", "16"], 2, "input size 16x16 is too small"),
         (["--device", "tpu"], 2, "device `tpu` is not available here; accepted are `auto`"),
         (["--device", "cuda"], 2, "device `cuda` is not available here"),
-        (["--precision", "fp16"], 2, "a CPU does not train or predict in `fp16`"),
-        (["--json", "--jsonl"], 2, "give one of --json and --jsonl"),
+        (["--precision", "fp16"], 2, "a CPU does not compute in `fp16`"),
+        (["--json", "--jsonl"], 2, "give only one of --json and --jsonl"),
     ],
     ids=str,
 )
@@ -223,7 +223,7 @@ def test_a_model_that_does_not_answer_with_numbers_is_refused(cvt, tmp_path: Pat
     result = cvt("predict", CHELSEA, "--model", tmp_path, "--json")
 
     assert result.exit_code == 1 and result.stdout == ""
-    assert "error: the model answers with values that are not finite, in fp32" in result.stderr
+    assert "error: the model's outputs are not finite numbers, in fp32" in result.stderr
 
 
 def test_the_installed_command_answers_in_a_process_of_its_own(tmp_path: Path) -> None:

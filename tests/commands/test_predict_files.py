@@ -343,7 +343,7 @@ def test_killed_at_any_moment_every_image_is_answered_exactly_once(
     assert [line["path"] for line in found if "error" in line] == [str(many / "17.png")]
     assert "1 of 60 images could not be read" in result.stderr
     if before:
-        assert f"{before} images already answered in `{path}`" in result.stderr
+        assert f"{before} images already in `{path}`" in result.stderr
 
 
 def test_an_unfinished_line_is_cut_off_and_what_is_named_twice_is_answered_twice(
@@ -358,7 +358,7 @@ def test_an_unfinished_line_is_cut_off_and_what_is_named_twice_is_answered_twice
 
     result = cvt(*arguments)
 
-    assert "2 images already answered" in result.stderr
+    assert "2 images already in" in result.stderr
     assert [line["path"] for line in lines_of(path)] == [str(BOATS), str(CHELSEA), str(BOATS)]
 
 
@@ -400,13 +400,13 @@ def test_a_file_that_is_something_else_is_left_alone(cvt, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--json", "--csv"], "give one of --json and --csv"),
+        (["--json", "--csv"], "give only one of --json and --csv"),
         (
             ["--features", "a.npz", "--json"],
-            "--json: --features `a.npz` takes the place of classes",
+            "--json: --features `a.npz` writes feature vectors, not classes",
         ),
         (["--features", "a.txt"], "features cannot be written as `a.txt`; accepted are `.npz`"),
-        (["--resume", "a.jsonl", "--html", "a.html"], "--resume keeps JSON lines alone"),
+        (["--resume", "a.jsonl", "--html", "a.html"], "--resume writes only JSON lines"),
     ],
 )
 def test_outputs_that_exclude_each_other_are_a_usage_error(cvt, arguments, message: str) -> None:

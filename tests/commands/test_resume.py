@@ -126,7 +126,7 @@ def swap_two_images() -> None:
             lambda: Path("groups.csv").write_text(
                 Path("groups.csv").read_text().replace(",a", ",b")
             ),
-            "`judged.jsonl` was made with other groups for the images that it has",
+            "`judged.jsonl` was made with other groups of the same images",
         ),
     ],
     ids=["swapped", "removed", "label map", "groups"],
@@ -249,7 +249,7 @@ def test_two_predicts_on_one_file_answer_every_image_once(machine: Machine, tmp_
 
     assert f"another process is answering into `{path}`; waiting for it" in said
     assert (first.returncode, result.exit_code) == (0, 0)
-    assert "45 images already answered" in result.stderr
+    assert "45 images already in" in result.stderr
     assert [line["path"] for line in lines_of(path)] == [str(path) for path in images]
 
 
@@ -293,8 +293,8 @@ def test_what_can_be_read_once_is_not_shared_by_processes(
     result = cvt("predict", "images", once, *TORCH, "--jsonl")
 
     assert result.exit_code == 2
-    assert f"`{once}` can be read once, by one of the 2 processes" in result.stderr
-    assert "hint: write the list to a file and name that: @list.txt" in result.stderr
+    assert f"`{once}` can be read only once, but 2 processes" in result.stderr
+    assert "hint: write the list to a file, and give @list.txt" in result.stderr
 
 
 # --- ends

@@ -74,7 +74,7 @@ def test_json_lines_that_predict_has_begun_are_gone_on_with(cvt) -> None:
     said = cvt("predict", *PHOTOS, *NANO, "--resume", "a.jsonl")
 
     assert said.exit_code == 0, said.stderr
-    assert "1 image already answered in `a.jsonl`" in said.stderr
+    assert "1 image already in `a.jsonl`" in said.stderr
     assert paths_in("a.jsonl") == [str(path) for path in PHOTOS]
 
 
@@ -174,9 +174,12 @@ def test_resume_takes_the_file_in_evaluate_too(cvt, data: Path) -> None:
     for said in (gone_on, as_before):
         assert "4 of 4 images already in `a.jsonl`" in said.stderr
         assert said.stdout.splitlines()[0] == begun.stdout.splitlines()[0]
-    assert "--resume takes the file now: `--resume a.jsonl`, without --predi" in as_before.stderr
+    assert (
+        "--resume takes the file itself now: `--resume a.jsonl`, without --predi"
+        in as_before.stderr
+    )
     both = cvt("evaluate", data, *NANO, "--predictions", "a.jsonl", "--resume", "b.jsonl")
-    assert both.exit_code == 2 and "give one of them" in both.stderr
+    assert both.exit_code == 2 and "give only one of the two" in both.stderr
 
 
 def test_more_than_a_few_images_have_a_line_each(cvt, data: Path) -> None:

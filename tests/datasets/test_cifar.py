@@ -67,7 +67,7 @@ def test_a_pickle_that_asks_for_more_than_arrays_is_not_run(tmp_path: Path, monk
     (folder / "test_batch").write_bytes(pickle.dumps({"data": Evil()}))
     monkeypatch.chdir(tmp_path)
 
-    with pytest.raises(DataError, match="nothing was run: asks for"):
+    with pytest.raises(DataError, match="nothing in it was run: asks for"):
         open_dataset("cifar10", "test", tmp_path)
 
     assert not (tmp_path / "executed").exists()

@@ -44,9 +44,11 @@ def test_twenty_thousand_classes_are_matched_at_once(tmp_path: Path) -> None:
 
 
 def test_unknown_classes_are_refused_and_named() -> None:
-    with pytest.raises(DataError, match="1 of 2 classes of the data are not among the model's 2"):
+    with pytest.raises(
+        DataError, match="1 of 2 classes of the data are not classes of the model, which has 2"
+    ):
         match_classes(("a", "c"), Labels(("a", "b")))
-    with pytest.raises(DataError, match="names more than one class"):
+    with pytest.raises(DataError, match="is the name of several classes"):
         match_classes(("crane",), Labels(("crane", "crane")))
 
 
@@ -107,11 +109,11 @@ def test_a_label_map_takes_names_wnids_and_indices_and_entries_for_other_data(
     ("text", "message"),
     [
         ('{"a": "x"}', "lacks classes of the data: b$"),
-        ('{"a": "x", "b": "z"}', '"z" of `b` in .* is no class of the model; accepted'),
-        ('{"a": "x", "b": 4}', "4 of `b` in .* is no class of the model"),
-        ('{"a": "x", "b": true}', "true of `b` in .* is no class of the model"),
+        ('{"a": "x", "b": "z"}', '"z" of `b` in .* is not a class of the model; accepted'),
+        ('{"a": "x", "b": 4}', "4 of `b` in .* is not a class of the model"),
+        ('{"a": "x", "b": true}', "true of `b` in .* is not a class of the model"),
         ('{"a": "x", "b": "n01440764"}', '"n01440764" of `b`'),
-        ('{"a": "x", "b": "twin"}', "`twin` of `b` in .* names more than one class"),
+        ('{"a": "x", "b": "twin"}', "`twin` of `b` in .* is the name of several classes"),
         ('["x", "y"]', "is not a JSON object"),
         ("{", "is not JSON"),
         (None, "cannot read the label map .*: No such file"),

@@ -85,7 +85,7 @@ def damage(folder: Path) -> dict[str, str]:
     (folder / "eel" / "flipped.png").write_bytes(content)
     return {
         "cat/empty.png": "empty file (0 bytes)",
-        "dog/page.jpg": "not an image, or of a kind that Pillow cannot read",
+        "dog/page.jpg": "not an image, or of a type that Pillow cannot read",
         "dog/cut.jpg": "image file is truncated",
         "dog/cut.png": "image file is truncated",
         "eel/gone.png": "no such file or directory",

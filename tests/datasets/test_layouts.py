@@ -176,7 +176,7 @@ def cats(tmp_path: Path) -> Path:
 
 
 def test_a_link_to_a_folder_that_is_not_followed_is_said(cvt, cats: Path) -> None:
-    said = f"passed over: links to folders (1, such as `{cats}/cat/more`)"
+    said = f"skipped: links to folders (1, such as `{cats}/cat/more`)"
 
     assert said in cvt("evaluate", "--data", cats, *MODEL).stderr
     assert said in cvt("predict", cats, *MODEL).stderr
@@ -187,7 +187,7 @@ def test_what_a_table_says_twice_and_differently_is_refused(cvt, cats: Path) -> 
     for option, content, said in (
         ("--label-map", '{"cat": 3, "cat": 5}', "it has 'cat' twice"),
         ("--groups", "path,group\ncat/1.png,a\ncat/1.png,b\n", "two groups for `cat/1.png`"),
-        ("--groups", "path,group\ncat/1.png,\n", "names no group for `cat/1.png`"),
+        ("--groups", "path,group\ncat/1.png,\n", "has no group for `cat/1.png`"),
     ):
         table.write_text(content)
 

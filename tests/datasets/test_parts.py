@@ -135,7 +135,7 @@ def test_a_part_that_is_missing_is_asked_for(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="has `Validation` but no `train` to train on") as caught:
         opened(tmp_path, "train")
 
-    assert caught.value.hint == f"name the folder itself: --data {tmp_path / 'Validation'}"
+    assert caught.value.hint == f"name the folder itself: {tmp_path / 'Validation'}"
 
 
 def test_folders_without_images_are_no_classes_and_named(tmp_path: Path) -> None:
@@ -149,7 +149,7 @@ def test_folders_without_images_are_no_classes_and_named(tmp_path: Path) -> None
 
     first, second = said.splitlines()
     assert data.classes == ("a", "b") + (("phone",) if finding.reads_heif() else ())
-    assert first.startswith("passed over: ") and "`empty`" in first
+    assert first.startswith("skipped: ") and "`empty`" in first
     assert "1 .psd" in second and "1 `#recycle`" in second
 
 
@@ -171,11 +171,11 @@ def test_a_lone_class_stays_one_and_is_not_trained_on(tmp_path: Path, cvt) -> No
     for place, name in (("flat", "a"), ("tiny", "n01")):
         data, said = opened(tmp_path / place, "test")
         assert data.classes == (name,)
-        assert said == f"`{tmp_path / place}` holds one class alone, `{name}`"
+        assert said == f"`{tmp_path / place}` holds only one class, `{name}`"
     result = cvt("finetune", "--data", tmp_path / "flat", "--model", "cvt-nano-cifar10")
 
     assert result.exit_code == 1
-    assert f"there is one class alone, `a`, in `{tmp_path / 'flat'}`" in result.stderr
+    assert f"there is only one class, `a`, in `{tmp_path / 'flat'}`" in result.stderr
 
 
 @pytest.mark.parametrize(

@@ -69,7 +69,7 @@ def test_flowers_are_read_as_torchvision_lays_them_out(tmp_path: Path) -> None:
     assert (test.labels.tolist(), greys(test)) == ([4, 76, 0], [5, 1, 3])
     assert (train.labels.tolist(), greys(train)) == ([4, 101], [4, 2])
     (root / "setid.mat").unlink()
-    with pytest.raises(DataError, match="not the whole of `flowers102`"):
+    with pytest.raises(DataError, match="does not hold all of `flowers102`"):
         open_dataset("flowers102", "test", tmp_path)
 
 
@@ -117,13 +117,13 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
 def test_a_set_with_another_hash_is_refused_and_leaves_nothing(tmp_path, server, capfd) -> None:
     said: list[str] = []
 
-    with pytest.raises(DataError, match="what came is not the published file") as caught:
+    with pytest.raises(DataError, match="the download is not the published file") as caught:
         open_dataset("cifar10", "test", tmp_path / "data", offline=False, say=said.append)
 
     assert said == [
-        f"fetching cifar10, about 170 MB, from www.cs.toronto.edu into `{tmp_path / 'data'}`"
+        f"downloading cifar10, about 170 MB, from www.cs.toronto.edu into `{tmp_path / 'data'}`"
     ]
-    assert server and "by hand" in str(caught.value.hint)
+    assert server and "yourself" in str(caught.value.hint)
     assert [path.name for path in (tmp_path / "data").iterdir()] in ([], [".cifar10.lock"])
     assert capfd.readouterr().out == ""
 
@@ -134,7 +134,7 @@ def test_a_server_that_is_not_there_is_explained(tmp_path: Path, monkeypatch) ->
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     monkeypatch.setattr(torchvision.datasets.CIFAR10, "url", "http://127.0.0.1:1/c.tar.gz")
 
-    with pytest.raises(DataError, match="`cifar10` cannot be fetched from .*refused"):
+    with pytest.raises(DataError, match="`cifar10` cannot be downloaded from .*refused"):
         open_dataset("cifar10", "test", tmp_path, offline=False)
 
 

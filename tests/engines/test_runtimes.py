@@ -253,7 +253,7 @@ def test_a_damaged_graph_of_the_cache_is_made_again_and_said(
 
     again = cvt_process(*arguments)
 
-    assert f"`{graph}` is damaged, and is made again" in again.stderr
+    assert f"`{graph}` is damaged; it is made again" in again.stderr
     assert again.json == right.json and again.json["engine"] == "onnxruntime"
     assert "damaged" not in cvt_process(*arguments).stderr
 
@@ -431,7 +431,7 @@ for runtime in ("onnxruntime", "openvino"):
         print(error)
 """)
 
-    assert done.stdout.count("is damaged, or no graph that can be run") == 2, done.stderr
+    assert done.stdout.count("is damaged, or not a graph that can be run") == 2, done.stderr
 
 
 def test_killed_or_twice_at_once_the_preparation_leaves_a_whole_graph_or_none(

@@ -60,9 +60,9 @@ def test_an_unreadable_image_is_wrong_and_named(tmp_path: Path) -> None:
     ("options", "message"),
     [
         ({"predictions": "p.txt"}, "predictions cannot be written as `p.txt`"),
-        ({"resume": True}, "--resume goes with one model and --predictions FILE.jsonl"),
-        ({"data_dir": "sets"}, "--data-dir: it is where known sets are"),
-        ({"split": "val"}, "lies in no run folder"),
+        ({"resume": True}, "--resume needs exactly one model, and --predictions FILE.jsonl"),
+        ({"data_dir": "sets"}, "--data-dir is only for known data sets"),
+        ({"split": "val"}, "is not in a run folder"),
         ({"split": "train"}, "split is `train`; accepted is `val`"),
         ({"batch_size": 0}, "batch_size is 0; it must be at least 1"),
         ({"top_k": 1}, "top_k is 1; it must be at least 2"),

@@ -96,7 +96,7 @@ def test_curves_that_cannot_be_drawn_are_refused(
     (tmp_path / "file").touch()
     with pytest.raises(CvtError, match="cannot write `.*curves.png`"):
         plots.draw_curves(rows([0.5]), tmp_path / "file" / "curves.png", "first")
-    with pytest.raises(UsageError, match="names no kind of picture"):
+    with pytest.raises(UsageError, match="has no suffix of a picture"):
         plots.draw_curves(rows([0.5]), tmp_path / "curves.doc", "first")
 
     monkeypatch.setitem(sys.modules, "matplotlib", None)

@@ -184,7 +184,7 @@ def test_a_page_says_how_it_was_made(tmp_path: Path, monkeypatch: pytest.MonkeyP
         "Model": "small",
         "Commit": "0123456789",
         "Data": "pets, 60 images",
-        "Part": "the images that the run set aside to choose its best epoch",
+        "Part": "the images that the run held out to choose its best epoch",
         "Speed": "30 images/s, decoding included",
         "Preprocessing": "shorter side resized to 256 pixels, then a centre crop of 224x224 "
         "(bicubic)",

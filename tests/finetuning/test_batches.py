@@ -198,7 +198,7 @@ def test_a_lost_worker_ends_the_run_with_a_sentence(signdigits: Path) -> None:
     epoch, worker = one_worker(batches(data, 0, 1, 1, workers=1))
     os.kill(worker.pid, signal.SIGKILL)
 
-    with pytest.raises(CvtError, match="a process that decodes images has ended") as caught:
+    with pytest.raises(CvtError, match="a data-loading process has ended") as caught:
         with training_data.workers_watched("go on"):
             for _ in epoch:
                 pass

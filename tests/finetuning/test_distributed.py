@@ -231,7 +231,7 @@ def test_two_processes_that_are_killed_go_on_to_the_same_bits(
     _, stderr = again.communicate(timeout=300)
 
     assert again.returncode == 0, stderr
-    said = re.search(r"going on at step (\d+) of 24", stderr)
+    said = re.search(r"continuing at step (\d+) of 24", stderr)
     assert said is not None and 8 <= int(said[1]) < 24
     for name in ("best/model.safetensors", "last/model.safetensors"):
         assert (run / name).read_bytes() == (straight.run / name).read_bytes()

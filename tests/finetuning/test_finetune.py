@@ -58,16 +58,16 @@ def test_a_run_is_gone_on_with_from_python(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("told", "kind", "message"),
     [
-        ({}, UsageError, "there is no data to train on"),
-        ({"resume": "run", "seed": 0}, UsageError, "--seed is settled by the run"),
+        ({}, UsageError, "no data to train on"),
+        ({"resume": "run", "seed": 0}, UsageError, "--seed is fixed by the run"),
         ({"data": IMAGES, "recipe": "linear-probe", "lr": 1}, UsageError, "--lr: a linear probe"),
-        ({"data": IMAGES, "data_dir": "x"}, UsageError, "--data-dir: it is where known sets are"),
+        ({"data": IMAGES, "data_dir": "x"}, UsageError, "--data-dir is only for known data sets"),
         ({"data": IMAGES, "variant": "huge"}, UsageError, "there is no variant `huge`"),
-        ({"data": IMAGES, "max_time": "soon"}, UsageError, "`soon` is no time"),
+        ({"data": IMAGES, "max_time": "soon"}, UsageError, "`soon` is not a time"),
         ({"data": IMAGES, "max_time": "9" * 400 + "h"}, UsageError, "`999"),
         ({"data": IMAGES, "device": "cuda:63"}, CvtError, "device `cuda:63` is not available"),
         ({"data": "nowhere"}, DataError, ""),
-        ({"data": IMAGES, "output": MODEL}, CvtError, f"`{MODEL}` exists and is not an empty"),
+        ({"data": IMAGES, "output": MODEL}, CvtError, f"`{MODEL}` exists and is not empty"),
     ],
     ids=str,
 )

@@ -200,7 +200,7 @@ def test_an_unreadable_image_is_named_and_what_came_before_it_is_kept(tmp_path: 
     with pytest.raises(DataError) as caught:
         computed(Engine(), data, tmp_path / "features", batch_size=2)
 
-    reason = "not an image, or of a kind that Pillow cannot read"
+    reason = "not an image, or of a type that Pillow cannot read"
     assert str(caught.value) == f"cannot train on `{broken}`: {reason}"
     assert caught.value.hint == "repair or remove it"
     broken.write_bytes(content)

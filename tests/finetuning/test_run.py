@@ -151,13 +151,13 @@ def test_ctrl_c_saves_in_the_middle_of_an_epoch_and_says_how_to_go_on(
 
     assert process.returncode == 130, stderr
     assert "Traceback" not in stderr
-    said = re.search(r"interrupted and saved at step (\d+) of \d+; go on with: cvt (.+)", stderr)
+    said = re.search(r"interrupted and saved at step (\d+) of \d+; to continue: cvt (.+)", stderr)
     assert said is not None, stderr
     assert int(said[1]) > 0 and said[2] == f"finetune --resume {run}"
     process = start(["finetune", "--resume", str(run)])
     _, stderr = process.communicate(timeout=600)
     assert process.returncode == 0, stderr
-    assert f"going on at step {said[1]} of" in stderr
+    assert f"continuing at step {said[1]} of" in stderr
     assert what_came_of_it(run) == what_came_of_it(straight)
 
 
@@ -194,7 +194,7 @@ def test_whatever_ends_it_is_saved_and_says_how_to_go_on(tmp_path: Path, end: st
 
     assert process.returncode == 130, stderr
     assert "Traceback" not in stderr and "Exception ignored" not in stderr
-    said = re.search(r"interrupted and saved at step (\d+) of (\d+); go on with: cvt (.+)", stderr)
+    said = re.search(r"interrupted and saved at step (\d+) of (\d+); to continue: cvt (.+)", stderr)
     assert said is not None, stderr
     assert shlex.split(said[3]) == ["finetune", "--resume", str(run)]
     with safe_open(state, "pt") as file:
@@ -218,7 +218,7 @@ def test_who_is_told_to_stop_while_it_saves_stops_then(
     monkeypatch.undo()
 
     assert result.exit_code == 130
-    assert f"go on with: cvt finetune --resume {run}" in result.stderr
+    assert f"to continue: cvt finetune --resume {run}" in result.stderr
     assert not (run / "best").exists()
     assert cvt("finetune", "--resume", run).exit_code == 0
 
@@ -242,8 +242,8 @@ def test_what_ended_before_its_first_state_can_be_begun_again(
     assert begun.exit_code == (130 if end == "Ctrl-C" else 1)
     assert "--resume" not in begun.stderr
     assert resumed.exit_code == 1
-    assert f"`{run}` holds no run to go on with: it ended before" in resumed.stderr
-    assert "hint: begin it again: cvt finetune --data " in resumed.stderr
+    assert f"`{run}` holds no run that can be continued: it ended before" in resumed.stderr
+    assert "hint: start it again: cvt finetune --data " in resumed.stderr
     assert again.exit_code == 0, again.stderr
 
 
@@ -257,7 +257,7 @@ def test_epochs_are_epochs_however_often_the_time_was_over(cvt, tmp_path: Path) 
 
     found = cvt(*options, "--max-time", "0s", "--output", run, "--json")
 
-    assert "stopped at step 1 of 25: 0 s are over (--max-time)" in found.stderr
+    assert "stopped at step 1 of 25: 0 s have passed (--max-time)" in found.stderr
     assert "epoch 1/5 in part: loss" in found.stderr
     said = {key: found.json[key] for key in ("epochs", "best_epoch", "best_step", "steps")}
     assert said == {"epochs": 0, "best_epoch": 1, "best_step": 1, "steps": 1}
@@ -341,7 +341,7 @@ def test_a_run_does_not_go_on_by_a_plan_or_a_split_that_were_changed(cvt, tmp_pa
 
     assert other_plan.exit_code == other_split.exit_code == 1
     assert "plan.json` has been changed since the run began" in other_plan.stderr
-    assert "split.json` lists other images to choose the best epoch by" in other_split.stderr
+    assert "split.json` lists other validation images" in other_split.stderr
 
 
 def test_results_of_an_earlier_state_do_not_stay_while_a_run_goes_on(
@@ -423,8 +423,8 @@ def test_a_finished_run_is_not_trained_again(cvt, straight: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["--lr", 1, "--seed", 0], 2, "--lr and --seed are settled by the run"),
-        (["--model", "x"], 2, "--model is settled by the run"),
+        (["--lr", 1, "--seed", 0], 2, "--lr and --seed are fixed by the run"),
+        (["--model", "x"], 2, "--model is fixed by the run"),
     ],
     ids=str,
 )
@@ -445,7 +445,7 @@ def test_other_images_than_the_run_began_with_are_refused(
     result = cvt("finetune", "--resume", straight, "--data", tmp_path / "other")
 
     assert result.exit_code == 1
-    assert "is not what the run began with: it had 66 images to train on" in result.stderr
+    assert "is not the data that the run began with: that had 66 training" in result.stderr
 
 
 def test_a_folder_without_a_run_or_with_a_damaged_state_is_explained(
@@ -453,7 +453,7 @@ def test_a_folder_without_a_run_or_with_a_damaged_state_is_explained(
 ) -> None:
     result = cvt("finetune", "--resume", tmp_path)
     assert result.exit_code == 1
-    assert f"error: `{tmp_path}` holds no run to go on with" in result.stderr
+    assert f"error: `{tmp_path}` holds no run that can be continued" in result.stderr
 
     run = tmp_path / "a run"
     shutil.copytree(straight, run)

@@ -177,9 +177,9 @@ def test_heic_is_counted_and_named_where_it_cannot_be_read(
     finding.reads_heif.cache_clear()
 
     assert alone.exit_code == named.exit_code == 1
-    assert "passed over: files that are not searched for (1 .heic)" in alone.stderr
+    assert "skipped: files of other image types (1 .heic)" in alone.stderr
     assert installing("heic") in alone.stderr
-    assert "a HEIC picture" in named.json_lines[0]["error"]
+    assert "a HEIC image" in named.json_lines[0]["error"]
     assert installing("heic") in named.json_lines[0]["error"]
 
 
@@ -226,7 +226,7 @@ def test_background_is_an_option_and_kept_with_the_answers(cvt, tmp_path: Path) 
     assert first["label"] == second["label"]
     assert first["score"] == pytest.approx(second["score"], abs=1e-5)
     assert wrong.exit_code == 2
-    assert "`whitish` is no colour; accepted are names such as `white`" in wrong.stderr
+    assert "`whitish` is not a color; accepted are names such as `white`" in wrong.stderr
 
 
 def test_exif_orientation_makes_all_landscapes_look_the_same(awkward: Path) -> None:

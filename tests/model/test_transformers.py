@@ -64,7 +64,7 @@ def test_a_folder_saved_by_transformers_gives_its_logits(tmp_path: Path) -> None
         logits = loaded.model(golden_input(1, case["height"], case["width"]))[0]
     wanted = torch.tensor(case["logits"], dtype=torch.float64)
     assert (logits - wanted).abs().max() < 5e-5
-    assert any("taken as `gelu`" in note for note in loaded.notes)
+    assert any("`gelu` is assumed" in note for note in loaded.notes)
 
 
 @pytest.mark.parametrize(

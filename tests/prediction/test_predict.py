@@ -33,9 +33,9 @@ def test_answers_come_one_by_one_and_the_second_run_goes_on(tmp_path: Path) -> N
     assert (cat.path, cat.predictions[0].label) == (str(CHELSEA), "cat")
     assert first.top_k == len(cat.predictions) == 10  # as many classes as the model has
     assert (first.total, first.done, first.answered, first.failed) == (1, 0, 1, 0)
-    assert broken.error == "not an image, or of a kind that Pillow cannot read"
+    assert broken.error == "not an image, or of a type that Pillow cannot read"
     assert (second.total, second.done, second.answered, second.failed) == (2, 1, 1, 1)
-    assert said == [f"1 image already answered in `{tmp_path / 'answers.jsonl'}`"]
+    assert said == [f"1 image already in `{tmp_path / 'answers.jsonl'}`"]
     assert second.conditions["model"] == "cvt-nano-cifar10"
 
 
@@ -56,7 +56,7 @@ def test_files_are_there_when_the_context_ends_and_not_where_it_fails(tmp_path: 
 @pytest.mark.parametrize(
     ("asked", "error", "message"),
     [
-        (Asked(background="mauvish"), UsageError, "`mauvish` is no colour"),
+        (Asked(background="mauvish"), UsageError, "`mauvish` is not a color"),
         (Asked(features=Path("f.csv")), UsageError, "features cannot be written as `f.csv`"),
         (Asked(html=Path("p"), resume=Path("p")), UsageError, "is named for two outputs"),
         (Asked(), CvtError, "no images in"),

@@ -60,7 +60,7 @@ def main(run: Path, cifar10: Path, hardware: str) -> None:
             "hardware": hardware,
             "stored as": "safetensors; matrices and kernels in float16, all else in float32",
             "data": "CIFAR-10 (Krizhevsky 2009), its 50,000 training images, "
-            f"{aside:,} of them set aside",
+            f"{aside:,} of them held out",
         },
         results={
             "top-1 on the 10,000 test images": cards.percent(result.correct_top1, result.n),
