@@ -158,21 +158,21 @@ WITHOUT: dict[str, dict[str, str]] = {
     "": {
         "preprocessing belongs to the checkpoint, and `cvt info MODEL` prints it": "crop-pct= "
         "interpolation= mean= std= crop-mode= resize-size= val-resize-size= mean-std=",
-        "pictures have three channels": "channels= in-chans= in-channels=",
-        "the number of classes is that of the data or of the checkpoint": "num-classes= nc= "
+        "images always have three channels (RGB)": "channels= in-chans= in-channels=",
+        "the number of classes comes from the data or the checkpoint": "num-classes= nc= "
         "num-labels= n-classes=",
         "weights are always loaded safely": "weights-only trust-remote-code",
         "the layout of the data is recognised": "dataset-type= data-format= split= val-split= "
         "train-split= dataset-config-name= class-map=",
-        "nothing is shown but what is printed and written": "show save save-txt save-conf plots "
+        "results are only printed and written to files": "show save save-txt save-conf plots "
         "visualize no-plots exist-ok= verbose quiet",
-        "memory is managed by itself": "channels-last pin-mem pin-memory cache compile "
+        "memory is managed automatically": "channels-last pin-mem pin-memory cache compile "
         "torchcompile= optimize simplify opset= torchscript fuser= no-prefetcher fast-norm",
         "several processes are started by torchrun or `--gpus`": "distributed world-size= rank= "
         "local-rank= dist-url= dist-backend= ddp",
     },
     "finetune": {
-        "a checkpoint is where training starts unless `--variant` is given": "pretrained",
+        "training starts from a checkpoint unless `--variant` is given": "pretrained",
         "it is part of the recipe, which `--show-recipe` prints and `--recipe` "
         "chooses": "opt= optimizer= optim= sched= scheduler= lr-scheduler= "
         "lr-scheduler-type= momentum= smoothing= label-smoothing= label-smoothing-factor= mixup= "
@@ -182,9 +182,9 @@ WITHOUT: dict[str, dict[str, str]] = {
         "lr-step-size= lr-gamma= lrf= cos-lr hflip= vflip= color-jitter= ra-magnitude= scale= "
         "ratio= lr-warmup-method= lr-warmup-decay= norm-weight-decay= aug-splits= bce-loss "
         "adam-epsilon= betas= adam-beta1= adam-beta2= auto-lr-find lr-find",
-        "validation images are those in `val/` beside `train/`, or are held out": "val-dir= "
+        "validation images come from `val/` beside `train/`, or are held out": "val-dir= "
         "validation-dir= val-data= valid= validation-data= val-folder= valid-dir=",
-        "this command trains, and judges every epoch": "do-train do-eval evaluation-strategy= "
+        "this command trains, and validates every epoch": "do-train do-eval evaluation-strategy= "
         "eval-strategy= save-strategy= logging-strategy= load-best-model-at-end val test-only",
         "the best epoch and the last state are always kept": "save-total-limit= save-period= "
         "save-steps= checkpoint-hist= overwrite-output-dir save-every=",
@@ -195,8 +195,8 @@ WITHOUT: dict[str, dict[str, str]] = {
         "give `--features FILE.npz` for the vectors": "forward-features embed embedding",
     },
     "evaluate": {
-        "the results are what `--json FILE.json` writes": "results-file= results= save-json",
-        "the weights are a checkpoint's": "pretrained",
+        "`--json FILE.json` writes the results": "results-file= results= save-json",
+        "the weights are always the checkpoint's": "pretrained",
         "this command evaluates": "do-eval do-predict evaluate test-only val",
     },
     "export": {
@@ -349,7 +349,7 @@ def _command(group: Any, words: list[str], line: _Line) -> list[str] | None:
         return rest
     if os.path.exists(first) or _looks_like_an_image(first):
         line.words.append("predict")
-        line.departures.append(f"`{first}` is no command; `cvt predict` classifies images")
+        line.departures.append(f"`{first}` is not a command; `cvt predict` classifies images")
         return words
     return None
 

@@ -67,7 +67,7 @@ def _from_devkit(places: tuple[Tree, ...], name: str) -> tuple[bytes, str] | Non
                             found = file.read(_LARGEST_DEVKIT_FILE + 1)
                             if len(found) > _LARGEST_DEVKIT_FILE:
                                 raise DataError(
-                                    f"`{path / member.name}` has more than "
+                                    f"`{path / member.name}` is too large: more than "
                                     f"{_LARGEST_DEVKIT_FILE:,} bytes"
                                 )
                             return found, str(path / member.name)

@@ -50,7 +50,7 @@ def start_of_training(
         if loaded.labels.names != classes and loaded.labels.wnids != classes:
             network = weights.replace_head(network, len(classes), seed)
             notes += (
-                f"head replaced: the data has {counted(len(classes), 'class')}, other than the "
+                f"head replaced: {counted(len(classes), 'class')} of the data for the "
                 f"{len(loaded.labels)} of `{checkpoint.name}`",
             )
         name, repository = Path(checkpoint.name).stem, checkpoint.repository

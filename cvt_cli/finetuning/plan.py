@@ -126,7 +126,7 @@ def _length(job: Job, batches: Batches, trainer: Trainer | None) -> dict[str, An
             "peak_memory_bytes": None,
         }
     with (
-        workers_watched("leave it room, or decode with --workers 0"),
+        workers_watched("free memory, or use --workers 0"),
         engine.computing_in(job.threads),
     ):
         step_sec, timed = trainer.trial(batches.of_epoch(0), TIMED_STEPS)
@@ -162,7 +162,9 @@ def describe(plan: Mapping[str, Any]) -> list[str]:
     ]
     if unreadable := data["unreadable"]:
         more = f" and {len(unreadable) - 5} more" if len(unreadable) > 5 else ""
-        lines.append(f"{len(unreadable)} unreadable left out: {'; '.join(unreadable[:5])}{more}")
+        lines.append(
+            f"{len(unreadable)} left out, cannot be read: {'; '.join(unreadable[:5])}{more}"
+        )
     preprocessing = Preprocessing.from_transformers(model["preprocessing"])
     lines.append(
         f"model: `{model['start']}`, {model['params']:,} parameters, "
@@ -170,19 +172,19 @@ def describe(plan: Mapping[str, Any]) -> list[str]:
     )
     if recipe["optimizer"] == "newton":
         lines.append(
-            "recipe linear-probe: features computed once, the head solved by Newton's method, its "
-            "penalty chosen on the validation images"
+            "recipe linear-probe: features are computed once; the head is solved by Newton's "
+            "method, and its penalty is chosen on the validation images"
         )
     else:
         schedule = (
             f"{recipe['optimizer']}, peak learning rate {recipe['learning_rate']:.3g} for "
-            f"{plan['step_images']} images a step ({settings['batch_size']} x "
+            f"{plan['step_images']} images per step ({settings['batch_size']} x "
             f"{settings['accumulate']} accumulated x {plan['processes']} processes), "
             f"warm-up {recipe['warmup_epochs']:g} epochs, {recipe['augment']}"
         )
         lines.append(f"recipe {recipe['name']}: {schedule}")
         if unstated := recipe["not_published"]:
-            lines.append(f"not published, so ours: {', '.join(unstated)}")
+            lines.append(f"not in the paper, chosen by us: {', '.join(unstated)}")
         epochs = plan["steps"] / plan["steps_per_epoch"]
         lines.append(
             f"{plan['steps']} steps, {epochs:.4g} epochs of {plan['steps_per_epoch']}, seed "
@@ -190,8 +192,8 @@ def describe(plan: Mapping[str, Any]) -> list[str]:
         )
     if plan["estimated_sec"] is not None:
         lines.append(
-            f"about {_rough(plan['estimated_sec'])} ({plan['step_sec']:.3g} s a step, measured on "
-            f"{plan['timed_steps']}); peak memory so far "
+            f"about {_rough(plan['estimated_sec'])} ({plan['step_sec']:.3g} s per step, measured "
+            f"on {plan['timed_steps']}); peak memory so far "
             f"{human_bytes(plan['peak_memory_bytes'])}"
         )
     return lines

@@ -482,7 +482,7 @@ def test_int8_is_calibrated_on_images_and_counts_nearly_the_same(
         (["-o", "a.onnx", "--int8", "--calibration", ".", "--precision", "fp16"], "not both"),
         (["-o", "a.onnx", "--with-preprocessing", "--dynamic-size"], "leave out --dynamic-size"),
         (["-o", "a.safetensors", "--precision", "fp16"], "--precision: safetensors files hold"),
-        (["-o", "f", "--format", "safetensors", "--layout", "reference"], "in the hub's form"),
+        (["-o", "f", "--format", "safetensors", "--layout", "reference"], "has the hub's layout"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_exported_is_a_usage_error(

@@ -104,10 +104,7 @@ def test_a_checkpoint_is_fine_tuned_with_another_head(cvt, digits: Path, tmp_pat
 
     assert result.exit_code == 0, result.stderr
     assert start.read_bytes() == before  # it is memory-mapped, and trained in a private copy
-    assert (
-        "head replaced: the data has 3 classes, other than the 10 of `cvt-nano-cifar10`"
-        in result.stderr
-    )
+    assert "head replaced: 3 classes of the data for the 10 of `cvt-nano-cifar10`" in result.stderr
     assert "best: epoch" in result.stdout
     assert f"next: cvt evaluate {digits} --model {tmp_path / 'r'}" in result.stderr
 
@@ -255,12 +252,12 @@ def test_unreadable_images_are_left_out_and_listed(cvt, digits: Path, tmp_path: 
     assert result.exit_code == 0
     assert "warning: 1 image was left out: cannot be read" in result.stderr
     assert "not every file could be read" in result.stderr
-    assert f"1 unreadable left out: 1/{bad[0].name}: not an image" in result.stderr
+    assert f"1 left out, cannot be read: 1/{bad[0].name}: not an image" in result.stderr
     assert (result.json["train_n"], result.json["n_unreadable"]) == (179, 1)
     dry = cvt("finetune", tmp_path / "data", "--variant", "nano", "--dry-run")
     strict = cvt("finetune", tmp_path / "data", "--variant", "nano", "--dry-run", "--strict")
     assert (dry.exit_code, strict.exit_code) == (0, 1)
-    assert "1 unreadable left out" in dry.stderr and "1 unreadable left out" in strict.stderr
+    assert all("1 left out, cannot be read" in result.stderr for result in (dry, strict))
 
     for path in bad:
         path.write_text("<html>")
@@ -421,9 +418,9 @@ def test_a_dry_run_checks_times_and_writes_nothing(cvt, digits: Path, tmp_path: 
     assert plan["timed_steps"] == 3 and plan["step_sec"] > 0 and plan["estimated_sec"] > 0
     assert plan["peak_memory_bytes"] > 1e8
     for words in (
-        "180 images to train on, 60 of its own `val`",
-        "every file was read",
-        "peak learning rate 0.000188 for 24 images a step (8 x 3 accumulated x 1 processes)",
+        "180 training images and 60 validation images (from its `val`)",
+        "all were read",
+        "peak learning rate 0.000188 for 24 images per step (8 x 3 accumulated x 1 processes)",
         "measured on 3); peak memory so far",
     ):
         assert words in result.stderr

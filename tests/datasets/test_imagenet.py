@@ -164,7 +164,7 @@ def test_a_named_image_that_is_missing_stays_an_item_and_cannot_be_read(tmp_path
         ("1.png 0\n2.png 1\n", "1 image in .* without a label in .*val.txt`, first `3.png`"),
         ("1.png 0\n2.png 1\n3.png 1000\n", "line 3 of .* is `3.png 1000`; expected are lines"),
         ("1.png 0\n2.png\n3.png 4\n", "line 2 of .* is `2.png`; expected are lines"),
-        ("1.png 0\n2.png 1\n3.png 2\n1.png 3\n", "names `1.png` more than once"),
+        ("1.png 0\n2.png 1\n3.png 2\n1.png 3\n", "lists `1.png` more than once"),
     ],
     ids=["unlabelled", "from 1", "no index", "twice"],
 )
