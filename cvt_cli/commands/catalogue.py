@@ -158,7 +158,7 @@ def describe(
             preprocessing = Preprocessing.published(*(size or (known.size, known.size)))
             config = config.with_activation(activation)
             said = CheckpointConfig(config, labels.imagenet(), preprocessing)
-            note = f"not on this machine; `cvt download {known.name}` fetches it"
+            note = f"not on this machine; `cvt download {known.name}` downloads it"
             return Description(
                 known.name, said, None, found.name, access.revision, known.license, (note,)
             )

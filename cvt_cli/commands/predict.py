@@ -319,7 +319,7 @@ def _check_options(
     if resume is not None:
         if KINDS.get(resume.suffix.lower(), "jsonl") != "jsonl":
             raise UsageError(
-                f"--resume `{resume}`: JSON lines are what can be gone on with; accepted are names "
+                f"--resume `{resume}`: only JSON lines can be continued; accepted are names "
                 "that end in `.jsonl`, or in none of the other suffixes that --output knows",
                 hint=f"-o {shlex.quote(str(resume))} writes such a file anew",
             )

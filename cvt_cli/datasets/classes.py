@@ -52,14 +52,14 @@ def match_classes(
     near = {text.plain(name): name for name in labels.names}
     alike = [(name, near[text.plain(name)]) for name in missing if text.plain(name) in near]
     told = "".join(
-        f"; `{name}` differs from the model's `{other}` in blanks or the case of letters alone"
+        f"; `{name}` differs from the model's `{other}` only in blanks or the case of letters"
         for name, other in alike[:5]
     )
     raise DataError(
-        f"{len(missing)} of {counted(len(classes), 'class')} of the data are not among the model's "
-        f"{len(labels)}: {text.some(missing)}{told}",
-        hint=f"the model's classes are {text.some(labels.names)}; give `--label-map FILE`, a JSON "
-        "object of the data's classes with the model's class name, WNID or index for each",
+        f"{len(missing)} of {counted(len(classes), 'class')} of the data are not classes of the "
+        f"model, which has {len(labels)}: {text.some(missing)}{told}",
+        hint=f"the model's classes are {text.some(labels.names)}; give `--label-map FILE`: JSON "
+        "that maps each class of the data to a class name, WordNet ID or index of the model",
     )
 
 

@@ -111,7 +111,7 @@ def _open_place(data: str, split: Split, data_dir: Path, offline: bool, say: Say
     if not os.path.exists(path):
         raise DataError(
             f"`{data}` does not exist; accepted are a folder, a .zip, a .tar, a table (.csv, .tsv, "
-            ".jsonl, .parquet) and the names " + ", ".join(f"`{name}`" for name in KNOWN_SETS)
+            ".jsonl, .parquet), or one of " + ", ".join(f"`{name}`" for name in KNOWN_SETS)
         )
     return _read(entered(open_tree(path)), split, say)
 
@@ -163,7 +163,7 @@ def open_given(
     except DataError as error:
         raise DataError(
             f"{error}",
-            hint=f"put images of them {where} too, to train on, or take them out of `{found.root}`",
+            hint=f"add images of these classes {where}, or remove them from `{found.root}`",
         ) from None
     return replace(found, classes=training.classes, labels=index[found.labels])
 
@@ -182,7 +182,7 @@ def pass_over_validation(data: str, say: Say, told: Told = Told()) -> None:  # n
         tree = _given(data, "val")
         unused = None if tree is None else f"`{tree.root}`"
     if unused:
-        say(f"not used: {unused}; images to choose by are set aside from those to train on")
+        say(f"not used: {unused}; validation images are held out from the training images")
 
 
 def _given(data: str, part: str) -> Tree | None:
@@ -242,10 +242,10 @@ def class_folders(tree: Tree, split: Split, say: Say) -> LabelledImages:
     if loose and not classes:
         tables = [name for name in files if is_table(name)]
         raise DataError(
-            f"{loose} images lie directly in `{tree.root}` with nothing that tells their classes",
-            hint=f"if a table there says them, name it: {shlex.quote(str(tree.root / tables[0]))}"
+            f"{loose} images lie directly in `{tree.root}` with nothing that says their classes",
+            hint=f"if a table has their classes, name it: {shlex.quote(str(tree.root / tables[0]))}"
             if tables and isinstance(tree, Folder)
-            else "put them into one folder per class, or beside them "
+            else "put them into one folder per class, or put beside them "
             f"`{imagenet.VAL_TABLE}` with lines `name index`, or `{imagenet.DEVKIT_TABLE}` and "
             "`meta.mat` of ImageNet's devkit",
         )

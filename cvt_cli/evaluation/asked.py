@@ -72,9 +72,9 @@ def check(names: list[str], asked: Asked) -> None:
     if asked.split not in (None, *get_args(Part)):
         raise UsageError(f"split is `{asked.split}`; accepted is `val`")
     if not names:
-        raise UsageError("there is no model to evaluate")
+        raise UsageError("no model to evaluate")
     if asked.groups is not None and asked.told.group_by is not None:
-        raise UsageError("--groups and --group-by both say the groups; give one of them")
+        raise UsageError("--groups and --group-by both define groups; give only one of the two")
     predictions.check(asked.predictions, asked.resume, len(names))
     check_data_dir(asked.data, asked.data_dir)
     check_told(asked.data, asked.told)
@@ -83,8 +83,8 @@ def check(names: list[str], asked: Asked) -> None:
     if twice := [name for name, call in zip(names, called, strict=True) if called.count(call) > 1]:
         raise UsageError(
             f"--model {' and --model '.join(f'`{name}`' for name in twice)} are the same, or would "
-            "have the same name in the files that are written",
-            hint="give each model once; a link to a folder gives it another name",
+            "have the same name in the output files",
+            hint="give each model once; to rename a folder, link to it",
         )
     files.refuse_overwriting(
         [path for path in (asked.predictions, asked.report) if path is not None],

@@ -89,7 +89,7 @@ def write_onnx(
     """
     if not runtimes.can_prepare():
         raise UsageError(
-            "an ONNX file is written by the package `onnx`, which is not installed",
+            "writing ONNX needs the package `onnx`, which is not installed",
             hint=installing("onnxruntime"),
         )
     import onnx

@@ -105,7 +105,7 @@ class _Varied(Dataset["tuple[Tensor, int] | _Problem"]):
         except ImageError as error:
             return _Problem(
                 f"cannot train on `{self.data.place(index)}`: {error}",
-                "put a good file in its place, and go on with --resume",
+                "replace the file, and continue with --resume",
             )
         # A worker's generator is its own; this process's belongs to the model.
         apart: AbstractContextManager[None] = (

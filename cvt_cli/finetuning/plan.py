@@ -149,16 +149,16 @@ def describe(plan: Mapping[str, Any]) -> list[str]:
     """A plan in lines for a person."""
     data, settings, model = plan["data"], plan["settings"], plan["model"]
     recipe = settings["recipe"]
-    aside = "others held out" if data["val_set_aside"] else "of its own `val`"
-    reading = "not every file could be read" if data["unreadable"] else "every file was read"
+    origin = "held out" if data["val_set_aside"] else "from its `val`"
+    reading = "some could not be read" if data["unreadable"] else "all were read"
     if data["only_headers_read"]:
-        reading = "only the headers were read"
+        reading = "only their headers were read"
     if data.get("unread"):  # the version before does not say it
-        reading = "so many that no file was read before"
+        reading = "too many to read them all before training"
     lines = [
-        f"data: `{data['name']}`, {data['train_n']} images to train on, {data['val_n']} {aside} to "
-        f"choose the best epoch by; {data['classes']} classes, the smallest `"
-        f"{data['smallest_class']}` with {data['smallest_n']}; " + reading
+        f"data: `{data['name']}`, {data['train_n']} training images and {data['val_n']} validation "
+        f"images ({origin}) in {data['classes']} classes; the smallest class is "
+        f"`{data['smallest_class']}` with {data['smallest_n']} images; " + reading
     ]
     if unreadable := data["unreadable"]:
         more = f" and {len(unreadable) - 5} more" if len(unreadable) > 5 else ""

@@ -97,7 +97,7 @@ class Options:
     def __post_init__(self) -> None:
         for name, value in self.values.items():
             if value == "":
-                raise UsageError(f"{_option(name)} is empty; leave it out, or say something")
+                raise UsageError(f"{_option(name)} is empty; give a value, or leave it out")
             if name in ("data", "data_dir", "images", "model", "resume", "output"):
                 written_out = places.expanded(str(value))
                 kind = str if name in ("data", "model") else Path

@@ -82,14 +82,14 @@ def test_json_lines_that_predict_has_begun_are_gone_on_with(cvt) -> None:
     ("words", "why"),
     [
         ("-o a.txt", "--output `a.txt` does not say what to write; accepted are `.jsonl`"),
-        ("-o a.csv -o b.csv", "`a.csv` and `b.csv` would hold the same: give one"),
-        ("-o a.html --html b.html", "`b.html` and `a.html` would hold the same: give one"),
-        ("-o a.npz -o b.csv", "--output `a.npz` takes the place of classes"),
-        ("-o a.npz --csv", "--csv: --output `a.npz` takes the place of classes"),
-        ("--resume a.jsonl -o b.csv", "--output: --resume keeps JSON lines alone"),
-        ("--resume a.jsonl --csv b.csv", "--csv: --resume keeps JSON lines alone"),
-        ("--resume b.csv", "--resume `b.csv`: JSON lines are what can be gone on with"),
-        ("--overwrite", "--overwrite: no file is named"),
+        ("-o a.csv -o b.csv", "`a.csv` and `b.csv` would hold the same; give only one"),
+        ("-o a.html --html b.html", "`b.html` and `a.html` would hold the same; give only one"),
+        ("-o a.npz -o b.csv", "--output `a.npz` writes feature vectors, not classes"),
+        ("-o a.npz --csv", "--csv: --output `a.npz` writes feature vectors, not classes"),
+        ("--resume a.jsonl -o b.csv", "--output: --resume writes only JSON lines"),
+        ("--resume a.jsonl --csv b.csv", "--csv: --resume writes only JSON lines"),
+        ("--resume b.csv", "--resume `b.csv`: only JSON lines can be continued"),
+        ("--overwrite", "--overwrite: there is no output file"),
     ],
 )
 def test_outputs_that_do_not_go_together_are_refused(cvt, words: str, why: str) -> None:

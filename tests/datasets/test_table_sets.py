@@ -236,7 +236,7 @@ def test_a_path_that_is_missing_is_reported_with_its_line(cvt, folder: Path) -> 
     for result in (evaluated, predicted):
         assert f"`{folder / 'cat/gone.png'}`: {said}" in result.stderr
         assert f"`{folder / 'dog/odd.png'}`: not an image" in result.stderr
-    assert f"2 unreadable left out: cat/gone.png: {said}; dog/odd.png: not" in planned.stderr
+    assert f"2 left out, cannot be read: cat/gone.png: {said}; dog/odd.png: not" in planned.stderr
 
 
 def test_a_folder_that_has_none_of_the_paths_is_an_error_that_names_one(
@@ -369,4 +369,4 @@ def test_images_in_a_folder_beside_a_table_bring_its_name(cvt, tmp_path: Path) -
     result = cvt("evaluate", tmp_path, *NANO)
 
     assert result.exit_code == 1
-    assert f"hint: if a table there says them, name it: {tmp_path}/metadata.csv" in result.stderr
+    assert f"hint: if a table has their classes, name it: {tmp_path}/metadata.csv" in result.stderr

@@ -213,7 +213,7 @@ assert np.abs(answer(shared, *sides[0])[1] - alone[sides[0]][1]).max() < 1e-5
 """)
 
     assert done.exit_code == 0, done.stderr
-    assert done.stdout.count(".blob` is damaged, and is made again") == 1
+    assert done.stdout.count(".blob` is damaged; it is made again") == 1
 
 
 def test_a_compiled_graph_is_kept_for_each_precision_version_and_processor() -> None:
@@ -356,7 +356,7 @@ def test_where_an_unasked_graph_cannot_be_kept_torch_answers(tmp_path: Path, mon
     done = in_a_process(LONG_WORK)
 
     assert done.exit_code == 0, done.stderr
-    assert "engine torch: onnxruntime was not to be had: cannot write" in done.stderr
+    assert "engine torch: onnxruntime could not be used: cannot write" in done.stderr
     assert json.loads(done.stdout)["engine"] == "torch"
 
 
