@@ -363,7 +363,7 @@ DataDir = Annotated[
 Columns = Annotated[
     str | None,
     text_option(
-        "PART=NAME,…",
+        "PART=NAME,...",
         "The columns of a table, such as path=file,label=species,split=fold,group=patient,weight=w."
         " [default: by their names]",
         DATA,
