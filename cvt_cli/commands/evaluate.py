@@ -304,8 +304,8 @@ def _lines(result: "Result") -> list[str]:
     if found.groups is not None:
         lines += _groups(found.groups)
     if found.confusions:
-        pairs = [f"{one.label} as {one.predicted} {one.n}" for one in found.confusions[:3]]
-        lines.append(f"wrong   most often {printable('; '.join(pairs))}")
+        pairs = [f"{one.label} as {one.predicted} ({one.n})" for one in found.confusions[:3]]
+        lines.append(f"wrong   most often {printable(', '.join(pairs))}")
     if (scores := result.published) is not None:
         lines.append(
             f"paper   {100 * scores.paper_top1:.1f} %, {MEASURED_BY} {100 * scores.top1:.2f} %; "

@@ -24,7 +24,7 @@ from cvt_cli.model import weights
 from cvt_cli.spec.labels import Labels, imagenet
 from cvt_cli.spec.preprocessing import Preprocessing
 from cvt_cli.spec.variants import VARIANTS
-from tests_shared import CHELSEA, TINY, Machine, Result, golden_model, test_data
+from tests_shared import CHELSEA, TESTS, TINY, Machine, Result, golden_model, test_data
 from warm_processes import start
 
 NANO = ["--model", "cvt-nano-cifar10"]
@@ -441,3 +441,12 @@ def test_all_test_images_give_the_cards_integers_however_they_are_run(
     for result in found:
         assert result.exit_code == 0, result.stderr
         assert (result.json["top1_correct"], result.json["top5_correct"]) == (8868, 9957)
+
+
+def test_a_number_of_mistakes_cannot_be_taken_for_a_class(cvt, tmp_path: Path) -> None:
+    (tmp_path / "cat").mkdir()
+    shutil.copy(TESTS / "photos" / "nagasaki-boats.jpg", tmp_path / "cat")
+
+    result = cvt("evaluate", tmp_path, *NANO)
+
+    assert "wrong   most often cat as ship (1)\n" in result.stdout
