@@ -178,10 +178,9 @@ def evaluate(
         options.refuse(
             ctx, ["--predictions"], "--resume names the file already; give only one of the two"
         )
-    elif resume_predictions and predictions is not None:
-        file = shlex.quote(str(predictions))
+    elif resume_predictions and predictions and predictions.suffix.lower() == ".jsonl":
         output.note(
-            f"note: --resume takes the file itself now: `--resume {shlex.quote(str(file))}`, "
+            f"note: --resume takes the file itself now: `--resume {shlex.quote(str(predictions))}`, "
             "without --predictions"
         )
     if not (predictions or report or json_file):

@@ -60,7 +60,7 @@ MODEL = (
 )
 DATA = (
     "data-path data-root train-dir train-folder train-data dataset-name dataset-dir dataset-path "
-    "root images source input"
+    "root source input"
 )
 
 SPELLINGS: dict[str, dict[str, str]] = {
@@ -86,7 +86,7 @@ SPELLINGS: dict[str, dict[str, str]] = {
     ),
     "predict": _by_word(
         {
-            "IMAGE": f"{DATA} image input-dir img-path image-path path file filename files data "
+            "IMAGE": f"{DATA} image images input-dir img-path image-path path file filename files data "
             "folder data-dir",
             "--threshold": "conf confidence min-score score-threshold conf-thres",
             "--output": "results-file output-file out outfile save-to save-path output-dir",
@@ -479,10 +479,15 @@ def _foreign(
         line.says(word, ours)
         return
     value = value_of(True)
-    now = [name] if value is None else [name, _value(name, value, _written(word, given, value),
-                                                      line)]  # fmt: skip
+    written = _written(word, given, value)
+    if name == "--res" and value is not None and given is None:
+        while left and re.fullmatch(r"\d+", left[0]) and not os.path.exists(left[0]):
+            value += f",{left[0]}"  # `--imgsz 32 64`
+            written += f" {left.pop(0)}"
+    # In the place of a value that was forgotten stands what it is called.
+    now = [name, _value(name, value, written, line) if value else str(known[name].metavar)]
     line.words += now
-    line.says(_written(word, given, value), shlex.join(now))
+    line.says(written, shlex.join(now))
 
 
 def _written(word: str, given: str | None, value: str | None) -> str:
@@ -507,6 +512,12 @@ def _value(option: str, value: str, written: str, line: _Line) -> str:
             ours = f"cuda:{value}"
         elif value.lower() in ("gpu", "0,1", "cuda:all"):
             ours = "cuda"
+    elif option == "--res":
+        sides = re.findall(r"\d+", value)
+        if len(sides) == 3 and sides[0] == "3":  # channels, as timm writes them
+            del sides[0]
+        if "," in value and len(sides) == 2:
+            ours = sides[0] if sides[0] == sides[1] else "x".join(sides)
     elif option == "--format":
         ours = _format(value, line)
     elif option in ("--output", "-o") and line.words and "export" in line.words[:1]:
@@ -518,7 +529,11 @@ def _value(option: str, value: str, written: str, line: _Line) -> str:
     elif option == "--precision":
         ours = {"float16": "fp16", "half": "fp16", "bfloat16": "bf16", "float32": "fp32",
                 "float": "fp32"}.get(value.lower(), value)  # fmt: skip
-    if ours != value and option in ("--device", "--precision") and written.startswith(option):
+    if (
+        ours != value
+        and option in ("--device", "--precision", "--res")
+        and written.startswith(option)
+    ):
         line.says(f"{option} {value}", f"{option} {ours}")
     return ours
 

@@ -169,6 +169,10 @@ _TYPED = "cvt_cli.typed"
 """Where a context holds what the user wrote, by the option that it was taken for."""
 
 
+_OF_PREDICTIONS = (".jsonl", ".csv", ".parquet", ".json")
+"""Suffixes by which a word behind ``--resume`` is its file, and no data."""
+
+
 class Command(help_pages.Command):
     """Takes ``--json FILE.json``, ``--csv FILE.csv`` and ``--jsonl FILE.jsonl`` as what they look
     like; without a file of that suffix behind them they are flags.
@@ -187,7 +191,8 @@ class Command(help_pages.Command):
                 break
             if word == "--resume" and "--resume-predictions" in known:
                 # Without a file, as version 0.1 took it.
-                if not left or (left[0] and not left[0].lower().endswith(".jsonl")):
+                # What another suffix says cannot be gone on with is refused by that.
+                if not left or (left[0] and not left[0].lower().endswith(_OF_PREDICTIONS)):
                     word = "--resume-predictions"
                     ctx.meta.setdefault(_TYPED, {})[word] = "--resume"
             if flag in known and kind in (".json", ".csv", ".jsonl"):

@@ -25,13 +25,14 @@ from cvt_cli.prediction.tables import Csv, Parquet, require_parquet
 def check(path: Path | None, resume: bool, models: int) -> None:
     """Raises UsageError for a file that cannot be written, or not gone on with."""
     suffix = path.suffix.lower() if path else ""
-    if path is not None and suffix not in SUFFIXES:
+    if path is not None and suffix not in SUFFIXES and not resume:
         raise UsageError(
             f"predictions cannot be written as `{path}`; "
             "accepted are `.jsonl`, `.csv` and `.parquet`"
         )
     if resume and (suffix != ".jsonl" or models > 1):
-        raise UsageError("--resume needs exactly one model, and --predictions FILE.jsonl")
+        named = f", not `{path}`" if path is not None and suffix != ".jsonl" else ""
+        raise UsageError(f"--resume needs exactly one model, and --predictions FILE.jsonl{named}")
 
 
 def file_of(path: Path, model: str | None) -> Path:

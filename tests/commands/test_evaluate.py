@@ -325,6 +325,7 @@ def test_the_report_tells_no_folder_of_this_machine(cvt, cut: Path, tmp_path: Pa
         (["--predictions", "p.txt"], "predictions cannot be written as `p.txt`"),
         (["--resume"], "--resume needs exactly one model, and --predictions FILE.jsonl"),
         (["--predictions", "p.csv", "--resume"], "--resume needs exactly one model"),
+        (["--resume", "p.csv"], "--predictions FILE.jsonl, not `p.csv`"),
         (["--model", "cvt_nano_cifar10", "--predictions", "p.csv"], "are the same, or would have"),
         (["--real", "real.json"], "--real needs ImageNet's classes, which `cvt-nano-cifar10`"),
     ],

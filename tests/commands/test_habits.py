@@ -63,6 +63,11 @@ HABITS = [
         for spelling in ("--source", "--input", "--image", "--images", "--data")
     ),
     ("predict --source=a.jpg", "predict a.jpg"),
+    ("predict a.jpg --imgsz 224 320", "predict a.jpg --res 224x320"),
+    ("predict a.jpg --img-size=224,320", "predict a.jpg --res 224x320"),
+    ("predict a.jpg --res 224,224 --topk 3", "predict a.jpg --res 224 --top-k 3"),
+    ("predict a.jpg --input-size 3 224 224", "predict a.jpg --res 224"),
+    ("predict a.jpg --topk", "predict a.jpg --top-k N"),
     ("predict a.jpg --results-file a.csv", "predict a.jpg --output a.csv"),
     ("evaluate d --csv a.csv", "evaluate d --predictions a.csv"),
     ("predict a.jpg --batch 8 --gpu 0", "predict a.jpg --batch-size 8 --device cuda:0"),

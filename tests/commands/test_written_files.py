@@ -166,19 +166,18 @@ def test_a_command_that_only_prints_says_how_to_keep_it(cvt) -> None:
 
 
 def test_resume_takes_the_file_in_evaluate_too(cvt, data: Path) -> None:
-    begun = cvt("evaluate", data, *NANO, "--resume", "a.jsonl")
-    gone_on = cvt("evaluate", data, *NANO, "--resume", "a.jsonl")
-    as_before = cvt("evaluate", data, *NANO, "--predictions", "a.jsonl", "--resume")
+    begun = cvt("evaluate", data, *NANO, "--resume", "a b.jsonl")
+    gone_on = cvt("evaluate", data, *NANO, "--resume", "a b.jsonl")
+    as_before = cvt("evaluate", data, *NANO, "--predictions", "a b.jsonl", "--resume")
 
     assert begun.exit_code == gone_on.exit_code == as_before.exit_code == 0
     for said in (gone_on, as_before):
-        assert "4 of 4 images already in `a.jsonl`" in said.stderr
+        assert "4 of 4 images already in `a b.jsonl`" in said.stderr
         assert said.stdout.splitlines()[0] == begun.stdout.splitlines()[0]
     assert (
-        "--resume takes the file itself now: `--resume a.jsonl`, without --predi"
-        in as_before.stderr
+        "--resume takes the file itself now: `--resume 'a b.jsonl'`, without" in as_before.stderr
     )
-    both = cvt("evaluate", data, *NANO, "--predictions", "a.jsonl", "--resume", "b.jsonl")
+    both = cvt("evaluate", data, *NANO, "--predictions", "a b.jsonl", "--resume", "b.jsonl")
     assert both.exit_code == 2 and "give only one of the two" in both.stderr
 
 
