@@ -40,6 +40,9 @@ chosen_by: dict[Path, str] = {}
 
 _swept: set[Path] = set()
 
+_not_to_be_replaced: set[Path] = set()
+"""Places that were free when `refuse_replacing` was asked of them."""
+
 
 def content_hash(path: Path) -> str:
     """The SHA-256 of a file.
@@ -92,6 +95,14 @@ def replacing(path: Path) -> Iterator[Path]:
         try:
             yield temporary
             _synced(temporary)
+            try:
+                refuse_replaced(path)
+            except CvtError as error:
+                kept = _beside(place)
+                os.replace(temporary, kept)
+                raise CvtError(
+                    f"{error}; what was made here is kept as `{kept}`", error.hint
+                ) from None
             os.replace(temporary, place)
             _synced(place.parent)
         finally:
@@ -156,7 +167,8 @@ def refuse_overwriting(written: Sequence[Path], read: Iterable[str]) -> None:
 def refuse_replacing(written: Iterable[Path], overwrite: bool) -> None:
     """Refuse to replace what somebody may still need; empty files, devices and pipes are free.
 
-    The one rule of every command that writes files.
+    The one rule of every command that writes files, asked before it works; `refuse_replaced` asks
+    again where it writes.
 
     Args:
         written: files, and folders that get files.
@@ -165,12 +177,42 @@ def refuse_replacing(written: Iterable[Path], overwrite: bool) -> None:
     Raises:
         CvtError: one of them exists.
     """
+    written = list(written)
     for path in written if not overwrite else ():
         if path.is_file() and path.stat().st_size or path.is_dir() and any(path.iterdir()):
             raise CvtError(
                 f"`{path}` exists and was not replaced",
                 hint="name another file, or replace this one with --overwrite",
             )
+    places = {Path(os.path.realpath(path)) for path in written}
+    _not_to_be_replaced.difference_update(places)
+    _not_to_be_replaced.update(() if overwrite else places)
+
+
+def refuse_replaced(path: Path) -> None:
+    """Refuse to replace what another process has made since `refuse_replacing` was asked.
+
+    Asked once for every place, before the first that is written there.
+
+    Raises:
+        CvtError: there is something now.
+    """
+    place = Path(os.path.realpath(path))
+    if place in _not_to_be_replaced:
+        _not_to_be_replaced.discard(place)
+        if place.is_file() and place.stat().st_size or place.is_dir() and any(place.iterdir()):
+            raise CvtError(
+                f"`{path}` was made by another process in the meantime, and was not replaced",
+                hint="--overwrite replaces it, or give another name",
+            )
+
+
+def _beside(place: Path) -> Path:
+    """A name like this one that nothing has."""
+    number = 2
+    while os.path.lexists(kept := place.with_name(f"{place.stem}-{number}{place.suffix}")):
+        number += 1
+    return kept
 
 
 def write_text(path: Path, text: str) -> None:
@@ -184,7 +226,9 @@ def rename(temporary: Path, path: Path) -> None:
 
     Raises:
         OSError: it cannot be written.
+        CvtError: as of `refuse_replaced`.
     """
+    refuse_replaced(path)
     _synced(temporary)
     os.replace(temporary, os.path.realpath(path))
     _synced(Path(os.path.realpath(path)).parent)

@@ -86,8 +86,8 @@ SPELLINGS: dict[str, dict[str, str]] = {
     ),
     "predict": _by_word(
         {
-            "IMAGE": f"{DATA} image images input-dir img-path image-path path file filename files data "
-            "folder data-dir",
+            "IMAGE": f"{DATA} image images input-dir img-path image-path path file filename files "
+            "data folder data-dir",
             "--threshold": "conf confidence min-score score-threshold conf-thres",
             "--output": "results-file output-file out outfile save-to save-path output-dir",
             "--jsonl": "json-lines jsonlines ndjson",

@@ -52,6 +52,7 @@ class Counted(ResumableLines):
     def _read(self) -> None:
         """Note what is done, and cut off the lines that were not counted any more."""
         if not (self._resume and self.path.stat().st_size):
+            files.refuse_replaced(self.path)
             self._state_path.unlink(missing_ok=True)
             self.cut(0)
             return

@@ -91,6 +91,7 @@ def convert(
     if not _equal(tensors, again):
         raise CheckpointError(f"`{target}` does not hold the same tensors as `{stored}`")
     if as_folder:
+        files.refuse_replaced(target)
         weights.write_description(target, loaded.described, card)
     written = target / folders.WEIGHTS_FILE if as_folder else target
     try:

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from cvt_cli.base import conditions
+from cvt_cli.base import conditions, files
 from cvt_cli.base.conditions import Conditions
 from cvt_cli.base.errors import CvtError, ImageError, UsageError
 from cvt_cli.base.progress import Say
@@ -44,6 +44,7 @@ class Answered(ResumableLines):
     def _read(self) -> None:
         """Note what is done, and cut off an unfinished last line."""
         if self._anew:
+            files.refuse_replaced(self.path)
             conditions.beside(self.path).unlink(missing_ok=True)
             self.cut(0)
         if not self.path.stat().st_size:

@@ -3,12 +3,16 @@ nothing unless that is said."""
 
 import csv
 import json
+import os
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 from pyarrow import parquet
 
+from cvt_cli.base import files
 from small_sets import class_folders
 from tests_shared import CHELSEA, TESTS
 
@@ -96,6 +100,57 @@ def test_outputs_that_do_not_go_together_are_refused(cvt, words: str, why: str) 
     said = cvt("predict", CHELSEA, *NANO, *words.split())
 
     assert said.exit_code == 2 and why in said.stderr
+
+
+def test_what_another_process_has_made_meanwhile_is_not_replaced(cvt) -> None:
+    os.mkfifo("list")
+
+    def other_process() -> None:
+        with open("list", "w") as file:  # once the command, which has seen no a.csv, reads it
+            Path("a.csv").write_text("of another process")
+            file.write(f"{CHELSEA}\n")
+
+    thread = threading.Thread(target=other_process)
+    thread.start()
+    said = cvt("predict", "@list", *NANO, "-o", "a.csv")
+    thread.join()
+
+    assert said.exit_code == 1
+    assert "`a.csv` was made by another process in the meantime, and was not" in said.stderr
+    assert f"what was made here is kept as `{Path.cwd()}/a-2.csv`" in said.stderr
+    assert Path("a.csv").read_text() == "of another process"
+    assert paths_in("a-2.csv") == [str(CHELSEA)]
+    assert cvt("predict", CHELSEA, *NANO, "-o", "a.csv", "--overwrite").exit_code == 0
+
+
+@pytest.mark.parametrize("command", ["predict", "evaluate"])
+def test_lines_that_another_process_was_writing_are_not_replaced(
+    cvt, data: Path, command: str
+) -> None:
+    begun, written = threading.Event(), threading.Event()
+
+    def other_process() -> None:
+        with files.growing(Path("a.jsonl"), "writing", print) as file:
+            begun.set()
+            written.wait()
+            file.write(b"of another process\n")
+
+    def ends() -> None:
+        time.sleep(1)  # by then this process waits for the other one
+        written.set()
+
+    threads = [threading.Thread(target=work) for work in (other_process, ends)]
+    threads[0].start()
+    begun.wait()
+    threads[1].start()
+    words = ("-o", "a.jsonl") if command == "predict" else ("--predictions", "a.jsonl")
+    said = cvt(command, data, *NANO, *words)
+    for thread in threads:
+        thread.join()
+
+    assert said.exit_code == 1 and "another process is" in said.stderr
+    assert "`a.jsonl` was made by another process in the meantime, and was not" in said.stderr
+    assert Path("a.jsonl").read_text() == "of another process\n"
 
 
 @pytest.fixture(scope="module")
