@@ -179,10 +179,8 @@ def evaluate(
             ctx, ["--predictions"], "--resume names the file already; give only one of the two"
         )
     elif resume_predictions and predictions and predictions.suffix.lower() == ".jsonl":
-        output.note(
-            f"note: --resume takes the file itself now: `--resume {shlex.quote(str(predictions))}`, "
-            "without --predictions"
-        )
+        now = f"--resume {shlex.quote(str(predictions))}"
+        output.note(f"note: --resume takes the file itself now: `{now}`, without --predictions")
     if not (predictions or report or json_file):
         options.refuse(ctx, ["--overwrite"], "there is no output file to replace")
     options.refuse_replacing(json_file, overwrite)

@@ -229,9 +229,7 @@ def test_resume_takes_the_file_in_evaluate_too(cvt, data: Path) -> None:
     for said in (gone_on, as_before):
         assert "4 of 4 images already in `a b.jsonl`" in said.stderr
         assert said.stdout.splitlines()[0] == begun.stdout.splitlines()[0]
-    assert (
-        "--resume takes the file itself now: `--resume 'a b.jsonl'`, without" in as_before.stderr
-    )
+    assert "--resume takes the file itself now: `--resume 'a b.jsonl'`, without" in as_before.stderr
     both = cvt("evaluate", data, *NANO, "--predictions", "a b.jsonl", "--resume", "b.jsonl")
     assert both.exit_code == 2 and "give only one of the two" in both.stderr
 
