@@ -332,17 +332,17 @@ def _summary(result: "Exported") -> list[str]:
     if (parity := found.parity) is not None:
         lines.append(
             f"preprocessing inside: at most {parity.largest_grey_levels:g} of 255 grey levels from "
-            f"ours, {100 * parity.share_differing:.3f} % of values differ "
+            f"Pillow's, {100 * parity.share_differing:.3f} % of values differ "
             f"({counted(parity.n, 'image')})"
         )
     torch, file = (1000 / row.images_per_sec for row in result.speed)
     speed = f"one image at a time: {file:.1f} ms, torch {torch:.1f} ms"
     ratio, ratios = result.speed[1].ratio, result.speed[1].ratios
     if ratio is not None:
-        speed += f"; {ratio:.1f} times as fast (median of 5 turns each)"
+        speed += f"; {ratio:.1f} times as fast (median of 5 rounds)"
     elif ratios is not None:
         speed += (
-            f"; the 5 turns do not agree ({ratios[0]:.1f} to {ratios[1]:.1f} times as fast): "
+            f"; the 5 rounds do not agree ({ratios[0]:.1f} to {ratios[1]:.1f} times as fast): "
             "other processes are busy"
         )
     lines.append(speed)

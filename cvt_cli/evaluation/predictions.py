@@ -215,7 +215,7 @@ def check_lines(
     Raises:
         UsageError: an image has gone, has another class, group or ReaL label, or another content.
     """
-    hint = "give another file, or --predictions with --overwrite to begin anew"
+    hint = "name another file, or start over: --predictions with --overwrite"
     place = {name: index for index, name in enumerate(data.names)}
     if gone := [line.path for line in lines if line.path not in place]:
         raise UsageError(

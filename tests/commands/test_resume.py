@@ -117,7 +117,7 @@ def swap_two_images() -> None:
     ("change", "message"),
     [
         (swap_two_images, "`blue/3.png` has changed since `judged.jsonl` was made"),
-        (lambda: Path("images/red/9.png").unlink(), "the data has no `red/9.png`"),
+        (lambda: Path("images/red/9.png").unlink(), "this data has no `red/9.png`"),
         (
             lambda: Path("map.json").write_text('{"blue": "red", "green": "green", "red": "blue"}'),
             "`blue/0.png` is of class `blue` in `judged.jsonl`, and of `red` now",

@@ -109,7 +109,7 @@ def test_an_original_state_dict_loads(
     assert torch.equal(logits(loaded.model), logits(golden_model(NANO)))
     assert loaded.preprocessing == VARIANTS["nano"].preprocessing.with_size(Size(64, 64))
     assert loaded.labels == labels.unnamed(10)
-    assert "has no names for its 10 classes" in loaded.notes[0]
+    assert "has no class names: its 10 classes" in loaded.notes[0]
 
 
 def test_an_original_file_name_tells_size_and_classes(tmp_path: Path) -> None:
