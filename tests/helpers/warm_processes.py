@@ -19,7 +19,7 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 import warm_server
 
@@ -39,21 +39,22 @@ class Process:
 
     Args:
         request: what the server is asked for.
-        files: descriptors for standard input, output and error; None gives a pipe.
+        files: for standard input, output and error; None gives a pipe.
     """
 
     def __init__(
-        self, request: dict[str, Any], files: "tuple[int, int | None, int | None]"
+        self, request: dict[str, Any], files: tuple[int | None, int | None, int | None]
     ) -> None:
         self.returncode: int | None = None
-        self.stdin = None
-        self.stdout, output = _pipe(files[1])
-        self.stderr, errors = _pipe(files[2])
+        self.stdin, given = _pipe(files[0], "w")
+        self.stdout, output = _pipe(files[1], "r")
+        self.stderr, errors = _pipe(files[2], "r")
         self._status, report = os.pipe()
         self._waiting = threading.Lock()
-        self.pid = _server().fork(request, [files[0], output, errors, report])
-        for number, given in ((output, files[1]), (errors, files[2]), (report, None)):
-            if given is None:
+        theirs = [given, output, errors, report]
+        self.pid = _server().fork(request, theirs)
+        for number, file in zip(theirs, (*files, None), strict=True):
+            if file is None:
                 os.close(number)
 
     def poll(self) -> int | None:
@@ -86,6 +87,8 @@ class Process:
         Raises:
             subprocess.TimeoutExpired: it has not ended in ``timeout`` seconds.
         """
+        if self.stdin is not None:
+            self.stdin.close()
         ends = time.monotonic() + (timeout or 0)
         texts: dict[str, str] = {}
         readers = [
@@ -114,7 +117,7 @@ class Process:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for stream in (self.stdout, self.stderr):
+        for stream in (self.stdin, self.stdout, self.stderr):
             if stream is not None:
                 stream.close()
         self.wait()
@@ -130,6 +133,7 @@ def start(
     environment: dict[str, str],
     code: str | None = None,
     cwd: Path | None = None,
+    stdin: "int | IO[Any]" = 0,
     stdout: int | None = None,
     stderr: int | None = None,
     new_session: bool = False,
@@ -139,6 +143,7 @@ def start(
 
     Args:
         environment: of the process.
+        stdin: a descriptor, a file, or `subprocess.PIPE`.
         stdout: a descriptor; None gives a pipe, as for ``stderr``.
         new_session: make it the leader of a group of processes of its own.
         options: of `subprocess.Popen`; with any a new interpreter is started.
@@ -150,6 +155,7 @@ def start(
             [sys.executable, *what, *words],
             env=environment,
             cwd=cwd,
+            stdin=stdin,
             stdout=subprocess.PIPE if stdout is None else stdout,
             stderr=subprocess.PIPE if stderr is None else stderr,
             text=True,
@@ -158,7 +164,8 @@ def start(
         )
     request = {"module": module, "code": code, "arguments": words, "environment": environment,
                "cwd": str(cwd or Path.cwd()), "new_session": new_session}  # fmt: skip
-    return Process(request, (0, stdout, stderr))
+    number = stdin if isinstance(stdin, int) else stdin.fileno()
+    return Process(request, (None if number == subprocess.PIPE else number, stdout, stderr))
 
 
 def _same_start(environment: dict[str, str]) -> bool:
@@ -171,12 +178,13 @@ def _same_start(environment: dict[str, str]) -> bool:
     return here == there
 
 
-def _pipe(given: int | None) -> "tuple[IO[str] | None, int]":
-    """Our end, where nothing was given, and the descriptor for the process."""
+def _pipe(given: int | None, mode: Literal["r", "w"]) -> "tuple[IO[str] | None, int]":
+    """Our end, read or written, where nothing was given, and the descriptor for the process."""
     if given is not None:
         return None, given
     read, write = os.pipe()
-    return open(read, encoding="utf-8"), write
+    ours, theirs = (read, write) if mode == "r" else (write, read)
+    return open(ours, mode, encoding="utf-8"), theirs
 
 
 def _read(name: str, stream: IO[str], texts: dict[str, str]) -> None:
