@@ -44,6 +44,17 @@ _WrongUsage: Any = typer.BadParameter.__base__
 """What typer raises of a command line that it cannot parse; it exports this subclass alone."""
 
 
+def _refuse_nowhere() -> None:
+    """Raises CvtError if the folder that this was started in is gone: no path leads from there."""
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise CvtError(
+            f"the current folder cannot be used: {error.strerror}",
+            hint="it was deleted or moved; change to one that exists, with `cd`",
+        ) from None
+
+
 class _App(help_pages.Group):
     """Turns what a user can act on into a message and an exit code; bugs keep their traceback."""
 
@@ -93,6 +104,7 @@ class _App(help_pages.Group):
             return super().make_context(info_name, args, *others, **extra)
 
     def invoke(self, ctx: Any) -> Any:
+        _refuse_nowhere()
         try:
             with self._habits():
                 return super().invoke(ctx)

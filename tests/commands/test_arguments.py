@@ -95,3 +95,17 @@ def test_an_export_without_a_name_has_that_of_the_model(
     assert said.stdout.startswith(f"{name}: ") and Path(name).is_file()
     again = cvt("export", line, "--format", "safetensors")
     assert again.exit_code == 1 and f"`{name}` exists" in again.stderr
+
+
+@pytest.mark.parametrize("line", ["info .", "predict x.jpg -o a.csv", "flops"])
+def test_a_current_folder_that_was_deleted_is_a_sentence(
+    cvt, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: str
+) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+
+    said = cvt(*line.split())
+
+    assert said.exit_code == 1
+    assert said.stderr.startswith("error: the current folder cannot be used: No such file")
