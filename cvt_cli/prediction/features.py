@@ -52,11 +52,15 @@ class Features(WholeFile):
             features = np.memmap(self._rows_path, np.float32, "r", shape=shape)
         conditions = json.dumps(self._conditions)
         if self._safetensors:
+            from safetensors import SafetensorError
             from safetensors.numpy import save_file
 
             metadata = {"paths": json.dumps(self._paths), "conditions": conditions}
             mode = self._temporary.stat().st_mode  # as the umask says; save_file takes 0600
-            save_file({"features": features}, self._temporary, metadata)
+            try:
+                save_file({"features": features}, self._temporary, metadata)
+            except SafetensorError as error:  # a full disk, say
+                raise OSError(str(error)) from error
             self._temporary.chmod(mode)
             headers.order_metadata(self._temporary)
         else:

@@ -60,4 +60,7 @@ class WholeFile:
                 unwritable = files.unwritable(self._path, failure)
                 self._stack.__exit__(CvtError, unwritable, None)
                 raise unwritable from failure
+            except BaseException as failure:
+                self._stack.__exit__(type(failure), failure, failure.__traceback__)
+                raise
         self._stack.__exit__(kind, error, trace)

@@ -4,6 +4,7 @@ nothing unless that is said."""
 import csv
 import json
 import os
+import resource
 import threading
 import time
 from pathlib import Path
@@ -100,6 +101,20 @@ def test_outputs_that_do_not_go_together_are_refused(cvt, words: str, why: str) 
     said = cvt("predict", CHELSEA, *NANO, *words.split())
 
     assert said.exit_code == 2 and why in said.stderr
+
+
+@pytest.mark.parametrize("file", ["a.safetensors", "a.npz"])
+def test_features_that_have_no_room_are_a_sentence(cvt, file: str) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        said = cvt("predict", CHELSEA, *NANO, "--engine", "torch", "-o", file)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    assert said.exit_code == 1
+    assert f"error: cannot write `{file}`: " in said.stderr and "hint: " in said.stderr
+    assert not list(Path().iterdir())
 
 
 def test_what_another_process_has_made_meanwhile_is_not_replaced(cvt) -> None:
