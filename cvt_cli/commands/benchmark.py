@@ -199,12 +199,10 @@ def _print(found: "Benchmark", baseline: str) -> None:
     shown = ", ".join(f"{name} {version}" for name, version in found.versions.items())
     if any(row.ratios for row in found.rows):
         output.emit(
-            f"ratio: images/s divided by those of {printable(baseline)} at the same batch size in "
-            "the same round;\n"
-            "the median of these quotients (which is not the quotient of the medians), or their\n"
-            "range where the rounds do not agree"
+            f"ratio: images/s divided by those of {printable(baseline)}, at the same batch size "
+            "and in the\nsame round; the median of the rounds, or the range where they do not agree"
         )
     output.emit(
-        "of peak: of the rate of a matrix product in the same precision, measured in turn on\n"
-        f"torch; start: from a new process to an engine that can be called\n{shown}"
+        "of peak: share of the rate of a plain matrix product in the same precision (torch)\n"
+        f"start: from a new process until the engine can be called\n{shown}"
     )

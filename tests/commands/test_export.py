@@ -273,7 +273,7 @@ def test_info_flops_and_benchmark_take_it(files: Path, cvt, tmp_path: Path) -> N
     assert "rate compared with" in drawn and "nano.onnx, onnxruntime fp32" in drawn
     said = " ".join(shown.split())
     assert f"divided by those of {files / 'nano.onnx'}, onnxruntime fp32" in said
-    assert "median of these quotients (which is not the quotient of the medians)" in said
+    assert "the median of the rounds, or the range where they do not agree" in said
     assert "None" not in drawn.partition("</metadata>")[2] and str(files) not in drawn
     assert (described["variant"], described["license"]) == ("nano", "MIT")
     assert counted["macs"] == 18_700_800
