@@ -117,20 +117,26 @@ def gather(own: Any) -> list[Any]:
     """
     if count() == 1:
         return [own]
+    return [json.loads(part) for part in gather_bytes(json.dumps(own).encode())]
+
+
+def gather_bytes(own: bytes) -> list[bytes]:
+    """The bytes of each process, by rank; waits until all have come this far."""
+    if count() == 1:
+        return [own]
     import torch
     from torch import distributed
 
     with joined():
-        content = torch.tensor(list(json.dumps(own).encode()), dtype=torch.uint8)
+        content = torch.frombuffer(bytearray(own or b"\0"), dtype=torch.uint8)
         sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(count())]
-        distributed.all_gather(sizes, torch.tensor([len(content)]))
-        longest = int(max(sizes))
+        distributed.all_gather(sizes, torch.tensor([len(own)]))
+        longest = max(int(max(sizes)), 1)
         padded = torch.cat([content, torch.zeros(longest - len(content), dtype=torch.uint8)])
         found = [torch.empty(longest, dtype=torch.uint8) for _ in range(count())]
         distributed.all_gather(found, padded)
         return [
-            json.loads(bytes(part[: int(size)].tolist()))
-            for part, size in zip(found, sizes, strict=True)
+            part[: int(size)].numpy().tobytes() for part, size in zip(found, sizes, strict=True)
         ]
 
 

@@ -9,13 +9,11 @@ import typer
 
 from cvt_cli.base import torchrun
 from cvt_cli.base.errors import UsageError
-from cvt_cli.base.text import counted, printable
+from cvt_cli.base.text import counted
 from cvt_cli.commands import options, output
-from cvt_cli.spec.published import AGREEMENT, DEFAULT_MODEL, MEASURED_BY
+from cvt_cli.spec.published import AGREEMENT, DEFAULT_MODEL
 
 if TYPE_CHECKING:
-    from cvt_cli.evaluation.calibration import Calibration
-    from cvt_cli.evaluation.metrics import Groups, Metrics
     from cvt_cli.evaluation.result import Result
 
 
@@ -104,6 +102,20 @@ Resume = Annotated[
 ]
 ResumePredictions = Annotated[bool, typer.Option("--resume-predictions", hidden=True)]
 """What `options.Command` makes of ``--resume`` without a file, as in version 0.1."""
+Scores = Annotated[
+    Path | None,
+    options.path_option(
+        "FILE",
+        "Write the probabilities of all classes for every image to a .npy or .parquet file.",
+        options.OUTPUT,
+    ),
+]
+ConfusionFile = Annotated[
+    Path | None,
+    options.path_option(
+        "FILE", "Write the whole confusion matrix to a .csv file.", options.OUTPUT, "--confusion"
+    ),
+]
 Report = Annotated[
     Path | None,
     options.path_option(
@@ -136,6 +148,8 @@ def evaluate(
     report: Report = None,
     predictions: Predictions = None,
     resume: Resume = None,
+    scores: Scores = None,
+    confusion: ConfusionFile = None,
     top_k: TopK = 5,
     expect: Expect = None,
     tolerance: Tolerance = AGREEMENT,
@@ -181,57 +195,63 @@ def evaluate(
     elif resume_predictions and predictions and predictions.suffix.lower() == ".jsonl":
         now = f"--resume {shlex.quote(str(predictions))}"
         output.note(f"note: --resume takes the file itself now: `{now}`, without --predictions")
-    if not (predictions or report or json_file):
+    if not (predictions or report or scores or confusion or json_file):
         options.refuse(ctx, ["--overwrite"], "there is no output file to replace")
     options.refuse_replacing(json_file, overwrite)
-    try:
-        results = evaluating.evaluate(
-            data,
-            model or [DEFAULT_MODEL],
-            split=split,
-            data_dir=data_dir,
-            columns=columns,
-            images=images,
-            label_map=label_map,
-            real=real,
-            group_by=group_by,
-            groups=groups,
-            skip_unreadable=skip_unreadable,
-            res=res,
-            activation=activation,
-            exif=exif,
-            batch_size=batch_size,
-            workers=workers,
-            device=device,
-            engine=engine,
-            precision=precision,
-            top_k=top_k,
-            predictions=resume or predictions,
-            resume=resume is not None or resume_predictions,
-            report=report,
-            overwrite=overwrite,
-            access=output.access(revision, offline, verbose),
-        )
-    except KeyboardInterrupt:
-        lines = resume or predictions
-        if lines is not None and lines.suffix.lower() == ".jsonl" and len(model or ()) < 2:
-            old = sys.argv[1:] if resume_predictions else None  # has --resume already
-            go_on = (
-                shlex.join(["cvt", *old]) if old else output.gone_on_with(lines, "--predictions")
+    with torchrun.joined():
+        try:
+            results = evaluating.evaluate(
+                data,
+                model or [DEFAULT_MODEL],
+                split=split,
+                data_dir=data_dir,
+                columns=columns,
+                images=images,
+                label_map=label_map,
+                real=real,
+                group_by=group_by,
+                groups=groups,
+                skip_unreadable=skip_unreadable,
+                res=res,
+                activation=activation,
+                exif=exif,
+                batch_size=batch_size,
+                workers=workers,
+                device=device,
+                engine=engine,
+                precision=precision,
+                top_k=top_k,
+                predictions=resume or predictions,
+                resume=resume is not None or resume_predictions,
+                scores=scores,
+                confusion=confusion,
+                report=report,
+                overwrite=overwrite,
+                access=output.access(revision, offline, verbose),
             )
-            output.note(f"to continue: {go_on}")
-        elif torchrun.rank() == 0:
-            output.note("with --resume FILE.jsonl, an interrupted evaluation can be continued")
-        raise
-    missed = [] if expect is None else _missed(results, expect, tolerance)
-    if torchrun.rank() == 0:
-        for message in missed:
-            output.error(message)
-        documents = [one.to_json() for one in results]
-        document = documents[0] if len(documents) == 1 else documents
-        if json_file is not None:
-            output.write_json(document, json_file)
-        _print(results, skip_unreadable, document if json_output else None)
+        except KeyboardInterrupt:
+            lines = resume or predictions
+            if lines is not None and lines.suffix.lower() == ".jsonl" and len(model or ()) < 2:
+                old = sys.argv[1:] if resume_predictions else None  # has --resume already
+                go_on = (
+                    shlex.join(["cvt", *old])
+                    if old
+                    else output.gone_on_with(lines, "--predictions")
+                )
+                output.note(f"to continue: {go_on}")
+            elif torchrun.rank() == 0:
+                output.note("with --resume FILE.jsonl, an interrupted evaluation can be continued")
+            raise
+        missed = [] if expect is None else _missed(results, expect, tolerance)
+        if torchrun.rank() == 0:
+            for message in missed:
+                output.error(message)
+            documents = [one.to_json() for one in results]
+            document = documents[0] if len(documents) == 1 else documents
+            if json_file is not None:
+                output.write_json(document, json_file)
+            _print(results, skip_unreadable, document if json_output else None)
+        torchrun.gather(None)  # one that fails ends the others: the one that speaks comes first
     if missed or (results[0].metrics.failures and not skip_unreadable):
         raise typer.Exit(1)
 
@@ -248,6 +268,7 @@ def _missed(results: "list[Result]", expect: float, tolerance: float) -> list[st
 
 def _print(results: "list[Result]", skip_unreadable: bool, document: Any) -> None:
     from cvt_cli.datasets.labelled import place_of
+    from cvt_cli.evaluation import described
 
     found = results[0].metrics
     for failure in found.failures:
@@ -257,7 +278,7 @@ def _print(results: "list[Result]", skip_unreadable: bool, document: Any) -> Non
     else:
         for one in results:
             title = [one.model] if len(results) > 1 else []
-            output.emit("\n".join(title + _lines(one)))
+            output.emit("\n".join(title + described.lines(one)))
     if unreadable := len(found.failures):
         output.note(
             f"left out: {counted(unreadable, 'image')} that could not be read"
@@ -265,87 +286,3 @@ def _print(results: "list[Result]", skip_unreadable: bool, document: Any) -> Non
             else f"counted as wrong: {unreadable} of {counted(found.n, 'image')}, which could not "
             "be read"
         )
-
-
-def _lines(result: "Result") -> list[str]:
-    """What was measured of a model, for a person."""
-    found = result.metrics
-    n, k = found.n, found.k
-    lines = [
-        f"top-1   {100 * found.top1:.2f} %  ({found.top1_correct} of {n}; "
-        f"95 % interval {_range(found.top1_interval)})"
-    ]
-    if (subset := found.present_classes) is not None:
-        lines.append(
-            f"top-1   {100 * (subset.rate.accuracy or 0):.2f} %  ({subset.rate.correct} of {n}; "
-            f"95 % interval {_range(subset.rate.interval)}) among the "
-            f"{counted(subset.n, 'class')} present"
-        )
-    if result.n_trained_on:
-        lines.append(
-            f"trained {result.n_trained_on} of these {n} images were trained on; "
-            "--split val measures on those held out"
-        )
-    if not found.topk_is_certain:
-        lines.append(f"top-{k:<3} {100 * found.topk:.2f} %  ({found.topk_correct} of {n})")
-    if (real := found.real) is not None:
-        lines.append(
-            f"ReaL    {100 * (real.accuracy or 0):.2f} %  ({real.correct} of "
-            f"{counted(real.n, 'image')} "
-            "that have labels)"
-        )
-    loss = "none readable" if found.loss is None else f"{found.loss:.4f} nats"
-    lines.append(f"loss    {loss}, cross-entropy")
-    if found.calibration is not None:
-        lines.append(_calibration(found.calibration))
-    if found.groups is not None:
-        lines += _groups(found.groups)
-    if found.confusions:
-        pairs = [f"{one.label} as {one.predicted} ({one.n})" for one in found.confusions[:3]]
-        lines.append(f"wrong   most often {printable(', '.join(pairs))}")
-    if (scores := result.published) is not None:
-        lines.append(
-            f"paper   {100 * scores.paper_top1:.1f} %, {MEASURED_BY} {100 * scores.top1:.2f} %; "
-            f"{scores.verdict}"
-        )
-    return lines + _speed(found)
-
-
-def _range(interval: tuple[float, float]) -> str:
-    return " to ".join(f"{100 * bound:.2f}" for bound in interval)
-
-
-def _calibration(found: "Calibration") -> str:
-    line = f"ECE     {found.ece:.4f} in {len(found.bins)} bins; Brier {found.brier:.4f}"
-    if (temperature := found.temperature) is not None:
-        beyond = " or more" if temperature > 1 else " or less"
-        line += (
-            f"; temperature {temperature:.2f}"
-            + (beyond if found.temperature_at_bound else "")
-            + f" would give {found.nll_at_temperature:.4f} nats"
-        )
-    return line
-
-
-def _groups(found: "Groups") -> list[str]:
-    lines = [
-        f"group   {printable(one.group)}: {100 * (one.rate.accuracy or 0):.2f} %  "
-        f"({one.rate.correct} of {one.rate.n}; {_range(one.rate.interval)})"
-        for one in found.groups
-    ]
-    return [
-        *lines,
-        f"gap     {100 * found.largest_gap:.2f} points, from {printable(found.worst.group)} to "
-        f"{printable(found.best.group)}",
-    ]
-
-
-def _speed(found: "Metrics") -> list[str]:
-    if not found.images_per_sec:
-        return []
-    parts = (
-        ("decoding, one thread,", found.decode_images_per_sec),
-        ("model", found.model_images_per_sec),
-    )
-    split = ", ".join(f"{what} {rate:.0f}" for what, rate in parts if rate)
-    return [f"speed   {found.images_per_sec:.0f} images/s ({split})"]

@@ -11,7 +11,7 @@ from cvt_cli.datasets.labelled import LabelledImages, Split
 from cvt_cli.datasets.layouts import check_told, open_dataset
 from cvt_cli.datasets.table_sets import Told
 from cvt_cli.datasets.torchvision_sets import check_data_dir
-from cvt_cli.evaluation import predictions, report
+from cvt_cli.evaluation import predictions, report, score_files
 from cvt_cli.evaluation.result import Part
 from cvt_cli.spec import published
 from cvt_cli.spec.config import Activation
@@ -41,6 +41,8 @@ class Asked:
     top_k: int
     predictions: Path | None
     resume: bool
+    scores: Path | None
+    confusion: Path | None
     report: Path | None
     overwrite: bool
 
@@ -76,6 +78,7 @@ def check(names: list[str], asked: Asked) -> None:
     if asked.groups is not None and asked.told.group_by is not None:
         raise UsageError("--groups and --group-by both define groups; give only one of the two")
     predictions.check(asked.predictions, asked.resume, len(names))
+    score_files.check(asked.scores, asked.confusion, asked.resume)
     check_data_dir(asked.data, asked.data_dir)
     check_told(asked.data, asked.told)
     known = [found.name if (found := published.find(name)) else name for name in names]
@@ -86,8 +89,9 @@ def check(names: list[str], asked: Asked) -> None:
             "have the same name in the output files",
             hint="give each model once; to rename a folder, link to it",
         )
+    named = (asked.predictions, asked.report, asked.scores, asked.confusion)
     files.refuse_overwriting(
-        [path for path in (asked.predictions, asked.report) if path is not None],
+        [path for path in named if path is not None],
         [str(path) for path in (asked.label_map, asked.real, asked.groups) if path is not None],
     )
     if asked.predictions is not None and not asked.resume:
@@ -96,6 +100,15 @@ def check(names: list[str], asked: Asked) -> None:
             [predictions.file_of(asked.predictions, name) for name in of_models],
             asked.overwrite,
         )
+    for path in (asked.scores, asked.confusion):
+        if path is not None:
+            several = called if len(names) > 1 else [None]
+            written = [predictions.named_for(path, name) for name in several]
+            if path.suffix.lower() == ".npy":
+                written += [score_files.about(one) for one in written]
+            files.refuse_replacing(written, asked.overwrite)
+            for one in written:
+                files.refuse_unwritable(one)
     if asked.report is not None:
         folders = [asked.report / name for name in called] if len(names) > 1 else [asked.report]
         files.refuse_replacing([folder / "index.html" for folder in folders], asked.overwrite)

@@ -71,7 +71,7 @@ class CalibrationSums:
             right: whether the likeliest class is the right one (B,).
 
         Returns:
-            The probability of the likeliest class of each image (B,).
+            The probabilities (B, classes).
         """
         rows = np.arange(len(labels))
         self._add_at_temperatures(wide, wide[rows, labels])
@@ -84,7 +84,7 @@ class CalibrationSums:
         np.add.at(self.bin_n, bins, 1)
         np.add.at(self.bin_correct, bins, right)
         np.add.at(self.bin_confidence, bins, confidence)
-        return confidence
+        return probabilities
 
     def _add_at_temperatures(self, wide: NDArray[np.float64], own: NDArray[np.float64]) -> None:
         """Sum the losses and their slopes.

@@ -77,7 +77,7 @@ class Counts:
         names: Sequence[str] = (),
         groups: Sequence[str] = (),
         real: Sequence[Sequence[int]] = (),
-    ) -> None:
+    ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """Count a batch.
 
         Args:
@@ -86,6 +86,9 @@ class Counts:
             names: of the images, for the worst mistakes.
             groups: of the images.
             real: ReaL's labels of each, perhaps none.
+
+        Returns:
+            The likeliest class of each image (B,), and the probabilities of all (B, classes).
         """
         order = np.argsort(-logits, axis=1, kind="stable")  # a tie goes to the lower index
         best = order[:, 0]
@@ -105,15 +108,17 @@ class Counts:
         wide = logits.astype(np.float64)
         wide -= wide.max(axis=1, keepdims=True)
         self.loss_sum += float(_losses(wide, labels).sum())
-        confidence = self.calibration.add(wide, labels, right)
+        probabilities = self.calibration.add(wide, labels, right)
         for hit, group in zip(right.tolist(), groups, strict=bool(groups)):
             self._count_group(group, hit)
         for answer, accepted in zip(best.tolist(), real, strict=bool(real)):
             self.real_n += bool(accepted)
             self.real_correct += answer in accepted
-        if names:
+        if names and wrong:
+            confidence = probabilities.max(axis=1)
             found = [(float(confidence[i]), names[i], int(labels[i]), int(best[i])) for i in wrong]
             self.mistakes = sorted([*self.mistakes, *found], key=_surest_first)[:MISTAKES]
+        return best, probabilities
 
     def _count_group(self, group: str, hit: bool) -> None:
         counts = self.groups.setdefault(group, [0, 0])

@@ -9,7 +9,7 @@ from typing import Any, overload
 from cvt_cli import loading
 from cvt_cli.base import machine, places, streams, torchrun
 from cvt_cli.base.errors import UsageError
-from cvt_cli.base.progress import silent, unheard
+from cvt_cli.base.progress import Say, silent, unheard
 from cvt_cli.base.text import counted
 from cvt_cli.checkpoints.locate import Access
 from cvt_cli.datasets import held_out
@@ -19,7 +19,7 @@ from cvt_cli.datasets.labelled import LabelledImages, Split
 from cvt_cli.datasets.table_sets import Told
 from cvt_cli.datasets.torchvision_sets import KNOWN_SETS
 from cvt_cli.engines.ready import ReadyModel
-from cvt_cli.evaluation import annotations, judge, predictions, report
+from cvt_cli.evaluation import annotations, judge, measured, predictions, report, score_files
 from cvt_cli.evaluation.asked import Asked, check
 from cvt_cli.evaluation.judge import Subject
 from cvt_cli.evaluation.predictions import PredictionFiles
@@ -63,6 +63,8 @@ def evaluate(  # type: ignore[misc]  # the options are the same in both, and are
     top_k: int = 5,
     predictions: Place | None = None,
     resume: bool = False,
+    scores: Place | None = None,
+    confusion: Place | None = None,
     report: Place | None = None,
     overwrite: bool = False,
     revision: str | None = None,
@@ -118,6 +120,8 @@ def evaluate(  # type: ignore[misc]  # the options are the same in both, and are
         top_k=top_k,
         predictions=_path(predictions),
         resume=resume,
+        scores=_path(scores),
+        confusion=_path(confusion),
         report=_path(report),
         overwrite=overwrite,
     )
@@ -195,10 +199,13 @@ def _evaluate(names: list[str], settings: Asked, access: Access) -> list[Result]
                 access.say(f"stopped: {so_far} of {len(mine)} images are evaluated and {kept}")
             raise
         written.save(len(left), at_once=True)
-    _add_up(subjects, len(images))
+    with torchrun.joined():
+        _add_up(subjects, len(images), mine)
     results = []
     for ready, one, origin in zip(models, subjects, origins, strict=True):
         results.append(_result(ready, one, origin, images, settings, access.offline))
+        if rank == 0:
+            _write(ready, one, images, results[-1], settings, several, access.say)
         if settings.report is not None and rank == 0:
             folder = settings.report
             if several:
@@ -265,7 +272,9 @@ def _loaded(
     )
     class_index, how = match_classes(images.classes, ready.labels, settings.label_map)
     one = judge.subject(
-        ready.engine, ready.preprocessing, ready.labels, class_index, images, settings.top_k
+        *(ready.engine, ready.preprocessing, ready.labels, class_index, images, settings.top_k),
+        keep=None if settings.scores is None else True,
+        folder=settings.scores and settings.scores.parent,
     )
     one.result.skipped = settings.skip_unreadable
     if settings.real is not None:
@@ -292,8 +301,11 @@ def _loaded(
     return ready, one
 
 
-def _add_up(subjects: Sequence[Subject], total: int) -> None:
+def _add_up(subjects: Sequence[Subject], total: int, mine: Sequence[int]) -> None:
     """Add what the other processes counted, so that all have counted all images."""
+    for one in subjects:
+        if one.outcomes is not None:
+            one.outcomes.gather(mine)
     states = torchrun.gather([one.result.state() for one in subjects])
     for place, one in enumerate(subjects):
         for other, state in enumerate(states):
@@ -302,6 +314,28 @@ def _add_up(subjects: Sequence[Subject], total: int) -> None:
         counted = one.result.n + (len(one.result.failures) if one.result.skipped else 0)
         if counted != total:
             raise AssertionError(f"{one.result.n} images were counted of {total}")
+
+
+def _write(
+    ready: ReadyModel,
+    one: Subject,
+    images: LabelledImages,
+    result: Result,
+    settings: Asked,
+    several: bool,
+    say: Say,
+) -> None:
+    """Write the files of probabilities and of the confusion matrix that were asked for."""
+    name = predictions.name_in_files(ready.model) if several else None
+    if settings.scores is not None:
+        path = predictions.named_for(settings.scores, name)
+        conditions = {**ready.conditions(), "data": settings.data, "exif": settings.exif}
+        score_files.write_scores(path, one, images, conditions)
+        say(f"written: `{path}`")
+    if settings.confusion is not None:
+        path = predictions.named_for(settings.confusion, name)
+        score_files.write_confusion(path, result.metrics.measures, one.labels)
+        say(f"written: `{path}`")
 
 
 def _result(
@@ -313,6 +347,16 @@ def _result(
     offline: bool,
 ) -> Result:
     metrics = one.result.metrics(one.labels)
+    if one.outcomes is not None:
+        found = measured.measure(
+            one.outcomes,
+            one.class_index[images.labels],
+            len(one.labels),
+            groups=[one.groups.get(name, "") for name in images.names] if one.groups else (),
+            weights=images.weights,
+            threads=settings.workers or machine.threads(),
+        )
+        metrics = measured.with_measures(metrics, found, one.labels)
     seen = None
     if origin is not None:
         training: Callable[[], LabelledImages] = partial(settings.opened, "train", offline, unheard)

@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from time import perf_counter
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ from cvt_cli.base.progress import Progress, silent
 from cvt_cli.datasets.labelled import LabelledImages
 from cvt_cli.engines.protocol import Engine, logits_of, prepared
 from cvt_cli.evaluation.counts import Counts
+from cvt_cli.evaluation.outcomes import Outcomes
 from cvt_cli.prediction.answers import Prediction
 from cvt_cli.prediction.classify import ahead, batches, top_predictions, waiting_bytes
 from cvt_cli.spec.labels import Labels
@@ -52,6 +54,7 @@ class Subject:
     real: Mapping[str, Sequence[int]] = field(default_factory=dict)  # ReaL's labels by image name
     judged: Callable[[Judged, str | None], None] | None = None  # told of every image, in order,
     #                                                               and of its file's SHA-256
+    outcomes: Outcomes | None = None  # of every image
     truth: "Truth" = field(default_factory=lambda: Truth())
 
 
@@ -82,11 +85,27 @@ def subject(
     class_index: NDArray[np.int64],
     data: LabelledImages,
     k: int = 5,
+    keep: bool | None = None,
+    folder: Path | None = None,
 ) -> Subject:
-    """A model with nothing counted yet; if the data has not all its classes, those that it has."""
+    """A model with nothing counted yet; if the data has not all its classes, those that it has.
+
+    Args:
+        engine: that computes it.
+        preprocessing: of the images.
+        labels: its classes.
+        class_index: its class for each of the data's.
+        data: the images.
+        k: of top-k.
+        keep: as of `Outcomes`, like the next.
+        folder: see there.
+    """
     present = np.unique(class_index[data.labels])
     subset = present if len(present) < len(labels) else None
-    return Subject(engine, preprocessing, labels, class_index, Counts(len(labels), subset, k))
+    counts = Counts(len(labels), subset, k)
+    one = Subject(engine, preprocessing, labels, class_index, counts)
+    one.outcomes = Outcomes(len(data), len(labels), keep, folder)
+    return one
 
 
 def judge(
@@ -168,7 +187,9 @@ def _count(
         labels = one.class_index[data.labels[[i for i, _ in readable]]]
         groups = [one.groups.get(name, "") for name in names] if one.groups else []
         real = [one.real[name] for name in names] if one.real else []
-        result.add(logits, labels, names, groups, real)
+        answered, probabilities = result.add(logits, labels, names, groups, real)
+        if one.outcomes is not None:
+            one.outcomes.add([i for i, _ in readable], answered, probabilities)
     rows: Iterator[NDArray[np.float32]] = iter(logits)
     for index, (ready, seconds, sha256) in chunk:
         result.decode_sec += seconds
@@ -176,6 +197,8 @@ def _count(
         if isinstance(ready, str):
             group = one.groups.get(name, "") if one.groups else None
             result.add_failure(name, ready, right, group, one.real.get(name, ()))
+            if one.outcomes is not None:
+                one.outcomes.add_failure(index, result.skipped)
         if one.judged is not None:
             label = one.labels.names[right]
             one.truth.add(one, name, right)

@@ -2,16 +2,20 @@
 
 from dataclasses import asdict, dataclass
 from math import sqrt
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cvt_cli.evaluation.calibration import Calibration
+from cvt_cli.spec.labels import Labels
+
+if TYPE_CHECKING:
+    from cvt_cli.evaluation.measured import ClassMeasures, Measures
 
 
-def wilson(correct: int, n: int) -> tuple[float, float]:
-    """95 % score interval of a share (Wilson 1927)."""
+def wilson(correct: int, n: int, z: float = 1.959963984540054) -> tuple[float, float]:
+    """Score interval of a share (Wilson 1927), of 95 % or by another quantile of the normal."""
     if n == 0:
         return 0.0, 1.0
-    z, share = 1.959963984540054, correct / n
+    share = correct / n
     centre = share + z * z / (2 * n)
     half = z * sqrt(share * (1 - share) / n + z * z / (4 * n**2))
     scale = 1 + z * z / n
@@ -52,10 +56,12 @@ class ClassRate:
     label: str
     wnid: str | None
     rate: Rate
+    measures: "ClassMeasures | None" = None
 
     def to_json(self) -> dict[str, Any]:
         """The documented keys."""
-        return {"label": self.label, "wnid": self.wnid, **self.rate.to_json()}
+        more = asdict(self.measures) if self.measures else {}
+        return {"label": self.label, "wnid": self.wnid, **self.rate.to_json(), **more}
 
 
 @dataclass(frozen=True)
@@ -87,6 +93,14 @@ class Groups:
         return min(self.groups, key=lambda one: one.rate.accuracy or 0.0)
 
     @property
+    def gap_interval(self) -> tuple[float, float] | None:
+        """95 % interval of `largest_gap`; None of one group. See `intervals.gap_interval`."""
+        from cvt_cli.evaluation.intervals import gap_interval  # which needs what is above
+
+        low, high = self.worst.rate, self.best.rate
+        return gap_interval((low.correct, low.n), (high.correct, high.n), len(self.groups))
+
+    @property
     def largest_gap(self) -> float:
         """The difference of accuracy between the best group and the worst."""
         return (self.best.rate.accuracy or 0.0) - (self.worst.rate.accuracy or 0.0)
@@ -99,6 +113,7 @@ class Groups:
                 "gap": self.largest_gap,
                 "best": self.best.group,
                 "worst": self.worst.group,
+                "interval": (found := self.gap_interval) and list(found),
             },
         }
 
@@ -159,6 +174,8 @@ class Metrics:
     decode_images_per_sec: float | None  # of one thread
     model_images_per_sec: float | None
     transfer_sec: float  # of images to the device
+    measures: "Measures | None" = None  # where the outcome of each image is known
+    labels: Labels | None = None  # the model's
 
     @property
     def top1(self) -> float:
@@ -180,8 +197,14 @@ class Metrics:
         """95 % Wilson interval of `top1`."""
         return wilson(self.top1_correct, self.n)
 
+    @property
+    def topk_interval(self) -> tuple[float, float]:
+        """95 % Wilson interval of `topk`."""
+        return wilson(self.topk_correct, self.n)
+
     def to_json(self) -> dict[str, Any]:
         """The documented keys."""
+        found, curve = self.measures, self.measures and self.measures.curve
         return {
             "n": self.n,
             "n_failed": len(self.failures),
@@ -192,6 +215,8 @@ class Metrics:
             f"top{self.k}_correct": self.topk_correct,
             "num_classes": self.num_classes,
             "top1_interval": list(self.top1_interval),
+            f"top{self.k}_interval": list(self.topk_interval),
+            "measures": found and found.to_json(),
             "loss": self.loss,
             "present_classes": self.present_classes and self.present_classes.to_json(),
             "real": self.real and self.real.to_json(),
@@ -199,6 +224,8 @@ class Metrics:
             "groups": self.groups and self.groups.to_json(),
             "classes": [one.to_json() for one in self.classes],
             "confusions": [asdict(one) for one in self.confusions],
+            "confusion_matrix": found and self.labels and found.matrix_json(self.labels),
+            "risk_coverage": curve and curve.to_json(),
             "images_per_sec": self.images_per_sec,
             "decode_images_per_sec": self.decode_images_per_sec,
             "model_images_per_sec": self.model_images_per_sec,

@@ -35,11 +35,14 @@ def check(path: Path | None, resume: bool, models: int) -> None:
         raise UsageError(f"--resume needs exactly one model, and --predictions FILE.jsonl{named}")
 
 
+def named_for(path: Path, model: str | None) -> Path:
+    """The file of one of several models, if it is named as in files."""
+    return path if model is None else path.with_name(f"{path.stem}.{model}{path.suffix}")
+
+
 def file_of(path: Path, model: str | None) -> Path:
     """The file of this process, and of one of several models if it is named as in files."""
-    if model is not None:
-        path = path.with_name(f"{path.stem}.{model}{path.suffix}")
-    return torchrun.own_path(path)
+    return torchrun.own_path(named_for(path, model))
 
 
 def require(path: Path | None) -> None:
@@ -142,6 +145,7 @@ class PredictionFiles:
                 one.result.add_state(lines.counted)
             except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise lines.unfit(error) from None
+            _note_earlier(one, lines.lines, images)
             self._say(f"{len(lines.lines)} of {counted(mine, 'image')} already in `{lines.path}`")
         one.judged = lines.write
         self._lines.append((lines, one))
@@ -162,6 +166,20 @@ class PredictionFiles:
         trace: TracebackType | None,
     ) -> None:
         self._stack.__exit__(kind, error, trace)
+
+
+def _note_earlier(one: Subject, lines: Sequence[Line], images: LabelledImages) -> None:
+    """Note the outcomes of the images that a file says something of."""
+    if one.outcomes is None or not lines:
+        return
+    said = {line.path: line for line in lines}
+    for index, name in enumerate(images.names):
+        if (line := said.get(name)) is not None:
+            if line.answered is None:
+                one.outcomes.add_failure(index, one.result.skipped)
+            else:
+                one.outcomes.add_earlier(index, line.answered, line.confidence)
+    one.outcomes.scores = None
 
 
 def _table(path: Path, conditions: Mapping[str, Any], one: Subject) -> Csv | Parquet:

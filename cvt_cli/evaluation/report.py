@@ -98,6 +98,7 @@ def write_report(
         confusions=_confusions(document, matrix, names),
         classes=_classes(scores),
         calibration=_calibration(document),
+        alone=report_plots.alone(document.get("risk_coverage")),
         groups=_groups(document),
         mistakes=mistakes,
         about=pages.about(
@@ -232,7 +233,8 @@ def _figures(
             pages.percent(record["paper_top1"], 2),
             (f"measured by {MEASURED_BY}: {pages.percent(record['top1'], 2)}", record["verdict"]),
         )
-    if scores:
+    yield from _of_all_classes(document.get("measures") or {})
+    if scores and not document.get("measures"):
         yield _Figure(
             "F1, mean over classes", pages.percent(float(np.mean([row.f1 for row in scores])), 2)
         )
@@ -240,6 +242,33 @@ def _figures(
         yield _Figure("Calibration error", pages.percent(calibration["ece"], 2))
     if document["loss"] is not None:
         yield _Figure("Loss", f"{document['loss']:.4f}", ("cross-entropy in nats",))
+
+
+_OF_ALL_CLASSES = (
+    ("balanced_accuracy", "Balanced accuracy", "recall, every class counting the same"),
+    ("macro_f1", "F1, mean over classes", ""),
+    ("roc_auc", "AUC, mean over classes", "one class against the rest"),
+    ("average_precision", "Average precision, mean over classes", ""),
+    ("matthews", "Matthews' correlation", "0 is chance, 1 is perfect"),
+    ("kappa", "Cohen's kappa", "agreement beyond chance"),
+)
+
+
+def _of_all_classes(found: Mapping[str, Any]) -> Iterator[_Figure]:
+    """What is measured over the classes together."""
+    for key, name, note in _OF_ALL_CLASSES:
+        one = found.get(key)
+        if one is None or one["value"] is None:
+            continue
+        share = key in ("balanced_accuracy", "macro_f1")
+        value = pages.percent(one["value"], 2) if share else f"{one['value']:.4f}"
+        notes = [note] if note else []
+        if one["interval"] is not None:
+            low, high = one["interval"]
+            notes.append(
+                _between((low, high)) if share else f"95 % interval {low:.4f} to {high:.4f}"
+            )
+        yield _Figure(name, value, tuple(notes))
 
 
 def _between(interval: Sequence[float]) -> str:
@@ -342,4 +371,13 @@ def _calibration(document: Mapping[str, Any]) -> dict[str, Any] | None:
 def _groups(document: Mapping[str, Any]) -> dict[str, Any] | None:
     """The accuracy of each group, as it is in the document."""
     found = document["groups"]
-    return found and {"rows": found["groups"], "gap": found["largest_gap"]}
+    if not found:
+        return None
+    gap = found["largest_gap"]
+    interval = gap.get("interval")
+    return {
+        "rows": found["groups"],
+        "gap": gap,
+        "between": interval and _between(interval),
+        "may_be_chance": interval is not None and interval[0] <= 0,
+    }

@@ -173,6 +173,50 @@ def shortened(name: str) -> str:
     return name if len(name) <= _LONGEST_NAME else name[: _LONGEST_NAME - 1].rstrip(" ,") + "…"
 
 
+# --- answering alone
+
+
+@dataclass(frozen=True)
+class RiskPoint:
+    """A point of the curve, in per cent."""
+
+    coverage: float  # of all images, those that are answered
+    risk: float  # of the answers, those that are wrong
+    low: float  # 95 % interval of the risk
+    high: float
+
+
+def alone(found: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """What a page tells of a document's ``risk_coverage``; None if no image has an answer."""
+    if not found:
+        return None
+    most = 100 * max(row["risk"] for row in found["points"])
+    step = next(size for size in (0.5, 1, 2, 5, 10, 20) if size == 20 or 5 * size >= most)
+    points = []
+    for row in found["points"]:
+        low, high = (100 * bound for bound in wilson(row["wrong"], row["n"]))
+        # The few surest have wide intervals, which end at the top.
+        high = min(high, 5 * step)
+        points.append(RiskPoint(100 * row["coverage"], 100 * row["risk"], low, high))
+    every = found["points"][-1]
+    sentence = f"Of all answers, {100 * every['risk']:.1f} % are wrong."
+    told = [row for row in found["at_risk"] if row["coverage"] and row["at_most"] < every["risk"]]
+    if told:
+        row = told[-1]
+        sentence += (
+            f" Of the surest {100 * row['coverage']:.1f} %, those with a probability of "
+            f"{row['threshold']:.3f} or more, {100 * row['risk']:.1f} % are wrong; the other "
+            f"{100 * (1 - row['coverage']):.1f} % of the images are left for a person."
+        )
+    return {
+        "points": points,
+        "highest": 5 * step,
+        "ticks": [step * number for number in range(6)],
+        "rows": found["at_risk"],
+        "sentence": sentence,
+    }
+
+
 # --- classes
 
 

@@ -22,6 +22,8 @@ class Line(NamedTuple):
     path: str
     label: str  # the right class
     sha256: str | None  # of its file; None if that could not be read, empty if it is not said
+    answered: int | None = None  # the likeliest class; None if the image could not be read
+    confidence: float = float("nan")  # its probability
 
 
 class Counted(ResumableLines):
@@ -82,7 +84,13 @@ class Counted(ResumableLines):
             while end < state["bytes"] and (line := file.readline()):
                 end += len(line)
                 said = json.loads(line)
-                self.lines.append(Line(said["path"], said["label"], said.get("sha256", "")))
+                best = said["predictions"][0] if "error" not in said else {}
+                self.lines.append(
+                    Line(
+                        *(said["path"], said["label"], said.get("sha256", "")),
+                        *(best.get("index"), best.get("score", float("nan"))),
+                    )
+                )
         if end != state["bytes"] or len(self.lines) != state["done"]:
             raise ValueError(f"it is of {state['done']} images, {len(self.lines)} have a line")
         return end

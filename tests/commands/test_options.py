@@ -22,7 +22,7 @@ PREDICT = (
 EVALUATE = (
     "--model --revision --offline --label-map --real --groups --skip-unreadable --res --activation "
     "--exif --batch-size --workers --device --engine --precision --top-k --expect --predictions "
-    "--report --verbose --json --split --resume --group-by"
+    "--report --verbose --json --split --resume --group-by --scores --confusion"
 )
 EXPORT = (
     "--format --with-preprocessing --dynamic-size --overwrite --precision --int8 --verify-data "
@@ -67,6 +67,7 @@ OPTIONS_WITH_EFFECT = [
     ("evaluate x.csv", f"{EVALUATE} --columns --images"),
     ("evaluate x --groups x.csv", but(EVALUATE, "--group-by")),
     ("evaluate --data cifar10 --expect 0.5", f"{EVALUATE} --tolerance --data-dir"),
+    ("evaluate --data x --scores x.npy", f"{EVALUATE} --overwrite"),
     ("evaluate --data x --predictions x.csv", f"{but(EVALUATE, '--resume')} --overwrite"),
     ("evaluate --data x --resume x.jsonl", but(EVALUATE, "--predictions")),
     ("compare x y", "--changed --json"),

@@ -1,0 +1,127 @@
+"""What was measured of a model, in lines for a person."""
+
+from cvt_cli.base.text import counted, printable
+from cvt_cli.evaluation.calibration import Calibration
+from cvt_cli.evaluation.measured import Measures
+from cvt_cli.evaluation.metrics import Groups, Metrics
+from cvt_cli.evaluation.result import Result
+from cvt_cli.spec.published import MEASURED_BY
+
+
+def lines(result: Result) -> list[str]:
+    """A line for each thing that was measured."""
+    found = result.metrics
+    n, k = found.n, found.k
+    lines = [
+        f"top-1   {100 * found.top1:.2f} %  ({found.top1_correct} of {n}; "
+        f"95 % interval {_range(found.top1_interval)})"
+    ]
+    if (subset := found.present_classes) is not None:
+        lines.append(
+            f"top-1   {100 * (subset.rate.accuracy or 0):.2f} %  ({subset.rate.correct} of {n}; "
+            f"95 % interval {_range(subset.rate.interval)}) among the "
+            f"{counted(subset.n, 'class')} present"
+        )
+    if result.n_trained_on:
+        lines.append(
+            f"trained {result.n_trained_on} of these {n} images were trained on; "
+            "--split val measures on those held out"
+        )
+    if not found.topk_is_certain:
+        lines.append(f"top-{k:<3} {100 * found.topk:.2f} %  ({found.topk_correct} of {n})")
+    if (real := found.real) is not None:
+        lines.append(
+            f"ReaL    {100 * (real.accuracy or 0):.2f} %  ({real.correct} of "
+            f"{counted(real.n, 'image')} "
+            "that have labels)"
+        )
+    loss = "none readable" if found.loss is None else f"{found.loss:.4f} nats"
+    lines.append(f"loss    {loss}, cross-entropy")
+    if found.measures is not None:
+        lines += _measures(found.measures)
+    if found.calibration is not None:
+        lines.append(_calibration(found.calibration))
+    if found.groups is not None:
+        lines += _groups(found.groups)
+    if found.confusions:
+        pairs = [f"{one.label} as {one.predicted} ({one.n})" for one in found.confusions[:3]]
+        lines.append(f"wrong   most often {printable(', '.join(pairs))}")
+    if (scores := result.published) is not None:
+        lines.append(
+            f"paper   {100 * scores.paper_top1:.1f} %, {MEASURED_BY} {100 * scores.top1:.2f} %; "
+            f"{scores.verdict}"
+        )
+    return lines + _speed(found)
+
+
+def _range(interval: tuple[float, float]) -> str:
+    return " to ".join(f"{100 * bound:.2f}" for bound in interval)
+
+
+def _measures(found: Measures) -> list[str]:
+    """The classes together, and how far the model can answer alone."""
+
+    def said(name: str, key: str, factor: float, digits: int) -> str:
+        one = found.numbers[key]
+        if one.value is None:
+            return f"{name} unknown"
+        unit = " %" if factor == 100 else ""
+        between = ""
+        if one.interval is not None:
+            between = f" ({' to '.join(f'{factor * bound:.{digits}f}' for bound in one.interval)})"
+        return f"{name} {factor * one.value:.{digits}f}{unit}{between}"
+
+    lines = [
+        f"classes {said('balanced accuracy', 'balanced_accuracy', 100, 2)}; "
+        f"{said('macro F1', 'macro_f1', 100, 2)}",
+        f"        {said('AUC', 'roc_auc', 1, 4)}; {said('Matthews', 'matthews', 1, 4)}; "
+        f"{said('kappa', 'kappa', 1, 4)}",
+    ]
+    if found.curve is not None:
+        told = [
+            f"{100 * point.coverage:.1f} % with {100 * most:g} % wrong (from {point.threshold:.3f})"
+            for most, point in found.curve.at_risk
+            if point is not None and most in (0.01, 0.05)
+        ]
+        if told:
+            lines.append(f"answers {'; '.join(told)}")
+    return lines
+
+
+def _calibration(found: Calibration) -> str:
+    line = f"ECE     {found.ece:.4f} in {len(found.bins)} bins; Brier {found.brier:.4f}"
+    if (temperature := found.temperature) is not None:
+        beyond = " or more" if temperature > 1 else " or less"
+        line += (
+            f"; temperature {temperature:.2f}"
+            + (beyond if found.temperature_at_bound else "")
+            + f" would give {found.nll_at_temperature:.4f} nats"
+        )
+    return line
+
+
+def _groups(found: Groups) -> list[str]:
+    lines = [
+        f"group   {printable(one.group)}: {100 * (one.rate.accuracy or 0):.2f} %  "
+        f"({one.rate.correct} of {one.rate.n}; {_range(one.rate.interval)})"
+        for one in found.groups
+    ]
+    between = ""
+    if (interval := found.gap_interval) is not None:
+        between = f" (95 % interval {_range(interval)})"
+    return [
+        *lines,
+        f"gap     {100 * found.largest_gap:.2f} points{between}, from "
+        f"{printable(found.worst.group)} to {printable(found.best.group)}",
+    ]
+
+
+def _speed(found: Metrics) -> list[str]:
+    if not found.images_per_sec:
+        return []
+    parts = (
+        ("decoding, one thread,", found.decode_images_per_sec),
+        ("model", found.model_images_per_sec),
+    )
+    split = ", ".join(f"{what} {rate:.0f}" for what, rate in parts if rate)
+    return [f"speed   {found.images_per_sec:.0f} images/s ({split})"]

@@ -1,0 +1,132 @@
+"""All probabilities, and the confusion matrix, of an evaluation in files."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cvt_cli.base import files, text
+from cvt_cli.base.errors import UsageError
+from cvt_cli.base.text import as_utf8
+from cvt_cli.datasets.labelled import LabelledImages
+from cvt_cli.evaluation.judge import Subject
+from cvt_cli.evaluation.measured import Measures
+from cvt_cli.prediction.tables import require_parquet
+from cvt_cli.spec.labels import Labels
+
+_ROWS_AT_ONCE = 4096
+
+
+def check(scores: Path | None, confusion: Path | None, resume: bool) -> None:
+    """Raises UsageError for a file that cannot be written, or not be whole."""
+    suffix = scores.suffix.lower() if scores else ""
+    if scores is not None and suffix not in (".npy", ".parquet"):
+        raise UsageError(
+            f"scores cannot be written as `{scores}`; accepted are `.npy` and `.parquet`"
+        )
+    if scores is not None and resume:
+        raise UsageError(
+            "--scores needs every image's probabilities, of which the file of --resume has the "
+            "likeliest only",
+            hint="leave --resume out",
+        )
+    if suffix == ".parquet":
+        require_parquet()
+    if confusion is not None and confusion.suffix.lower() != ".csv":
+        raise UsageError(f"a confusion matrix cannot be written as `{confusion}`; accepted is .csv")
+
+
+def about(scores: Path) -> Path:
+    """The file that says what the rows and columns of a .npy file are."""
+    return scores.with_name(scores.name + ".json")
+
+
+def write_scores(
+    path: Path, one: Subject, data: LabelledImages, conditions: Mapping[str, Any]
+) -> None:
+    """Write the probabilities (n, classes) of a model, float32, NaN where no image could be read.
+
+    A row for each image, in the data's order. Beside ``FILE.npy`` stands ``FILE.npy.json``, with
+    ``paths``, ``labels`` (places among ``classes``) and the conditions; Parquet holds all itself.
+
+    Raises:
+        CvtError: a file cannot be written.
+    """
+    assert one.outcomes is not None and one.outcomes.scores is not None
+    scores, labels = one.outcomes.scores, one.class_index[data.labels]
+    told = {**conditions, "classes": list(one.labels.names)}
+    if path.suffix.lower() == ".parquet":
+        return _write_parquet(path, scores, labels, data, one.labels, told)
+    with files.replacing(path) as temporary, temporary.open("wb") as file:
+        np.save(file, scores, allow_pickle=False)
+    rows = {"paths": [as_utf8(name) for name in data.names], "labels": labels.tolist()}
+    files.write_text(about(path), json.dumps({**told, **rows}) + "\n")
+
+
+def _write_parquet(
+    path: Path,
+    scores: NDArray[np.float32],
+    labels: NDArray[np.int64],
+    data: LabelledImages,
+    names: Labels,
+    told: Mapping[str, Any],
+) -> None:
+    import pyarrow
+    from pyarrow import parquet
+
+    count = scores.shape[1]
+    schema = pyarrow.schema(
+        [
+            ("path", pyarrow.string()),
+            ("label", pyarrow.string()),
+            ("index", pyarrow.int32()),
+            ("scores", pyarrow.list_(pyarrow.float32(), count)),
+        ],
+        metadata={"cvt": json.dumps(told)},
+    )
+    with files.replacing(path) as temporary, parquet.ParquetWriter(temporary, schema) as table:
+        for first in range(0, len(scores), _ROWS_AT_ONCE):
+            rows = range(first, min(first + _ROWS_AT_ONCE, len(scores)))
+            part, right = scores[rows.start : rows.stop], labels[rows.start : rows.stop]
+            values = pyarrow.array(part.reshape(-1), pyarrow.float32())
+            table.write_table(
+                pyarrow.Table.from_arrays(
+                    [
+                        pyarrow.array([as_utf8(data.names[row]) for row in rows]),
+                        pyarrow.array([names.names[label] for label in right]),
+                        pyarrow.array(right, pyarrow.int32()),
+                        pyarrow.FixedSizeListArray.from_arrays(
+                            values, count, mask=pyarrow.array(np.isnan(part[:, 0]))
+                        ),
+                    ],
+                    schema=schema,
+                )
+            )
+
+
+def write_confusion(path: Path, found: Measures | None, labels: Labels) -> None:
+    """Write the whole matrix as CSV: a row for each class of the images, a column for each answer.
+
+    The last column counts the images that could not be read, if there are any.
+
+    Raises:
+        CvtError: the file cannot be written.
+    """
+    cells = found.cells if found else ()
+    said = sorted({cell.answered for cell in cells if cell.answered is not None})
+    said = sorted({*said, *(cell.label for cell in cells)})
+    columns: list[int | None] = [*said]
+    if any(cell.answered is None for cell in cells):
+        columns.append(None)
+    place = {label: number for number, label in enumerate(columns)}
+    rows: dict[int, list[int]] = {}
+    for cell in cells:
+        row = rows.setdefault(cell.label, [0] * len(columns))
+        row[place[cell.answered]] = cell.n
+    heads = ["unreadable" if label is None else labels.names[label] for label in columns]
+    lines = [text.csv_row(["labelled \\ predicted", *heads])]
+    lines += [text.csv_row([labels.names[label], *row]) for label, row in sorted(rows.items())]
+    files.write_text(path, "\n".join(lines) + "\n")
