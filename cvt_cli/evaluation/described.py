@@ -73,9 +73,7 @@ def _measures(found: Measures) -> list[str]:
 
     lines = [
         f"classes {said('balanced accuracy', 'balanced_accuracy', 100, 2)}; "
-        f"{said('macro F1', 'macro_f1', 100, 2)}",
-        f"        {said('AUC', 'roc_auc', 1, 4)}; {said('Matthews', 'matthews', 1, 4)}; "
-        f"{said('kappa', 'kappa', 1, 4)}",
+        f"{said('macro F1', 'macro_f1', 100, 2)}; {said('AUC', 'roc_auc', 1, 4)}",
     ]
     if found.curve is not None:
         told = [

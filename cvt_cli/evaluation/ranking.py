@@ -47,7 +47,7 @@ def ranked(
     count = int(positive.sum())
     if count in (0, len(positive)):
         return None
-    order = np.argsort(scores, kind="stable")
+    order = np.argsort(scores)
     value, of_class = scores[order], positive[order]
     weight = np.ones(len(order), np.int64) if weights is None else weights[order]
     ends = np.flatnonzero(np.append(value[1:] != value[:-1], True)) + 1  # of equal scores

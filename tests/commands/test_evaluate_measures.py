@@ -250,7 +250,7 @@ def test_lines_and_report_say_how_classes_fare_and_what_can_be_answered_alone(
 ) -> None:
     said = cvt("evaluate", few, *NANO, "--report", tmp_path / "r", "--json", tmp_path / "d.json")
 
-    assert "classes balanced accuracy" in said.stdout and "Matthews 0." in said.stdout
+    assert "classes balanced accuracy" in said.stdout and "; AUC 0.9" in said.stdout
     assert "% with 5 % wrong (from 0." in said.stdout
     found = json.loads((tmp_path / "d.json").read_text())
     page = (tmp_path / "r" / "index.html").read_text()
