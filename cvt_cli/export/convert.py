@@ -67,7 +67,7 @@ def convert(
         workplace: a folder on the same file system.
 
     Raises:
-        UsageError: a folder in another layout than transformers'.
+        UsageError: a folder in another layout than transformers', or the file that is read.
         CvtError: it cannot be written.
         CheckpointError: what was written is not what was read.
     """
@@ -77,6 +77,8 @@ def convert(
             f"a folder has the hub's layout, with the tensor names of transformers, not `{layout}`",
             hint="name a file: --output model.safetensors",
         )
+    written = target / folders.WEIGHTS_FILE if as_folder else target
+    files.refuse_overwriting([written], [str(stored)])
     tensors = weights.read_tensors(stored)
     renamed = tensors
     if layout == "transformers":
@@ -93,7 +95,6 @@ def convert(
     if as_folder:
         files.refuse_replaced(target)
         weights.write_description(target, loaded.described, card)
-    written = target / folders.WEIGHTS_FILE if as_folder else target
     try:
         files.rename(made, written)
     except OSError as error:

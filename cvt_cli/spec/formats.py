@@ -4,6 +4,7 @@ To add a format is to add a row here, what reads its metadata (`export_metadata`
 (`export/graphs.py`); which engine runs it, what it needs and what is impossible is asked here.
 """
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -95,6 +96,12 @@ def second_file(path: Path) -> Path | None:
     return path.with_suffix(suffix) if suffix else None
 
 
+def _as_onnx(output: Path) -> Path:
+    if output.stem in ("", ".."):  # of a folder that is not named
+        return output / "model.onnx"
+    return output.with_name(f"{output.stem}.onnx")
+
+
 def resolve(form: FormatName | None, output: Path) -> FormatName:
     """The format that is asked for, by name or by the suffix of the file.
 
@@ -108,7 +115,8 @@ def resolve(form: FormatName | None, output: Path) -> FormatName:
         if said is None:
             raise UsageError(
                 f"`{output}` does not say the format; accepted are {suffixes}{folder}",
-                hint="or name it: --format onnx",
+                hint=f"for example --output {shlex.quote(str(_as_onnx(output)))}"
+                + ("" if output.suffix else ", or --format safetensors for a folder"),
             )
         return said
     if said != form and not (form == "safetensors" and not output.suffix):

@@ -473,6 +473,7 @@ def test_int8_is_calibrated_on_images_and_counts_nearly_the_same(
         (["-o", "a.gguf"], "`a.gguf` does not say the format; accepted are `.onnx` (onnx), "
          "`.xml` (openvino), `.pt2` (pt2), `.safetensors` (safetensors)"),
         (["-o", "folder"], "`folder` does not say the format"),
+        (["-o", "my model"], "--output 'my model.onnx', or --format safetensors for a folder"),
         (["-o", "a.onnx", "--format", "pt2"], "`a.onnx` does not have the suffix of pt2"),
         (["-o", "a.onnx", "--format", "gguf"], "'gguf'"),
         (["-o", "a.onnx", "--precision", "bf16"], "`onnx` is not exported in `bf16`: ONNX Runtime"),
@@ -913,6 +914,21 @@ def test_transformers_opens_a_converted_folder(tmp_path: Path, cvt_process) -> N
 
 
 # --- every variant
+
+
+@pytest.mark.parametrize("target", ["model", "model/model.safetensors", "link.safetensors"])
+def test_the_file_that_is_read_is_not_replaced(cvt, tmp_path: Path, target: str) -> None:
+    model = tmp_path / "model"
+    cvt("export", NANO, "-o", model, "--format", "safetensors")
+    (tmp_path / "link.safetensors").symlink_to(model / "model.safetensors")
+    before = {path.name: path.read_bytes() for path in model.iterdir()}
+
+    words = ("-o", tmp_path / target, "--format", "safetensors", "--overwrite")
+    said = cvt("export", model, *words)
+
+    assert said.exit_code == 2
+    assert "model.safetensors` is " in said.stderr and "would replace it" in said.stderr
+    assert {path.name: path.read_bytes() for path in model.iterdir()} == before
 
 
 @pytest.mark.parametrize("name", ["a.onnx", slow("a.xml"), slow("a.pt2")])
