@@ -138,10 +138,26 @@ Augment = Annotated[
     ),
 ]
 ClassWeights = Annotated[
+    str | None,
+    options.text_option(
+        "WEIGHTS",
+        "Class weights in the loss: balanced (every class weighs the same), balanced^0.5 (less "
+        "so), CLASS=WEIGHT,..., or a .json or .csv file of classes and weights.",
+        TRAINING,
+    ),
+]
+Sampler = Annotated[
     Literal["balanced"] | None,
     options.value_option(
-        "balanced",
-        "Give every class the same weight in the loss, however few images it has.",
+        "balanced", "Show every class equally often in an epoch, rare ones repeatedly.", TRAINING
+    ),
+]
+Select = Annotated[
+    Literal["top1", "balanced", "macro-f1", "auc", "loss"] | None,
+    options.value_option(
+        "NAME",
+        "What the best epoch is chosen by on the validation images: top1, balanced (accuracy), "
+        "macro-f1, auc or loss. [default: top1]",
         TRAINING,
     ),
 ]
@@ -238,6 +254,8 @@ def finetune(
     augment: Augment = None,
     freeze: Freeze = None,
     class_weights: ClassWeights = None,
+    sampler: Sampler = None,
+    select: Select = None,
     patience: Patience = None,
     max_time: MaxTime = None,
     warmup_epochs: WarmupEpochs = None,

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 from torchvision.transforms import v2
@@ -24,6 +25,7 @@ from torchvision.transforms import v2
 from cvt_cli.base.errors import CvtError, DataError, ImageError
 from cvt_cli.base.text import human_bytes
 from cvt_cli.datasets.labelled import LabelledImages
+from cvt_cli.finetuning.balance import balanced_order
 from cvt_cli.images import transform
 from cvt_cli.spec.preprocessing import Preprocessing
 from cvt_cli.spec.recipes import RANDOM_CROPS_BELOW, Augmentation
@@ -97,9 +99,13 @@ class _Varied(Dataset["tuple[Tensor, int] | _Problem"]):
         self.transform = transform
         self.seed = seed
 
-    def __getitem__(self, place: tuple[int, int]) -> "tuple[Tensor, int] | _Problem":
-        """An image of an epoch: (epoch, index); what is wrong with it if it cannot be read."""
-        epoch, index = place
+    def __getitem__(self, place: tuple[int, ...]) -> "tuple[Tensor, int] | _Problem":
+        """An image of an epoch, or what is wrong with it if it cannot be read.
+
+        Args:
+            place: (epoch, index), and how often the image came before in the epoch if it did.
+        """
+        epoch, index, *times = place
         try:
             image = self.data.load(index, exif=False)
         except ImageError as error:
@@ -112,7 +118,7 @@ class _Varied(Dataset["tuple[Tensor, int] | _Problem"]):
             torch.random.fork_rng(devices=[]) if get_worker_info() is None else nullcontext()
         )
         with apart:
-            torch.default_generator.manual_seed(draw(self.seed, 1, epoch, index))
+            torch.default_generator.manual_seed(draw(self.seed, 1, epoch, index, *times))
             return self.transform(image), int(self.data.labels[index])
 
 
@@ -177,7 +183,7 @@ def workers_watched(hint: str) -> Iterator[None]:
         ) from None
 
 
-class _Places(Sampler[list[tuple[int, int]]]):
+class _Places(Sampler[list[tuple[int, ...]]]):
     """The images of one process, a list for each part of a step, from a step of an epoch on.
 
     It does not know its `Batches`: in a cycle the loader would be freed by the garbage collector,
@@ -185,9 +191,16 @@ class _Places(Sampler[list[tuple[int, int]]]):
     """
 
     def __init__(
-        self, count: int, shape: tuple[int, int, int], rank: int, seed: int, every_image: bool
+        self,
+        count: int,
+        shape: tuple[int, int, int],
+        rank: int,
+        seed: int,
+        every_image: bool,
+        balanced: NDArray[np.int64] | None = None,
     ) -> None:
         self.count, self.rank, self.seed = count, rank, seed
+        self.balanced = balanced  # the labels, if each is to come equally often
         self.processes, self.parts, part_images = shape
         self.step_images = math.prod(shape)  # at most
         self.steps = count // self.step_images  # of an epoch
@@ -204,14 +217,26 @@ class _Places(Sampler[list[tuple[int, int]]]):
         """How many images the first steps of an epoch have, of all processes."""
         return self.taken * steps // max(self.steps, 1)
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        order = np.random.default_rng([self.seed, 0, self.epoch]).permutation(self.count)
+    def __iter__(self) -> Iterator[list[tuple[int, ...]]]:
+        generator = np.random.default_rng([self.seed, 0, self.epoch])
+        if self.balanced is None:
+            order, times = generator.permutation(self.count), None
+        else:
+            order, times = balanced_order(self.balanced, generator)
         shares = self.processes * self.parts
         for step in range(self.first_step, self.steps):
             first = step * shares + self.rank * self.parts
             for share in range(first, first + self.parts):
                 begin, end = (self.taken * s // (self.steps * shares) for s in (share, share + 1))
-                yield [(self.epoch, index) for index in order[begin:end].tolist()]
+                indices = order[begin:end].tolist()
+                if times is None:
+                    yield [(self.epoch, index) for index in indices]
+                    continue
+                before = times[begin:end].tolist()
+                yield [
+                    (self.epoch, index, again) if again else (self.epoch, index)
+                    for index, again in zip(indices, before, strict=True)
+                ]
 
 
 class Batches:
@@ -234,6 +259,7 @@ class Batches:
         shared: workers hand batches over in shared memory, else through pipes.
         every_image: an epoch has all images; else a step has exactly ``step_images``, and an epoch
             leaves out what is left at its end.
+        balanced: every class comes equally often (`balance.balanced_order`).
     """
 
     def __init__(
@@ -250,9 +276,11 @@ class Batches:
         pin: bool,
         shared: bool = True,
         every_image: bool = True,
+        balanced: bool = False,
     ) -> None:
         self.parts = parts
-        self._places = _Places(len(data), (processes, parts, part_images), rank, seed, every_image)
+        shape, labels = (processes, parts, part_images), data.labels if balanced else None
+        self._places = _Places(len(data), shape, rank, seed, every_image, labels)
         self.step_images, self.steps = self._places.step_images, self._places.steps
         self._loader = DataLoader(
             _Varied(data, transform, seed),

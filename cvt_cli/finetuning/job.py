@@ -10,7 +10,7 @@ from torch import Tensor
 from cvt_cli.base import machine
 from cvt_cli.datasets.labelled import LabelledImages
 from cvt_cli.datasets.table_sets import Told
-from cvt_cli.finetuning import trainer
+from cvt_cli.finetuning.balance import ClassWeights, factors
 from cvt_cli.model import devices, engine
 from cvt_cli.model.network import CvT
 from cvt_cli.spec.costs import costs
@@ -32,7 +32,9 @@ class Settings:
     batch_size: int  # images that a process computes together
     accumulate: int = 1  # of these in a step of one process
     freeze: tuple[str, ...] = ()
-    class_weights: bool = False  # every class weighs the same in the loss
+    class_weights: ClassWeights = False  # factors of the loss of each class's images
+    sampler: str | None = None  # "balanced": every class comes equally often
+    select: str = "top1"  # what the best epoch is chosen by
     patience: int | None = None  # epochs without a better one
     max_time_sec: float | None = None  # from the start of a process, also of one that goes on
     sync_batchnorm: bool = False
@@ -108,7 +110,8 @@ class Job:
 
     @cached_property
     def class_weights(self) -> Tensor | None:
-        """Factors of the loss of each class's images (classes,), where classes weigh the same."""
+        """Factors of the loss of each class's images (classes,), where they are not all 1."""
         if not self.settings.class_weights:
             return None
-        return trainer.class_weights(self.images.training.labels, len(self.labels))
+        training, wanted = self.images.training, self.settings.class_weights
+        return torch.from_numpy(factors(wanted, training.labels, training.classes)).float()

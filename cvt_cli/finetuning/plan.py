@@ -16,6 +16,7 @@ from cvt_cli.base.errors import CheckpointError
 from cvt_cli.base.package import __version__
 from cvt_cli.base.text import human_bytes
 from cvt_cli.checkpoints import folders
+from cvt_cli.finetuning import balance
 from cvt_cli.finetuning.batches import Batches, workers_watched
 from cvt_cli.finetuning.job import Job, Settings
 from cvt_cli.finetuning.state import STATE_FILE
@@ -68,6 +69,7 @@ def plan_of(
         "data": _data(job, val_fraction),
         "model": _model(job),
         "settings": {**asdict(job.settings), "recipe": job.settings.recipe.to_json()},
+        "class_weights": _class_weights(job),
         "processes": torchrun.count(),
         "workers": job.workers,
         "device": str(job.device),
@@ -79,6 +81,13 @@ def plan_of(
         },
         **_length(job, batches, trainer),
     }
+
+
+def _class_weights(job: Job) -> dict[str, float] | None:
+    """The factor of each class, as it is used."""
+    if job.class_weights is None:
+        return None
+    return dict(zip(job.images.training.classes, job.class_weights.tolist(), strict=True))
 
 
 def _data(job: Job, val_fraction: float) -> dict[str, Any]:
@@ -99,6 +108,9 @@ def _data(job: Job, val_fraction: float) -> dict[str, Any]:
         "only_headers_read": images.only_headers,
         "unread": images.unread,
         "fingerprint": images.fingerprint,
+        **balance.of_plan(
+            images.training.labels, images.validation.labels, images.training.classes
+        ),
     }
 
 
@@ -165,6 +177,7 @@ def describe(plan: Mapping[str, Any]) -> list[str]:
         lines.append(
             f"{len(unreadable)} left out, cannot be read: {'; '.join(unreadable[:5])}{more}"
         )
+    lines += balance.described(plan)
     preprocessing = Preprocessing.from_transformers(model["preprocessing"])
     lines.append(
         f"model: `{model['start']}`, {model['params']:,} parameters, "

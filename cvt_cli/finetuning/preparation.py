@@ -192,6 +192,7 @@ def batches_of(job: Job, say: Say) -> Batches:
         pin=job.device.type == "cuda",
         shared=_has_room(job, say),
         every_image=settings.every_image,
+        balanced=settings.sampler == "balanced",
     )
 
 

@@ -43,7 +43,8 @@ def solve(job: Job, folder: Path, say: Say, progress: Progress) -> Epoch:
     with torch.no_grad():
         job.model.head.weight.copy_(torch.from_numpy(solution.weight))
         job.model.head.bias.copy_(torch.from_numpy(solution.bias))
-    found = validate(job.model, job, progress)
+    validated = validate(job.model, job, progress)
+    found = validated.counts
     chosen = next(row for row in solution.rows if row.penalty == solution.penalty)
     seconds = perf_counter() - started
     return Epoch(
@@ -58,6 +59,8 @@ def solve(job: Job, folder: Path, say: Say, progress: Progress) -> Epoch:
         elapsed=seconds,
         val_correct=found.correct_top1,
         val_correct_top5=found.correct_topk,
+        val_balanced_accuracy=validated.balanced_accuracy,
+        val_macro_f1=validated.macro_f1,
     )
 
 

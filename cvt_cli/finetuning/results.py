@@ -25,7 +25,10 @@ from cvt_cli.model.network import CvT
 from cvt_cli.spec.preprocessing import Preprocessing
 from cvt_cli.spec.recipes import Recipe
 
-COLUMNS = ("epoch", "learning_rate", "training_loss", "val_loss", "val_top1", "val_top5")
+COLUMNS = (
+    *("epoch", "learning_rate", "training_loss", "val_loss", "val_top1", "val_top5"),
+    *("val_balanced_accuracy", "val_macro_f1", "val_roc_auc"),
+)
 """Of metrics.csv, before ``seconds`` and ``step``."""
 
 
@@ -41,6 +44,10 @@ class Result:
     val_top1: float  # of the best epoch, as a fraction, like what follows
     val_top1_interval: tuple[float, float]  # 95 %, by Wilson
     val_top5: float
+    val_balanced_accuracy: float | None
+    val_macro_f1: float | None
+    val_roc_auc: float | None  # where the best epoch was chosen by it
+    select: str  # what it was chosen by
     epochs: int  # whole ones
     steps: int
     train_n: int
@@ -82,7 +89,7 @@ def finish(folder: Path, job: Job, position: Position, part: Epoch | None = None
     """
     settings = job.settings
     rows = position.rows if part is None else [*position.rows, part]
-    if part is not None and part.val_correct > position.best_correct:
+    if part is not None and part.score(settings.select) > position.best_correct:
         best = part
     else:
         assert position.best is not None
@@ -97,6 +104,10 @@ def finish(folder: Path, job: Job, position: Position, part: Epoch | None = None
         val_top1=best.val_top1,
         val_top1_interval=metrics.wilson(best.val_correct, n),
         val_top5=best.val_top5,
+        val_balanced_accuracy=best.val_balanced_accuracy,
+        val_macro_f1=best.val_macro_f1,
+        val_roc_auc=best.val_roc_auc,
+        select=settings.select,
         epochs=position.rows[-1].epoch if position.rows else 0,
         steps=rows[-1].step,
         train_n=len(job.images.training),
@@ -212,7 +223,14 @@ def _used(job: Job) -> dict[str, str]:
     if settings.freeze:
         recipe["frozen"] = " and ".join(settings.freeze)
     if settings.class_weights:
-        recipe["class weights"] = "balanced"
+        told = settings.class_weights
+        if isinstance(told, dict):
+            told = ", ".join(f"{name} {value:g}" for name, value in told.items())
+        recipe["class weights"] = "balanced" if told is True else told
+    if settings.sampler:
+        recipe["sampler"] = settings.sampler
+    if settings.select != "top1":
+        recipe["best epoch by"] = settings.select
     if settings.sync_batchnorm:
         recipe["BatchNorm"] = "synchronised"
     return recipe

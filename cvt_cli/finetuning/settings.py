@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from cvt_cli.base import places, torchrun
 from cvt_cli.base.errors import UsageError
 from cvt_cli.base.progress import Say
+from cvt_cli.finetuning import balance
 from cvt_cli.spec import recipes
 from cvt_cli.spec.config import Activation, CvTConfig
 from cvt_cli.spec.recipes import Augment, Recipe, RecipeName
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
     from cvt_cli.spec.formats import Precision
 
 DEFAULT_VAL_FRACTION = 0.1
+
+Select = Literal["top1", "balanced", "macro-f1", "auc", "loss"]
+"""What the best epoch can be chosen by."""
 
 OF_A_RECIPE = {
     "epochs": "epochs",
@@ -37,7 +41,7 @@ _TOLD_ANEW = frozenset(
 
 _OF_STEPS = frozenset(
     "--epochs --lr --warmup-epochs --weight-decay --clip --augment --freeze --patience --max-time "
-    "--accumulate --checkpoint-activations --sync-bn --gpus --workers".split()
+    "--sampler --select --accumulate --checkpoint-activations --sync-bn --gpus --workers".split()
 )
 """What a linear probe, which takes no steps, has no use for."""
 
@@ -45,7 +49,8 @@ _CHOICES = {
     "activation": get_args(Activation),
     "recipe": get_args(RecipeName),
     "augment": get_args(Augment),
-    "class_weights": ("balanced",),
+    "sampler": ("balanced",),
+    "select": get_args(Select),
 }
 
 
@@ -82,7 +87,9 @@ class Options:
     weight_decay: float | None = None
     clip: float | None = None  # largest norm of all gradients together; 0 is without
     augment: Augment | None = None
-    class_weights: Literal["balanced"] | None = None
+    class_weights: str | None = None  # see `balance.parsed`
+    sampler: Literal["balanced"] | None = None  # every class equally often
+    select: Select | None = None  # what the best epoch is chosen by; by default "top1"
     patience: int | None = None  # epochs without a better one
     max_time: str | None = None  # such as "1h30m"
     seed: int | None = None  # by default 0
@@ -116,6 +123,8 @@ class Options:
             if value is not None and not least <= value <= (math.inf if most is None else most):
                 accepted = f"at least {least}" + ("" if most is None else f" and at most {most}")
                 raise UsageError(f"{_option(name)} is {value}; it must be {accepted}")
+        if self.class_weights is not None:
+            balance.parsed(self.class_weights)
         for name, choices in _CHOICES.items():
             if (value := getattr(self, name)) is not None and value not in choices:
                 known = ", ".join(f"`{one}`" for one in choices)
@@ -161,6 +170,13 @@ class Options:
             )
         elif self.base_recipe.optimizer == "newton":
             self.refuse_steps()
+        if self.class_weights is not None and self.sampler is not None:
+            if isinstance(balance.parsed(self.class_weights), str):
+                raise UsageError(
+                    "--sampler balanced shows every class equally often already, so "
+                    f"--class-weights {self.class_weights} would count rare classes twice",
+                    hint="give one of the two",
+                )
         if self.variant:
             self.refuse(
                 ["--revision"], "it belongs to a checkpoint, and --variant trains without one"
@@ -228,7 +244,7 @@ class Options:
         recipe, part = self.share_out(self.overridden(named), images, say)
         for name in ("recipe", "batch_size", *OF_A_RECIPE):
             take(name)
-        max_time, freeze = take("max_time"), take("freeze")
+        max_time, freeze, weights = take("max_time"), take("freeze"), take("class_weights")
         settings = Settings(
             data=data,
             command=command,
@@ -241,7 +257,9 @@ class Options:
             batch_size=part,
             accumulate=take("accumulate") or 1,
             freeze=tuple(freeze.split(",")) if freeze else (),
-            class_weights=take("class_weights") == "balanced",
+            class_weights=balance.parsed(weights) if weights else False,
+            sampler=take("sampler"),
+            select=take("select") or "top1",
             patience=take("patience"),
             max_time_sec=parse_duration(max_time) if max_time else None,
             sync_batchnorm=bool(take("sync_bn")),

@@ -1,6 +1,7 @@
 """What a run goes on from: how far it has come, and the file with its tensors."""
 
 import json
+import math
 import shlex
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -33,6 +34,22 @@ class Epoch:
     elapsed: float  # seconds that the run has taken at its end
     val_correct: int  # validation images whose likeliest class is right
     val_correct_top5: int
+    val_balanced_accuracy: float | None = None  # None too in states of earlier versions
+    val_macro_f1: float | None = None
+    val_roc_auc: float | None = None  # where the best epoch is chosen by it
+
+    def score(self, select: str) -> float:
+        """How good it is by what the best epoch is chosen by; higher is better, all above -1."""
+        if select == "top1":
+            return self.val_correct
+        if select == "loss":  # the geometric mean of the right classes' probabilities
+            return 0.0 if self.val_loss is None else math.exp(-self.val_loss)
+        value = {
+            "balanced": self.val_balanced_accuracy,
+            "macro-f1": self.val_macro_f1,
+            "auc": self.val_roc_auc,
+        }[select]
+        return -0.5 if value is None else value
 
 
 @dataclass
@@ -41,7 +58,7 @@ class Position:
 
     rows: list[Epoch]  # the whole epochs
     best: int | None = None  # the best one's place among them, from 1
-    best_correct: int = -1
+    best_correct: float = -1  # its `Epoch.score`, which is of right images unless told otherwise
     loss_sum: float | Tensor = 0.0  # over the steps of the epoch under way
     loss_steps: int = 0
     seconds: float = 0.0  # of all parts of the run

@@ -257,12 +257,6 @@ class Trainer:
         self.step_number = numbers["step"]
 
 
-def class_weights(labels: Any, num_classes: int) -> Tensor:
-    """Factors (classes,) that make every class weigh the same: n / (classes x its images)."""
-    counts = torch.bincount(torch.as_tensor(labels), minlength=num_classes).clamp(min=1)
-    return (len(labels) / (num_classes * counts)).float()
-
-
 def keep_memory() -> None:
     """Tell glibc to keep freed memory: activations of the same sizes are needed every step.
 

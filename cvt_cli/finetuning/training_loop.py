@@ -185,7 +185,8 @@ class Loop:
         """What came of the epoch, or of the part of it, that was trained last."""
         trainer, position = self.trainer, self.position
         trainer.agree()
-        found = validate(trainer.best_model, self.job, self._progress)
+        validated = validate(trainer.best_model, self.job, self._progress)
+        found = validated.counts
         before = position.rows[-1].elapsed if position.rows else 0.0
         elapsed = perf_counter() - self._begun
         return Epoch(
@@ -200,6 +201,9 @@ class Loop:
             elapsed=elapsed,
             val_correct=found.correct_top1,
             val_correct_top5=found.correct_topk,
+            val_balanced_accuracy=validated.balanced_accuracy,
+            val_macro_f1=validated.macro_f1,
+            val_roc_auc=validated.roc_auc,
         )
 
     def _take(self, row: Epoch) -> None:
@@ -208,9 +212,10 @@ class Loop:
         position.rows.append(row)
         position.loss_sum, position.loss_steps = 0.0, 0
         position.seconds = row.elapsed
-        is_best = row.val_correct > position.best_correct
+        score = row.score(self.job.settings.select)
+        is_best = score > position.best_correct
         if is_best:
-            position.best, position.best_correct = len(position.rows), row.val_correct
+            position.best, position.best_correct = len(position.rows), score
         if torchrun.rank() == 0:
             self._keep(row, is_best)
             results.write_metrics(self.folder, position.rows)
@@ -228,7 +233,7 @@ class Loop:
         judged anew, so that the run ends as one that was never stopped.
         """
         best = self.folder / "best"
-        is_best = part.val_correct > self.position.best_correct
+        is_best = part.score(self.job.settings.select) > self.position.best_correct
         if torchrun.rank() == 0:
             if is_best and best.is_dir() and self.position.best is not None:
                 best.rename(self.folder / WHOLE_BEST)
@@ -244,6 +249,19 @@ class Loop:
     def _say_row(self, row: Epoch, is_best: bool, what: str = "") -> None:
         self._say(
             f"epoch {row.epoch}/{self._epochs}{what}: loss {row.training_loss:.4f}, "
-            f"validation top-1 {row.val_top1:.4f}{' (best)' if is_best else ''}, "
+            f"validation top-1 {row.val_top1:.4f}{self._selected(row)}"
+            f"{' (best)' if is_best else ''}, "
             f"{row.seconds:.0f} s"
         )
+
+    def _selected(self, row: Epoch) -> str:
+        """What else the best epoch is chosen by, and its value."""
+        select = self.job.settings.select
+        values = {
+            "balanced": ("balanced accuracy", row.val_balanced_accuracy),
+            "macro-f1": ("macro F1", row.val_macro_f1),
+            "auc": ("AUC", row.val_roc_auc),
+            "loss": ("loss", row.val_loss),
+        }
+        name, value = values.get(select, ("", None))
+        return "" if value is None else f", {name} {value:.4f}"

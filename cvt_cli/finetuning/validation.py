@@ -1,18 +1,30 @@
 """How good a network is on the images that the best epoch is chosen by."""
 
+from typing import NamedTuple
+
 import numpy as np
 
 from cvt_cli.base import machine, torchrun
 from cvt_cli.base.progress import Progress, silent
-from cvt_cli.evaluation import judge
+from cvt_cli.evaluation import judge, measured
 from cvt_cli.evaluation.counts import Counts
 from cvt_cli.finetuning.job import Job
 from cvt_cli.model.engine import TorchEngine
 from cvt_cli.model.network import CvT
 
 
-def validate(model: CvT, job: Job, progress: Progress) -> Counts:
+class Validated(NamedTuple):
+    """What was counted, and what `measured.measure` measures of it."""
+
+    counts: Counts
+    balanced_accuracy: float | None
+    macro_f1: float | None
+    roc_auc: float | None  # where the best epoch is chosen by it
+
+
+def validate(model: CvT, job: Job, progress: Progress) -> Validated:
     """What a network says of the job's validation images, which the processes share out."""
+    by_rank = job.settings.select == "auc"
     images = job.images.validation
     rank, count = torchrun.rank(), torchrun.count()
     subject = judge.subject(
@@ -21,11 +33,13 @@ def validate(model: CvT, job: Job, progress: Progress) -> Counts:
         job.labels,
         np.arange(len(job.labels), dtype=np.int64),
         images,
+        keep=by_rank,
     )
+    mine = range(rank, len(images), count)
     judge.judge(
         [subject],
         images,
-        indices=range(rank, len(images), count),
+        indices=mine,
         batch_size=job.settings.batch_size,
         workers=machine.threads(),
         progress=progress if rank == 0 else silent,
@@ -33,4 +47,17 @@ def validate(model: CvT, job: Job, progress: Progress) -> Counts:
     for other, state in enumerate(torchrun.gather(subject.result.state())):
         if other != rank:
             subject.result.add_state(state, at_once=True)
-    return subject.result
+    assert subject.outcomes is not None
+    subject.outcomes.gather(mine)
+    found = measured.measure(
+        subject.outcomes, images.labels, len(job.labels), weights=images.weights,
+        threads=machine.threads(), intervals_too=False,
+    )  # fmt: skip
+    numbers = found.numbers if found else {}
+    return Validated(
+        subject.result,
+        *(
+            numbers[name].value if name in numbers else None
+            for name in ("balanced_accuracy", "macro_f1", "roc_auc")
+        ),
+    )

@@ -1,6 +1,7 @@
 """`cvt finetune` and `cvt evaluate` at the command line, on photographs of sign-language digits."""
 
 import ast
+import csv
 import json
 import os
 import shlex
@@ -579,7 +580,8 @@ def test_every_option_is_in_the_help(cvt) -> None:
         "--data", "--data-dir", "--val-fraction", "--model", "--revision", "--offline",
         "--variant", "--res", "--activation", "--freeze", "--recipe", "--show-recipe", "--epochs",
         "--batch-size", "--accumulate", "--lr", "--warmup-epochs", "--weight-decay", "--clip",
-        "--augment", "--class-weights", "--patience", "--max-time", "--seed", "--device", "--gpus",
+        "--augment", "--class-weights", "--sampler", "--select", "--patience", "--max-time",
+        "--seed", "--device", "--gpus",
         "--sync-bn", "--precision", "--checkpoint-activations", "--workers", "--resume",
         "--dry-run", "--output", "--json",
     ):  # fmt: skip
@@ -925,3 +927,62 @@ def test_the_four_commands_of_the_docs_serve_a_strangers_folder(
     assert record["size"] == {"shortest_edge": 64}
     first = ast.literal_eval(by_transformers)[0]["label"]
     assert first in predicted and first in ("0", "1", "5")
+
+
+@pytest.fixture
+def uneven(tmp_path: Path) -> Path:
+    """Ten red pictures, two green and one blue one to train on; no green one to choose by."""
+    for part, counts in (("train", (10, 2, 1)), ("val", (2, 0, 2))):
+        for name, count in zip(("red", "green", "blue"), counts, strict=True):
+            (tmp_path / "uneven" / part / name).mkdir(parents=True)
+            for number in range(count):
+                picture = Path(name, f"{number}.png")
+                shutil.copy(KEPT / "images" / picture, tmp_path / "uneven" / part / picture)
+    return tmp_path / "uneven"
+
+
+def test_a_plan_says_what_follows_from_rare_classes(cvt, uneven: Path) -> None:
+    more = ["--class-weights", "blue=3,green=1.5", "--select", "auc", "--dry-run", "--json"]
+
+    found = cvt("finetune", uneven, *TINY, *more)
+
+    assert found.exit_code == 0, found.stderr
+    assert "1 training image each: `blue`" in found.stderr
+    assert "no validation image: `green`" in found.stderr
+    assert "class weights (as given): `blue` 3, `green` 1.5, `red` 1" in found.stderr
+    assert "best validation auc (--select)" in found.stderr
+    assert found.json["class_weights"] == {"blue": 3.0, "green": 1.5, "red": 1.0}
+
+
+@pytest.mark.parametrize("select", ["balanced", "macro-f1", "auc", "loss"])
+def test_the_best_epoch_is_the_best_by_what_is_selected(
+    cvt, uneven: Path, tmp_path: Path, select: str
+) -> None:
+    more = ["--sampler", "balanced", "--select", select, "--epochs", 4, "-o", tmp_path / "r"]
+
+    result = cvt("finetune", uneven, *TINY, *more, "--json")
+
+    assert result.exit_code == 0, result.stderr
+    assert "sampler balanced: each class about 4 times in an epoch, an image of" in result.stderr
+    with (tmp_path / "r" / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    column = {
+        "balanced": "val_balanced_accuracy", "macro-f1": "val_macro_f1", "auc": "val_roc_auc",
+        "loss": "val_loss",
+    }[select]  # fmt: skip
+    values = [(-1 if select == "loss" else 1) * float(row[column]) for row in rows]
+    assert result.json["select"] == select
+    assert values[result.json["best_epoch"] - 1] == max(values)
+    # What it is chosen by is what an evaluation of the same images says.
+    said = cvt("evaluate", uneven, "--model", tmp_path / "r", "--json").json
+    key = {"balanced": "balanced_accuracy", "macro-f1": "macro_f1", "auc": "roc_auc"}.get(select)
+    measured = said["loss"] if key is None else said["measures"][key]["value"]
+    assert measured == pytest.approx(float(rows[result.json["best_epoch"] - 1][column]), rel=1e-4)
+
+
+def test_weights_and_a_sampler_that_do_the_same_are_refused(cvt, uneven: Path) -> None:
+    more = ["--sampler", "balanced", "--class-weights", "balanced^0.5"]
+
+    result = cvt("finetune", uneven, *TINY, *more)
+
+    assert result.exit_code == 2 and "would count rare classes twice" in result.stderr

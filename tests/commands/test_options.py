@@ -31,8 +31,9 @@ EXPORT = (
 FINETUNE = (
     "--data-dir --val-fraction --model --revision --offline --variant --res --activation --freeze "
     "--recipe --show-recipe --epochs --batch-size --accumulate --lr --warmup-epochs --weight-decay "
-    "--clip --augment --class-weights --patience --max-time --seed --device --gpus --sync-bn "
-    "--precision --checkpoint-activations --workers --resume --dry-run --output --json --strict "
+    "--clip --augment --class-weights --sampler --select --patience --max-time --seed --device "
+    "--gpus --sync-bn --precision --checkpoint-activations --workers --resume --dry-run --output "
+    "--json --strict "
     "--group-by"
 )
 BENCHMARK = (
@@ -123,8 +124,9 @@ OPTIONS_WITH_EFFECT = [
         "finetune --data x --variant nano",
         "--data --val-fraction --offline --variant --res --activation --freeze --recipe "
         "--show-recipe --epochs --batch-size --accumulate --lr --warmup-epochs --weight-decay "
-        "--clip --augment --class-weights --patience --max-time --seed --device --gpus --sync-bn "
-        "--precision --checkpoint-activations --workers --resume --dry-run --output --json "
+        "--clip --augment --class-weights --sampler --select --patience --max-time --seed "
+        "--device --gpus --sync-bn --precision --checkpoint-activations --workers --resume "
+        "--dry-run --output --json "
         "--strict --group-by",
     ),
     ("push nowhere user/name", "--private --json"),

@@ -43,6 +43,11 @@ def test_a_number_beyond_its_limits_is_refused_before_anything_is_read(name: str
         ({"recipe": "best"}, "--recipe is `best`; accepted are `default`, `paper`"),
         ({"augment": "much"}, "--augment is `much`; accepted are `none`, `crop-flip`"),
         ({"class_weights": "all"}, "--class-weights is `all`; accepted are `balanced`"),
+        ({"class_weights": "balanced^2"}, "--class-weights is `balanced^2`; accepted are"),
+        ({"class_weights": "a=0"}, "--class-weights: the weight of `a` is `0`; it must be a num"),
+        ({"class_weights": "a=1,a=2"}, "--class-weights names `a` twice"),
+        ({"sampler": "all"}, "--sampler is `all`; accepted are `balanced`"),
+        ({"select": "f1"}, "--select is `f1`; accepted are `top1`, `balanced`, `macro-f1`"),
         ({"activation": "relu"}, "--activation is `relu`; accepted are "),
         ({"freeze": ""}, "--freeze is empty"),
         ({"lr": float("nan")}, "--lr is nan; it must be a finite number"),
@@ -61,8 +66,8 @@ def test_what_is_told_has_its_place_in_the_settings() -> None:
     options = Options(
         "my_folder", epochs=7, batch_size=6, accumulate=2, lr=0.25, warmup_epochs=1.5,
         weight_decay=0.125, clip=3.0, augment="none", freeze="stage0,stage1",
-        class_weights="balanced", patience=4, max_time="1h30m", seed=11,
-        checkpoint_activations=True,
+        class_weights="b=2,a=0.5", patience=4, max_time="1h30m", seed=11,
+        checkpoint_activations=True, sampler="balanced", select="macro-f1",
     )  # fmt: skip
 
     settings = options.settings(VARIANTS["nano"].config, 100, "fp32", "cvt finetune", print)
@@ -73,7 +78,9 @@ def test_what_is_told_has_its_place_in_the_settings() -> None:
     assert (recipe.weight_decay, recipe.clip_norm, recipe.augment) == (0.125, 3.0, "none")
     assert (settings.data, settings.command) == ("my_folder", "cvt finetune")
     assert (settings.batch_size, settings.accumulate, settings.seed) == (6, 2, 11)
-    assert (settings.freeze, settings.class_weights) == (("stage0", "stage1"), True)
+    assert settings.freeze == ("stage0", "stage1")
+    assert settings.class_weights == {"b": 2.0, "a": 0.5}
+    assert (settings.sampler, settings.select) == ("balanced", "macro-f1")
     assert (settings.patience, settings.max_time_sec) == (4, 5400.0)
     assert (settings.checkpoint_activations, settings.sync_batchnorm) == (True, False)
 

@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F
 
 from cvt_cli.base.errors import UsageError
-from cvt_cli.finetuning import trainer
 from cvt_cli.finetuning.parameters import freeze
 from cvt_cli.finetuning.schedule import Schedule
 from cvt_cli.finetuning.trainer import Trainer
@@ -208,12 +207,6 @@ def test_a_trial_leaves_the_network_as_it_was() -> None:
 
     assert seconds > 0 and tried == 3
     assert same(model, before) and all(p.grad is None for p in model.parameters())
-
-
-def test_balanced_classes_weigh_the_same() -> None:
-    weights = trainer.class_weights([0, 0, 0, 1], 2)
-
-    assert weights.tolist() == pytest.approx([4 / 6, 2.0])
 
 
 WEIGHTS = torch.tensor([1.0, 2.0, 4.0])
