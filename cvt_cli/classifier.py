@@ -10,7 +10,7 @@ from typing import IO, TYPE_CHECKING, Any, overload
 
 from cvt_cli import loading
 from cvt_cli.base import streams
-from cvt_cli.base.errors import CvtError, ImageError, UsageError
+from cvt_cli.base.errors import CvtError, ImageError, UsageError, refuse_no_number
 from cvt_cli.base.progress import silent
 from cvt_cli.checkpoints.locate import Access
 from cvt_cli.spec import published
@@ -91,6 +91,7 @@ class Classifier:
         background: str | None = None,
     ) -> None:
         for name, number in (("top_k", top_k), ("batch_size", batch_size)):
+            refuse_no_number(name, number)
             if number < 1:
                 raise UsageError(f"{name} is {number}; it must be at least 1")
         if background is not None:

@@ -183,6 +183,36 @@ def test_it_answers_in_a_process_that_was_forked_after_it_was_used(engine: str) 
     assert done.stdout == "cat cat\n", done.stderr
 
 
+THREADS = """
+import sys, threading
+from cvt_cli import Classifier
+
+classify = Classifier("cvt-nano-cifar10", engine="openvino")
+said = []
+
+def work(photo, label):
+    said.append({classify(photo)[0].label for _ in range(20)} == {label})
+
+photos = [(photo, classify(photo)[0].label) for photo in sys.argv[1:]]
+threads = [threading.Thread(target=work, args=pair) for pair in photos * 3]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+print(said)
+"""
+
+
+def test_several_threads_may_ask_at_once() -> None:
+    boats = TESTS / "photos" / "nagasaki-boats.jpg"
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", THREADS, CHELSEA, boats],
+        env=None, capture_output=True, text=True, timeout=200,
+    )  # fmt: skip
+
+    assert done.stdout == f"{[True] * 6}\n", done.stderr
+
+
 def test_one_odd_image_ends_no_table(classify) -> None:
     images = [torch.zeros(3, 8, 8).bfloat16(), Image.new("RGB", (0, 5)), [[1, 2, 3]], b"", None]
     images += [torch.empty(3, 8, 8, device="meta"), torch.zeros(3, 8, 8).to_sparse()]
@@ -214,7 +244,11 @@ def test_a_table_is_no_list_of_its_columns(classify) -> None:
 def test_what_no_classifier_can_be_made_with_is_refused_when_it_is_made() -> None:
     for wrong, said in (
         ({"top_k": 0}, "top_k is 0; it must be at least 1"),
+        ({"top_k": "5"}, "top_k is '5'; it must be a whole number"),
         ({"batch_size": -1}, "batch_size is -1"),
+        ({"batch_size": 1.5}, "batch_size is 1.5; it must be a whole number"),
+        ({"device": 7}, "device `7` is not available here"),
+        ({"background": (255, 255, 255)}, "is not a color"),
         ({"precision": "int4"}, "precision `int4`; accepted are `auto`, `fp32`"),
         ({"engine": "tpu"}, "engine `tpu`; accepted are `auto`, `torch`"),
         ({"background": ""}, "`` is not a color"),

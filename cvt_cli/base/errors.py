@@ -11,6 +11,8 @@
 Anything else that escapes is a bug of ours and keeps its traceback.
 """
 
+import numbers
+
 
 class CvtError(Exception):
     """A failure with a sentence for the user and, where there is one, the next step.
@@ -63,6 +65,13 @@ _OUT_OF_MEMORY = (
     "bad alloc",
     "bad_alloc",
 )
+
+
+def refuse_no_number(what: str, value: object, whole: bool = True) -> None:
+    """Raises UsageError for a value from Python that is no number, or no whole one."""
+    if not isinstance(value, numbers.Integral if whole else numbers.Real):
+        kind = "whole number" if whole else "number"
+        raise UsageError(f"{what} is {value!r}; it must be a {kind}")
 
 
 def is_of_memory(error: Exception) -> bool:

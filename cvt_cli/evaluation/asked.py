@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import get_args
 
 from cvt_cli.base import files, places
-from cvt_cli.base.errors import UsageError
+from cvt_cli.base.errors import UsageError, refuse_no_number
 from cvt_cli.base.progress import Progress, Say, silent
 from cvt_cli.datasets.labelled import LabelledImages, Split
 from cvt_cli.datasets.layouts import check_told, open_dataset
@@ -69,6 +69,8 @@ def check(names: list[str], asked: Asked) -> None:
         ("workers", asked.workers, 1),
         ("top_k", asked.top_k, 2),
     ):
+        if number is not None:
+            refuse_no_number(what, number)
         if number is not None and number < least:
             raise UsageError(f"{what} is {number}; it must be at least {least}")
     if asked.split not in (None, *get_args(Part)):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from cvt_cli.base import places, torchrun
-from cvt_cli.base.errors import UsageError
+from cvt_cli.base.errors import UsageError, refuse_no_number
 from cvt_cli.base.progress import Say
 from cvt_cli.finetuning import balance
 from cvt_cli.spec import recipes
@@ -116,10 +116,14 @@ class Options:
             )
         for name in ("lr", "clip", "warmup_epochs", "weight_decay"):
             value = getattr(self, name)
+            if value is not None:
+                refuse_no_number(_option(name), value, whole=False)
             if value is not None and not math.isfinite(value):
                 raise UsageError(f"{_option(name)} is {value}; it must be a finite number")
         for name, (least, most) in recipes.LIMITS.items():
             value = getattr(self, name)
+            if value is not None:
+                refuse_no_number(_option(name), value, whole=isinstance(least, int))
             if value is not None and not least <= value <= (math.inf if most is None else most):
                 accepted = f"at least {least}" + ("" if most is None else f" and at most {most}")
                 raise UsageError(f"{_option(name)} is {value}; it must be {accepted}")

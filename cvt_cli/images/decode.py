@@ -342,7 +342,7 @@ def colour(text: str) -> Colour:
     """
     try:
         return ImageColor.getrgb(text)[:3]
-    except ValueError:
+    except (ValueError, TypeError, AttributeError):  # the others from Python, of what is no text
         raise UsageError(
             f"`{text}` is not a color; accepted are names such as `white`, and `#rrggbb`"
         ) from None

@@ -20,6 +20,7 @@ def choose_device(requested: str = "auto") -> torch.device:
     Raises:
         UsageError: no such device, or it is not available here.
     """
+    requested = str(requested)  # from Python, where others take a number
     available = ["cpu"]
     if torch.backends.mps.is_available():
         available.insert(0, "mps")

@@ -32,7 +32,8 @@ LIMITS: dict[str, tuple[float, float | None]] = {
     "seed": (0, 2**63 - 1),
     "workers": (0, 256),
 }
-"""Least and most of what a run may be told, by the names of options; None is without an end."""
+"""Least and most of what a run may be told, by the names of options; None is without an end. Where
+the least is an `int`, whole numbers are meant."""
 
 
 @dataclass(frozen=True)

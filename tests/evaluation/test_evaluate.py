@@ -66,6 +66,7 @@ def test_an_unreadable_image_is_wrong_and_named(tmp_path: Path) -> None:
         ({"split": "train"}, "split is `train`; accepted is `val`"),
         ({"batch_size": 0}, "batch_size is 0; it must be at least 1"),
         ({"top_k": 1}, "top_k is 1; it must be at least 2"),
+        ({"workers": 1.5}, "workers is 1.5; it must be a whole number"),
         ({"engine": "tensorrt"}, "engine `tensorrt`; accepted are"),
     ],
 )

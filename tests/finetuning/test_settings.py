@@ -51,6 +51,8 @@ def test_a_number_beyond_its_limits_is_refused_before_anything_is_read(name: str
         ({"activation": "relu"}, "--activation is `relu`; accepted are "),
         ({"freeze": ""}, "--freeze is empty"),
         ({"lr": float("nan")}, "--lr is nan; it must be a finite number"),
+        ({"lr": "fast"}, "--lr is 'fast'; it must be a number"),
+        ({"epochs": 1.5}, "--epochs is 1.5; it must be a whole number"),
         ({"model": "x", "variant": "nano"}, "give either --model, a checkpoint to start from"),
     ],
     ids=str,
