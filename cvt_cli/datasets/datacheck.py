@@ -2,16 +2,20 @@
 
 import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import islice
+from typing import NamedTuple
 
 import numpy as np
+from PIL import Image
 
 from cvt_cli.base.errors import ImageError
 from cvt_cli.base.progress import Progress, silent
 from cvt_cli.datasets.labelled import LabelledImages
 from cvt_cli.images import decode
 from cvt_cli.images.archives import ARCHIVE_ERRORS
+from cvt_cli.images.packed import Packed
 from cvt_cli.prediction.classify import ahead
 from cvt_cli.spec.config import Size
 
@@ -20,6 +24,13 @@ DECODED_UP_TO = 20_000
 
 READ_UP_TO = 2_000_000
 """Images; in a larger set none is read, which would take hours before training begins."""
+
+
+class Seen(NamedTuple):
+    """What tells a picture from others."""
+
+    key: bytes
+    reduced: bool  # it is of a JPEG's pixels at an eighth of its size
 
 
 @dataclass(frozen=True)
@@ -35,9 +46,19 @@ class DataCheck:
     unread: bool  # nor any other
     fingerprint: str  # SHA-256, hexadecimal: another one means other data
     size_fingerprint: str  # one by the files' sizes alone, which earlier versions took
+    seen: tuple[Seen | None, ...]  # of each image, where that was asked for and it was read
 
 
-def check(data: LabelledImages, workers: int, progress: Progress = silent) -> DataCheck:
+def pixels_key(picture: Image.Image) -> bytes:
+    """What pictures of the same pixels share."""
+    digest = hashlib.sha256(f"{picture.width} {picture.height} ".encode())
+    digest.update(picture.tobytes())
+    return digest.digest()[:16]
+
+
+def check(
+    data: LabelledImages, workers: int, progress: Progress = silent, seen: bool = False
+) -> DataCheck:
     """Count the images of each class, read each image and take the set's fingerprint.
 
     Up to `DECODED_UP_TO` images are decoded whole, so that damage anywhere is found; of more only
@@ -52,6 +73,7 @@ def check(data: LabelledImages, workers: int, progress: Progress = silent) -> Da
         data: at least one class.
         workers: threads that read; they do not change the result.
         progress: told of every image.
+        seen: find what tells each picture: its pixels where it is decoded, else its file's content.
     """
     digest = hashlib.sha256(json.dumps(data.classes).encode())
     by_size = digest.copy()
@@ -59,26 +81,33 @@ def check(data: LabelledImages, workers: int, progress: Progress = silent) -> Da
     unreadable: list[tuple[int, str]] = []
     unread = data.pixels is None and len(data) > READ_UP_TO
 
-    def look(index: int) -> tuple[str | None, int | None, str | None]:
+    def look(index: int) -> tuple[str | None, int | None, str | None, Seen | None]:
         if data.pixels is not None:
-            return None, None, None
+            key = hashlib.sha256(data.pixels[index].tobytes()).digest()[:16] if seen else b""
+            return None, None, None, Seen(key, False)
         size = data.size(index)
         content = _content_hash(data, index)
+        found = None
         try:
             if only_headers:
                 decode.size(data.opener(index))
+                found = content and Seen(bytes.fromhex(content)[:16], False)
             else:
                 # A JPEG at 1/8 of its size: all of the file is read all the same, much faster.
-                data.load(index, exif=False, at_least=Size(1, 1))
+                picture = data.load(index, exif=False, at_least=Size(1, 1))
+                found = Seen(pixels_key(picture), _is_jpeg(data, index)) if seen else None
         except ImageError as error:
-            return str(error), size, content
-        return None, size, content
+            return str(error), size, content, None
+        return None, size, content, found or None
 
+    keys: list[Seen | None] = []
     looked_at = range(0 if unread else len(data))
     with progress("checking images", len(looked_at)) as advance:
-        for index, (reason, size, content) in ahead(look, looked_at, workers, 256):
+        for index, (reason, size, content, found) in ahead(look, looked_at, workers, 256):
             if reason is not None:
                 unreadable.append((index, reason))
+            if seen:
+                keys.append(found)
             digest.update(_line(data, index, content))
             by_size.update(_line(data, index, size))
             advance(1, f"{len(unreadable)} unreadable" if unreadable else "")
@@ -98,7 +127,16 @@ def check(data: LabelledImages, workers: int, progress: Progress = silent) -> Da
         unread=unread,
         fingerprint=digest.hexdigest(),
         size_fingerprint=by_size.hexdigest(),
+        seen=tuple(keys),
     )
+
+
+def _is_jpeg(data: LabelledImages, index: int) -> bool:
+    try:
+        with data.opener(index)() as file:
+            return file.read(2) == b"\xff\xd8"
+    except (OSError, ImageError, *ARCHIVE_ERRORS):
+        return False
 
 
 def fingerprint(data: LabelledImages, workers: int) -> str:
@@ -123,9 +161,15 @@ def _line(data: LabelledImages, index: int, what: str | int | None) -> bytes:
 
 def _add_names(digest: "hashlib._Hash", data: LabelledImages) -> None:
     """Of many images all that is known without reading one."""
-    names = iter(data.names)
+    known = data.names
+    names: Iterable[bytes | bytearray] = (
+        known.encoded()
+        if isinstance(known, Packed)
+        else (name.encode("utf-8", "surrogateescape") for name in known)
+    )
+    names = iter(names)
     while part := list(islice(names, 65536)):
-        digest.update(("\0".join(part) + "\0").encode("utf-8", "surrogateescape"))
+        digest.update(b"\0".join(part) + b"\0")
     digest.update(np.ascontiguousarray(data.labels, np.int64).data)
 
 

@@ -77,7 +77,8 @@ def set_aside(
 ) -> NDArray[np.bool_] | None:
     """Which images are set aside, (n,): whole groups, about this part of every class.
 
-    Every class keeps a group to train on. None where nothing can be set aside so.
+    Every class keeps a group to train on, and has one that is set aside where that can be. None
+    where nothing can be set aside so.
 
     Raises:
         UsageError: scikit-learn is not installed.
@@ -91,9 +92,16 @@ def set_aside(
     fold = _grouped_folds(labels, groups, count, seed)
     for first in range(count):  # of folds that cannot be given away the next
         aside = np.isin(fold, (first + np.arange(parts)) % count)
-        for label in np.setdiff1d(labels, labels[~aside]):
+        for label in np.setdiff1d(labels, labels[~aside]):  # nothing of it is left to train on
             own, sizes = np.unique(groups[aside & (labels == label)], return_counts=True)
             aside &= groups != own[sizes.argmin()]
+        for label in np.setdiff1d(labels, labels[aside]):  # nothing of it is there to choose by
+            own, sizes = np.unique(groups[labels == label], return_counts=True)
+            for group in own[np.argsort(sizes, kind="stable")]:
+                more = aside | (groups == group)
+                if not np.setdiff1d(labels, labels[~more]).size:
+                    aside = more
+                    break
         if aside.any():
             return aside
     return None

@@ -28,6 +28,7 @@ class Origin:
     n: int  # images that were trained on, and those set aside from them
     fingerprint: str  # of all of these, and of those that could not be read
     chosen_from: tuple[Path, int, str]  # root, n, fingerprint of what holds `validation`
+    fold: frozenset[str] = frozenset()  # names of the images that another fold trains on
 
     def trained_on(
         self, images: LabelledImages, opened: Callable[[], LabelledImages]
@@ -49,7 +50,7 @@ class Origin:
             return None
         left_out = {entry[: i + 1] for entry in self.unreadable for i in _before_colons(entry)}
         if self.set_aside:
-            left_out |= self.validation
+            left_out |= self.validation | self.fold
         known -= left_out
         return [name for name in images.names if name in known]
 
@@ -100,6 +101,7 @@ def origin_of(model: str) -> Origin | None:
             try:
                 split, plan = (text.read_json(run / f"{name}.json") for name in ("split", "plan"))
                 data = plan["data"]
+                fold = frozenset(split.get("held_out", ()))
                 aside, prints = data["val_set_aside"], data["fingerprint"].split()
                 return Origin(
                     run,
@@ -108,9 +110,10 @@ def origin_of(model: str) -> Origin | None:
                     frozenset(split["validation"]),
                     aside,
                     tuple(data["unreadable"]),
-                    n := data["train_n"] + (data["val_n"] if aside else 0),
+                    n := data["train_n"] + (data["val_n"] if aside else 0) + len(fold),
                     prints[0],
                     (Path(split["root"]), n if aside else data["val_n"], prints[-1]),
+                    fold,
                 )
             except (OSError, ValueError, LookupError, TypeError, AttributeError):
                 return None

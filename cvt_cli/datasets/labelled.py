@@ -48,7 +48,7 @@ class LabelledImages:
     layout: str = "class folders"  # what told the classes, and of what kind of archive, in words
     tree: Tree | None = None  # what `names` are opened in; None is the folder `root`
     table: Rows | None = None  # what opens them instead, where a table names them
-    rows: NDArray[np.int64] | None = None  # (n,) of the table, from 0
+    rows: NDArray[np.int32] | None = None  # (n,) of the table, from 0
     groups: NDArray[np.int64] | None = None  # (n,) index into `group_names`: patient, video, …
     group_names: tuple[str, ...] = ()
     weights: NDArray[np.float64] | None = None  # (n,) how much each counts, above 0

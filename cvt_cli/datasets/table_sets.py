@@ -74,7 +74,7 @@ class _Whole:
     columns: Columns
     files: TableFiles
     names: Packed
-    rows: NDArray[np.int64]  # (n,) of the table
+    rows: NDArray[np.int32]  # (n,) of the table
     classes: tuple[str, ...]
     labels: NDArray[np.int32]  # (n,) index into `classes`
     parts: NDArray[np.int32] | None  # (n,) index into `PARTS`
@@ -217,7 +217,7 @@ def _read(path: Path, told: Told, size: int, progress: Progress) -> _Whole:
         pictures = table.pictures(chosen.picture)
         if rows.unnamed or len(np.unique(hashes)) < len(rows):
             packing = Packing()
-            packing.add(f"row {line}" for line in rows.lines.tolist())
+            packing.add([f"row {line}" for line in rows.lines.tolist()])
             names = packing.packed()
     else:
         if checks.as_here(names, root, notes.append):
@@ -232,7 +232,7 @@ def _read(path: Path, told: Told, size: int, progress: Progress) -> _Whole:
         chosen,
         TableFiles(root, path, table.where, rows.lines, pictures),
         names,
-        kept,
+        kept.astype(np.int32),
         labels.names,
         labels.codes if len(kept) == len(rows) else labels.codes[kept],
         parts,

@@ -2,23 +2,27 @@
 
 import functools
 import inspect
+import shlex
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, ParamSpec
 
+import numpy as np
 import torch
 
-from cvt_cli.base import machine, places, streams, torchrun
+from cvt_cli.base import places, streams, torchrun
+from cvt_cli.base.errors import DataError, UsageError
 from cvt_cli.base.progress import Progress, Say, silent, unheard
 from cvt_cli.checkpoints import locate
 from cvt_cli.checkpoints.locate import Access
+from cvt_cli.datasets import groups as grouping
 from cvt_cli.datasets import held_out, layouts
 from cvt_cli.datasets.table_sets import Told
-from cvt_cli.datasets.torchvision_sets import check_data_dir
-from cvt_cli.finetuning import origin
+from cvt_cli.finetuning import folds, from_options
 from cvt_cli.finetuning import plan as plans
 from cvt_cli.finetuning import preparation as starts
 from cvt_cli.finetuning.job import Images, Job
@@ -26,7 +30,6 @@ from cvt_cli.finetuning.results import Result
 from cvt_cli.finetuning.run import Run
 from cvt_cli.finetuning.settings import DEFAULT_VAL_FRACTION, Options, parse_duration
 from cvt_cli.model import devices
-from cvt_cli.spec import published
 
 P = ParamSpec("P")
 
@@ -35,19 +38,19 @@ P = ParamSpec("P")
 class Prepared:
     """A run that is checked, and can begin or go on."""
 
-    job: Job
+    job: Job  # of several the first
     plan: dict[str, Any] | None  # of a run that begins
-    start: Callable[[], Result]  # trains
+    start: Callable[[], Result | folds.Result]  # trains
 
 
 def _taking(
     options: Callable[P, Options],
-) -> Callable[[Callable[[Options], Result]], Callable[P, Result]]:
+) -> Callable[[Callable[[Options], Any]], Callable[P, Any]]:
     """Let a function of options take what these are made of, so that they are declared once."""
 
-    def decorate(train: Callable[[Options], Result]) -> Callable[P, Result]:
+    def decorate(train: Callable[[Options], Any]) -> Callable[P, Any]:
         @functools.wraps(train)
-        def call(*args: P.args, **kwargs: P.kwargs) -> Result:
+        def call(*args: P.args, **kwargs: P.kwargs) -> Any:
             return train(options(*args, **kwargs))
 
         call.__signature__ = inspect.signature(options)  # type: ignore[attr-defined]
@@ -57,7 +60,7 @@ def _taking(
 
 
 @_taking(Options)
-def finetune(options: Options) -> Result:
+def finetune(options: Options) -> Result | folds.Result:
     """Train on labelled images, from a checkpoint or from scratch, as ``cvt finetune`` does.
 
         from cvt_cli import finetune
@@ -70,7 +73,8 @@ def finetune(options: Options) -> Result:
     torchrun trains in all its processes.
 
     Returns:
-        What came of it; ``n_unreadable`` images were left out, which the command warns of.
+        What came of it; ``n_unreadable`` images were left out, which the command warns of. With
+        ``folds=5`` it is a `folds.Result`, with the accuracy of each fold and their mean.
 
     Raises:
         CvtError: one of its children, as the command explains it; messages are on stderr.
@@ -114,7 +118,10 @@ def prepared(
             starts.check_free(options.output or Path("runs", "new"))
     with torchrun.joined(device.type):
         if options.resume is None:
-            yield _new(options, device, command, access, progress)
+            begin = _new if options.folds is None else _new_folds
+            yield begin(options, device, command, access, progress)
+        elif (options.resume / folds.FOLDS_FILE).is_file():
+            yield _folds_going_on(options, device, options.resume, access, progress)
         else:
             yield _going_on(options, device, options.resume, access, progress)
 
@@ -127,51 +134,119 @@ def _new(
     told = Told(options.columns, options.images, options.group_by)
     layouts.check_told(data, told)
     fraction = options.val_fraction or DEFAULT_VAL_FRACTION
-    model = None if options.variant else str(options.model or published.DEFAULT_MODEL)
-    if model is not None:  # before all images are read
+    if (model := from_options.model_of(options)) is not None:  # before all images are read
         locate.find(model, replace(access, say=unheard))
     own = options.val_fraction is None
-    images = _images(options, data, told, own, fraction, seed, say, progress)
-    size = options.res or options.base_recipe.res
-    start = origin.start_of_training(
-        images.training.classes,
-        model=model,
-        variant=options.variant,
-        res=None if size is None else str(size),
-        activation=options.activation,
-        seed=seed,
-        access=access,
-    )
-    for message in start.notes:
-        say(message)
-    precision = devices.choose_precision(options.precision or "auto", device)
-    n = len(images.training)
-    settings = options.settings(start.model.config, n, precision, command, say)
-    workers = _workers(options.workers, device)
-    job = Job(
-        start.name,
-        start.model,
-        start.preprocessing,
-        images,
-        settings,
-        device,
-        workers,
-        start.repository,
-        start.license,
-    )
+    images = from_options.images_of(options, data, told, own, fraction, seed, say, progress)
+    job = from_options.job_of(options, images, data, device, command, access)
     run = Run(job, say=say, progress=progress)
     plan = run.plan(fraction)
     for line in plans.describe(plan):
         say(line)
-    name = f"{start.name}-{Path(data).name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    name = f"{job.name}-{Path(data).name}-{time.strftime('%Y%m%d-%H%M%S')}"
     folder = options.output or Path("runs", name)
     return Prepared(job, plan, lambda: run.begin(folder, plan))
+
+
+def _new_folds(
+    options: Options, device: torch.device, command: str, access: Access, progress: Progress
+) -> Prepared:
+    """A cross-validation that begins."""
+    torchrun.refuse("--folds")
+    assert options.folds is not None
+    say, data = access.say, str(options.data)
+    fraction = options.val_fraction or DEFAULT_VAL_FRACTION
+    if (model := from_options.model_of(options)) is not None:  # before all images are read
+        locate.find(model, replace(access, say=unheard))
+    plan = _fold_plan(options, data, options.folds, fraction, options.seed or 0, say, progress)
+    name = f"{Path(data).name}-{options.folds}-folds-{time.strftime('%Y%m%d-%H%M%S')}"
+    folder = options.output or Path("runs", name)
+
+    def begun(images: Images) -> Job:
+        return from_options.job_of(options, images, data, device, command, access)
+
+    job = begun(plan.of_fold(0))
+    run = Run(job, say=say, progress=progress, whole=folder)
+    planned = run.plan(fraction)
+    sizes = np.bincount(plan.of)
+    say(f"{options.folds} folds of {sizes.min()} to {sizes.max()} images; the first trains so:")
+    for line in plans.describe(planned):
+        say(line)
+    left = partial(_left_fold, options, device)
+    every = folds.Folds(folder, plan, command, begun, left, access, progress, first=(run, planned))
+    told = {name: value for name, value in options.values.items() if name not in folds.NOT_KEPT}
+    told |= {"precision": job.settings.precision}
+    told = {name: str(v) if isinstance(v, Path) else v for name, v in told.items()}
+    return Prepared(job, {"folds": options.folds, **planned}, lambda: every.begin(told))
+
+
+def _folds_going_on(
+    options: Options, device: torch.device, folder: Path, access: Access, progress: Progress
+) -> Prepared:
+    """A cross-validation that was left; what may be told anew is."""
+    torchrun.refuse("--folds")
+    options.refuse(["--max-time"], "it would end each of the folds early")
+    about = folds.read(folder)
+    anew = {name: v for name, v in options.values.items() if name not in ("resume", "gpus")}
+    told = Options(**{**about["options"], **anew})
+    data = str(told.data)
+    fraction, seed = about["val_fraction"], about["seed"]
+    plan = _fold_plan(told, data, about["folds"], fraction, seed, access.say, progress)
+    folds.refuse_other(about, plan, folder)
+
+    def begun(images: Images) -> Job:
+        return from_options.job_of(told, images, data, device, about["command"], access)
+
+    left = partial(_left_fold, told, device)
+    every = folds.Folds(folder, plan, about["command"], begun, left, access, progress)
+    return Prepared(begun(plan.of_fold(0)), None, every.go_on)
+
+
+def _left_fold(options: Options, device: torch.device, images: Images, folder: Path) -> Job:
+    """The job of a fold that goes on."""
+    found = plans.read_plan(folder)
+    settings = replace(plans.settings_of(found), data=str(options.data))
+    workers = from_options.workers_of(options, device)
+    return starts.job_of(found, settings, images, device, workers)
+
+
+def _fold_plan(
+    options: Options,
+    data: str,
+    count: int,
+    fraction: float,
+    seed: int,
+    say: Say,
+    progress: Progress,
+) -> folds.Plan:
+    """The images of a cross-validation, checked, and the fold of each."""
+    told = Told(options.columns, options.images, options.group_by)
+    layouts.check_told(data, told)
+    found = from_options.opened(options, data, told, say, progress)
+    layouts.pass_over_validation(data, say, told)
+    test = from_options.test_of(data, found, say, told)
+    from_options.refuse_needless(options, test)
+    overlap: starts.Overlap = "allowed" if options.allow_overlap else "refused"
+    checked = starts.check_all(found, None, test, overlap, say, progress)
+    images = checked.readable[0]
+    try:
+        images.refuse_classes_of_less_than(3, ", to train on, to choose by and to be held out")
+        of = grouping.folds(images.labels, images.classes, images.groups, count, seed)
+    except DataError as error:
+        raise checked.refused(error) from None
+    return folds.Plan(checked, of, count, fraction, seed)
 
 
 def _going_on(
     options: Options, device: torch.device, folder: Path, access: Access, progress: Progress
 ) -> Prepared:
     """A run that was left, with its own settings but for what may be told anew."""
+    if (folder.resolve().parent / folds.FOLDS_FILE).is_file():
+        whole = shlex.quote(str(folder.resolve().parent))
+        raise UsageError(
+            f"`{folder}` is a fold of a cross-validation, which is gone on with as a whole",
+            hint=f"cvt finetune --resume {whole}",
+        )
     plan = plans.read_plan(folder)
     settings = plans.settings_of(plan)
     if settings.recipe.optimizer == "newton":
@@ -183,7 +258,7 @@ def _going_on(
         settings = replace(settings, data=str(options.data))
     if options.images is not None:
         settings = replace(settings, images=str(options.images))
-    images = _images(
+    images = from_options.images_of(
         options,
         settings.data,
         settings.told,
@@ -193,55 +268,9 @@ def _going_on(
         access.say,
         progress,
     )
-    job = starts.job_of(plan, settings, images, device, _workers(options.workers, device))
+    job = starts.job_of(plan, settings, images, device, from_options.workers_of(options, device))
     run = Run(job, say=access.say, progress=progress)
     return Prepared(job, None, lambda: run.go_on(folder))
-
-
-def _images(
-    options: Options,
-    data: str,
-    told: Told,
-    own: bool,
-    fraction: float,
-    seed: int,
-    say: Say,
-    progress: Progress,
-) -> Images:
-    """The images of a run, checked.
-
-    Args:
-        options: where known sets are kept, and whether they may be fetched.
-        data: as the user named it.
-        told: how they are read.
-        own: take its own validation images, if it has any.
-        fraction: of the training images, set aside where it has none.
-        seed: of which they are.
-        say: told what was found.
-        progress: told of every image.
-    """
-    check_data_dir(data, options.data_dir)
-    place, offline = options.data_dir or places.data_dir(), bool(options.offline)
-    found = layouts.open_dataset(
-        data, "train", place, offline=offline, say=say, told=told, progress=progress
-    )
-    validation = layouts.open_given(data, "val", found, say, told) if own else None
-    if validation is not None and not options.variant and options.base_recipe.optimizer == "newton":
-        options.refuse(
-            ["--seed"],
-            "it has no effect: the data has its own validation images, and a linear "
-            "probe is solved without random numbers",
-        )
-    if not own and torchrun.rank() == 0:
-        layouts.pass_over_validation(data, say, told)
-    return starts.check_images(found, validation, fraction, seed, progress=progress)
-
-
-def _workers(asked: int | None, device: torch.device) -> int:
-    """Processes that decode: on a CPU, whose cores train, one; else the cores of this process."""
-    if asked is not None:
-        return asked
-    return 1 if device.type == "cpu" else min(machine.threads(), 8)
 
 
 def evaluated_by(options: Options, job: Job, result: Result) -> list[str]:

@@ -62,6 +62,7 @@ class Images:
     fingerprint: str  # of all of them, by content
     unread: bool = False  # there are so many that no file was read
     size_fingerprint: str = ""  # of all of them, by the files' sizes: plans of version 1
+    held_out: LabelledImages | None = None  # the fold that has no part in the run
 
 
 @dataclass(frozen=True)

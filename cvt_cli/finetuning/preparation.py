@@ -2,19 +2,20 @@
 
 import shlex
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 
 from cvt_cli.base import files, machine, text, torchrun
 from cvt_cli.base.errors import CvtError, DataError, UsageError
-from cvt_cli.base.progress import Progress, Say, silent
+from cvt_cli.base.progress import Progress, Say, silent, unheard
 from cvt_cli.base.text import human_bytes
 from cvt_cli.checkpoints import folders
 from cvt_cli.datasets import datacheck
+from cvt_cli.datasets import overlap as overlaps
 from cvt_cli.datasets.labelled import LabelledImages
 from cvt_cli.finetuning import batches as training_data
 from cvt_cli.finetuning import trainer
@@ -29,12 +30,58 @@ from cvt_cli.spec.preprocessing import Preprocessing
 from cvt_cli.spec.recipes import AUGMENTATIONS
 
 
+@dataclass(frozen=True)
+class Checked:
+    """Images of a set, those left out that cannot be read."""
+
+    readable: tuple[LabelledImages, ...]  # to train on, and to choose by where the data have some
+    unreadable: tuple[str, ...]  # names with the reason
+    only_headers: bool
+    unread: bool
+    fingerprint: str
+    size_fingerprint: str
+
+    def refused(self, error: DataError) -> DataError:
+        """What is wrong with the readable images, and which are not."""
+        if not self.unreadable:
+            return error
+        shown = "; ".join(self.unreadable[:10]) + ("; …" if len(self.unreadable) > 10 else "")
+        told = f"{error}; {len(self.unreadable)} cannot be read: {shown}"
+        return DataError(told, hint=error.hint)
+
+    def images(
+        self,
+        training: LabelledImages,
+        validation: LabelledImages,
+        held_out: LabelledImages | None = None,
+    ) -> Images:
+        """Those of a run."""
+        return Images(
+            training,
+            validation,
+            len(self.readable) == 1,
+            self.unreadable,
+            self.only_headers,
+            self.fingerprint,
+            self.unread,
+            self.size_fingerprint,
+            held_out,
+        )
+
+
+Overlap = Literal["refused", "allowed", "not sought"]
+"""What of pictures and groups that lie in two parts of a set."""
+
+
 def check_images(
     found: LabelledImages,
     published: LabelledImages | None,
     val_fraction: float,
     seed: int,
     *,
+    test: LabelledImages | None = None,
+    overlap: Overlap = "not sought",
+    say: Say = unheard,
     progress: Progress = silent,
 ) -> Images:
     """Check every image, leave out what cannot be read, and set validation images aside.
@@ -44,20 +91,49 @@ def check_images(
         published: the data's own validation images, if it has any.
         val_fraction: part of the training images to set aside where it has none.
         seed: of what is set aside.
+        test: the data's own test images, in which no other picture or group may be.
+        overlap: what of pictures and groups that lie in two parts.
+        say: told of those that are allowed.
         progress: told of every image.
 
     Raises:
         DataError: there is one class alone, a class has a name that no checkpoint can have or too
-            few readable images, or the validation images have other classes.
+            few readable images, the validation images have other classes, or two parts overlap.
     """
+    checked = check_all(found, published, test, overlap, say, progress)
+    try:
+        if published is None:
+            return checked.images(*checked.readable[0].split(val_fraction, seed))
+        training, validation = checked.readable
+        training.refuse_classes_of_less_than(1, " that can be read")
+        if not len(validation):
+            raise DataError(f"no image in `{published.root}` can be read")
+        return checked.images(training, validation)
+    except DataError as error:
+        raise checked.refused(error) from None
+
+
+def check_all(
+    found: LabelledImages,
+    published: LabelledImages | None,
+    test: LabelledImages | None,
+    overlap: Overlap,
+    say: Say,
+    progress: Progress,
+) -> Checked:
+    """Check every image and leave out what cannot be read; see `check_images`."""
     _refuse_at_once(found, set_aside=published is None)
     unreadable: list[str] = []
     prints, by_size, headers, unread = [], [], False, False
-    readable = []
-    for images in (found, published):
-        if images is None:
+    readable, parts = [], []
+    given = overlap != "not sought" and (published is not None or test is not None)
+    for name, images in (("train", found), ("val", published), ("test", test)):
+        if images is None or (name == "test" and not given):
             continue
-        checked = datacheck.check(images, machine.threads(), progress)
+        checked = datacheck.check(images, machine.threads(), progress, given)
+        parts.append(overlaps.Part(name, images, checked.seen))
+        if name == "test":
+            continue
         prints.append(checked.fingerprint)
         by_size.append(checked.size_fingerprint)
         headers |= checked.only_headers
@@ -65,28 +141,10 @@ def check_images(
         bad = [index for index, _ in checked.unreadable]
         unreadable += [f"{images.names[index]}: {reason}" for index, reason in checked.unreadable]
         readable.append(images.subset(np.setdiff1d(np.arange(len(images)), bad)) if bad else images)
-    try:
-        if published is None:
-            training_set, validation = readable[0].split(val_fraction, seed)
-        else:
-            training_set, validation = readable
-            training_set.refuse_classes_of_less_than(1, " that can be read")
-            if not len(validation):
-                raise DataError(f"no image in `{published.root}` can be read")
-    except DataError as error:
-        if not unreadable:
-            raise
-        shown = "; ".join(unreadable[:10]) + ("; …" if len(unreadable) > 10 else "")
-        raise DataError(f"{error}; {len(unreadable)} cannot be read: {shown}") from None
-    return Images(
-        training_set,
-        validation,
-        published is None,
-        tuple(unreadable),
-        headers,
-        " ".join(prints),
-        unread,
-        " ".join(by_size),
+    if given:
+        overlaps.refuse(parts, overlap == "allowed", machine.threads(), say)
+    return Checked(
+        tuple(readable), tuple(unreadable), headers, unread, " ".join(prints), " ".join(by_size)
     )
 
 

@@ -41,14 +41,17 @@ class Run:
         job: what to train.
         say: told what happens, one sentence at a time.
         progress: told of every step.
+        whole: the folder to go on with, where the run is a part of more.
 
     Raises:
         UsageError: a part to freeze that is not there, or a device that cannot do what is asked.
         DataError: too few images for the parts of a step.
     """
 
-    def __init__(self, job: Job, *, say: Say, progress: Progress = silent) -> None:
-        self.job, self.progress = job, progress
+    def __init__(
+        self, job: Job, *, say: Say, progress: Progress = silent, whole: Path | None = None
+    ) -> None:
+        self.job, self.progress, self._whole = job, progress, whole
         self._say_to = say if torchrun.rank() == 0 else unheard
         self._log: Path | None = None
         self._started = perf_counter()
@@ -91,6 +94,8 @@ class Run:
                     "root": str(images.validation.root.resolve()),
                     "validation": list(images.validation.names),
                 }
+                if images.held_out is not None:
+                    split["held_out"] = list(images.held_out.names)
                 files.write_text(folder / plan.SPLIT_FILE, json.dumps(split, indent=1) + "\n")
                 files.write_text(folder / plan.PLAN_FILE, json.dumps(planned, indent=1) + "\n")
                 self._save(folder, position)
@@ -146,7 +151,7 @@ class Run:
             except KeyboardInterrupt:
                 self._say(
                     f"interrupted{self._saved}; to continue: cvt finetune --resume "
-                    f"{shlex.quote(str(folder))}"
+                    f"{shlex.quote(str(self._whole or folder))}"
                     if (folder / STATE_FILE).exists()
                     else "interrupted before training began"
                 )

@@ -70,6 +70,8 @@ class Options:
     columns: str | None = None  # of a table: which has which part
     images: Path | None = None  # the folder that a table's paths start from
     group_by: str | None = None  # a table's column or a pattern of paths: what belongs together
+    allow_overlap: bool | None = None  # pictures or groups in two parts of the data
+    folds: int | None = None  # parts of the images, each held out once
     val_fraction: float | None = None  # of the training images, that the best epoch is chosen by
     model: str | Path | None = None  # the checkpoint to start from
     revision: str | None = None  # of a hub repository
@@ -181,6 +183,9 @@ class Options:
                     f"--class-weights {self.class_weights} would count rare classes twice",
                     hint="give one of the two",
                 )
+        if self.folds is not None:
+            self.refuse(["--max-time"], "with --folds it would end each of the folds early")
+            self.refuse(["--gpus", "--sync-bn"], "the runs of --folds have one process each")
         if self.variant:
             self.refuse(
                 ["--revision"], "it belongs to a checkpoint, and --variant trains without one"
@@ -282,8 +287,8 @@ class CommandOptions(Options):
 
 
 SETTLED_ELSEWHERE = frozenset(
-    "data_dir val_fraction model revision offline variant res activation device precision workers "
-    "resume output gpus dry_run".split()
+    "data_dir allow_overlap folds val_fraction model revision offline variant res activation "
+    "device precision workers resume output gpus dry_run".split()
 )
 """Options of which the images are made, the model, the device, the folder and the processes."""
 

@@ -1,6 +1,6 @@
 """Many texts in few bytes: side by side in one buffer, where a tuple of them takes thrice that."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, overload
 
 import numpy as np
@@ -38,11 +38,16 @@ class Packed(Sequence[str]):
         return text.decode("utf-8", "surrogateescape")
 
     def __iter__(self) -> Iterator[str]:
+        for text in self.encoded():
+            yield text.decode("utf-8", "surrogateescape")
+
+    def encoded(self) -> Iterator[bytearray]:
+        """Each as it lies in the buffer."""
         for first in range(0, len(self), 65536):
             part = slice(first, first + 65536)
-            starts, lengths = self.starts[part].tolist(), self.lengths[part].tolist()
-            for start, length in zip(starts, lengths, strict=True):
-                yield self.content[start : start + length].decode("utf-8", "surrogateescape")
+            starts, ends = self.starts[part], self.starts[part] + self.lengths[part]
+            for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
+                yield self.content[start:end]
 
     def __eq__(self, other: object) -> bool:
         return (
@@ -65,8 +70,13 @@ class Packing:
         self._content = bytearray()
         self._lengths: list[NDArray[np.int32]] = []
 
-    def add(self, texts: Iterable[str]) -> None:
+    def add(self, texts: Sequence[str]) -> None:
         """Put these after those that are there."""
+        joined = "".join(texts)
+        if joined.isascii():
+            self._content += joined.encode()
+            self._lengths.append(np.fromiter(map(len, texts), np.int32, len(texts)))
+            return
         encoded = [text.encode("utf-8", "surrogateescape") for text in texts]
         self._content += b"".join(encoded)
         self._lengths.append(np.fromiter(map(len, encoded), np.int32, len(encoded)))

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -156,6 +157,9 @@ def _refuse_repeated(columns: Sequence[str], path: Path) -> None:
         raise DataError(f"`{path}` has two columns that are called `{twice[0]}`")
 
 
+_LINE_ENDS = re.compile("\r\n|\r|\n")
+
+
 class Csv(Table):
     """Rows of values with commas between, in .tsv with tabs; the first row names the columns.
 
@@ -174,16 +178,15 @@ class Csv(Table):
     @cached_property
     def columns(self) -> tuple[str, ...]:
         with _opened(self.path) as (lines, _):
-            names = tuple(name.strip() for name in next(self._rows(lines), (0, []))[1])
+            first = self._taken(csv.reader(lines, delimiter=self.delimiter, strict=True), 1)
+        names = tuple(name.strip() for row in first for name in row)
         _refuse_repeated(names, self.path)
         return names
 
-    def _rows(self, lines: TextIO) -> Iterator[tuple[int, list[str]]]:
-        """Every row with the line that it ends in; an empty line is one of no values."""
-        reader = csv.reader(lines, delimiter=self.delimiter, strict=True)
+    def _taken(self, reader: Any, count: int) -> list[list[str]]:
+        """The next rows of a reader; an empty line is one of no values."""
         try:
-            for row in reader:
-                yield reader.line_num, row
+            return list(islice(reader, count))
         except csv.Error as error:
             raise DataError(f"`{self.path}`, line {reader.line_num}: {error}") from None
 
@@ -193,11 +196,15 @@ class Csv(Table):
         pick = [(name, itemgetter(self.columns.index(name))) for name in wanted]
         with _opened(self.path) as (lines, raw):
             meter = _Meter(raw, advance)
-            every = self._rows(lines)
-            end, _ = next(every)
-            while numbered := list(islice(every, ROWS)):
-                ends, rows = map(list, zip(*numbered, strict=True))
-                begins, end = np.array([end, *ends[:-1]], np.int64) + 1, ends[-1]
+            reader = csv.reader(lines, delimiter=self.delimiter, strict=True)
+            self._taken(reader, 1)
+            end = reader.line_num
+            while rows := self._taken(reader, ROWS):
+                begins = np.arange(end + 1, end + 1 + len(rows))
+                if reader.line_num - end != len(rows):  # some have several, in quotes
+                    taken = [1 + sum(len(_LINE_ENDS.findall(v)) for v in row) for row in rows]
+                    begins = end + 1 + np.cumsum([0, *taken[:-1]])
+                end = reader.line_num
                 if set(map(len, rows)) != {len(self.columns)}:
                     begins, rows = self._whole(begins, rows)
                 yield Piece(begins, {name: list(map(of, rows)) for name, of in pick})

@@ -20,6 +20,7 @@ RANDOM_CROPS_BELOW = 128
 """Input size in pixels below which images are padded and cropped, as is usual for CIFAR."""
 
 LIMITS: dict[str, tuple[float, float | None]] = {
+    "folds": (2, 20),
     "val_fraction": (0.001, 0.5),
     "epochs": (1, None),
     "batch_size": (2, None),

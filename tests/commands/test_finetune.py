@@ -770,7 +770,8 @@ def test_val_that_is_not_chosen_by_is_said(cvt, tmp_path: Path) -> None:
         shutil.copytree(KEPT / "images", tmp_path / part)
     options = ["--data", tmp_path, "--model", KEPT / "model", "--dry-run", "--workers", 0]
 
-    own, aside = cvt("finetune", *options), cvt("finetune", *options, "--val-fraction", 0.3)
+    own = cvt("finetune", *options, "--allow-overlap")
+    aside = cvt("finetune", *options, "--val-fraction", 0.3)
 
     assert "not used" not in own.stderr
     assert f"not used: `{tmp_path / 'val'}`; validation images are held out" in aside.stderr
@@ -786,7 +787,7 @@ def test_a_seed_that_draws_nothing_is_refused(cvt, tmp_path: Path) -> None:
 
     assert nothing.exit_code == 2
     assert "error: --seed: it has no effect: the data has its own validation" in nothing.stderr
-    for drawn in (split, ["--variant", "nano"]):
+    for drawn in (split, ["--variant", "nano", "--allow-overlap"]):
         assert cvt("finetune", *options, *drawn).exit_code == 0
 
 

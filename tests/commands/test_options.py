@@ -34,7 +34,7 @@ FINETUNE = (
     "--clip --augment --class-weights --sampler --select --patience --max-time --seed --device "
     "--gpus --sync-bn --precision --checkpoint-activations --workers --resume --dry-run --output "
     "--json --strict "
-    "--group-by"
+    "--group-by --allow-overlap --folds"
 )
 BENCHMARK = (
     "--variant --model --res --engine --precision --batch-size --against --rounds --device --plot "
@@ -109,6 +109,7 @@ OPTIONS_WITH_EFFECT = [
         "--resume --data --data-dir --images --offline --device --gpus --workers --max-time --json "
         "--strict",
     ),
+    ("finetune x --folds 3", but(FINETUNE, "--data-dir --max-time --gpus --sync-bn")),
     (
         "finetune --show-recipe",
         "--show-recipe --recipe --variant --epochs --batch-size --lr --warmup-epochs "
@@ -118,7 +119,7 @@ OPTIONS_WITH_EFFECT = [
         "finetune --data x --recipe linear-probe",
         "--data --val-fraction --model --revision --offline --variant --res --activation --recipe "
         "--show-recipe --batch-size --class-weights --seed --device --precision --resume "
-        "--dry-run --output --json --strict --group-by",
+        "--dry-run --output --json --strict --group-by --allow-overlap --folds",
     ),
     (
         "finetune --data x --variant nano",
@@ -127,7 +128,7 @@ OPTIONS_WITH_EFFECT = [
         "--clip --augment --class-weights --sampler --select --patience --max-time --seed "
         "--device --gpus --sync-bn --precision --checkpoint-activations --workers --resume "
         "--dry-run --output --json "
-        "--strict --group-by",
+        "--strict --group-by --allow-overlap --folds",
     ),
     ("push nowhere user/name", "--private --json"),
     ("cache list", "--json"),

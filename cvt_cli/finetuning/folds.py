@@ -1,0 +1,373 @@
+"""Cross-validation: a run for each fold of the images, which it does not see, in one folder.
+
+RUN/folds.json         what all of it depends on: the options, the folds' number and images
+RUN/fold-1/ …          a run that trains on the other folds (`run`), and sets images of these aside
+                       to choose its best epoch by, so that the fold has no part in it
+RUN/fold-1/out_of_fold.jsonl   what its best epoch says of the fold, once that is done
+RUN/folds.csv          a line per fold, when all are done
+RUN/out_of_fold.jsonl  what is said of every image by the run that did not see it, for `cvt compare`
+RUN/results.json       what came of it
+"""
+
+import csv
+import io
+import json
+import shlex
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cvt_cli import loading
+from cvt_cli.base import files, machine, text
+from cvt_cli.base.conditions import json_hash
+from cvt_cli.base.errors import CheckpointError, DataError
+from cvt_cli.base.package import __version__
+from cvt_cli.base.progress import Progress
+from cvt_cli.checkpoints.locate import Access
+from cvt_cli.datasets.labelled import LabelledImages
+from cvt_cli.evaluation import judge, metrics
+from cvt_cli.evaluation.judge import Judged
+from cvt_cli.finetuning.job import Images, Job
+from cvt_cli.finetuning.preparation import Checked
+from cvt_cli.finetuning.run import Run
+from cvt_cli.finetuning.state import STATE_FILE
+from cvt_cli.model.engine import TorchEngine
+
+FOLDS_FILE = "folds.json"
+OUT_OF_FOLD = "out_of_fold.jsonl"
+
+NOT_KEPT = frozenset("folds resume output offline device precision workers gpus dry_run".split())
+"""The options that are told anew, or that are kept by themselves."""
+
+_RESAMPLES = 10_000
+
+_T = (
+    *(12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160),
+    *(2.145, 2.131, 2.120, 2.110, 2.101, 2.093),
+)
+"""The 97.5 % quantile of Student's distribution, of 1 to 19 degrees of freedom."""
+
+MOST = len(_T) + 1
+"""Folds."""
+
+
+@dataclass(frozen=True)
+class Fold:
+    """What came of one."""
+
+    fold: int  # its number, from 1
+    n: int  # images in it
+    correct: int
+    top1: float
+    train_n: int
+    val_n: int
+    best_epoch: int
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came of a cross-validation."""
+
+    run: Path
+    folds: tuple[Fold, ...]
+    n: int  # images, each judged by the run that did not see it
+    correct: int
+    top1: float  # of all of them
+    top1_interval: tuple[float, float]  # 95 %, by Wilson, or by drawing whole groups again
+    mean: float  # of the folds' top-1
+    mean_interval: tuple[float, float]  # 95 %, by Student's distribution over the folds
+    groups: int | None
+    classes: int
+    n_unreadable: int
+    seed: int
+    seconds: float
+    fingerprint: str
+    command: str
+    version: str
+
+    @property
+    def out_of_fold(self) -> Path:
+        """The file with what is said of every image."""
+        return self.run / OUT_OF_FOLD
+
+    def to_json(self) -> dict[str, Any]:
+        """The documented keys, as results.json has them."""
+        return asdict(self) | {
+            "run": str(self.run),
+            "out_of_fold": str(self.out_of_fold),
+            "top1_interval": list(self.top1_interval),
+            "mean_interval": list(self.mean_interval),
+        }
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The images of every fold, and what they depend on."""
+
+    checked: Checked
+    of: NDArray[np.int64]  # (n,) the fold of each readable image, from 0
+    count: int
+    fraction: float  # of what a fold trains on, set aside to choose by
+    seed: int
+
+    @property
+    def images(self) -> LabelledImages:
+        """All that can be read."""
+        return self.checked.readable[0]
+
+    def of_fold(self, number: int) -> Images:
+        """What a fold (from 0) trains on, chooses by, and is judged on."""
+        rest = self.images.subset(np.flatnonzero(self.of != number))
+        held_out = self.images.subset(np.flatnonzero(self.of == number))
+        try:
+            return self.checked.images(*rest.split(self.fraction, self.seed), held_out)
+        except DataError as error:
+            raise self.checked.refused(
+                DataError(f"fold {number + 1} of {self.count}: {error}", hint=error.hint)
+            ) from None
+
+    @property
+    def hash(self) -> str:
+        """Of the images and the fold of each."""
+        return json_hash([list(self.images.names), self.of.tolist()])
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """What `Folds.begin` wrote of a cross-validation.
+
+    Raises:
+        CheckpointError: it is damaged.
+    """
+    path = folder / FOLDS_FILE
+    try:
+        found: dict[str, Any] = text.read_json(path)
+        for name in ("version", "folds", "seed", "val_fraction", "options", "command", "images"):
+            found[name]
+        return found
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise CheckpointError(f"`{path}` cannot be read: {error}") from None
+
+
+class Folds:
+    """Runs fold after fold in a folder, each from where it was left.
+
+    Args:
+        folder: of all of it.
+        plan: the folds.
+        command: that began it.
+        begun: makes the job of a fold that begins, of its images.
+        left: makes the job of a fold that goes on, of its images and its folder.
+        access: how models are fetched, and who is told what happens.
+        progress: told of every image and step.
+        first: the run of the first fold and its plan, where they were made already.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        plan: Plan,
+        command: str,
+        begun: Callable[[Images], Job],
+        left: Callable[[Images, Path], Job],
+        access: Access,
+        progress: Progress,
+        first: tuple[Run, dict[str, Any]] | None = None,
+    ) -> None:
+        self._first = first
+        self.folder, self.plan, self.command = folder, plan, command
+        self._begun, self._left, self._access, self._progress = begun, left, access, progress
+
+    def begin(self, options: dict[str, Any]) -> Result:
+        """Run all of them; ``options`` are what was told, as JSON has it."""
+        about = {
+            "version": 1,
+            "folds": self.plan.count,
+            "seed": self.plan.seed,
+            "val_fraction": self.plan.fraction,
+            "images": self.plan.hash,
+            "fingerprint": self.plan.checked.fingerprint,
+            "options": options,
+            "command": self.command,
+        }
+        files.write_text(self.folder / FOLDS_FILE, json.dumps(about, indent=1) + "\n")
+        return self.go_on()
+
+    def go_on(self) -> Result:
+        """Run those that are not done.
+
+        Raises:
+            KeyboardInterrupt: it was asked to stop; what is saved was said.
+        """
+        say = self._access.say
+        with files.locked(self.folder / "lock", f"training in `{self.folder}`", say):
+            files.swept(self.folder, deep=True)
+            for number in range(self.plan.count):
+                place = self.folder / f"fold-{number + 1}"
+                if (place / OUT_OF_FOLD).exists():
+                    say(f"fold {number + 1} of {self.plan.count} is done")
+                    continue
+                say(f"fold {number + 1} of {self.plan.count}")
+                self._run(number, place)
+            return self._result()
+
+    def _run(self, number: int, place: Path) -> None:
+        images = self.plan.of_fold(number)
+        if (place / STATE_FILE).exists():
+            job = self._left(images, place)
+            self._run_of(job).go_on(place)
+        else:
+            run, planned = self._first or (None, None)
+            if run is None or planned is None or number:
+                run = self._run_of(self._begun(images))
+                planned = run.plan(self.plan.fraction)
+            self._first, job = None, run.job
+            run.begin(place, planned)
+        try:
+            lines = self._judged(job, place, number)
+        except KeyboardInterrupt:
+            self._access.say(
+                f"interrupted; to continue: cvt finetune --resume {shlex.quote(str(self.folder))}"
+            )
+            raise
+        files.write_text(place / OUT_OF_FOLD, "".join(json.dumps(line) + "\n" for line in lines))
+
+    def _run_of(self, job: Job) -> Run:
+        return Run(job, say=self._access.say, progress=self._progress, whole=self.folder)
+
+    def _judged(self, job: Job, place: Path, number: int) -> list[dict[str, Any]]:
+        """What the best epoch of a fold says of the images that it has not seen."""
+        images = job.images.held_out
+        assert images is not None
+        _, best = loading.load_checkpoint(str(place / "best"), None, None, self._access)
+        subject = judge.subject(
+            TorchEngine(best.model, job.device, job.settings.precision, job.macs),
+            job.preprocessing,
+            job.labels,
+            np.arange(len(job.labels), dtype=np.int64),
+            images,
+        )
+        lines: list[dict[str, Any]] = []
+
+        def note(one: Judged, sha256: str | None) -> None:
+            lines.append({**one.to_json(), "fold": number + 1, "sha256": sha256})
+
+        subject.judged = note
+        judge.judge(
+            [subject],
+            images,
+            hashes=True,
+            batch_size=job.settings.batch_size,
+            workers=machine.threads(),
+            progress=self._progress,
+        )
+        return lines
+
+    def _result(self) -> Result:
+        """Put the folds together; raises CheckpointError if what a fold left is damaged."""
+        found, seconds = [], 0.0
+        by_path: dict[str, tuple[bool, str]] = {}
+        for number in range(self.plan.count):
+            place = self.folder / f"fold-{number + 1}"
+            try:
+                raw = text.read_text(place / OUT_OF_FOLD).splitlines()
+                lines = [json.loads(line) for line in raw]
+                one = text.read_json(place / "results.json")
+                correct = sum(line["correct"] for line in lines)
+                by_path |= {
+                    line["path"]: (line["correct"], line_text)
+                    for line, line_text in zip(lines, raw, strict=True)
+                }
+                found.append(
+                    Fold(
+                        number + 1,
+                        len(lines),
+                        correct,
+                        correct / len(lines),
+                        one["train_n"],
+                        one["val_n"],
+                        one["best_epoch"],
+                    )
+                )
+                seconds += one["seconds"]
+            except (OSError, ValueError, LookupError, TypeError) as error:
+                raise CheckpointError(
+                    f"what fold {number + 1} left in `{place}` cannot be read: {error}",
+                    hint="remove the folder, and go on: the fold is trained again",
+                ) from None
+        images = self.plan.images
+        judged = [by_path[name] for name in images.names]
+        right = np.array([correct for correct, _ in judged], np.int64)
+        content = "".join(f"{line}\n" for _, line in judged)
+        files.write_text(self.folder / OUT_OF_FOLD, content)
+        files.write_text(self.folder / "folds.csv", _table(found))
+        rates = [fold.top1 for fold in found]
+        wilson = metrics.wilson(int(right.sum()), len(images))
+        result = Result(
+            run=self.folder,
+            folds=tuple(found),
+            n=len(images),
+            correct=int(right.sum()),
+            top1=float(right.sum()) / len(images),
+            top1_interval=wilson
+            if images.groups is None
+            else _by_groups(right, images.groups, wilson),
+            mean=float(np.mean(rates)),
+            mean_interval=_of_mean(rates, wilson),
+            groups=None if images.groups is None else len(images.named_groups),
+            classes=len(images.classes),
+            n_unreadable=len(self.plan.checked.unreadable),
+            seed=self.plan.seed,
+            seconds=seconds,
+            fingerprint=self.plan.checked.fingerprint,
+            command=self.command,
+            version=__version__,
+        )
+        about = json.dumps(result.to_json(), indent=1) + "\n"
+        files.write_text(self.folder / "results.json", about)
+        return result
+
+
+def _table(found: Sequence[Fold]) -> str:
+    content = io.StringIO()
+    table = csv.writer(content, lineterminator="\n")
+    table.writerow(asdict(found[0]))
+    table.writerows(asdict(fold).values() for fold in found)
+    return content.getvalue()
+
+
+def _of_mean(rates: Sequence[float], wilson: tuple[float, float]) -> tuple[float, float]:
+    """95 % interval of the mean of the folds, by Student's distribution.
+
+    It is no narrower than Wilson's of all images, so that folds that happen to agree prove nothing.
+    """
+    mean = float(np.mean(rates))
+    reach = _T[len(rates) - 2] * float(np.std(rates, ddof=1)) / len(rates) ** 0.5
+    return max(0.0, min(mean - reach, wilson[0])), min(1.0, max(mean + reach, wilson[1]))
+
+
+def _by_groups(
+    right: NDArray[np.int64], groups: NDArray[np.int64], wilson: tuple[float, float]
+) -> tuple[float, float]:
+    """95 % interval of a share of images, by drawing whole groups again; no narrower than Wilson's
+    of the images."""
+    _, index = np.unique(groups, return_inverse=True)
+    sizes, correct = np.bincount(index), np.bincount(index, weights=right)
+    generator, rates = np.random.default_rng(0), []
+    for _ in range(_RESAMPLES):
+        drawn = generator.integers(0, len(sizes), len(sizes))
+        rates.append(correct[drawn].sum() / sizes[drawn].sum())
+    low, high = (float(bound) for bound in np.percentile(rates, (2.5, 97.5)))
+    return min(low, wilson[0]), max(high, wilson[1])
+
+
+def refuse_other(about: dict[str, Any], plan: Plan, folder: Path) -> None:
+    """Raises DataError if the images, or their folds, are not those that were begun with."""
+    if about["images"] != plan.hash or about["fingerprint"] != plan.checked.fingerprint:
+        raise DataError(
+            f"the images are not what `{folder}` began with, or lie in other folds",
+            hint="bring them back as they were, or begin anew in another folder",
+        )

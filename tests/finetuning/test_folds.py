@@ -1,0 +1,164 @@
+"""Cross-validation: folds that no group crosses, killed and gone on with to the same table."""
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cvt_cli.evaluation.metrics import wilson
+from tests_shared import Machine
+
+SHORT = ["--variant", "nano", "--epochs", "1", "--batch-size", "8", "--warmup-epochs", "0"]
+SHORT += ["--lr", "2e-3", "--workers", "0"]
+BY_VIDEO = ["--group-by", r"(v\d+)_"]
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Frames of twelve made-up videos of two classes, which differ in colour."""
+    root = tmp_path_factory.mktemp("videos") / "set"
+    generator = np.random.default_rng(3)
+    for video in range(12):
+        folder = root / ("cat", "dog")[video % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        for frame in range(3):
+            pixels = generator.integers(0, 120, (32, 32, 3), dtype=np.uint8)
+            pixels[..., video % 2] += 60
+            Image.fromarray(pixels).save(folder / f"v{video}_{frame}.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def straight(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three folds that nothing happened to, in a process of their own."""
+    run = tmp_path_factory.mktemp("straight") / "run"
+    line = ["finetune", videos, *SHORT, "--folds", 3, *BY_VIDEO, "-o", run]
+    result = Machine(run, dict(os.environ)).run(*line)
+    assert result.exit_code == 0, result.stderr
+    assert "fold 1  top-1 " in result.stdout and "over 12 groups)" in result.stdout
+    return run
+
+
+def lines_of(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "out_of_fold.jsonl").read_text().splitlines()]
+
+
+def test_every_image_is_judged_once_by_a_run_that_saw_none_of_its_group(
+    videos: Path, straight: Path
+) -> None:
+    lines = lines_of(straight)
+    names = [str(file.relative_to(videos)) for file in sorted(videos.rglob("*.png"))]
+    fold_of = {line["path"]: line["fold"] for line in lines}
+
+    assert sorted(fold_of) == sorted(names) and len(lines) == len(names)
+    assert set(fold_of.values()) == {1, 2, 3}
+    for fold in (1, 2, 3):
+        split = json.loads((straight / f"fold-{fold}" / "split.json").read_text())
+        held_out = {name for name in names if fold_of[name] == fold}
+        assert set(split["held_out"]) == held_out
+        videos_of = [{n.split("/")[1].split("_")[0] for n in part} for part in (
+            held_out, split["validation"], set(names) - held_out - set(split["validation"])
+        )]  # fmt: skip
+        assert sum(map(len, videos_of)) == 12  # none is in two
+        assert {name[:3] for name in split["validation"]} == {"cat", "dog"}
+
+
+def test_the_table_and_the_intervals_follow_from_what_was_said(cvt, straight: Path) -> None:
+    lines, result = lines_of(straight), json.loads((straight / "results.json").read_text())
+    rows = [row.split(",") for row in (straight / "folds.csv").read_text().splitlines()]
+
+    assert rows[0][:4] == ["fold", "n", "correct", "top1"]
+    rates = []
+    for number, row in enumerate(rows[1:], 1):
+        own = [line["correct"] for line in lines if line["fold"] == number]
+        assert row[:4] == [str(number), str(len(own)), str(sum(own)), str(sum(own) / len(own))]
+        rates.append(sum(own) / len(own))
+    correct = sum(line["correct"] for line in lines)
+    assert result["correct"] == correct and result["top1"] == correct / 36
+    assert result["mean"] == pytest.approx(np.mean(rates))
+    reach = 4.303 * np.std(rates, ddof=1) / 3**0.5  # Student's, two degrees of freedom
+    low, high = wilson(correct, 36)
+    assert result["mean_interval"][0] == pytest.approx(
+        max(0, min(np.mean(rates) - reach, low)), abs=1e-9
+    )
+    assert result["top1_interval"][0] <= low and result["top1_interval"][1] >= high
+
+    compared = cvt(
+        "compare", straight / "out_of_fold.jsonl", straight / "out_of_fold.jsonl", "--json"
+    )
+
+    assert compared.json["n"] == 36 and compared.json["accuracy_a"] == correct / 36
+
+
+def test_folds_killed_in_the_middle_end_with_the_same_table_to_the_byte(
+    cvt, videos: Path, straight: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    line = ["finetune", videos, *SHORT, "--folds", 3, *BY_VIDEO, "-o", run]
+    process = Machine(tmp_path, dict(os.environ)).start(*line)
+    deadline = time.monotonic() + 300
+    while not (run / "fold-2" / "state" / "state.safetensors").exists():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.001)
+    process.kill()
+    process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGKILL and not (run / "folds.csv").exists()
+
+    part = cvt("finetune", "--resume", run / "fold-2")
+    result = Machine(tmp_path, dict(os.environ)).run("finetune", "--resume", run)
+
+    assert part.exit_code == 2 and f"hint: cvt finetune --resume {run}" in part.stderr
+    assert result.exit_code == 0, result.stderr
+    assert "fold 1 of 3 is done" in result.stderr
+    for name in ("folds.csv", "out_of_fold.jsonl"):
+        assert (run / name).read_bytes() == (straight / name).read_bytes()
+
+
+def test_a_model_of_a_fold_is_known_not_to_have_seen_it(cvt, videos: Path, straight: Path) -> None:
+    result = cvt("evaluate", videos, "--model", straight / "fold-1" / "best", "--json")
+
+    split = json.loads((straight / "fold-1" / "split.json").read_text())
+    unseen = len(split["held_out"]) + len(split["validation"])
+    assert result.json["n_trained_on"] == 36 - unseen
+
+
+def test_folds_of_other_images_are_not_gone_on_with(
+    cvt, videos: Path, straight: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "cat").mkdir()
+    (tmp_path / "dog").mkdir()
+    for file in sorted(videos.rglob("*.png"))[:-1]:
+        (tmp_path / file.relative_to(videos)).write_bytes(file.read_bytes())
+
+    result = cvt("finetune", "--resume", straight, "--data", tmp_path)
+
+    assert result.exit_code == 1
+    assert f"the images are not what `{straight}` began with" in result.stderr
+
+
+def test_folds_that_cannot_be_are_refused_before_training(
+    cvt, videos: Path, tmp_path: Path
+) -> None:
+    for told, code, said in (
+        (["--folds", "1"], 2, "--folds"),
+        (["--folds", "2", "--max-time", "1h"], 2, "--max-time: "),
+        (["--folds", "13", *BY_VIDEO], 1, "there are 12 groups, and --folds is 13"),
+        (["--folds", "2", "--group-by", "cat|dog"], 1, "all images of `cat`, `dog` would lie in"),
+    ):
+        result = cvt("finetune", videos, *SHORT, *told, "-o", tmp_path / "run")
+
+        assert result.exit_code == code and said in result.stderr
+        assert not (tmp_path / "run").exists()
+
+
+def test_folds_without_groups_have_every_class_alike(cvt, videos: Path) -> None:
+    result = cvt("finetune", videos, *SHORT, "--folds", 4, "--dry-run", "--json")
+
+    assert result.exit_code == 0, result.stderr
+    assert "4 folds of 9 to 9 images" in result.stderr
+    assert result.json["folds"] == 4 and result.json["data"]["train_n"] == 25
