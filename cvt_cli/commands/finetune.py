@@ -12,8 +12,7 @@ from cvt_cli.base import torchrun
 from cvt_cli.base.errors import UsageError
 from cvt_cli.base.progress import silent, unheard
 from cvt_cli.base.text import counted
-from cvt_cli.commands import options, output
-from cvt_cli.commands import training_options as training
+from cvt_cli.commands import options, output, training
 from cvt_cli.spec import recipes
 
 if TYPE_CHECKING:

@@ -369,8 +369,8 @@ Columns = Annotated[
     str | None,
     text_option(
         "PART=NAME,...",
-        "The columns of a table, such as path=file,label=species,split=fold,group=patient,weight=w."
-        " [default: by their names]",
+        "The columns of a table, such as path=file,label=species. Its parts are path, label, "
+        "split, group and weight. [default: by their names]",
         DATA,
     ),
 ]
