@@ -148,13 +148,13 @@ def open_given(
             return None
         found = open_part(path, [part], told, unheard)
         assert found is not None
-        where = f"`{path}`, as `train`"
+        where = f"to `{path}` as `train`"
     else:
         tree = _given(data, part)
         if tree is None:
             return None
         found = _read_part(tree, "test", say)
-        where = f"below `{training.root}`"
+        where = f"to `{training.root}`"
     found = _grouped(found, told, unheard)
     if part == "test":
         return found
