@@ -591,7 +591,7 @@ def test_a_file_that_is_too_short_is_not_taken_for_whole(
     again = machine.run("download", NAME)
 
     assert result.exit_code == 1
-    assert f"the download of `{NAME}` from {hub.url} broke off" in result.stderr
+    assert f"the download of `{NAME}` from {hub.url} was interrupted" in result.stderr
     assert "it continues where this one stopped" in result.stderr
     assert again.exit_code == 0
     assert hub.fetched()[-1].range  # the last thousand bytes

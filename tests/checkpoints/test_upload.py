@@ -469,7 +469,7 @@ def test_a_hub_whose_answers_come_byte_by_byte_is_given_up(
     monkeypatch.setattr(upload, "SILENT_SEC", 1.0)
     repository = hub.add(NAME, {"README.md": b"# Old\n"}, answers_drip=where)
 
-    with pytest.raises(CheckpointError, match="broke off: did not answer within 1 s"):
+    with pytest.raises(CheckpointError, match="was interrupted: did not answer within 1 s"):
         upload.push(run, NAME, say=lambda message: None, progress=silent)
 
     assert held(hub) == {"README.md": b"# Old\n"}
