@@ -85,6 +85,8 @@ def _work(connection: Connection, spawned: float, side: Side, graph: Path | None
         _compute(connection, spawned, side, graph)
     except CvtError as error:
         connection.send(error)
+    except (EOFError, ConnectionError):
+        return  # the first process was killed, and nobody waits for what this one says
     except Exception as error:
         if not is_of_memory(error):
             raise

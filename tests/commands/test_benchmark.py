@@ -1,6 +1,8 @@
 """`cvt benchmark` measures what it says; no test asserts a speed."""
 
+import signal
 import statistics
+import time
 from pathlib import Path
 
 import pytest
@@ -8,6 +10,7 @@ from PIL import Image
 
 from cvt_cli.base import places
 from cvt_cli.export import benchmark
+from tests_shared import Machine
 
 QUICK = ["--rounds", 2, "--variant", "nano"]
 
@@ -110,3 +113,25 @@ def test_a_batch_that_memory_does_not_hold_is_a_sentence(cvt, capfd) -> None:
     assert result.exit_code == 1
     assert "error: not enough memory for torch in fp32 at batch 100000000000" in (result.stderr)
     assert "Traceback" not in capfd.readouterr().err  # of the process that computes
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="needs /proc")
+def test_a_killed_benchmark_leaves_no_process_that_complains(machine: Machine) -> None:
+    process = machine.start("benchmark", *QUICK, "--engine", "onnxruntime")
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    while not any("spawn_main" in commands(child) for child in children.read_text().split()):
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.kill()
+
+    result = machine.wait(process)  # until its last process has closed stderr
+
+    assert result.exit_code == -signal.SIGKILL
+    assert "Traceback" not in result.stderr
+
+
+def commands(process: str) -> str:
+    try:
+        return Path(f"/proc/{process}/cmdline").read_text()
+    except OSError:
+        return ""
