@@ -174,6 +174,9 @@ def _add_names(digest: "hashlib._Hash", data: LabelledImages) -> None:
 
 
 def _add_pixels(digest: "hashlib._Hash", data: LabelledImages) -> None:
+    """And the weights that images have, where they have some."""
+    if data.weights is not None:
+        digest.update(np.ascontiguousarray(data.weights).data)
     if data.pixels is not None:
         digest.update(json.dumps(data.pixels.shape).encode())
         digest.update(np.ascontiguousarray(data.pixels).data)

@@ -30,6 +30,9 @@ from cvt_cli.images import transform
 from cvt_cli.spec.preprocessing import Preprocessing
 from cvt_cli.spec.recipes import RANDOM_CROPS_BELOW, Augmentation
 
+Part = tuple[Tensor, ...]
+"""Images (B, 3, H, W) and their classes (B,); where images have weights, these (B,) too."""
+
 _BICUBIC = v2.InterpolationMode.BICUBIC
 
 
@@ -93,13 +96,15 @@ def mixing(what: Augmentation, num_classes: int) -> Callable[..., Any] | None:
     return v2.RandomApply([v2.RandomChoice(ways)], p=what.mixed)
 
 
-class _Varied(Dataset["tuple[Tensor, int] | _Problem"]):
+class _Varied(Dataset["tuple[Any, ...] | _Problem"]):
     def __init__(self, data: LabelledImages, transform: Callable[[Any], Tensor], seed: int) -> None:
         self.data = data
         self.transform = transform
         self.seed = seed
+        # So that images weigh 1 in the mean, and the learning rate means what it always does.
+        self.weights = None if data.weights is None else data.weights / data.weights.mean()
 
-    def __getitem__(self, place: tuple[int, ...]) -> "tuple[Tensor, int] | _Problem":
+    def __getitem__(self, place: tuple[int, ...]) -> "tuple[Any, ...] | _Problem":
         """An image of an epoch, or what is wrong with it if it cannot be read.
 
         Args:
@@ -119,7 +124,8 @@ class _Varied(Dataset["tuple[Tensor, int] | _Problem"]):
         )
         with apart:
             torch.default_generator.manual_seed(draw(self.seed, 1, epoch, index, *times))
-            return self.transform(image), int(self.data.labels[index])
+            found = self.transform(image), int(self.data.labels[index])
+        return found if self.weights is None else (*found, float(self.weights[index]))
 
 
 class _Problem(NamedTuple):
@@ -130,8 +136,8 @@ class _Problem(NamedTuple):
 
 
 def _collate(
-    items: "list[tuple[Tensor, int] | _Problem]", shared: bool
-) -> "tuple[Any, Any] | _Problem":
+    items: "list[tuple[Any, ...] | _Problem]", shared: bool
+) -> "tuple[Any, ...] | _Problem":
     """A batch; or what is wrong with it.
 
     Args:
@@ -142,15 +148,16 @@ def _collate(
     readable = [item for item in items if not isinstance(item, _Problem)]
     if len(readable) < len(items):
         return next(item for item in items if isinstance(item, _Problem))
-    images, labels = zip(*readable, strict=True)
-    batch, classes = torch.stack(images), torch.tensor(labels)
+    images, *numbers = zip(*readable, strict=True)
+    batch = torch.stack(images)
+    whole = (batch, *map(torch.tensor, numbers))
     if get_worker_info() is None:
-        return batch, classes
+        return whole
     if not shared:
-        return batch.numpy(), classes.numpy()
+        return tuple(one.numpy() for one in whole)
     try:
         # Here and not in the queue's thread, which would lose a batch that finds no room.
-        return batch.share_memory_(), classes.share_memory_()
+        return tuple(one.share_memory_() for one in whole)
     except RuntimeError as error:
         return _Problem(
             f"a worker cannot hand over a batch of {human_bytes(batch.nbytes)}: {error}",
@@ -296,20 +303,20 @@ class Batches:
         """How many images the first steps of an epoch have, of all processes together."""
         return self._places.images(steps)
 
-    def of_epoch(self, epoch: int, first_step: int = 0) -> Iterator[list[tuple[Tensor, Tensor]]]:
-        """The steps of an epoch (from 0), each a list of parts: images (B, 3, H, W), labels (B,).
+    def of_epoch(self, epoch: int, first_step: int = 0) -> Iterator[list[Part]]:
+        """The steps of an epoch (from 0), each a list of parts.
 
         Raises:
             DataError: an image cannot be read.
         """
         self._places.epoch, self._places.first_step = epoch, first_step
-        parts: list[tuple[Tensor, Tensor]] = []
+        parts: list[Part] = []
         with _sigterm_held_back():
             decoded = iter(self._loader)
         for part in decoded:
             if isinstance(part, _Problem):
                 raise DataError(part.message, hint=part.hint)
-            parts.append(tuple(map(torch.as_tensor, part)))  # type: ignore[arg-type]
+            parts.append(tuple(map(torch.as_tensor, part)))
             if len(parts) == self.parts:
                 yield parts
                 parts = []

@@ -159,6 +159,7 @@ def solve(
     num_classes: int,
     class_weights: NDArray[np.floating] | None = None,
     progress: Progress = silent,
+    image_weights: NDArray[np.floating] | None = None,
 ) -> Solution:
     """Multinomial logistic regression with an L2 penalty on the weights, chosen by validation.
 
@@ -181,11 +182,14 @@ def solve(
         class_weights: of each class's images in the training loss (classes,), whose mean is then
             the weighted one.
         progress: told of every penalty.
+        image_weights: likewise of each training image (n,).
     """
     rows, targets = torch.from_numpy(features), torch.from_numpy(labels)
     shares = torch.ones(len(targets), dtype=torch.float64)
     if class_weights is not None:
         shares = torch.from_numpy(class_weights).double()[targets]
+    if image_weights is not None:
+        shares *= torch.from_numpy(image_weights).double()
     shares /= shares.sum()
     val_rows, val_targets = torch.from_numpy(val_features), torch.from_numpy(val_labels)
     val_shares = torch.full((len(val_targets),), 1 / len(val_targets), dtype=torch.float64)

@@ -95,4 +95,5 @@ def _solution(job: Job, kept: Path, progress: Progress) -> Solution:
         *validation,
         len(job.labels),
         None if weights is None else weights.numpy().astype(np.float64),
+        image_weights=job.images.training.weights,
     )

@@ -20,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from cvt_cli.base import torchrun
 from cvt_cli.base.errors import UsageError
-from cvt_cli.finetuning.batches import draw, mixing
+from cvt_cli.finetuning.batches import Part, draw, mixing
 from cvt_cli.finetuning.parameters import parameter_groups
 from cvt_cli.finetuning.recomputation import recompute_blocks
 from cvt_cli.finetuning.schedule import Schedule
@@ -28,9 +28,6 @@ from cvt_cli.model import devices
 from cvt_cli.model.network import CvT
 from cvt_cli.spec.formats import Precision
 from cvt_cli.spec.recipes import AUGMENTATIONS, Recipe
-
-Part = tuple[Tensor, Tensor]
-"""Images (B, 3, H, W) and their classes (B,)."""
 
 
 class Trainer:
@@ -101,20 +98,37 @@ class Trainer:
 
     def loss(self, part: Part) -> Tensor:
         """The training loss of a part of a step, in nats, with a graph to differentiate."""
-        images = part[0].to(self.device, non_blocking=True)
-        targets = part[1].to(self.device, non_blocking=True)
-        if self._mix is not None:
+        images, targets, *rest = (one.to(self.device, non_blocking=True) for one in part)
+        own = rest[0].float() if rest else None  # the weights of the images
+        if self._mix is not None and own is None:
             images, targets = self._mix(images, targets)
+        elif self._mix is not None and own is not None:
+            images, targets, own = self._mixed(images, targets, own)
         with devices.autocast(self.device, self.precision):
             logits = self._trained(images)
         logits = logits.float() if logits.dtype != torch.float64 else logits
         smoothing = self.recipe.label_smoothing
-        if self._weights is None:
+        if self._weights is None and own is None:
             return F.cross_entropy(logits, targets, label_smoothing=smoothing)
         losses = F.cross_entropy(logits, targets, label_smoothing=smoothing, reduction="none")
-        weights = self._weights.to(losses.dtype)
-        # An image that was mixed from two weighs what its shares of their classes weigh.
-        return (losses * (weights[targets] if targets.ndim == 1 else targets @ weights)).mean()
+        if self._weights is not None:
+            weights = self._weights.to(losses.dtype)
+            # An image that was mixed from two weighs what its shares of their classes weigh.
+            losses = losses * (weights[targets] if targets.ndim == 1 else targets @ weights)
+        return (losses if own is None else losses * own).mean()
+
+    def _mixed(self, images: Tensor, targets: Tensor, own: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Mixed images, the shares of classes in each (B, classes), and its weight: the shares of
+        those of the two that it was mixed from."""
+        mix = mixing(AUGMENTATIONS[self.recipe.augment or "none"], len(images))
+        if mix is None:  # of one image
+            return images, targets, own
+        # The shares of images in each (B, B), from which those of classes and weights follow.
+        images, shares = mix(images, torch.arange(len(images), device=self.device))
+        if shares.ndim == 1:  # this part is not mixed
+            return images, targets, own
+        classes = F.one_hot(targets, self.model.config.num_classes).to(shares.dtype)
+        return images, shares @ classes, shares @ own
 
     def backward(self, parts: Sequence[Part], images: int | None = None) -> Tensor:
         """Add the gradients of the mean loss over the images of a step, of all processes.
@@ -130,7 +144,7 @@ class Trainer:
         self._training_mode()
         processes = torchrun.count()
         if images is None:
-            images = processes * sum(len(labels) for _, labels in parts)
+            images = processes * sum(len(part[1]) for part in parts)
         total = torch.zeros((), device=self.device)
         for number, part in enumerate(parts, start=1):
             with self._alone() if number < len(parts) else nullcontext():

@@ -370,3 +370,18 @@ def test_images_in_a_folder_beside_a_table_bring_its_name(cvt, tmp_path: Path) -
 
     assert result.exit_code == 1
     assert f"hint: if a table has their classes, name it: {tmp_path}/metadata.csv" in result.stderr
+
+
+def test_the_weight_of_an_image_counts_in_training(cvt, folder: Path, tmp_path: Path) -> None:
+    short = ["--variant", "nano", "--epochs", 1, "--batch-size", 6, "--warmup-epochs", 0]
+    trained = {}
+    for name, weights in (("none", None), ("equal", (3, 3)), ("some", (1, 5))):
+        header = ("path", "label", *([] if weights is None else ["weight"]))
+        rows = [row if weights is None else (*row, weights[i % 2]) for i, row in enumerate(ROWS)]
+        table, run = written(folder / f"{name}.csv", rows, header), tmp_path / name
+        result = cvt("finetune", table, *short, "-o", run, "--workers", 0)
+        assert result.exit_code == 0, result.stderr
+        trained[name] = load_file(run / "last" / "model.safetensors")["classifier.weight"]
+
+    assert trained["equal"].allclose(trained["none"], atol=1e-5)
+    assert not trained["some"].allclose(trained["none"], atol=1e-5)

@@ -240,6 +240,29 @@ def test_each_image_weighs_what_its_class_does_in_any_number_of_parts(
         assert torch.allclose(one.grad, wanted.grad, atol=1e-6)
 
 
+@pytest.mark.parametrize("augment", ["none", "medium"])  # the second mixes images
+def test_an_image_has_the_weight_that_it_is_given(augment: str) -> None:
+    recipe = replace(PLAIN, augment=augment, label_smoothing=0.1)
+    images, classes = a_batch(images=6)
+    trainer = make_trainer(small_model(), recipe)
+
+    def loss(*weights: torch.Tensor) -> float:
+        torch.manual_seed(1)
+        return trainer.loss((images, classes, *weights)).item()
+
+    plain, ones = loss(), loss(torch.ones(6))
+    doubled = loss(torch.full((6,), 2.0, dtype=torch.float64))
+
+    assert ones == pytest.approx(plain, rel=1e-6) and doubled == pytest.approx(2 * plain, rel=1e-6)
+    if augment == "none":
+        weights = torch.tensor([1.0, 2.0, 0.5, 3.0, 1.0, 0.1])
+        torch.manual_seed(1)
+        each = F.cross_entropy(
+            trainer.model(images), classes, label_smoothing=0.1, reduction="none"
+        )
+        assert loss(weights) == pytest.approx((each * weights).mean().item(), rel=1e-6)
+
+
 def test_parts_that_differ_by_an_image_learn_as_the_whole_batch_does() -> None:
     images, labels = a_batch(images=5)
     models = [small_model(), small_model()]
