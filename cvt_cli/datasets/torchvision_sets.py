@@ -150,7 +150,6 @@ def _fetch(name: str, data_dir: Path, say: Say) -> None:
     import http.client
     import socket
     import sys
-    import tempfile
 
     known = KNOWN[name]
     if name == "flowers102":
@@ -164,12 +163,12 @@ def _fetch(name: str, data_dir: Path, say: Say) -> None:
         try:
             # Beside its place: torchvision takes a set that was unpacked in part for the whole.
             with (
-                tempfile.TemporaryDirectory(prefix=f".{name}-", dir=data_dir) as folder,
+                files.workplace(data_dir / name) as folder,
                 redirect_stdout(sys.stderr),  # where some versions of torchvision talk
             ):
                 datasets = importlib.import_module("torchvision.datasets")
                 getattr(datasets, known.torchvision)(folder, download=True)
-                (Path(folder) / known.folders[0]).rename(data_dir / known.folders[0])
+                (folder / known.folders[0]).rename(data_dir / known.folders[0])
         except (OSError, http.client.HTTPException, *ARCHIVE_ERRORS) as error:
             # A wrong hash is a RuntimeError; ARCHIVE_ERRORS has it.
             reason = str(getattr(error, "reason", None) or error or type(error).__name__)

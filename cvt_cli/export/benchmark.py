@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from cvt_cli.base import machine
+from cvt_cli.base import files, machine
 from cvt_cli.base.errors import UsageError
 from cvt_cli.base.progress import Progress, Say
 from cvt_cli.export.benchmark_sides import Network, Side, sides_of
@@ -146,12 +146,12 @@ def benchmark(
     sides = sides_of(networks, engines, precisions, batch_sizes, against_transformers)
     hardware = devices.hardware(place)
     say(f"{title_of(networks)}; {place}, {hardware}; {len(sides)} configurations, {rounds} rounds")
-    with tempfile.TemporaryDirectory() as folder:
+    with files.workplace(Path(tempfile.gettempdir(), "cvt-benchmark")) as folder:
         rows = measure(
             sides,
             rounds=rounds,
             ratios=against_transformers or len(networks) > 1,
-            folder=Path(folder),
+            folder=folder,
             progress=progress,
         )
     return Benchmark(

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from cvt_cli.base import places
+from cvt_cli.base import files, places
 from cvt_cli.export import benchmark
 from tests_shared import Machine
 
@@ -116,10 +116,14 @@ def test_a_batch_that_memory_does_not_hold_is_a_sentence(cvt, capfd) -> None:
 
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="needs /proc")
-def test_a_killed_benchmark_leaves_no_process_that_complains(machine: Machine) -> None:
-    process = machine.start("benchmark", *QUICK, "--engine", "onnxruntime")
+def test_a_killed_benchmark_leaves_no_process_that_complains(
+    machine: Machine, tmp_path: Path
+) -> None:
+    (tmp_path / "tmp").mkdir()
+    environment = {"TMPDIR": str(tmp_path / "tmp")}
+    process = machine.start("benchmark", *QUICK, "--engine", "onnxruntime", **environment)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-    while not any("spawn_main" in commands(child) for child in children.read_text().split()):
+    while not any("onnxruntime" in libraries(child) for child in children.read_text().split()):
         assert process.poll() is None
         time.sleep(0.01)
     process.kill()
@@ -128,10 +132,12 @@ def test_a_killed_benchmark_leaves_no_process_that_complains(machine: Machine) -
 
     assert result.exit_code == -signal.SIGKILL
     assert "Traceback" not in result.stderr
+    assert files.swept(tmp_path / "tmp"), "what it left is not what the next one removes"
+    assert not list((tmp_path / "tmp").glob(f"*{files.SUFFIX}"))
 
 
-def commands(process: str) -> str:
+def libraries(process: str) -> str:
     try:
-        return Path(f"/proc/{process}/cmdline").read_text()
+        return Path(f"/proc/{process}/maps").read_text()
     except OSError:
         return ""
