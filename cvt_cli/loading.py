@@ -255,7 +255,15 @@ def _run(opened: _Opened, asked: _Asked, access: Access) -> "tuple[Engine, str]"
 
     place = devices.choose_device(asked.device)
     precision = devices.choose_precision(asked.precision, place)
-    return TorchEngine(opened.load().model, place, precision, macs), why
+    model = opened.load().model
+    if place.type != "cuda":
+        return TorchEngine(model, place, precision, macs), why
+    from cvt_cli.model.cuda import WORTH_COMPILING_MACS, CudaEngine
+
+    compiled = asked.images * opened.macs >= WORTH_COMPILING_MACS
+    if compiled:
+        why += f"; for {counted(asked.images, 'image')} it pays to compile the network"
+    return CudaEngine(model, place, precision, opened.described.preprocessing, compiled), why
 
 
 def engine_to_go_on_with(made: Mapping[str, Any] | None, asked: EngineChoice) -> EngineChoice:

@@ -1,7 +1,7 @@
 """What turns ready arrays into logits. Everything above an engine neither knows nor asks which."""
 
-from collections.abc import Callable
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,6 +10,9 @@ from PIL import Image
 from cvt_cli.base.errors import CheckpointError
 from cvt_cli.images import transform
 from cvt_cli.spec.preprocessing import Preprocessing
+
+Chunk = TypeVar("Chunk")
+Begun = TypeVar("Begun")
 
 
 class Engine(Protocol):
@@ -45,6 +48,11 @@ class Engine(Protocol):
         """Whether it prepares images itself: uint8 RGB (B, H, W, 3) in place of (B, 3, H, W)."""
         ...
 
+    @property
+    def takes_crops(self) -> bool:
+        """Whether it normalises images itself: uint8 RGB (B, H, W, 3), resized and cropped."""
+        ...
+
     def __call__(self, batch: NDArray[Any]) -> NDArray[np.float32]:
         """Images (B, 3, H, W), normalised, to logits (B, classes)."""
         ...
@@ -54,9 +62,60 @@ class Engine(Protocol):
         ...
 
 
+@runtime_checkable
+class Apart(Protocol):
+    """An engine whose device computes while this process does something else."""
+
+    @property
+    def busy_sec(self) -> float:
+        """Time that the device has spent so far, with moving what it reads and what it answers."""
+        ...
+
+    def begin(
+        self, arrays: list[NDArray[Any]], features: bool = False
+    ) -> Callable[[], NDArray[np.float32]]:
+        """Begin to compute images of one size; what comes back waits for the results."""
+        ...
+
+
 def prepared(engine: Engine, image: Image.Image, preprocessing: Preprocessing) -> NDArray[Any]:
     """An RGB image as an engine takes it: float32 (3, H, W), or its pixels, uint8 (H, W, 3)."""
-    return np.asarray(image) if engine.takes_pixels else transform.preprocess(image, preprocessing)
+    if engine.takes_pixels:
+        return np.asarray(image)
+    if engine.takes_crops:
+        return np.asarray(transform.resize(image, preprocessing))
+    return transform.preprocess(image, preprocessing)
+
+
+def begun(
+    engine: Engine, arrays: list[NDArray[Any]], features: bool = False
+) -> Callable[[], NDArray[np.float32]]:
+    """Begin to compute images as `prepared` gives them; what comes back gives the results.
+
+    Engines that are not `Apart` are done when this returns. Raises as `logits_of`, here or there.
+    """
+    if isinstance(engine, Apart) and len({array.shape for array in arrays}) == 1:
+        finish = engine.begin(arrays, features)
+        return lambda: _finite(engine, finish())
+    values = (features_of if features else logits_of)(engine, arrays)
+    return lambda: values
+
+
+def with_begun(
+    chunks: Iterable[Chunk], begin: Callable[[Chunk], Begun], apart: bool
+) -> Iterator[tuple[Chunk, Begun]]:
+    """Every chunk with what it began; where devices compute ``apart``, the next is begun first."""
+    waiting: tuple[Chunk, Begun] | None = None
+    for chunk in chunks:
+        begun = chunk, begin(chunk)
+        if not apart:
+            yield begun
+            continue
+        if waiting is not None:
+            yield waiting
+        waiting = begun
+    if waiting is not None:
+        yield waiting
 
 
 def logits_of(engine: Engine, arrays: list[NDArray[Any]]) -> NDArray[np.float32]:

@@ -121,6 +121,7 @@ class OnnxRuntimeEngine:
     name: Runtime = "onnxruntime"
     device = "cpu"
     transfer_sec = 0.0
+    takes_crops = False
 
     def __init__(self, path: Path, threads: int, record: Record | None = None) -> None:
         import onnxruntime
@@ -160,6 +161,7 @@ class OpenVinoEngine:
     name: Runtime = "openvino"
     device = "cpu"
     transfer_sec = 0.0
+    takes_crops = False
 
     def __init__(
         self, path: Path, precision: str, threads: int, record: Record | None, say: Say

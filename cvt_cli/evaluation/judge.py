@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from cvt_cli.base.errors import ImageError
 from cvt_cli.base.progress import Progress, silent
 from cvt_cli.datasets.labelled import LabelledImages
-from cvt_cli.engines.protocol import Engine, logits_of, prepared
+from cvt_cli.engines.protocol import Apart, Engine, begun, prepared, with_begun
 from cvt_cli.evaluation.counts import Counts
 from cvt_cli.evaluation.outcomes import Outcomes
 from cvt_cli.prediction.answers import Prediction
@@ -140,10 +140,10 @@ def judge(
         told: list[str] = []
         try:
             image = data.load(index, exif, tell_hash=told.append if hashes else None)
-            made: dict[tuple[Preprocessing, bool], NDArray[Any]] = {}
+            made: dict[tuple[Preprocessing, bool, bool], NDArray[Any]] = {}
             arrays = []
             for one in subjects:
-                how = (one.preprocessing, one.engine.takes_pixels)
+                how = (one.preprocessing, one.engine.takes_pixels, one.engine.takes_crops)
                 if how not in made:
                     made[how] = prepared(one.engine, image, one.preprocessing)
                 arrays.append(made[how])
@@ -151,14 +151,19 @@ def judge(
             return _Prepared(str(error), perf_counter() - started, told[0] if told else None)
         return _Prepared(arrays, perf_counter() - started, told[0] if told else None)
 
+    def begin(chunk: list[tuple[int, _Prepared]]) -> list[_Finish]:
+        return [_begun(one, place, chunk) for place, one in enumerate(subjects)]
+
     started, done = perf_counter(), 0
+    apart = any(isinstance(one.engine, Apart) for one in subjects)
     before = [one.result.seconds for one in subjects]
     with progress("evaluating", len(wanted)) as advance:
         ready = ahead(prepare, wanted, workers, 2 * batch_size, _waiting_bytes)
-        for chunk in batches(ready, batch_size, _waiting_bytes):
-            for place, one in enumerate(subjects):
-                _count(one, place, chunk, data)
-                one.result.seconds = before[place] + perf_counter() - started
+        chunks = batches(ready, batch_size, _waiting_bytes)
+        for chunk, finishes in with_begun(chunks, begin, apart):
+            for one, finish, earlier in zip(subjects, finishes, before, strict=True):
+                _count(one, finish, chunk, data)
+                one.result.seconds = earlier + perf_counter() - started
             done += len(chunk)
             after_batch(done)
             advance(len(chunk), f"top-1 {subjects[0].result.top1:.4f}")
@@ -168,22 +173,45 @@ def _waiting_bytes(ready: "_Prepared") -> int:
     return 0 if isinstance(ready.arrays, str) else sum(map(waiting_bytes, ready.arrays))
 
 
+_Finish = Callable[[], NDArray[np.float32]]
+
+
+def _begun(one: Subject, place: int, chunk: Sequence[tuple[int, "_Prepared"]]) -> _Finish:
+    """Begin to run one model on the images of a batch that could be read."""
+    arrays = [p.arrays[place] for _, p in chunk if not isinstance(p.arrays, str)]
+    if not arrays:
+        return lambda: np.empty((0, len(one.labels)), np.float32)
+    transferred, started = one.engine.transfer_sec, perf_counter()
+    finish = begun(one.engine, arrays)
+    if not isinstance(one.engine, Apart):  # and it is done
+        one.result.model_sec += perf_counter() - started
+        one.result.transfer_sec += one.engine.transfer_sec - transferred
+    return finish
+
+
+def _finished(one: Subject, finish: _Finish) -> NDArray[np.float32]:
+    """The logits; of a device that computes apart, note how long it took."""
+    if not isinstance(one.engine, Apart):
+        return finish()
+    transferred, busy = one.engine.transfer_sec, one.engine.busy_sec
+    logits = finish()
+    one.result.model_sec += one.engine.busy_sec - busy
+    one.result.transfer_sec += one.engine.transfer_sec - transferred
+    return logits
+
+
 def _count(
     one: Subject,
-    place: int,
+    finish: _Finish,
     chunk: Sequence[tuple[int, "_Prepared"]],
     data: LabelledImages,
 ) -> None:
-    """Run one model on the images of a batch that could be read, and count all of them."""
+    """Count all images of a batch by what one model says of those that could be read."""
     result = one.result
     readable = [(i, p.arrays) for i, p in chunk if not isinstance(p.arrays, str)]
     names = [data.names[i] for i, _ in readable]
-    logits: NDArray[np.float32] = np.empty((0, len(one.labels)), np.float32)
+    logits = _finished(one, finish)
     if readable:
-        transferred, started = one.engine.transfer_sec, perf_counter()
-        logits = logits_of(one.engine, [arrays[place] for _, arrays in readable])
-        result.model_sec += perf_counter() - started
-        result.transfer_sec += one.engine.transfer_sec - transferred
         labels = one.class_index[data.labels[[i for i, _ in readable]]]
         groups = [one.groups.get(name, "") for name in names] if one.groups else []
         real = [one.real[name] for name in names] if one.real else []

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,9 +16,8 @@ from torch import Tensor
 from cvt_cli.base.errors import DataError, ImageError
 from cvt_cli.base.progress import Progress, silent
 from cvt_cli.datasets.labelled import LabelledImages
-from cvt_cli.engines.protocol import Engine, features_of
+from cvt_cli.engines.protocol import Engine, features_of, prepared
 from cvt_cli.finetuning.tensor_files import read_tensors, write_tensors
-from cvt_cli.images import transform
 from cvt_cli.model.network import CvT
 from cvt_cli.prediction.classify import ahead
 from cvt_cli.spec.preprocessing import Preprocessing
@@ -76,9 +75,9 @@ def cached_features(
     parts = [known] if known is not None and len(known) <= len(data) else []
     done = saved = sum(map(len, parts))
 
-    def prepare(index: int) -> NDArray[np.float32]:
+    def prepare(index: int) -> NDArray[Any]:
         try:
-            return transform.preprocess(data.load(index, exif=False), preprocessing)
+            return prepared(engine, data.load(index, exif=False), preprocessing)
         except ImageError as error:
             raise DataError(
                 f"cannot train on `{data.place(index)}`: {error}",
@@ -92,10 +91,10 @@ def cached_features(
         saved = len(parts[0])
 
     if done < len(data):
-        prepared = ahead(prepare, range(done, len(data)), workers, 2 * batch_size)
+        ready = ahead(prepare, range(done, len(data)), workers, 2 * batch_size)
         with progress("computing features", len(data), done=done) as advance:
             try:
-                while batch := [array for _, array in islice(prepared, batch_size)]:
+                while batch := [array for _, array in islice(ready, batch_size)]:
                     parts.append(features_of(engine, batch))
                     done += len(batch)
                     if done - saved >= max(SAVED_EVERY, saved // 10):

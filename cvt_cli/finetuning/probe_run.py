@@ -15,8 +15,7 @@ from cvt_cli.finetuning import probe
 from cvt_cli.finetuning.job import Job
 from cvt_cli.finetuning.probe import Solution
 from cvt_cli.finetuning.state import Epoch
-from cvt_cli.finetuning.validation import validate
-from cvt_cli.model.engine import TorchEngine
+from cvt_cli.finetuning.validation import engine_of, validate
 
 
 def solve(job: Job, folder: Path, say: Say, progress: Progress) -> Epoch:
@@ -65,7 +64,7 @@ def solve(job: Job, folder: Path, say: Say, progress: Progress) -> Epoch:
 
 
 def _solution(job: Job, kept: Path, progress: Progress) -> Solution:
-    engine = TorchEngine(job.model, job.device, job.settings.precision, job.macs)
+    engine = engine_of(job.model, job)
     made_with = {
         "weights": probe.backbone_hash(job.model),
         "activation": job.model.config.activation,

@@ -9,6 +9,7 @@ from cvt_cli.base.progress import Progress, silent
 from cvt_cli.evaluation import judge, measured
 from cvt_cli.evaluation.counts import Counts
 from cvt_cli.finetuning.job import Job
+from cvt_cli.model.cuda import CudaEngine
 from cvt_cli.model.engine import TorchEngine
 from cvt_cli.model.network import CvT
 
@@ -22,13 +23,20 @@ class Validated(NamedTuple):
     roc_auc: float | None  # where the best epoch is chosen by it
 
 
+def engine_of(model: CvT, job: Job) -> TorchEngine:
+    """What runs a network as the job computes."""
+    if job.device.type == "cuda":
+        return CudaEngine(model, job.device, job.settings.precision, job.preprocessing)
+    return TorchEngine(model, job.device, job.settings.precision, job.macs)
+
+
 def validate(model: CvT, job: Job, progress: Progress) -> Validated:
     """What a network says of the job's validation images, which the processes share out."""
     by_rank = job.settings.select == "auc"
     images = job.images.validation
     rank, count = torchrun.rank(), torchrun.count()
     subject = judge.subject(
-        TorchEngine(model, job.device, job.settings.precision, job.macs),
+        engine_of(model, job),
         job.preprocessing,
         job.labels,
         np.arange(len(job.labels), dtype=np.int64),

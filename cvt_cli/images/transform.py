@@ -31,7 +31,7 @@ def preprocess(image: Image.Image, preprocessing: Preprocessing) -> NDArray[np.f
 def normalise(image: Image.Image, preprocessing: Preprocessing) -> NDArray[np.float32]:
     """An RGB image that has the size it shall have, (H, W), to float32 (3, H, W)."""
     pixels = np.asarray(image)  # (H, W, 3) uint8
-    table = _normalisation_table(preprocessing)
+    table = normalisation_table(preprocessing)
     result = np.empty((3, *pixels.shape[:2]), dtype=np.float32)
     for channel in range(3):
         np.take(table[channel], pixels[:, :, channel], out=result[channel])
@@ -59,7 +59,7 @@ def resize(image: Image.Image, preprocessing: Preprocessing) -> Image.Image:
 
 
 @cache
-def _normalisation_table(preprocessing: Preprocessing) -> NDArray[np.float32]:
+def normalisation_table(preprocessing: Preprocessing) -> NDArray[np.float32]:
     """(value / 255 - mean) / std in float32 for the 256 values of each channel: (3, 256)."""
     values = np.arange(256, dtype=np.float32) / np.float32(255)
     mean = np.array(preprocessing.mean, dtype=np.float32)[:, None]

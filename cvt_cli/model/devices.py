@@ -1,6 +1,7 @@
 """Where and how precisely to compute: CUDA, MPS or CPU; float32, bfloat16 or float16."""
 
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 
@@ -70,6 +71,18 @@ def dtype(precision: Precision) -> torch.dtype:
 def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[None]:
     """Compute in this precision where it is safe, in float32 elsewhere."""
     return torch.autocast(device.type, _DTYPES[precision], enabled=precision != "fp32")
+
+
+@contextmanager
+def without_tf32() -> Iterator[None]:
+    """Let CUDA compute float32 in float32. By default convolutions round to TF32's 10 bits."""
+    convolutions, products = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = convolutions.allow_tf32, products.allow_tf32
+    convolutions.allow_tf32 = products.allow_tf32 = False
+    try:
+        yield
+    finally:
+        convolutions.allow_tf32, products.allow_tf32 = before
 
 
 def hardware(device: torch.device) -> str:

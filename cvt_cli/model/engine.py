@@ -52,7 +52,7 @@ class TorchEngine:
     """
 
     name = "torch"
-    takes_pixels = False
+    takes_pixels = takes_crops = False
 
     def __init__(
         self, model: CvT, device: torch.device, precision: Precision, macs: int | None = None
@@ -82,7 +82,7 @@ class TorchEngine:
     def _run(
         self, compute: Callable[[torch.Tensor], torch.Tensor], batch: NDArray[np.float32]
     ) -> NDArray[np.float32]:
-        with torch.inference_mode(), computing_in(self._threads):
+        with torch.inference_mode(), computing_in(self._threads), devices.without_tf32():
             started = perf_counter()
             images = torch.from_numpy(batch).to(self._device)  # from pageable memory: it waits
             if self._device.type != "cpu":
@@ -106,6 +106,7 @@ class ExportedEngine:
     name = "torch"
     device = "cpu"
     transfer_sec = 0.0
+    takes_crops = False
 
     def __init__(self, path: Path, record: Record, macs: int | None = None) -> None:
         _refuse_pickles(path)

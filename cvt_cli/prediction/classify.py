@@ -15,7 +15,7 @@ from PIL import Image
 from cvt_cli.base import limits
 from cvt_cli.base.errors import ImageError
 from cvt_cli.base.machine import threads
-from cvt_cli.engines.protocol import Engine, features_of, logits_of, prepared
+from cvt_cli.engines.protocol import Apart, Engine, begun, prepared, with_begun
 from cvt_cli.images.decode import Colour
 from cvt_cli.prediction.answers import UNKNOWN, Answer, Prediction
 from cvt_cli.spec.config import Size
@@ -102,12 +102,14 @@ def classify(
     def size(ready: tuple[NDArray[Any], bytes | None] | str) -> int:
         return 0 if isinstance(ready, str) else waiting_bytes(ready[0])
 
-    ready_images = ahead(prepare, sources, workers or threads(), 2 * batch_size, size)
-    for chunk in batches(ready_images, batch_size, size):
+    def begin(chunk: list[tuple[Loadable, Any]]) -> Callable[[], Iterable[NDArray[np.float32]]]:
         arrays = [ready[0] for _, ready in chunk if not isinstance(ready, str)]
-        results: Iterator[NDArray[np.float32]] = iter(())
-        if arrays:
-            results = iter((features_of if wishes.features else logits_of)(engine, arrays))
+        return begun(engine, arrays, wishes.features) if arrays else tuple
+
+    ready_images = ahead(prepare, sources, workers or threads(), 2 * batch_size, size)
+    chunks = batches(ready_images, batch_size, size)
+    for chunk, finish in with_begun(chunks, begin, isinstance(engine, Apart)):
+        results = iter(finish())
         for source, ready in chunk:
             if isinstance(ready, str):
                 yield Answer(source.name, error=ready)

@@ -26,7 +26,7 @@ pytestmark = [
 
 CUDA = torch.device("cuda")
 PHOTOS = Path(__file__).parents[1] / "photos"
-TOLERANCES = {"fp32": 5e-5, "fp16": 5e-3, "bf16": 5e-2}
+TOLERANCES = {"fp32": 5e-5, "fp16": 5e-3, "bf16": 1e-1}
 """Of logits, as parts of the largest one; TF32, PyTorch's default for convolutions, has 1e-3."""
 
 
@@ -43,8 +43,9 @@ def digits(signdigits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def training(digits: Path, run: Path, *more: object, batch_size: int = 32) -> list[object]:
     return [
-        "finetune", "--data", digits, "--variant", "nano", "--augment", "medium", "--device", "cuda",
-        "--warmup-epochs", 1, "--batch-size", batch_size, "--output", run, *more,
+        "finetune", "--data", digits, "--variant", "nano", "--augment", "medium",
+        "--device", "cuda", "--warmup-epochs", 1, "--batch-size", batch_size,
+        "--output", run, *more,
     ]  # fmt: skip
 
 
@@ -205,14 +206,15 @@ def test_a_benchmark_has_a_row_for_each_precision(cvt) -> None:
     assert all(row["images_per_sec"] > 0 and row["peak_memory_bytes"] > 0 for row in rows)
 
 
-def test_too_large_a_batch_is_explained(cvt, cifar10: Path, digits: Path, tmp_path: Path) -> None:
-    held = torch.empty(torch.cuda.mem_get_info()[0] - 3 * 1024**3, dtype=torch.uint8, device="cuda")
+def test_too_large_a_batch_is_explained(cvt, digits: Path, tmp_path: Path) -> None:
+    everything = torch.cuda.mem_get_info()[1]
+    torch.cuda.set_per_process_memory_fraction(3 * 1024**3 / everything)
     try:
         line = ["predict", digits, "--model", "cvt-nano-cifar10", "--device", "cuda"]
         done = cvt(*line, "--res", 1024, "--batch-size", 192, "--jsonl")
         trained = cvt(*training(digits, tmp_path / "run", "--res", 1024, batch_size=96))
     finally:
-        del held
+        torch.cuda.set_per_process_memory_fraction(1.0)
         torch.cuda.empty_cache()
 
     for one in (done, trained):
@@ -221,7 +223,9 @@ def test_too_large_a_batch_is_explained(cvt, cifar10: Path, digits: Path, tmp_pa
 
 
 def test_a_device_that_is_not_there_is_refused_in_words(cvt) -> None:
-    done = cvt("predict", PHOTOS / "chelsea.png", "--model", "cvt-nano-cifar10", "--device", "cuda:7")
+    done = cvt(
+        "predict", PHOTOS / "chelsea.png", "--model", "cvt-nano-cifar10", "--device", "cuda:7"
+    )
 
     assert done.exit_code == 2
     assert "device `cuda:7` does not exist" in done.stderr

@@ -1,5 +1,6 @@
 """The inference form gives the training form's logits from less work."""
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from cvt_cli.base.package import DATA
 from cvt_cli.images import decode, transform
 from cvt_cli.model import weights
 from cvt_cli.model.engine import TorchEngine
-from cvt_cli.model.inference import inference_form
+from cvt_cli.model.inference import Depthwise, inference_form
 from tests_shared import GOLDEN_CASES, TINY, golden, golden_config, golden_input, golden_model
 
 
@@ -98,3 +99,22 @@ def test_bfloat16_agrees_on_all_but_one_image_in_two_hundred(cifar10: Path) -> N
 
     assert len(paths) == 1000
     assert (exact == rounded).mean() >= 0.995
+
+
+def test_convolutions_as_sums_are_the_same_function() -> None:
+    """As a compiler gets them on a GPU."""
+    form = inference_form(golden_model(TINY).double())
+    batch = golden_input(2, 72, 104).double()
+
+    with torch.inference_mode():
+        expected = form(batch)
+        for module in form.modules():
+            if isinstance(module, Depthwise):
+                module.forward = partial(sums, module)
+        logits = form(batch)
+
+    assert (logits - expected).abs().max() < 1e-5
+
+
+def sums(module: Depthwise, x: torch.Tensor) -> torch.Tensor:
+    return module._by_products(x)
