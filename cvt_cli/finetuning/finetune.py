@@ -109,6 +109,7 @@ def prepared(
         CvtError: one of its children; nothing was written.
     """
     device = devices.choose_device(options.device or "auto")
+    devices.require_one_each(device)
     if options.resume is None:
         if options.sync_bn and device.type == "cuda" and torchrun.count() == 1:
             options.refuse(

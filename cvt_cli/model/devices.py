@@ -43,6 +43,18 @@ def choose_device(requested: str = "auto") -> torch.device:
     return torch.device(requested)
 
 
+def require_one_each(device: torch.device) -> None:
+    """Raises UsageError where processes that train together share a CUDA device: NCCL refuses."""
+    if device.type != "cuda":
+        return
+    processes, found = torchrun.local_count(), torch.cuda.device_count()
+    if processes > found:
+        raise UsageError(
+            f"{processes} processes share {counted(found, 'CUDA device')}; each needs its own",
+            hint=f"start {found} with torchrun --nproc-per-node, or cvt finetune --gpus {found}",
+        )
+
+
 def choose_precision(requested: str, device: torch.device) -> Precision:
     """The precision asked for; for "auto" bf16 on CUDA cards that have it, else fp32.
 

@@ -95,7 +95,7 @@ def test_an_evaluation_counts_the_same_beside_another_model(tmp_path: Path) -> N
     names = dict.fromkeys(NANO.labels.names, 5)
     class_folders(tmp_path, names)
     (tmp_path / "cat" / "002.png").write_bytes(b"no picture")
-    data = layouts.open_dataset(str(tmp_path), "val", Path())
+    data = layouts.open_dataset(str(tmp_path), "test", Path())
 
     def judged(*engines: Engine) -> list[Any]:
         places = np.arange(len(data.classes))

@@ -7,7 +7,8 @@ import torch
 
 from cvt_cli.base import machine as this_machine
 from cvt_cli.base.errors import UsageError
-from cvt_cli.model.devices import choose_device, choose_precision
+from cvt_cli.model.devices import choose_device, choose_precision, require_one_each, without_tf32
+from tests_shared import torchrun_environment
 
 
 @pytest.fixture
@@ -40,6 +41,25 @@ def test_a_device_that_is_not_there_is_refused_with_those_that_are(machine) -> N
     assert choose_device("cuda:0") == torch.device("cuda:0")
     with pytest.raises(UsageError, match="this machine has 1 CUDA device,"):
         choose_device("cuda:1")
+
+
+def test_processes_that_train_together_do_not_share_a_card(machine, monkeypatch) -> None:
+    for name, value in torchrun_environment(1, 2).items():
+        monkeypatch.setenv(name, value)
+    machine(cuda=1)
+    require_one_each(torch.device("cpu"))
+    with pytest.raises(UsageError, match="2 processes share 1 CUDA device; each needs its own"):
+        require_one_each(choose_device("cuda"))
+    machine(cuda=2)
+    require_one_each(choose_device("cuda"))
+
+
+def test_float32_is_computed_without_tf32_and_what_was_set_comes_back() -> None:
+    before = torch.backends.cudnn.allow_tf32
+    with without_tf32():
+        assert not torch.backends.cudnn.allow_tf32
+        assert not torch.backends.cuda.matmul.allow_tf32
+    assert torch.backends.cudnn.allow_tf32 == before
 
 
 def test_auto_precision_is_bf16_only_on_cards_that_have_it(machine) -> None:
