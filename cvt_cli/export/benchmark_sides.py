@@ -123,8 +123,8 @@ def sides_of(
         against_transformers: whether its eager network is the baseline.
 
     Raises:
-        UsageError: an engine or precision that does not exist, or an engine that is not installed
-            or does not run a file.
+        UsageError: an engine or precision that does not exist, an engine that is not installed or
+            does not run a file, or no combination that can run.
     """
     asked = None if engines is None else [_engine(name) for name in engines]
     if against_transformers:
@@ -146,6 +146,13 @@ def sides_of(
                 for precision in wanted
                 if not _is_lacking(engine, precision, network.device)
             ]
+    if not found:
+        names = " and ".join(f"`{name}`" for name in (installed if asked is None else asked))
+        raise UsageError(
+            f"there is nothing to measure: {names} cannot compute in "
+            f"{' or '.join(f'`{name}`' for name in wanted)} on `{networks[0].device}`",
+            hint="--precision fp32 works with every engine",
+        )
     return found
 
 

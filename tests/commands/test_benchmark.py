@@ -95,6 +95,10 @@ def test_the_table_says_what_was_measured_and_the_picture_shows_it(
         (["--batch-size", "one"], "`one` is not a list of batch sizes"),
         (["--plot", "rates.bmp"], "`rates.bmp` has no suffix of a picture; accepted are `.png`"),
         (["--variant", "14"], "`14`"),
+        (
+            ["--device", "cpu", "--engine", "onnxruntime", "--precision", "fp16"],
+            "nothing to measure: `onnxruntime` cannot compute in `fp16` on `cpu`",
+        ),
         (["--variant", "13", "--model", "cvt-13"], "give --variant or --model, not both"),
     ],
 )
