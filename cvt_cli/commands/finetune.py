@@ -41,6 +41,7 @@ def finetune(
     model: training.Start = None,
     variant: training.Variant = None,
     res: options.Res = None,
+    resize: training.Resize = None,
     revision: options.Revision = None,
     offline: options.Offline = False,
     activation: options.Activation = None,

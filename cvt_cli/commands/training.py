@@ -135,6 +135,15 @@ Augment = Annotated[
         TRAINING,
     ),
 ]
+Resize = Annotated[
+    Literal["crop", "squash", "pad"] | None,
+    options.value_option(
+        "NAME",
+        "How pictures are brought to the input size, kept in the checkpoint: crop (the centre), "
+        "squash (all of it, distorted) or pad (all of it, with bars). [default: the model's own]",
+        options.MODEL,
+    ),
+]
 ClassWeights = Annotated[
     str | None,
     options.text_option(

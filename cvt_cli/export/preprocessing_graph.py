@@ -35,12 +35,14 @@ class InsidePreprocessing(nn.Module):
 
     mean: Tensor  # (3, 1, 1)
     std: Tensor
+    fill: Tensor  # (3, 1, 1) the colour around what does not fill the input
 
     def __init__(self, preprocessing: Preprocessing) -> None:
         super().__init__()
         require(preprocessing)
         self.record = preprocessing
         self.register_buffer("mean", torch.tensor(preprocessing.mean)[:, None, None])
+        self.register_buffer("fill", torch.tensor(preprocessing.fill).float()[:, None, None])
         self.register_buffer("std", torch.tensor(preprocessing.std)[:, None, None])
 
     def forward(self, pixels: Tensor) -> Tensor:
@@ -51,6 +53,10 @@ class InsidePreprocessing(nn.Module):
         new_w: Any
         if self.record.resize == "squash":
             new_h, new_w = height, width
+        elif self.record.resize == "pad":
+            # One side fills the input; that one comes out as it, or larger.
+            new_h = torch.sym_max(1, torch.sym_min(height, h * width // w))
+            new_w = torch.sym_max(1, torch.sym_min(width, w * height // h))
         else:
             shorter, least = self.record.shorter_side, torch.sym_min(h, w)
             new_h, new_w = h * shorter // least, w * shorter // least
@@ -61,21 +67,35 @@ class InsidePreprocessing(nn.Module):
         height_first = _in_8_bits(_in_8_bits(rows @ x) @ columns)
         shrinks: Tensor = (h - new_h) * torch.ones(())
         x = torch.where((shrinks > 0) & (shrinks > 2 * (w - new_w)), height_first, width_first)
+        if self.record.resize == "pad":
+            inside = _inside(new_h, height)[:, None] & _inside(new_w, width)
+            x = torch.where(inside, x, self.fill)
         return (x / 255 - self.mean) / self.std
+
+
+def _start(new: Any, size: int) -> Any:
+    """Where the ``size`` in the middle of ``new`` begins; below 0 where it is larger."""
+    half, odd = (new - size) // 2, (new - size) % 2
+    return half + odd * (half % 2)  # as Python rounds halves
+
+
+def _inside(new: Any, size: int) -> Tensor:
+    """Which (size,) of an axis of the input lie on the picture that is resized to ``new``."""
+    places = torch.arange(size) + _start(new, size)
+    return (places >= 0) & (places < new)
 
 
 def _weights(length: int, new: int, size: int) -> Tensor:
     """The weights (size, length) that resize an axis to ``new``, for its ``size`` in the middle."""
-    half, odd = (new - size) // 2, (new - size) % 2
-    start = half + odd * (half % 2)  # as Python rounds halves
-    places = torch.arange(size) + start + 0.5
+    places = torch.arange(size) + _start(new, size) + 0.5
     centres = places * length / new
     scale = torch.clamp(torch.ones(()) * length / new, min=1.0)
     distance = ((torch.arange(length) + 0.5)[None] - centres[:, None]).abs() / scale
     near = (1.5 * distance - 2.5) * distance * distance + 1  # Keys' cubic with a = -0.5
     far = ((-0.5 * distance + 2.5) * distance - 4) * distance + 2
     weights = torch.where(distance < 1, near, torch.where(distance < 2, far, 0.0))
-    return weights / weights.sum(1, keepdim=True)
+    # Far outside of the picture, where "pad" puts its colour, all are 0.
+    return weights / weights.sum(1, keepdim=True).clamp(min=1e-6)
 
 
 def _in_8_bits(x: Tensor) -> Tensor:

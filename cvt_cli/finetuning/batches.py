@@ -12,6 +12,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -62,6 +63,12 @@ def augmentation(what: Augmentation, preprocessing: Preprocessing) -> Callable[[
         ]
     elif what.geometry == "resized-crop":
         steps = [v2.RandomResizedCrop(size, (what.smallest_area, 1.0), interpolation=_BICUBIC)]
+    elif preprocessing.resize == "pad":
+        larger = replace(preprocessing, height=height + 32, width=width + 32)
+        steps = [
+            v2.Lambda(partial(transform.resize, preprocessing=larger)),
+            v2.RandomCrop(size),
+        ]
     else:
         # The official code's fine-tuning without the training augmentation.
         steps = [

@@ -42,6 +42,7 @@ def job_of(
         model=model_of(options),
         variant=options.variant,
         res=None if size is None else str(size),
+        resize=options.resize,
         activation=options.activation,
         seed=options.seed or 0,
         access=access,

@@ -1,6 +1,6 @@
 """What a training run starts from: the weights of a checkpoint, or fresh ones."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cvt_cli import loading
@@ -10,7 +10,7 @@ from cvt_cli.model import network as networks
 from cvt_cli.model import weights
 from cvt_cli.model.network import CvT
 from cvt_cli.spec.config import Activation, Size
-from cvt_cli.spec.preprocessing import Preprocessing
+from cvt_cli.spec.preprocessing import Preprocessing, Resize
 from cvt_cli.spec.variants import VARIANTS, parse_variant
 
 
@@ -32,6 +32,7 @@ def start_of_training(
     model: str | None,
     variant: str | None,
     res: str | None,
+    resize: Resize | None = None,
     activation: Activation | None,
     seed: int,
     access: Access,
@@ -54,9 +55,15 @@ def start_of_training(
                 f"{len(loaded.labels)} of `{checkpoint.name}`",
             )
         name, repository = Path(checkpoint.name).stem, checkpoint.repository
-        return Start(name, network, loaded.preprocessing, notes, repository, checkpoint.license)
+        record = _resized(loaded.preprocessing, resize)
+        return Start(name, network, record, notes, repository, checkpoint.license)
     key = parse_variant(variant or "")
     chosen = VARIANTS[key]
     config = chosen.config.with_classes(len(classes)).with_activation(activation)
     preprocessing = chosen.preprocessing.with_size(Size.of(res) or chosen.size)
-    return Start(key, networks.fresh_model(config, seed), preprocessing, ())
+    return Start(key, networks.fresh_model(config, seed), _resized(preprocessing, resize), ())
+
+
+def _resized(preprocessing: Preprocessing, resize: Resize | None) -> Preprocessing:
+    """The preprocessing with another way to bring pictures to its size, if there is one."""
+    return preprocessing if resize is None else replace(preprocessing, resize=resize)

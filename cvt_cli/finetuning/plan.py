@@ -16,7 +16,7 @@ from cvt_cli.base.errors import CheckpointError
 from cvt_cli.base.package import __version__
 from cvt_cli.base.text import human_bytes
 from cvt_cli.checkpoints import folders
-from cvt_cli.finetuning import balance
+from cvt_cli.finetuning import balance, geometry
 from cvt_cli.finetuning.batches import Batches, workers_watched
 from cvt_cli.finetuning.job import Job, Settings
 from cvt_cli.finetuning.state import STATE_FILE
@@ -108,6 +108,7 @@ def _data(job: Job, val_fraction: float) -> dict[str, Any]:
         "only_headers_read": images.only_headers,
         "unread": images.unread,
         "fingerprint": images.fingerprint,
+        "hidden_by_crop": geometry.hidden_by_crop(images.training, job.preprocessing),
         **balance.of_plan(
             images.training.labels, images.validation.labels, images.training.classes
         ),
@@ -183,6 +184,7 @@ def describe(plan: Mapping[str, Any]) -> list[str]:
         f"model: `{model['start']}`, {model['params']:,} parameters, "
         f"{model['trained_params']:,} of them trained; {preprocessing.describe()}"
     )
+    lines += geometry.described(plan)
     if recipe["optimizer"] == "newton":
         lines.append(
             "recipe linear-probe: features are computed once; the head is solved by Newton's "

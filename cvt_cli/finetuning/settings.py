@@ -13,6 +13,7 @@ from cvt_cli.base.progress import Say
 from cvt_cli.finetuning import balance
 from cvt_cli.spec import recipes
 from cvt_cli.spec.config import Activation, CvTConfig
+from cvt_cli.spec.preprocessing import Resize
 from cvt_cli.spec.recipes import Augment, Recipe, RecipeName
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ _CHOICES = {
     "augment": get_args(Augment),
     "sampler": ("balanced",),
     "select": get_args(Select),
+    "resize": get_args(Resize),
 }
 
 
@@ -78,6 +80,7 @@ class Options:
     offline: bool | None = None  # ask no hub
     variant: str | None = None  # the architecture to train from scratch
     res: int | str | None = None  # input size in pixels
+    resize: Resize | None = None  # how pictures come to that size; by default the model's way
     activation: Activation | None = None
     freeze: str | None = None  # parts that are not trained, with commas between
     recipe: RecipeName | None = None
@@ -287,8 +290,8 @@ class CommandOptions(Options):
 
 
 SETTLED_ELSEWHERE = frozenset(
-    "data_dir allow_overlap folds val_fraction model revision offline variant res activation "
-    "device precision workers resume output gpus dry_run".split()
+    "data_dir allow_overlap folds val_fraction model revision offline variant res resize "
+    "activation device precision workers resume output gpus dry_run".split()
 )
 """Options of which the images are made, the model, the device, the folder and the processes."""
 

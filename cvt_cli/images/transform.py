@@ -43,7 +43,7 @@ def resize(image: Image.Image, preprocessing: Preprocessing) -> Image.Image:
     height, width = preprocessing.size
     new_height, new_width = preprocessing.resized(image.height, image.width)
     resample = _RESAMPLING[preprocessing.interpolation]
-    # As torchvision's CenterCrop; both are 0 for a squash.
+    # As torchvision's CenterCrop; both are 0 for a squash, and not above it for a pad.
     top = round((new_height - height) / 2.0)
     left = round((new_width - width) / 2.0)
     if new_height * new_width > LARGEST_RESIZED:
@@ -55,6 +55,10 @@ def resize(image: Image.Image, preprocessing: Preprocessing) -> Image.Image:
     # Whole, then cropped: Pillow picks the order of its two passes by the sizes, so that resampling
     # the crop alone may give other bits.
     image = image.resize((new_width, new_height), resample)
+    if preprocessing.resize == "pad":
+        canvas = Image.new("RGB", (width, height), preprocessing.fill)
+        canvas.paste(image, (-left, -top))
+        return canvas
     return image.crop((left, top, left + width, top + height))
 
 

@@ -88,6 +88,8 @@ def _described(how: Preprocessing) -> str:
     size = f"{how.height}x{how.width}"
     if how.resize == "squash":
         return f"resized to {size} pixels, whatever the proportions ({how.interpolation})"
+    if how.resize == "pad":
+        return f"fitted into {size} pixels, the rest filled with a colour ({how.interpolation})"
     return (
         f"shorter side resized to {how.shorter_side} pixels, then a centre crop of {size} "
         f"({how.interpolation})"

@@ -21,7 +21,7 @@ from cvt_cli.base.limits import (
 )
 from cvt_cli.spec.config import SMALLEST_SIZE, Size, shown
 
-Resize = Literal["crop", "squash"]
+Resize = Literal["crop", "squash", "pad"]
 Interpolation = Literal["nearest", "lanczos", "bilinear", "bicubic"]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -40,7 +40,9 @@ class Preprocessing:
 
     height: int  # of the network's input, in pixels
     width: int
-    resize: Resize  # "crop": resize the shorter side, crop the centre; "squash": resize both sides
+    # "crop": resize the shorter side, crop the centre; "squash": resize both sides; "pad": resize
+    # until all of it fits, fill the rest with the mean colour.
+    resize: Resize
     crop_pct: float = 0.875  # only for "crop": size / length that the shorter side is resized to
     interpolation: Interpolation = "bicubic"
     mean: tuple[float, float, float] = IMAGENET_MEAN  # per channel, of values from 0 to 1
@@ -56,7 +58,8 @@ class Preprocessing:
                 )
         if self.resize not in get_args(Resize):
             raise ConfigError(
-                f"preprocessing `resize` is {shown(self.resize)}; accepted are `crop` and `squash`"
+                f"preprocessing `resize` is {shown(self.resize)}; accepted are "
+                + ", ".join(f"`{name}`" for name in get_args(Resize))
             )
         if self.interpolation not in get_args(Interpolation):
             raise ConfigError(
@@ -88,13 +91,16 @@ class Preprocessing:
     @classmethod
     def published(cls, height: int, width: int) -> "Preprocessing":
         """What the published models use at this size."""
-        return cls(height, width, "crop").with_size(Size(height, width))
+        return cls(height, width, "squash" if min(height, width) >= SQUASH_FROM else "crop")
 
     def with_size(self, size: Size) -> "Preprocessing":
         """The same at another input size: crop below 384 pixels, squash from there up.
 
-        A record that squashes below 384 already does so on purpose, and goes on.
+        A record that squashes below 384 already does so on purpose, and goes on; likewise one that
+        crops from 384 up, and one that pads.
         """
+        if self.resize == "pad" or self.resize == "crop" and min(self.size) >= SQUASH_FROM:
+            return replace(self, height=size.height, width=size.width)
         on_purpose = self.resize == "squash" and min(self.height, self.width) < SQUASH_FROM
         squash = on_purpose or min(size) >= SQUASH_FROM
         resize: Resize = "squash" if squash else "crop"
@@ -108,7 +114,8 @@ class Preprocessing:
     @property
     def shorter_side(self) -> int:
         """Length in pixels that "crop" resizes the image's shorter side to."""
-        return int(max(self.height, self.width) / self.crop_pct)
+        # A crop_pct read back from a length may lie one bit above it.
+        return int(max(self.height, self.width) / self.crop_pct + 1e-9)
 
     def resized(self, height: int, width: int) -> Size:
         """Height and width in pixels after the resize and before any crop.
@@ -117,6 +124,10 @@ class Preprocessing:
         """
         if self.resize == "squash":
             return self.size
+        if self.resize == "pad":
+            if height * self.width >= width * self.height:
+                return Size(self.height, max(1, width * self.height // height))
+            return Size(max(1, height * self.width // width), self.width)
         if width <= height:
             return Size(int(self.shorter_side * height / width), self.shorter_side)
         return Size(self.shorter_side, int(self.shorter_side * width / height))
@@ -126,7 +137,15 @@ class Preprocessing:
         size = str(self.size)
         if self.resize == "squash":
             return f"squash to {size}, {self.interpolation}"
+        if self.resize == "pad":
+            return f"fit into {size} and pad with the mean colour, {self.interpolation}"
         return f"shorter side to {self.shorter_side}, centre crop {size}, {self.interpolation}"
+
+    @property
+    def fill(self) -> tuple[int, int, int]:
+        """The colour that "pad" fills with: the mean, so that it is about 0 when normalised."""
+        red, green, blue = (min(255, max(0, round(255 * value))) for value in self.mean)
+        return red, green, blue
 
     def to_json(self) -> dict[str, Any]:
         """The fields as JSON values, for results."""
@@ -136,7 +155,8 @@ class Preprocessing:
         """The content of a ``preprocessor_config.json`` that transformers reads to the same end.
 
         ConvNext's processor as the published checkpoints have it; what that cannot say is written
-        for ViT's (squash below 384) or CLIP's (a crop that is not square).
+        for ViT's (squash below 384) or CLIP's (a crop that is not square). None of them can pad:
+        ``cvt_resize`` says it to us, and transformers squashes.
         """
         config: dict[str, Any] = {
             "do_resize": True,
@@ -158,6 +178,9 @@ class Preprocessing:
         size = {"height": self.height, "width": self.width}
         if self.resize == "squash":
             return {"image_processor_type": "ViTImageProcessor", "size": size, **config}
+        if self.resize == "pad":
+            own = {"cvt_resize": "pad"}
+            return {"image_processor_type": "ViTImageProcessor", "size": size, **config, **own}
         return {
             "image_processor_type": "CLIPImageProcessor",
             "size": {"shortest_edge": self.shorter_side},
@@ -209,6 +232,8 @@ class Preprocessing:
         height, width = _height_and_width(config, "size")
         if not all(isinstance(side, int) for side in (height, width)):
             raise ConfigError(f"`size` is {shown(config['size'])}; it must be in pixels")
+        if config.get("cvt_resize") == "pad":
+            return cls(height, width, "pad", **common)
         if not kind.startswith("ConvNext"):
             return cls(height, width, "squash", **common)
         crop_pct = config.get("crop_pct", 224 / 256)

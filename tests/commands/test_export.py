@@ -26,7 +26,7 @@ from cvt_cli.engines import runtimes
 from cvt_cli.export import verification
 from cvt_cli.model import weights
 from cvt_cli.spec.labels import Labels, imagenet
-from cvt_cli.spec.preprocessing import Preprocessing
+from cvt_cli.spec.preprocessing import Preprocessing, Resize
 from cvt_cli.spec.variants import VARIANTS
 from tests_shared import (
     CHELSEA,
@@ -366,15 +366,19 @@ def test_a_file_of_dynamic_size_is_verified_at_two_and_runs_at_any(
     assert all(a["score"] == pytest.approx(b["score"], abs=1e-5) for a, b in pairs)
 
 
-@pytest.mark.parametrize("name", ["in.onnx", slow("in.xml"), slow("in.pt2")])
+@pytest.mark.parametrize(
+    ("name", "resize"),
+    [("in.onnx", "squash"), slow("in.xml", "squash"), slow("in.pt2", "squash"), ("in.onnx", "pad"),
+     slow("in.xml", "pad"), slow("in.pt2", "pad")],
+)  # fmt: skip
 def test_preprocessing_inside_is_within_a_grey_level_and_answers_the_same(
-    files: Path, tmp_path: Path, name: str
+    files: Path, tmp_path: Path, name: str, resize: Resize
 ) -> None:
     """Photographs of several sizes, some upright, in one batch; squashed, so both orders count."""
     photos = test_data("photos/val")
     some = sorted(photos.glob("*/*"))[:12]
     result = run(
-        files, "export", squashing(tmp_path / "squash"), "--output", tmp_path / name,
+        files, "export", resizing(tmp_path / "squash", resize), "--output", tmp_path / name,
         "--with-preprocessing", "--verify-data", linked(tmp_path / "some", some), "--json",
     )  # fmt: skip
 
@@ -392,10 +396,10 @@ def test_preprocessing_inside_is_within_a_grey_level_and_answers_the_same(
         )
 
 
-def squashing(folder: Path) -> Path:
-    """nano, but for photographs that are squashed, in whichever shape they come."""
+def resizing(folder: Path, resize: Resize) -> Path:
+    """nano, but for photographs that are squashed or padded, in whichever shape they come."""
     shutil.copytree(exported_source(), folder)
-    record = Preprocessing(64, 64, "squash")
+    record = Preprocessing(64, 64, resize)
     path = folder / folders.PREPROCESSING_FILE
     path.write_text(json.dumps(record.to_transformers()))
     return folder

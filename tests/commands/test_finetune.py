@@ -987,3 +987,28 @@ def test_weights_and_a_sampler_that_do_the_same_are_refused(cvt, uneven: Path) -
     result = cvt("finetune", uneven, *TINY, *more)
 
     assert result.exit_code == 2 and "would count rare classes twice" in result.stderr
+
+
+def test_the_way_to_the_size_is_chosen_kept_and_the_crops_cost_is_said(cvt, tmp_path: Path) -> None:
+    for part, count in (("train", 6), ("val", 2)):
+        for name in ("red", "blue"):
+            (tmp_path / "wide" / part / name).mkdir(parents=True)
+            for number in range(count):
+                place = tmp_path / "wide" / part / name / f"{number}.png"
+                Image.new("RGB", (400, 300), (200 + number, 40, 60)).save(place)
+    options = ["finetune", tmp_path / "wide", *TINY, "--epochs", 1]
+
+    cropped = cvt(*options, "--resize", "crop", "--res", 224, "--dry-run", "--json")
+    padded = cvt(*options, "--resize", "pad", "-o", tmp_path / "r", "--json")
+
+    # This model's crop has all rows: 224 of 298 columns.
+    assert cropped.json["data"]["hidden_by_crop"] == pytest.approx(1 - 224 / 298)
+    assert "the centre crop hides 25 % of the area of these pictures" in cropped.stderr
+    assert padded.json["preprocessing"]["resize"] == "pad"
+    assert "transformers" in padded.stderr and "squashes" in padded.stderr
+    said = cvt("evaluate", tmp_path / "wide", "--model", tmp_path / "r", "--json").json
+    assert said["preprocessing"]["resize"] == "pad"
+    assert said["top1_correct"] == round(4 * padded.json["val_top1"])
+    again = cvt("finetune", tmp_path / "wide", "--model", tmp_path / "r", *TINY[2:], "--dry-run",
+                "--json")  # fmt: skip
+    assert again.json["model"]["preprocessing"]["cvt_resize"] == "pad"

@@ -29,7 +29,8 @@ EXPORT = (
     "--res --activation --revision --offline --json"
 )
 FINETUNE = (
-    "--data-dir --val-fraction --model --revision --offline --variant --res --activation --freeze "
+    "--data-dir --val-fraction --model --revision --offline --variant --res --resize --activation "
+    "--freeze "
     "--recipe --show-recipe --epochs --batch-size --accumulate --lr --warmup-epochs --weight-decay "
     "--clip --augment --class-weights --sampler --select --patience --max-time --seed --device "
     "--gpus --sync-bn --precision --checkpoint-activations --workers --resume --dry-run --output "
@@ -117,13 +118,14 @@ OPTIONS_WITH_EFFECT = [
     ),
     (
         "finetune --data x --recipe linear-probe",
-        "--data --val-fraction --model --revision --offline --variant --res --activation --recipe "
+        "--data --val-fraction --model --revision --offline --variant --res --resize --activation "
+        "--recipe "
         "--show-recipe --batch-size --class-weights --seed --device --precision --resume "
         "--dry-run --output --json --strict --group-by --allow-overlap --folds",
     ),
     (
         "finetune --data x --variant nano",
-        "--data --val-fraction --offline --variant --res --activation --freeze --recipe "
+        "--data --val-fraction --offline --variant --res --resize --activation --freeze --recipe "
         "--show-recipe --epochs --batch-size --accumulate --lr --warmup-epochs --weight-decay "
         "--clip --augment --class-weights --sampler --select --patience --max-time --seed "
         "--device --gpus --sync-bn --precision --checkpoint-activations --workers --resume "

@@ -95,6 +95,59 @@ def test_another_size_keeps_to_the_rule_and_a_squash_on_purpose_stays() -> None:
     assert Preprocessing(96, 128, "squash").with_size(Size(64, 64)).resize == "squash"
 
 
+@pytest.mark.parametrize(
+    ("size", "content"),
+    [
+        ((400, 200), (0, 16, 64, 48)),
+        ((200, 400), (16, 0, 48, 64)),
+        ((30, 20), (0, 11, 64, 53)),
+        ((64, 64), (0, 0, 64, 64)),
+        ((1, 999), (32, 0, 33, 64)),
+    ],
+)
+def test_a_padded_picture_is_whole_and_its_bars_have_the_mean_colour(size, content) -> None:
+    record = Preprocessing(64, 64, "pad")
+    image = noise(*size)
+    left, top, right, bottom = content
+
+    found = np.asarray(transform.resize(image, record))
+
+    wanted = image.resize((right - left, bottom - top), Image.Resampling.BICUBIC)
+    assert np.array_equal(found[top:bottom, left:right], np.asarray(wanted))
+    around = np.ones((64, 64), bool)
+    around[top:bottom, left:right] = False
+    assert (found[around] == (124, 116, 104)).all()
+    assert np.abs(transform.preprocess(image, record)[:, around]).max(initial=0) < 0.01
+
+
+@pytest.mark.parametrize(
+    "record", [Preprocessing(64, 48, "pad"), Preprocessing(224, 224, "pad"),
+               Preprocessing(384, 384, "crop"), Preprocessing(224, 224, "squash")],
+    ids=Preprocessing.describe,
+)  # fmt: skip
+def test_what_is_chosen_is_kept_in_the_file_that_transformers_reads(record) -> None:
+    import transformers
+
+    config = record.to_transformers()
+
+    assert Preprocessing.from_transformers(config).describe() == record.describe()
+    assert record.with_size(Size(448, 448)).resize == record.resize
+    kind = getattr(transformers, config["image_processor_type"])
+    processor = kind(**{k: v for k, v in config.items() if k != "image_processor_type"})
+    pixels = processor(noise(500, 375), return_tensors="np")["pixel_values"][0]
+    assert pixels.shape[1:] == record.size
+    if record.resize != "pad":  # which it cannot
+        ours = transform.preprocess(noise(500, 375), record)
+        assert np.abs(pixels - ours).mean() < 0.05
+
+
+def test_a_length_that_was_written_is_read_back() -> None:
+    for size in (443, 815, 859, 886, 890):  # whose quotients round the other way
+        record = Preprocessing(size, size, "crop")
+        again = Preprocessing.from_transformers(record.to_transformers())
+        assert again.shorter_side == record.shorter_side
+
+
 def test_an_extreme_shape_is_resampled_close_to_the_whole(monkeypatch) -> None:
     record = PUBLISHED["crop224"]
     image = noise(5, 5000)

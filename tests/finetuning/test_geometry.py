@@ -1,0 +1,32 @@
+"""How much of the pictures a crop hides."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cvt_cli.datasets.labelled import LabelledImages
+from cvt_cli.finetuning import geometry
+from cvt_cli.spec.preprocessing import Preprocessing
+
+
+def test_a_photograph_of_4_to_3_loses_43_percent_to_the_published_crop(tmp_path: Path) -> None:
+    for name, size in (("wide.png", (400, 300)), ("high.png", (300, 400))):
+        Image.new("RGB", size).save(tmp_path / name)
+    (tmp_path / "bad.png").write_text("no image")
+    names = ("wide.png", "high.png", "bad.png")
+    images = LabelledImages(tmp_path, ("a",), names, np.zeros(3, np.int64))
+
+    hidden = geometry.hidden_by_crop(images, Preprocessing.published(224, 224))
+
+    assert hidden == pytest.approx(1 - 224 * 224 / (256 * 341))
+    assert round(hidden, 2) == 0.43
+
+
+def test_square_images_lose_nothing_to_a_crop_of_all_of_them() -> None:
+    images = LabelledImages(
+        Path(), ("a",), ("0",), np.zeros(1, np.int64), np.zeros((1, 32, 32, 3), np.uint8)
+    )
+
+    assert geometry.hidden_by_crop(images, Preprocessing(64, 64, "squash", crop_pct=1.0)) == 0
