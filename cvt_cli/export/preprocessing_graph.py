@@ -60,34 +60,40 @@ class InsidePreprocessing(nn.Module):
         else:
             shorter, least = self.record.shorter_side, torch.sym_min(h, w)
             new_h, new_w = h * shorter // least, w * shorter // least
-        rows = _weights(h, new_h, height)
-        columns = _weights(w, new_w, width).T
+        pad = self.record.resize == "pad"
+        rows = _weights(h, new_h, height, pad)
+        columns = _weights(w, new_w, width, pad).T
         x = pixels.permute(0, 3, 1, 2).float()
         width_first = _in_8_bits(rows @ _in_8_bits(x @ columns))
         height_first = _in_8_bits(_in_8_bits(rows @ x) @ columns)
         shrinks: Tensor = (h - new_h) * torch.ones(())
         x = torch.where((shrinks > 0) & (shrinks > 2 * (w - new_w)), height_first, width_first)
-        if self.record.resize == "pad":
+        if pad:
             inside = _inside(new_h, height)[:, None] & _inside(new_w, width)
             x = torch.where(inside, x, self.fill)
         return (x / 255 - self.mean) / self.std
 
 
-def _start(new: Any, size: int) -> Any:
-    """Where the ``size`` in the middle of ``new`` begins; below 0 where it is larger."""
-    half, odd = (new - size) // 2, (new - size) % 2
-    return half + odd * (half % 2)  # as Python rounds halves
+def _start(new: Any, size: int, pad: bool) -> Any:
+    """Where the ``size`` in the middle of ``new`` begins; with ``pad`` not above 0.
+
+    As Python rounds halves, of numbers that are not below 0: runtimes divide others otherwise.
+    """
+    apart = size - new if pad else new - size
+    half = apart // 2
+    middle = half + (apart % 2) * (half % 2)
+    return -middle if pad else middle
 
 
 def _inside(new: Any, size: int) -> Tensor:
-    """Which (size,) of an axis of the input lie on the picture that is resized to ``new``."""
-    places = torch.arange(size) + _start(new, size)
+    """Which (size,) of an axis of a padded input lie on the picture that is resized to ``new``."""
+    places = torch.arange(size) + _start(new, size, pad=True)
     return (places >= 0) & (places < new)
 
 
-def _weights(length: int, new: int, size: int) -> Tensor:
+def _weights(length: int, new: int, size: int, pad: bool) -> Tensor:
     """The weights (size, length) that resize an axis to ``new``, for its ``size`` in the middle."""
-    places = torch.arange(size) + _start(new, size) + 0.5
+    places = torch.arange(size) + _start(new, size, pad) + 0.5
     centres = places * length / new
     scale = torch.clamp(torch.ones(()) * length / new, min=1.0)
     distance = ((torch.arange(length) + 0.5)[None] - centres[:, None]).abs() / scale
