@@ -98,12 +98,21 @@ def _calibration(found: Calibration) -> str:
     return line
 
 
+MOST_GROUPS = 20
+"""Groups that a person is shown, the worst."""
+
+
 def _groups(found: Groups) -> list[str]:
+    shown = found.groups
+    if len(shown) > MOST_GROUPS:  # of patients there may be thousands
+        shown = tuple(sorted(shown, key=lambda one: one.rate.accuracy or 0)[:MOST_GROUPS])
     lines = [
         f"group   {printable(one.group)}: {100 * (one.rate.accuracy or 0):.2f} %  "
         f"({one.rate.correct} of {one.rate.n}; {_range(one.rate.interval)})"
-        for one in found.groups
+        for one in shown
     ]
+    if len(shown) < len(found.groups):
+        lines.append(f"group   {len(found.groups) - len(shown)} more are no worse (--json has all)")
     between = ""
     if (interval := found.gap_interval) is not None:
         between = f" (95 % interval {_range(interval)})"

@@ -140,3 +140,12 @@ def test_evaluate_reports_the_groups_of_the_paths(cvt, tmp_path: Path) -> None:
     result = cvt("evaluate", root, "--model", "cvt-nano-cifar10", "--group-by", r"v\d", "--json")
 
     assert [group["group"] for group in result.json["groups"]["groups"]] == ["v0", "v1", "v2", "v3"]
+
+
+def test_of_many_groups_the_worst_are_shown(cvt, tmp_path: Path) -> None:
+    root = frames(tmp_path / "set", {f"v{n}": "val" for n in range(24)}, each=1)
+
+    result = cvt("evaluate", root, "--model", "cvt-nano-cifar10", "--group-by", r"v\d+")
+
+    lines = [line for line in result.stdout.splitlines() if line.startswith("group ")]
+    assert len(lines) == 21 and lines[-1] == "group   4 more are no worse (--json has all)"
