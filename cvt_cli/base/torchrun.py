@@ -3,7 +3,7 @@
 import json
 import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -48,6 +48,11 @@ def _place() -> _Place:
     ):
         return _Place()  # one process, whoever says so
     if not lacking:
+        port = os.environ["MASTER_PORT"]
+        if not (port.isdecimal() and 0 < int(port[:9]) < 1 << 16):
+            raise UsageError(
+                f"MASTER_PORT is `{port}`; it must be a number from 1 to 65535", hint=_hint(given)
+            )
         place = _Place(*numbers)
         if (
             0 <= place.local_rank < place.local_count <= place.count
@@ -59,8 +64,14 @@ def _place() -> _Place:
         f"the environment has {said}"
         + (f" without {' and '.join(lacking)}" if lacking else ", which contradict each other")
         + "; each of several processes needs everything that torchrun sets",
-        hint=f"start the command with `torchrun -m cvt_cli ...`, or `unset {' '.join(given)}` to "
-        "run it in one process",
+        hint=_hint(given),
+    )
+
+
+def _hint(given: Iterable[str]) -> str:
+    return (
+        f"start the command with `torchrun -m cvt_cli ...`, or `unset {' '.join(given)}` to run it "
+        "in one process"
     )
 
 

@@ -54,6 +54,8 @@ def test_one_process_is_one_whoever_says_so(
         ({"RANK": "abc"}, "has RANK=abc without"),
         ({"RANK": "1", "WORLD_SIZE": ""}, "has RANK=1 without WORLD_SIZE"),
         ({"LOCAL_WORLD_SIZE": "0"}, "has LOCAL_WORLD_SIZE=0 without"),
+        (WHOLE | {"MASTER_PORT": "99999"}, "MASTER_PORT is `99999`; it must be a number from 1"),
+        (WHOLE | {"MASTER_PORT": "x"}, "MASTER_PORT is `x`; it must be a number from 1 to 65535"),
         (WHOLE | {"RANK": "2"}, "RANK=2, WORLD_SIZE=2.* which contradict each other"),
         (WHOLE | {"LOCAL_RANK": "-1"}, "LOCAL_RANK=-1.* which contradict each other"),
         (WHOLE | {"WORLD_SIZE": "two"}, "WORLD_SIZE=two.* which contradict each other"),
