@@ -36,6 +36,21 @@ class Repository:
     known: KnownCheckpoint | None
 
 
+def check_revision(text: str, revision: str | None) -> None:
+    """Raises UsageError if a revision is asked for of something that has none; finds nothing."""
+    known = published.find(text)
+    _refuse_revision(text, known, _mode(Path(places.expanded(text)), or_raise=False), revision)
+
+
+def _refuse_revision(
+    text: str, known: KnownCheckpoint | None, here: int | None, revision: str | None
+) -> None:
+    if revision is not None and (here is not None or (known and known.embedded)):
+        raise UsageError(
+            f"`{text}` is on this machine; --revision is only for repositories on the hub"
+        )
+
+
 def find(text: str, access: Access) -> Checkpoint | Repository:
     """What the user calls a model: a file or folder, a known name, a hub repository.
 
@@ -50,10 +65,7 @@ def find(text: str, access: Access) -> Checkpoint | Repository:
     known = published.find(text)
     path = Path(places.expanded(text))
     here = _mode(path, or_raise=known is None)
-    if access.revision is not None and (here is not None or (known and known.embedded)):
-        raise UsageError(
-            f"`{text}` is on this machine; --revision is only for repositories on the hub"
-        )
+    _refuse_revision(text, known, here, access.revision)
     if here is not None:
         is_folder, name = stat.S_ISDIR(here), text
         if not (is_folder or stat.S_ISREG(here)):

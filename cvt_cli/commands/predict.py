@@ -148,6 +148,7 @@ def predict(
     on your own classes)
     """
     from cvt_cli import loading
+    from cvt_cli.checkpoints import locate
     from cvt_cli.prediction import predict as predicting
 
     printed = [name for name, asked in (("--json", json_output), ("--jsonl", jsonl), ("--csv", csv))
@@ -160,6 +161,7 @@ def predict(
         if path is not None:
             written[kind] = path
     _check_options(ctx, printed, written, resume)
+    locate.check_revision(model, revision)
     asked = predicting.Asked(
         top_k=top_k,
         threshold=threshold,
