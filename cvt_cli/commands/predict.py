@@ -161,7 +161,8 @@ def predict(
         if path is not None:
             written[kind] = path
     _check_options(ctx, printed, written, resume)
-    locate.check_revision(model, revision)
+    if model is not None:
+        locate.check_revision(model, revision)
     asked = predicting.Asked(
         top_k=top_k,
         threshold=threshold,
