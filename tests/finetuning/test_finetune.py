@@ -11,7 +11,8 @@ import cvt_cli
 from cvt_cli import Classifier, finetune
 from cvt_cli.base import machine
 from cvt_cli.base.errors import CvtError, DataError, UsageError
-from cvt_cli.finetuning.finetune import _workers
+from cvt_cli.finetuning.from_options import workers_of
+from cvt_cli.finetuning.settings import Options
 from tests_shared import TESTS
 
 IMAGES, MODEL = TESTS / "kept" / "images", TESTS / "kept" / "model"
@@ -102,6 +103,6 @@ def test_a_gpu_gets_as_many_decoders_as_this_process_has_processors(
     monkeypatch.setattr(machine.os, "cpu_count", lambda: 64)
     monkeypatch.setattr(machine, "cpu_quota", lambda: 4.0)
 
-    workers = [_workers(asked, torch.device("cuda")) for asked in (None, 7)]
+    workers = [workers_of(Options(workers=asked), torch.device("cuda")) for asked in (None, 7)]
 
     assert workers == [3, 7]
