@@ -10,7 +10,6 @@ import hashlib
 import os
 import platform
 import shutil
-import stat
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -18,7 +17,6 @@ from pathlib import Path
 from typing import BinaryIO
 
 from cvt_cli.base.errors import CvtError, UsageError
-from cvt_cli.base.progress import Say
 
 try:
     import fcntl
@@ -270,7 +268,7 @@ def _claimed_file(place: Path) -> tuple[Path, int]:
     while True:
         temporary = _temporary_name(place)
         descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666)
-        if _hold(descriptor) and _is_still(temporary, descriptor):
+        if hold(descriptor) and is_still(temporary, descriptor):
             return temporary, descriptor
         os.close(descriptor)  # swept in the moment before it was locked
 
@@ -282,12 +280,12 @@ def _claimed_folder(place: Path) -> tuple[Path, int | None]:
         if fcntl is None:
             return folder, None
         descriptor = os.open(folder, os.O_RDONLY)
-        if _hold(descriptor) and _is_still(folder, descriptor):
+        if hold(descriptor) and is_still(folder, descriptor):
             return folder, descriptor
         os.close(descriptor)
 
 
-def _hold(descriptor: int) -> bool:
+def hold(descriptor: int) -> bool:
     """Whether the lock could be had; a file system without locks counts as if it could."""
     if fcntl is None:
         return True
@@ -300,7 +298,7 @@ def _hold(descriptor: int) -> bool:
     return True
 
 
-def _is_still(path: Path, descriptor: int) -> bool:
+def is_still(path: Path, descriptor: int) -> bool:
     """Whether a path still leads to what was opened."""
     try:
         return os.path.samestat(os.stat(path), os.fstat(descriptor))
@@ -363,44 +361,6 @@ def _is_left(path: Path) -> bool:
         os.close(descriptor)
 
 
-# --- files that grow, and locks
-
-
-@contextmanager
-def growing(path: Path, what: str, say: Say) -> Iterator[BinaryIO]:
-    """Open a file that is appended to, and hold its lock before anything of it is read.
-
-    Args:
-        path: of the file, which is made if it is not there; unbuffered, at its end.
-        what: is being done with it, for the message to who has to wait.
-        say: called once with that message.
-
-    Raises:
-        CvtError: it cannot be opened for writing.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        while True:
-            file: BinaryIO = path.open("a+b", buffering=0)
-            try:
-                if fcntl is not None and stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                    if not _hold(file.fileno()):
-                        say(f"another process is {what}; waiting for it")
-                        fcntl.flock(file.fileno(), fcntl.LOCK_EX)
-                if not stat.S_ISREG(os.fstat(file.fileno()).st_mode) or _is_still(
-                    path, file.fileno()
-                ):
-                    break
-            except BaseException:
-                file.close()
-                raise
-            file.close()  # somebody put another file there while this one was waited for
-    except OSError as error:
-        raise unwritable(path, error) from error
-    with file:
-        yield file
-
-
 def write_all(file: BinaryIO, content: bytes) -> None:
     """Write all of it: an unbuffered file may take a part and say so only in its answer.
 
@@ -410,35 +370,3 @@ def write_all(file: BinaryIO, content: bytes) -> None:
     rest = memoryview(content)
     while rest:
         rest = rest[file.write(rest) or 0 :]
-
-
-@contextmanager
-def locked(path: Path, what: str, say: Say) -> Iterator[None]:
-    """Hold a lock file, so that of several processes one does the work and the others wait.
-
-    The system releases it when the process ends, however that comes about.
-
-    Args:
-        path: of the lock file; it stays.
-        what: is being done, for the message to who has to wait.
-        say: called once with that message.
-
-    Raises:
-        CvtError: the folder cannot be written to.
-    """
-    import filelock
-
-    lock = filelock.FileLock(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            lock.acquire(timeout=0.3)
-        except filelock.Timeout:
-            say(f"another process is {what}; waiting for it")
-            lock.acquire()
-    except OSError as error:
-        raise unwritable(path, error) from error
-    try:
-        yield
-    finally:
-        lock.release()

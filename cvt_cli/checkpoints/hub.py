@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cvt_cli.base import files, places
+from cvt_cli.base import files, locks, places
 from cvt_cli.base.errors import CheckpointError, CvtError, UnreachableError
 from cvt_cli.base.limits import LARGEST_CONFIG_BYTES
 from cvt_cli.base.package import __version__
@@ -327,7 +327,7 @@ def _fetch_weights(snapshot: Snapshot, name: str, say: Say, progress: Progress) 
     what = f"{name} of {snapshot.repository}"
     blob = snapshot.storage / "blobs" / etag
     lock = places.hub_dir() / ".locks" / snapshot.storage.name / f"{etag}.lock"  # the client's own
-    with files.locked(lock, f"downloading {what}", say):
+    with locks.locked(lock, f"downloading {what}", say):
         if not (blob.is_file() and store.has_hash(blob, etag)):
             begun = blob.with_name(etag + store.PARTIAL)
             begun.parent.mkdir(parents=True, exist_ok=True)

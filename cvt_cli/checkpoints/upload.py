@@ -5,7 +5,6 @@ the thread that asks it: one way, which our own bar follows and which Ctrl-C end
 """
 
 import io
-import shlex
 import time
 import warnings
 from contextlib import ExitStack
@@ -18,7 +17,7 @@ from cvt_cli.base.errors import CheckpointError, CvtError, UnreachableError, Usa
 from cvt_cli.base.package import __version__
 from cvt_cli.base.progress import Advance, Progress, Say
 from cvt_cli.base.text import human_bytes
-from cvt_cli.checkpoints import folders, headers, store
+from cvt_cli.checkpoints import store, upload_checks
 from cvt_cli.checkpoints.hub_client import (
     REPOSITORY,
     client,
@@ -29,11 +28,6 @@ from cvt_cli.checkpoints.hub_client import (
     never_asks,
     within,
 )
-from cvt_cli.checkpoints.names import to_transformers
-from cvt_cli.spec import costs
-
-FILES = (folders.CONFIG_FILE, folders.PREPROCESSING_FILE, folders.WEIGHTS_FILE, folders.CARD_FILE)
-"""What is sent of a folder; the card may be missing."""
 
 SILENT_SEC = 300.0
 """Within which a hub must have taken some more of a file, or answered; it may verify gigabytes."""
@@ -62,108 +56,6 @@ class Pushed:
             "path": str(self.folder),
             "files": [{"name": name, "bytes": size} for name, size in self.files.items()],
         }
-
-
-def checkpoint_of(run: Path) -> Path:
-    """The checkpoint folder that is meant: a training run's best epoch, or the folder itself.
-
-    Raises:
-        CheckpointError: there is none; the message names what there is.
-    """
-    folder = folders.folder_of(run)
-    if folder is None:
-        raise CheckpointError(
-            f"`{run}` is not a folder" if run.exists() else f"`{run}` does not exist",
-            hint="name a run folder of `cvt finetune` or a checkpoint folder, then the "
-            "repository: `cvt push RUN user/name`",
-        )
-    if (folder / folders.CONFIG_FILE).is_file():
-        return folder
-    if best := folders.best_of(folder):
-        return best
-    present = sorted(path.name for path in folder.iterdir())[:8]
-    last = folder / folders.LAST
-    raise CheckpointError(
-        f"`{folder}` is neither a checkpoint folder nor a run with a finished epoch: it has no "
-        f"`{folders.CONFIG_FILE}` and no `{folders.BEST}/{folders.CONFIG_FILE}`; it holds "
-        f"{', '.join(present) or 'nothing'}",
-        hint=f"`{last}` is a checkpoint and can be pushed by its name"
-        if (last / folders.CONFIG_FILE).is_file()
-        else None,
-    )
-
-
-def check_folder(folder: Path, say: Say) -> dict[str, int]:
-    """Make sure that a folder is a checkpoint which others can use; reads no tensor.
-
-    Args:
-        folder: in the hub's form.
-        say: told what whoever loads it will have to guess.
-
-    Returns:
-        Sizes in bytes of the files to send, by name.
-
-    Raises:
-        CheckpointError: a file is missing, unreadable or cut short, or the weights are not those
-            that its config describes.
-        ConfigError: a value that no published CvT has.
-    """
-    described = folders.read_folder(folder)
-    weights = folder / folders.WEIGHTS_FILE
-    if not weights.is_file():
-        pickled = (folder / folders.PICKLED_WEIGHTS_FILE).is_file()
-        raise CheckpointError(
-            f"`{folder}` has no `{folders.WEIGHTS_FILE}`"
-            + (
-                f", but a `{folders.PICKLED_WEIGHTS_FILE}`, which is a pickle and is not pushed"
-                * pickled
-            ),
-            hint=None if pickled else "the weights are written last, so this folder is incomplete",
-        )
-    if not (folder / folders.PREPROCESSING_FILE).is_file():
-        raise CheckpointError(
-            f"`{folder}` has no `{folders.PREPROCESSING_FILE}`, without which others "
-            "do not know how to prepare images",
-            hint="copy the one of the checkpoint that you started from",
-        )
-    card = folder / folders.CARD_FILE
-    try:
-        header = headers.safetensors_header(weights)
-        for name in (folders.CONFIG_FILE, folders.PREPROCESSING_FILE):
-            if not (folder / name).read_bytes().lstrip().startswith(b"{"):
-                raise CheckpointError(
-                    f"`{folder / name}` begins with a byte order mark, which transformers does "
-                    "not read",
-                    hint="save it as UTF-8 without a byte order mark",
-                )
-        if card.is_file():
-            card.read_text(encoding="utf-8")
-        else:
-            say(f"`{folder}` has no model card (`{card.name}`): its page on the hub will be empty")
-    except UnicodeDecodeError:
-        raise CheckpointError(f"`{card}` is not in UTF-8, which the hub needs") from None
-    except OSError as error:
-        raise _unreadable(error) from None
-    found = {
-        name: (shape, header.dtypes[name][:1] in "FB") for name, shape in header.shapes.items()
-    }
-    wanted = {
-        to_transformers(name): shape
-        for name, shape in costs.tensor_shapes(described.config).items()
-    }
-    if problems := headers.tensor_problems(found, wanted):
-        is_reference = "head.weight" in found
-        raise CheckpointError(
-            f"`{weights}` does not match the `{folders.CONFIG_FILE}` beside it, as "
-            "transformers reads it: " + headers.differences(problems),
-            hint="its tensors have the reference's names; to write those of transformers: "
-            f"`cvt export {shlex.quote(str(folder))} --format safetensors --output FOLDER`"
-            if is_reference
-            else None,
-        )
-    for note in described.notes:
-        say(note.partition("; --")[0])  # whoever loads it has the options, not this command
-    return {name: (folder / name).stat().st_size for name in FILES if (folder / name).is_file()}
 
 
 def check_name(repository: str) -> None:
@@ -201,13 +93,13 @@ def push(
     Raises:
         UsageError: no hub takes that name.
         UnreachableError: the hub is not to be asked, or does not answer in time.
-        CheckpointError: see `checkpoint_of` and `check_folder`; or no token, no right to write, a
-            repository that is public but should be private, or the upload broke off.
-        ConfigError: see `check_folder`.
+        CheckpointError: see `upload_checks`; or no token, no right to write, a repository that is
+            public but should be private, or the upload broke off.
+        ConfigError: see `upload_checks.check_folder`.
     """
     check_name(repository)
-    folder = checkpoint_of(run)
-    files = check_folder(folder, say)
+    folder = upload_checks.checkpoint_of(run)
+    files = upload_checks.check_folder(folder, say)
     before = _ask(repository)
     url = f"{endpoint()}/{repository}"
     if private and before is not None and not before.private:
@@ -319,7 +211,7 @@ def _commit(
             files = [opened.enter_context(_Sent(path)) for path in paths]
             size = sum(path.stat().st_size for path in paths)
         except OSError as error:
-            raise _unreadable(error) from None
+            raise upload_checks.unreadable(error) from None
         try:
             operations = [
                 CommitOperationAdd(path.name, file) for path, file in zip(paths, files, strict=True)
@@ -409,7 +301,3 @@ def _refusal(error: Any, repository: str) -> CvtError:
 
 def _new_token() -> str:
     return f"make one with the right to write on {endpoint()}/settings/tokens"
-
-
-def _unreadable(error: OSError) -> CheckpointError:
-    return CheckpointError(f"`{error.filename}` cannot be read: {error.strerror or error}")

@@ -10,7 +10,8 @@ from cvt_cli.base.progress import Say
 from cvt_cli.datasets.labelled import LabelledImages, Split, made
 from cvt_cli.datasets.tables import check_table, decoded, lines_of, load_mat
 from cvt_cli.images import finding
-from cvt_cli.images.archives import ARCHIVE_ERRORS, Tar
+from cvt_cli.images.archives import ARCHIVE_ERRORS
+from cvt_cli.images.tars import Tar
 from cvt_cli.images.trees import Tree
 from cvt_cli.spec.labels import imagenet, imagenet_wnids
 

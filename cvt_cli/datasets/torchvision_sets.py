@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cvt_cli.base import files
+from cvt_cli.base import files, locks
 from cvt_cli.base.errors import DataError, UsageError
 from cvt_cli.base.package import installing
 from cvt_cli.base.progress import Say
@@ -154,7 +154,7 @@ def _fetch(name: str, data_dir: Path, say: Say) -> None:
     known = KNOWN[name]
     if name == "flowers102":
         _require_scipy(name)
-    with files.locked(data_dir / f".{name}.lock", f"downloading {name}", say):
+    with locks.locked(data_dir / f".{name}.lock", f"downloading {name}", say):
         if _known_root(known, data_dir) is not None:
             return  # another process was faster
         say(f"downloading {name}, about {known.size}, from {known.host} into `{data_dir}`")

@@ -6,7 +6,7 @@ Imports torch only inside the function that makes one.
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cvt_cli.base import files, machine, places, stamps
+from cvt_cli.base import locks, machine, places, stamps
 from cvt_cli.base.conditions import Conditions
 from cvt_cli.base.package import __version__
 from cvt_cli.checkpoints import store
@@ -55,7 +55,7 @@ def prepare(
     preprocessing = loaded.preprocessing
     metadata = checkpoint.record_of_export(loaded.described).to_strings()
     what = f"preparing the graph of {checkpoint.name}"
-    with files.locked(graph.with_name("prepare.lock"), what, access.say):
+    with locks.locked(graph.with_name("prepare.lock"), what, access.say):
         if stamps.is_right(graph):
             return
         if graph.is_file():

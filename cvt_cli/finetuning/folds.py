@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cvt_cli import loading
-from cvt_cli.base import files, machine, text
+from cvt_cli.base import files, locks, machine, text
 from cvt_cli.base.conditions import json_hash
 from cvt_cli.base.errors import CheckpointError, DataError
 from cvt_cli.base.package import __version__
@@ -203,7 +203,7 @@ class Folds:
             KeyboardInterrupt: it was asked to stop; what is saved was said.
         """
         say = self._access.say
-        with files.locked(self.folder / "lock", f"training in `{self.folder}`", say):
+        with locks.locked(self.folder / "lock", f"training in `{self.folder}`", say):
             files.swept(self.folder, deep=True)
             for number in range(self.plan.count):
                 place = self.folder / f"fold-{number + 1}"

@@ -21,7 +21,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from cvt_cli.base import files, torchrun
+from cvt_cli.base import files, locks, torchrun
 from cvt_cli.base.conditions import json_hash
 from cvt_cli.base.progress import Progress, Say, silent, unheard
 from cvt_cli.finetuning import plan, preparation, results, state
@@ -135,7 +135,7 @@ class Run:
         with ExitStack() as stack:
             if torchrun.rank() == 0:
                 lock = folder / "state" / "lock"
-                stack.enter_context(files.locked(lock, f"training in `{folder}`", self._say_to))
+                stack.enter_context(locks.locked(lock, f"training in `{folder}`", self._say_to))
             torchrun.gather(None)  # the others read nothing before the lock is held
             stack.enter_context(self._stop.heard())
             stack.enter_context(engine.computing_in(self.job.threads))

@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from cvt_cli.base import files, stamps
+from cvt_cli.base import files, locks, stamps
 from cvt_cli.base.errors import CheckpointError, CvtError
 from cvt_cli.base.package import __version__
 from cvt_cli.base.progress import Say
@@ -116,7 +116,7 @@ def as_safetensors(snapshot: Snapshot, say: Say) -> Path:
     assert pickled is not None
     record = store.record_of(snapshot.repository, store.checked_hash(snapshot))
     try:
-        with files.locked(record / "convert.lock", f"converting `{pickled.name}`", say):
+        with locks.locked(record / "convert.lock", f"converting `{pickled.name}`", say):
             if (found := store.converted(record)) is not None:
                 return found
             if (damaged := store.conversion(record)).exists():

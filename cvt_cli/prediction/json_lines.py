@@ -8,7 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
 
-from cvt_cli.base import files, torchrun
+from cvt_cli.base import files, locks, torchrun
 from cvt_cli.base.conditions import Conditions
 from cvt_cli.base.errors import UsageError
 from cvt_cli.base.package import __version__
@@ -49,7 +49,7 @@ class ResumableLines:
         self.made: dict[str, Any] | None = None
         self._say = say
         self._stack = ExitStack()
-        self._file = self._stack.enter_context(files.growing(path, what, say))
+        self._file = self._stack.enter_context(locks.growing(path, what, say))
         try:
             if path.is_file():
                 read()

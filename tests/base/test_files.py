@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from cvt_cli.base import files
+from cvt_cli.base import files, locks
 from cvt_cli.base.errors import CvtError
 from warm_processes import Started, start
 
@@ -143,11 +143,11 @@ def test_a_short_write_is_gone_on_with() -> None:
 def test_the_second_process_waits_for_a_file_that_grows_and_says_so(tmp_path: Path) -> None:
     path = tmp_path / "lines"
     script = (
-        "import sys; from pathlib import Path; from cvt_cli.base import files\n"
-        "with files.growing(Path(sys.argv[1]), 'answering', print) as file:\n"
+        "import sys; from pathlib import Path; from cvt_cli.base import locks\n"
+        "with locks.growing(Path(sys.argv[1]), 'answering', print) as file:\n"
         "    file.seek(0); sys.stdout.write(file.read().decode()); file.write(b'second')\n"
     )
-    with files.growing(path, "answering", lambda text: None) as file:
+    with locks.growing(path, "answering", lambda text: None) as file:
         other = subprocess.Popen(
             [sys.executable, "-uc", script, path], stdout=subprocess.PIPE, text=True
         )

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from cvt_cli.base import files
+from cvt_cli.base import locks
 from tests_shared import TESTS, Machine, Result, torchrun_environment
 from warm_processes import Started
 
@@ -259,7 +259,7 @@ def test_two_predicts_on_one_file_answer_every_image_once(machine: Machine, tmp_
 
 
 def test_an_evaluation_waits_for_who_writes_its_predictions(machine: Machine, folder: Path) -> None:
-    with files.growing(Path("judged.jsonl"), "writing", lambda text: None) as file:
+    with locks.growing(Path("judged.jsonl"), "writing", lambda text: None) as file:
         file.write(b"of the other process\n")
         process = machine.start(*EVALUATE, "--overwrite")
         said = waiting_for(process, "another process is")

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from pyarrow import parquet
 
-from cvt_cli.base import files
+from cvt_cli.base import locks
 from small_sets import class_folders
 from tests_shared import CHELSEA, TESTS
 
@@ -145,7 +145,7 @@ def test_lines_that_another_process_was_writing_are_not_replaced(
     begun, written = threading.Event(), threading.Event()
 
     def other_process() -> None:
-        with files.growing(Path("a.jsonl"), "writing", print) as file:
+        with locks.growing(Path("a.jsonl"), "writing", print) as file:
             begun.set()
             written.wait()
             file.write(b"of another process\n")

@@ -18,7 +18,7 @@ import pytest
 from safetensors import safe_open
 
 import warm_processes
-from cvt_cli.base import files
+from cvt_cli.base import locks
 from cvt_cli.finetuning import tensor_files
 from cvt_cli.finetuning.training_loop import Loop
 from cvt_cli.model import weights
@@ -373,7 +373,7 @@ def test_who_goes_on_waits_for_who_trains_and_begins_where_that_one_ended(
     finished = earlier.read_bytes()
     earlier.write_bytes(b"what the other process had when this one was started")
     lock = run / "state" / "lock"
-    with files.locked(lock, "training", print):
+    with locks.locked(lock, "training", print):
         process = start(["finetune", "--resume", str(run), "--json"])
         assert process.stderr is not None
         said = ""

@@ -1,0 +1,83 @@
+"""Work that one of several processes does while the others wait, and say so."""
+
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from cvt_cli.base import files
+from cvt_cli.base.progress import Say
+
+try:
+    import fcntl
+except ImportError:  # not a POSIX system: a file that grows has no lock there
+    fcntl = None  # type: ignore[assignment]
+
+
+@contextmanager
+def growing(path: Path, what: str, say: Say) -> Iterator[BinaryIO]:
+    """Open a file that is appended to, and hold its lock before anything of it is read.
+
+    Args:
+        path: of the file, which is made if it is not there; unbuffered, at its end.
+        what: is being done with it, for the message to who has to wait.
+        say: called once with that message.
+
+    Raises:
+        CvtError: it cannot be opened for writing.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        while True:
+            file: BinaryIO = path.open("a+b", buffering=0)
+            try:
+                if fcntl is not None and stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                    if not files.hold(file.fileno()):
+                        say(f"another process is {what}; waiting for it")
+                        fcntl.flock(file.fileno(), fcntl.LOCK_EX)
+                if not stat.S_ISREG(os.fstat(file.fileno()).st_mode) or files.is_still(
+                    path, file.fileno()
+                ):
+                    break
+            except BaseException:
+                file.close()
+                raise
+            file.close()  # somebody put another file there while this one was waited for
+    except OSError as error:
+        raise files.unwritable(path, error) from error
+    with file:
+        yield file
+
+
+@contextmanager
+def locked(path: Path, what: str, say: Say) -> Iterator[None]:
+    """Hold a lock file, so that of several processes one does the work and the others wait.
+
+    The system releases it when the process ends, however that comes about.
+
+    Args:
+        path: of the lock file; it stays.
+        what: is being done, for the message to who has to wait.
+        say: called once with that message.
+
+    Raises:
+        CvtError: the folder cannot be written to.
+    """
+    import filelock
+
+    lock = filelock.FileLock(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(timeout=0.3)
+        except filelock.Timeout:
+            say(f"another process is {what}; waiting for it")
+            lock.acquire()
+    except OSError as error:
+        raise files.unwritable(path, error) from error
+    try:
+        yield
+    finally:
+        lock.release()
