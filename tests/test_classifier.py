@@ -229,7 +229,7 @@ def test_one_odd_image_ends_no_table(classify) -> None:
 
 
 def test_an_image_written_as_lists_is_not_answered_row_by_row(classify, pixels) -> None:
-    with pytest.raises(ImageError, match="list is no image"):
+    with pytest.raises(ImageError, match="list is not an image"):
         classify(pixels[:4, :4].tolist())
 
 

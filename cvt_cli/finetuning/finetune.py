@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import itertools
 import shlex
 import time
 from collections.abc import Callable, Iterator
@@ -144,9 +145,15 @@ def _new(
     plan = run.plan(fraction)
     for line in plans.describe(plan):
         say(line)
-    name = f"{job.name}-{Path(data).name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    folder = options.output or Path("runs", name)
+    folder = options.output or _unused(f"{job.name}-{Path(data).name}")
     return Prepared(job, plan, lambda: run.begin(folder, plan))
+
+
+def _unused(name: str) -> Path:
+    """A folder for a run that begins now; another one may have begun in the same second."""
+    folder = Path("runs", f"{name}-{time.strftime('%Y%m%d-%H%M%S')}")
+    later = (folder.with_name(f"{folder.name}-{number}") for number in itertools.count(2))
+    return next(free for free in itertools.chain([folder], later) if not free.exists())
 
 
 def _new_folds(
@@ -160,8 +167,7 @@ def _new_folds(
     if (model := from_options.model_of(options)) is not None:  # before all images are read
         locate.find(model, replace(access, say=unheard))
     plan = _fold_plan(options, data, options.folds, fraction, options.seed or 0, say, progress)
-    name = f"{Path(data).name}-{options.folds}-folds-{time.strftime('%Y%m%d-%H%M%S')}"
-    folder = options.output or Path("runs", name)
+    folder = options.output or _unused(f"{Path(data).name}-{options.folds}-folds")
 
     def begun(images: Images) -> Job:
         return from_options.job_of(options, images, data, device, command, access)

@@ -219,6 +219,16 @@ NO_SUCH_FILE = "no such file or directory"
 """As the system says it of a file that is opened."""
 
 
+def _is_gone(path: Path) -> bool:
+    try:
+        path.lstat()
+    except FileNotFoundError:
+        return True
+    except (OSError, ValueError):  # it says so itself when it is opened
+        pass
+    return False
+
+
 def _closed(error: OSError) -> Source:
     """A folder that cannot be read, whose images are missed."""
     return _unreadable(os.fsdecode(error.filename or ""), remote.reason(error))
@@ -288,7 +298,7 @@ class _Search:
         elif glob.has_magic(text) and not os.path.lexists(text):
             yield from self._from_pattern(text)
         else:
-            yield replace(_file(path), missing="" if os.path.lexists(text) else NO_SUCH_FILE)
+            yield replace(_file(path), missing=NO_SUCH_FILE if _is_gone(path) else "")
 
     def _from_archive(
         self, path: Path, found: Iterator[tuple[str, Callable[[], BinaryIO]]], damaged: str

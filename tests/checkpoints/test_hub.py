@@ -349,7 +349,7 @@ def test_of_two_processes_one_fetches_and_both_have_it(
 
     assert [result.exit_code for result in results] == [0, 0], results
     assert len(hub.fetched()) == 1
-    waited = [r for r in results if f"another process is fetching model.safetensors of {NAME}" in
+    waited = [r for r in results if f"another process is downloading model.safetensors of {NAME}" in
               r.stderr]  # fmt: skip
     assert len(waited) == 1
     assert machine.run("cache", "verify").exit_code == 0

@@ -75,7 +75,10 @@ def test_training_from_scratch_learns_and_leaves_what_is_needed(
     assert json.loads((run / "results.json").read_text()) == result.json
     lines = (run / "metrics.csv").read_text().splitlines()
     assert len(lines) == 9
-    assert lines[0] == ("epoch,learning_rate,training_loss,val_loss,val_top1,val_top5,seconds,step")
+    assert lines[0] == (
+        "epoch,learning_rate,training_loss,val_loss,val_top1,val_top5,val_balanced_accuracy,"
+        "val_macro_f1,val_roc_auc,seconds,step"
+    )
     accuracies = [float(line.split(",")[4]) for line in lines[1:]]
     assert max(accuracies) == pytest.approx(result.json["val_top1"], abs=1e-5)
     assert accuracies.index(max(accuracies)) + 1 == result.json["best_epoch"]

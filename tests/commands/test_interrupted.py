@@ -91,4 +91,4 @@ def test_ctrl_c_where_nothing_is_kept_says_so(
     _, said = process.communicate(timeout=60)
 
     assert process.returncode == 130
-    assert re.search(r"^stopped: \d+ of 300 images are answered$", said, re.MULTILINE)
+    assert re.search(r"^stopped: \d+ of 300 images are classified$", said, re.MULTILINE)

@@ -394,7 +394,7 @@ def test_a_file_that_is_something_else_is_left_alone(cvt, tmp_path: Path) -> Non
 
     assert [result.exit_code for result in results] == [2, 1]
     assert "exists, but not `" in results[0].stderr and other.read_text() == "mine\n"
-    assert "is damaged: byte 0 begins a line that is no result" in results[1].stderr
+    assert "is damaged: byte 0 begins a line that is not a result" in results[1].stderr
 
 
 @pytest.mark.parametrize(

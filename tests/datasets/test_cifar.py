@@ -84,7 +84,7 @@ def test_cifar_files_whose_labels_do_not_fit_are_refused(cvt, tmp_path: Path) ->
         ([1, 2, 3, 4], names, "4 labels of 3 images"),
         ([1, 2, -1], names, "labels that are not from 0 to 9"),
         ([1, 2, 10], names, "labels that are not from 0 to 9"),
-        ([1, 2, 3], [1] * 10, "no texts"),
+        ([1, 2, 3], [1] * 10, "not text"),
         (None, names, "Unable to allocate"),
     ):
         pixels = np.zeros((3, 3072), np.uint8)

@@ -291,7 +291,7 @@ def test_verify_reads_prepared_graphs_too(cvt, prepared: Path, tmp_path: Path, m
     mine = [check for check in whole.json if check["path"] == str(graph)]
     assert mine == [{"name": "cvt-nano-cifar10", "path": str(graph), "right": True}]
     assert damaged.exit_code == 1 and f"`{graph}` is damaged" in damaged.stderr
-    assert "made again where it is next used" in damaged.stderr
+    assert "is made again when it is needed" in damaged.stderr
     assert not graph.exists()
 
 

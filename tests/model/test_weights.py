@@ -290,7 +290,7 @@ def test_a_cut_safetensors_file_is_refused(folder: Path, length: int) -> None:
 def test_a_html_page_saved_as_safetensors_is_refused(folder: Path) -> None:
     (folder / "model.safetensors").write_text("<!DOCTYPE html>" * 10)
 
-    with pytest.raises(CheckpointError, match="no safetensors file"):
+    with pytest.raises(CheckpointError, match="not a safetensors file"):
         weights.load(folder)
 
 
