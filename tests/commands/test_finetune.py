@@ -125,10 +125,10 @@ def test_the_same_seed_trains_to_the_same_bits(cvt, digits: Path, tmp_path: Path
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 
 
-def test_bfloat16_trains_too(cvt, digits: Path, tmp_path: Path) -> None:
+def test_bfloat16_trains_too(cvt, tmp_path: Path) -> None:
     result = cvt(
-        "finetune", "--data", digits, "--variant", "nano", *SHORT, "--precision", "bf16",
-        "-o", tmp_path / "r", "--json",
+        "finetune", KEPT / "images", "--model", KEPT / "model", "--val-fraction", 0.3, *SHORT,
+        "--precision", "bf16", "-o", tmp_path / "r", "--json",
     )  # fmt: skip
 
     assert result.exit_code == 0, result.stderr
@@ -903,6 +903,7 @@ def test_a_linear_probe_solves_the_head_on_fixed_features(
     assert again.json["val_top1"] == result.json["val_top1"]
 
 
+@pytest.mark.slow  # what each command does is tested above, and so is the page by test_docs
 def test_the_four_commands_of_the_docs_serve_a_strangers_folder(
     signdigits: Path, tmp_path: Path
 ) -> None:

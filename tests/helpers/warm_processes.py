@@ -24,7 +24,8 @@ from typing import IO, Any, Literal
 import warm_server
 
 IMPORTS = (
-    "numpy", "PIL.Image", "typer", "torch", "torchvision.io", "torchvision.transforms.v2", "onnx",
+    "numpy", "PIL.Image", "torch", "torchvision.io", "torchvision.transforms.v2", "onnx", "typer",
+    "pydantic.type_adapter", "pydantic.functional_validators", "rich.table", "rich.progress",
 )  # fmt: skip
 
 # Read when an interpreter or a library starts, so that a fork would not see them change.
