@@ -48,51 +48,50 @@ def network_graph(
         size: height and width of the images in pixels; None for any.
         dtype: of weights and of what is computed.
     """
-    graph = _Graph(dtype)
-    x = "images" if dtype == torch.float32 else graph.cast("images", dtype)
-    features = graph.features(form, x, size)
-    logits = graph.linear(features, form.head.weight, form.head.bias)
-    for name, value in (("logits", logits), ("features", features)):
-        graph.rename(value, name, dtype)
-    shape = ["batch", 3, *(size or ("height", "width"))]
-    inputs = [helper.make_tensor_value_info("images", TensorProto.FLOAT, shape)]
-    outputs = [
-        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", channels])
-        for name, channels in (
-            ("logits", form.head.out_features),
-            ("features", form.head.in_features),
-        )
-    ]
-    return helper.make_model(
-        helper.make_graph(graph.nodes, "cvt", inputs, outputs, graph.constants),
+    model = helper.make_model(
+        onnx.GraphProto(name="cvt"),
         opset_imports=[helper.make_opsetid("", OPSET)],
         ir_version=IR_VERSION,
         producer_name="cvt-cli",
     )
+    graph = _Graph(model.graph, dtype)
+    x = "images" if dtype == torch.float32 else graph.cast("images", dtype)
+    features = graph.features(form, x, size)
+    logits = graph.linear(features, form.head.weight, form.head.bias)
+    shape = ["batch", 3, *(size or ("height", "width"))]
+    model.graph.input.append(helper.make_tensor_value_info("images", TensorProto.FLOAT, shape))
+    for value, name, channels in (
+        (logits, "logits", form.head.out_features),
+        (features, "features", form.head.in_features),
+    ):
+        graph.rename(value, name, dtype)
+        info = helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", channels])
+        model.graph.output.append(info)
+    return model
 
 
 class _Graph:
     """Nodes in the order in which they compute; methods add some and give the name of a value."""
 
-    def __init__(self, dtype: torch.dtype) -> None:
-        self.dtype = dtype
-        self.nodes: list[onnx.NodeProto] = []
-        self.constants: list[TensorProto] = []
+    def __init__(self, graph: onnx.GraphProto, dtype: torch.dtype) -> None:
+        self.graph, self.dtype = graph, dtype
         self._integers: dict[tuple[int, ...], str] = {}
 
     def add(self, operator: str, *inputs: str, **attributes: Any) -> str:
-        name = f"{operator.lower()}_{len(self.nodes)}"
-        self.nodes.append(helper.make_node(operator, list(inputs), [name], name, **attributes))
+        name = f"{operator.lower()}_{len(self.graph.node)}"
+        self.graph.node.append(helper.make_node(operator, list(inputs), [name], name, **attributes))
         return name
 
     def constant(self, values: Tensor) -> str:
         """Integers, or a weight in the precision of the network."""
         if values.is_floating_point():
             values = values.detach().to(self.dtype)
-        name = f"constant_{len(self.constants)}"
+        name = f"constant_{len(self.graph.initializer)}"
         raw = values.contiguous().flatten().view(torch.uint8).numpy().tobytes()
-        element = _ELEMENTS[values.dtype]
-        self.constants.append(helper.make_tensor(name, element, values.shape, raw, raw=True))
+        # In its place at once: what is made beside and appended is there twice, gigabytes of W24.
+        self.graph.initializer.add(
+            name=name, data_type=_ELEMENTS[values.dtype], dims=values.shape, raw_data=raw
+        )
         return name
 
     def integers(self, *values: int) -> str:
@@ -107,7 +106,7 @@ class _Graph:
             node = helper.make_node("Identity", [value], [name], name)
         else:
             node = helper.make_node("Cast", [value], [name], name, to=TensorProto.FLOAT)
-        self.nodes.append(node)
+        self.graph.node.append(node)
 
     def cast(self, value: str, dtype: torch.dtype) -> str:
         return self.add("Cast", value, to=_ELEMENTS[dtype])
