@@ -177,7 +177,7 @@ def refuse_replacing(written: Iterable[Path], overwrite: bool) -> None:
     """
     written = list(written)
     for path in written if not overwrite else ():
-        if path.is_file() and path.stat().st_size or path.is_dir() and any(path.iterdir()):
+        if _holds_something(path):
             raise CvtError(
                 f"`{path}` exists and was not replaced",
                 hint="name another file, or replace this one with --overwrite",
@@ -198,11 +198,16 @@ def refuse_replaced(path: Path) -> None:
     place = Path(os.path.realpath(path))
     if place in _not_to_be_replaced:
         _not_to_be_replaced.discard(place)
-        if place.is_file() and place.stat().st_size or place.is_dir() and any(place.iterdir()):
+        if _holds_something(place):
             raise CvtError(
                 f"`{path}` was made by another process in the meantime, and was not replaced",
                 hint="--overwrite replaces it, or give another name",
             )
+
+
+def _holds_something(path: Path) -> bool:
+    """Whether there is a file that is not empty, or a folder that is not."""
+    return bool(path.is_file() and path.stat().st_size or path.is_dir() and any(path.iterdir()))
 
 
 def _beside(place: Path) -> Path:

@@ -35,7 +35,7 @@ from cvt_cli.finetuning.job import Images, Job
 from cvt_cli.finetuning.preparation import Checked
 from cvt_cli.finetuning.run import Run
 from cvt_cli.finetuning.state import STATE_FILE
-from cvt_cli.model.engine import TorchEngine
+from cvt_cli.finetuning.validation import engine_of
 
 FOLDS_FILE = "folds.json"
 OUT_OF_FOLD = "out_of_fold.jsonl"
@@ -244,7 +244,7 @@ class Folds:
         assert images is not None
         _, best = loading.load_checkpoint(str(place / "best"), None, None, self._access)
         subject = judge.subject(
-            TorchEngine(best.model, job.device, job.settings.precision, job.macs),
+            engine_of(best.model, job),
             job.preprocessing,
             job.labels,
             np.arange(len(job.labels), dtype=np.int64),
