@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, get_args
 from cvt_cli.base import machine, stamps
 from cvt_cli.base.errors import CheckpointError, CvtError, UnreachableError, UsageError
 from cvt_cli.base.text import counted
-from cvt_cli.checkpoints import locate, store
+from cvt_cli.checkpoints import cache, locate
 from cvt_cli.checkpoints.checkpoint import Checkpoint
 from cvt_cli.checkpoints.export_metadata import Record
 from cvt_cli.checkpoints.folders import CheckpointConfig
@@ -53,7 +53,7 @@ def verified(checkpoint: Checkpoint, access: Access) -> Path:
     snapshot = checkpoint.snapshot
     if snapshot is None:
         return checkpoint.tensors
-    ready = store.ready_weights(snapshot)
+    ready = cache.ready_weights(snapshot)
     if ready is not None:
         return ready
     from cvt_cli.model import weights
@@ -230,11 +230,11 @@ def _run(opened: _Opened, asked: _Asked, access: Access) -> "tuple[Engine, str]"
         UsageError: there is no such device, precision or engine, or it is not installed.
         CheckpointError: the weights are damaged.
     """
-    from cvt_cli.export import graph_cache
+    from cvt_cli.export import prepared_graphs
 
     checkpoint = opened.checkpoint
     # It may read the weights for their hash.
-    graph_of = functools.cache(lambda: graph_cache.graph_of(checkpoint, opened.described))
+    graph_of = functools.cache(lambda: prepared_graphs.graph_of(checkpoint, opened.described))
     chosen, why = _choose_engine(asked, opened.macs, lambda: graph_of()[0].is_file())
     macs = opened.macs * asked.together
     if chosen != "torch":
@@ -243,7 +243,7 @@ def _run(opened: _Opened, asked: _Asked, access: Access) -> "tuple[Engine, str]"
         graph, made_under = graph_of()
         try:
             if not stamps.is_right(graph):
-                graph_cache.prepare(graph, made_under, checkpoint, opened.load(), access)
+                prepared_graphs.prepare(graph, made_under, checkpoint, opened.load(), access)
             running = runtimes.open_graph(chosen, graph, asked.precision, macs=macs, say=access.say)
             return running, why
         except CvtError as error:

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Literal
 
 from cvt_cli.base import conditions, stamps
-from cvt_cli.checkpoints import export_metadata, folders, headers, hub_client, store
+from cvt_cli.checkpoints import cache, export_metadata, folders, headers, hub_client
+from cvt_cli.checkpoints.cache import Snapshot
 from cvt_cli.checkpoints.export_metadata import Record
 from cvt_cli.checkpoints.folders import CheckpointConfig
-from cvt_cli.checkpoints.store import Snapshot
 from cvt_cli.spec.config import Activation, Size
 from cvt_cli.spec.formats import FilePrecision, GraphFormat, format_of, second_file
 from cvt_cli.spec.published import KnownCheckpoint
@@ -180,7 +180,7 @@ class Checkpoint:
         Raises:
             CheckpointError: a file cannot be read, or has gone since.
         """
-        announced = store.weights_hash(self.snapshot) if self.snapshot else None
+        announced = cache.weights_hash(self.snapshot) if self.snapshot else None
         if announced is not None and len(announced) == 64:
             return announced
         files = [self.tensors]

@@ -22,7 +22,8 @@ from cvt_cli.base.limits import LARGEST_CONFIG_BYTES
 from cvt_cli.base.package import __version__
 from cvt_cli.base.progress import Advance, Progress, Say
 from cvt_cli.base.text import human_bytes
-from cvt_cli.checkpoints import folders, store
+from cvt_cli.checkpoints import cache, folders
+from cvt_cli.checkpoints.cache import Snapshot
 from cvt_cli.checkpoints.hub_client import (
     endpoint,
     first_line,
@@ -31,7 +32,6 @@ from cvt_cli.checkpoints.hub_client import (
     never_asks,
     within,
 )
-from cvt_cli.checkpoints.store import Snapshot
 from cvt_cli.spec import published
 from cvt_cli.spec.published import KnownCheckpoint
 
@@ -102,7 +102,7 @@ def fetch(
                 raise
             except EntryNotFoundError:  # there is none, which the client takes down
                 pass
-    store.refuse_links_out_of_the_cache(snapshot)
+    cache.refuse_links_out_of_the_cache(snapshot)
     folders.read_folder(snapshot.folder, known)
     if not weights:
         return snapshot
@@ -124,7 +124,7 @@ def fetch(
 def _ask(repository: str, revision: str | None, offline: bool) -> "ModelInfo":
     """The hub's record of a repository: commit, file names; asked once, answered in time."""
     wanted = f"`{repository}`" + (f" at revision `{revision}`" if revision else "")
-    if (partly := store.find(repository, revision)) is not None:
+    if (partly := cache.find(repository, revision)) is not None:
         lacking = " and ".join(f"`{name}`" for name in partly.missing)
         not_here = f"{wanted} is in the cache without {lacking} (`{partly.folder}`)"
     else:
@@ -151,7 +151,7 @@ def _unreachable(repository: str, message: str, revision: str | None = None) -> 
     return UnreachableError(
         message,
         hint=f"on a machine with a network, `cvt download {wanted}` puts it into "
-        f"`{store.storage_of(repository)}`, which you can copy here; "
+        f"`{cache.storage_of(repository)}`, which you can copy here; "
         "or use a model on this machine: a path, or cvt-nano-cifar10",
     )
 
@@ -250,7 +250,7 @@ def _fetch_small(snapshot: Snapshot, name: str) -> None:
     from huggingface_hub.errors import EntryNotFoundError
 
     path = snapshot.folder / name
-    damaged = path.exists() and store.is_right(path) is False
+    damaged = path.exists() and cache.is_right(path) is False
     if damaged or not path.exists():
         with suppress(EntryNotFoundError):  # the client takes that down below
             size = _announced(snapshot, name).size or 0
@@ -318,7 +318,7 @@ def _fetch_weights(snapshot: Snapshot, name: str, say: Say, progress: Progress) 
     etag, size = announced.etag or "", announced.size
     if announced.commit_hash != snapshot.commit or size is None:
         raise CheckpointError(f"{endpoint()} does not say what `{name}` is: no commit or no size")
-    if not store.is_hash(etag):
+    if not cache.is_hash(etag):
         raise CheckpointError(
             f"{endpoint()} announces no hash for `{name}` of `{snapshot.repository}`, so what "
             f"it sends cannot be verified (ETag {etag!r})",
@@ -328,8 +328,8 @@ def _fetch_weights(snapshot: Snapshot, name: str, say: Say, progress: Progress) 
     blob = snapshot.storage / "blobs" / etag
     lock = places.hub_dir() / ".locks" / snapshot.storage.name / f"{etag}.lock"  # the client's own
     with locks.locked(lock, f"downloading {what}", say):
-        if not (blob.is_file() and store.has_hash(blob, etag)):
-            begun = blob.with_name(etag + store.PARTIAL)
+        if not (blob.is_file() and cache.has_hash(blob, etag)):
+            begun = blob.with_name(etag + cache.PARTIAL)
             begun.parent.mkdir(parents=True, exist_ok=True)
             begun.touch()
             done = begun.stat().st_size
@@ -363,8 +363,8 @@ def _fetch_weights(snapshot: Snapshot, name: str, say: Say, progress: Progress) 
                         "the same command continues from there"
                     )
                     raise
-            if not store.has_hash(begun, etag):
-                found = store.content_hash(begun, git=len(etag) == 40)
+            if not cache.has_hash(begun, etag):
+                found = cache.content_hash(begun, git=len(etag) == 40)
                 begun.unlink()
                 raise CheckpointError(
                     f"what {endpoint()} sent as {what} is not what it announced: its hash is "

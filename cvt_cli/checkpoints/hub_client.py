@@ -9,7 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 from cvt_cli.base.package import __version__
-from cvt_cli.checkpoints import store
+from cvt_cli.checkpoints import cache
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi, ModelInfo
@@ -99,7 +99,7 @@ def model_info(
         raise ConnectionError(str(error)) from None
     except Exception as error:
         raise ConnectionError(f"cannot be reached: {first_line(error)}") from None
-    if not store.is_hash(str(found.sha)):
+    if not cache.is_hash(str(found.sha)):
         raise ConnectionError("does not answer like a Hugging Face hub")
     return found
 

@@ -9,9 +9,9 @@ from typing import Literal
 from cvt_cli.base import places
 from cvt_cli.base.errors import CheckpointError, UnreachableError, UsageError
 from cvt_cli.base.progress import Progress, Say
-from cvt_cli.checkpoints import folders, hub, hub_client, store
+from cvt_cli.checkpoints import cache, folders, hub, hub_client
+from cvt_cli.checkpoints.cache import Snapshot
 from cvt_cli.checkpoints.checkpoint import Checkpoint
-from cvt_cli.checkpoints.store import Snapshot
 from cvt_cli.spec import published
 from cvt_cli.spec.formats import FORMATS
 from cvt_cli.spec.published import KnownCheckpoint
@@ -137,7 +137,7 @@ def held(
         CheckpointError: it cannot be fetched (`hub.fetch`).
     """
     known = repository.known
-    snapshot = store.find(repository.name, access.revision)
+    snapshot = cache.find(repository.name, access.revision)
     missing = set(snapshot.missing) if snapshot else {folders.CONFIG_FILE}
     if known:  # its preprocessing is known too
         missing -= {folders.PREPROCESSING_FILE}
@@ -166,7 +166,7 @@ def fetched(snapshot: Snapshot) -> Checkpoint:
     Raises:
         CheckpointError: a link out of the cache.
     """
-    store.refuse_links_out_of_the_cache(snapshot)
+    cache.refuse_links_out_of_the_cache(snapshot)
     return Checkpoint.of_snapshot(snapshot, published.find(snapshot.repository))
 
 

@@ -17,7 +17,7 @@ from cvt_cli.base.errors import CheckpointError, CvtError, UnreachableError, Usa
 from cvt_cli.base.package import __version__
 from cvt_cli.base.progress import Advance, Progress, Say
 from cvt_cli.base.text import human_bytes
-from cvt_cli.checkpoints import store, upload_checks
+from cvt_cli.checkpoints import cache, upload_checks
 from cvt_cli.checkpoints.hub_client import (
     REPOSITORY,
     client,
@@ -111,7 +111,7 @@ def push(
     changed = [
         name
         for name in files
-        if not (there.get(name) and store.has_hash(folder / name, there[name]))
+        if not (there.get(name) and cache.has_hash(folder / name, there[name]))
     ]
     if before is not None and not changed:
         return Pushed(folder, repository, url, str(before.sha), False, False, files)

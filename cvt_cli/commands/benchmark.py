@@ -106,7 +106,7 @@ def benchmark(
     See also: cvt export (write such files), cvt predict --engine (use an engine)
     """
     torchrun.refuse("a benchmark")
-    from cvt_cli.evaluation import plots
+    from cvt_cli.evaluation import figures
     from cvt_cli.export import benchmark as measuring
     from cvt_cli.export import benchmark_sides
 
@@ -120,7 +120,7 @@ def benchmark(
     if against is None and all(network.file for network in networks):
         options.refuse(ctx, ["--precision"], "an exported file has its own precision")
     if plot is not None:
-        plots.check(plot)
+        figures.check(plot)
     elif json_file is None:
         options.refuse(ctx, ["--overwrite"], "there is no output file to replace")
     for file in (plot, json_file):
@@ -137,7 +137,7 @@ def benchmark(
         progress=output.progress,
     )
     if plot is not None:
-        plots.draw_benchmark(found.to_json(), plot)
+        figures.draw_benchmark(found.to_json(), plot)
     if json_file is not None:
         output.write_json(found.to_json(), json_file)
     if json_output:

@@ -105,19 +105,19 @@ def verify(names: Names = None, json_output: options.Json = False) -> None:
       cvt cache verify
       cvt cache verify cvt-13
     """
-    from cvt_cli.checkpoints import store
+    from cvt_cli.checkpoints import cache
     from cvt_cli.commands import catalogue
 
     verdicts = {True: "right", False: "damaged", None: "no hash known"}
     checks = [
         (row.name, file, right)
         for row in catalogue.held(names or [])
-        for file, right in store.verify(row.snapshot)
+        for file, right in cache.verify(row.snapshot)
     ]
     seen = {file for _, file, _ in checks}
     if not names:
         checks += [
-            check for check in store.verify_graphs(places.graphs_dir()) if check[1] not in seen
+            check for check in cache.verify_graphs(places.graphs_dir()) if check[1] not in seen
         ]
     if json_output:
         output.print_json(
@@ -161,7 +161,7 @@ def remove(
       cvt cache remove cvt-13
       cvt cache remove --all
     """
-    from cvt_cli.checkpoints import store
+    from cvt_cli.checkpoints import cache
     from cvt_cli.commands import catalogue
 
     if bool(names) == everything:
@@ -174,7 +174,7 @@ def remove(
     freed, failed = {}, 0
     for repository in repositories:
         try:
-            freed[repository] = store.remove(repository)
+            freed[repository] = cache.remove(repository)
         except CvtError as error:
             failed += 1
             output.error(str(error), error.hint)

@@ -9,11 +9,11 @@ from typing import Any
 from cvt_cli import loading
 from cvt_cli.base import places
 from cvt_cli.base.errors import CheckpointError, CvtError, UnreachableError, UsageError
-from cvt_cli.checkpoints import folders, hub, hub_client, locate, store
+from cvt_cli.checkpoints import cache, folders, hub, hub_client, locate
+from cvt_cli.checkpoints.cache import Snapshot
 from cvt_cli.checkpoints.checkpoint import Checkpoint
 from cvt_cli.checkpoints.folders import CheckpointConfig
 from cvt_cli.checkpoints.locate import Access
-from cvt_cli.checkpoints.store import Snapshot
 from cvt_cli.spec import labels, published
 from cvt_cli.spec.config import Activation, Size
 from cvt_cli.spec.costs import costs
@@ -62,12 +62,12 @@ def known_checkpoints() -> list[Known]:
 def _known(checkpoint: KnownCheckpoint) -> Known:
     config = VARIANTS[checkpoint.variant].config.with_classes(checkpoint.num_classes)
     cost = costs(checkpoint.variant, config, checkpoint.size, checkpoint.size)
-    cached = store.find(checkpoint.repository) if checkpoint.repository else None
+    cached = cache.find(checkpoint.repository) if checkpoint.repository else None
     if cached and cached.weights is None:
         cached = None
-    size = sum(store.sizes(cached)) if cached else 0
+    size = sum(cache.sizes(cached)) if cached else 0
     if checkpoint.embedded:
-        size = store.size_of(checkpoint.embedded)
+        size = cache.size_of(checkpoint.embedded)
     return Known(checkpoint, cost.params, cost.macs, cached, size)
 
 
@@ -153,7 +153,7 @@ def describe(
     found = locate.find(text, access)
     if isinstance(found, locate.Repository):
         known = found.known
-        if known and not store.find(found.name, access.revision):
+        if known and not cache.find(found.name, access.revision):
             config = VARIANTS[known.variant].config.with_classes(known.num_classes)
             preprocessing = Preprocessing.published(*(size or (known.size, known.size)))
             config = config.with_activation(activation)
@@ -211,7 +211,7 @@ def held(names: list[str]) -> list[Held]:
     Raises:
         CheckpointError: it holds nothing of one of them.
     """
-    found = store.snapshots()
+    found = cache.snapshots()
     wanted = {repository_of(name): name for name in names}
     if absent := set(wanted) - {snapshot.repository for snapshot in found}:
         raise CheckpointError(
@@ -225,7 +225,7 @@ def held(names: list[str]) -> list[Held]:
 def _held(snapshot: Snapshot) -> Held:
     known = published.find(snapshot.repository)
     name = known.name if known else snapshot.repository
-    return Held(name, snapshot, *store.sizes(snapshot), store.last_use(snapshot))
+    return Held(name, snapshot, *cache.sizes(snapshot), cache.last_use(snapshot))
 
 
 def repository_of(text: str) -> str:
@@ -267,14 +267,14 @@ def download(names: list[str], access: Access) -> Iterator[Held | CvtError]:
                     progress=access.progress,
                 )
             except UnreachableError as error:
-                found = store.find(repository, access.revision)
+                found = cache.find(repository, access.revision)
                 if found is None or found.missing:
                     raise
                 access.say(
                     f"{error}; the copy in the cache stays, and was not checked for a newer version"
                 )
                 snapshot = found
-            for path, right in store.verify(snapshot):
+            for path, right in cache.verify(snapshot):
                 if right is False:  # the hub's files were verified above: it is a conversion
                     access.say(f"`{path}` was damaged; it is made again")
             loading.verified(locate.fetched(snapshot), access)

@@ -268,7 +268,7 @@ def _missed(results: "list[Result]", expect: float, tolerance: float) -> list[st
 
 def _print(results: "list[Result]", skip_unreadable: bool, document: Any) -> None:
     from cvt_cli.datasets.labelled import place_of
-    from cvt_cli.evaluation import described
+    from cvt_cli.evaluation import printed_lines
 
     found = results[0].metrics
     for failure in found.failures:
@@ -278,7 +278,7 @@ def _print(results: "list[Result]", skip_unreadable: bool, document: Any) -> Non
     else:
         for one in results:
             title = [one.model] if len(results) > 1 else []
-            output.emit("\n".join(title + described.lines(one)))
+            output.emit("\n".join(title + printed_lines.lines(one)))
     if unreadable := len(found.failures):
         output.note(
             f"left out: {counted(unreadable, 'image')} that could not be read"

@@ -7,8 +7,8 @@ import numpy as np
 
 from cvt_cli.base.errors import DataError
 from cvt_cli.base.progress import Say
+from cvt_cli.datasets.label_tables import check_table, decoded, lines_of, load_mat
 from cvt_cli.datasets.labelled import LabelledImages, Split, made
-from cvt_cli.datasets.tables import check_table, decoded, lines_of, load_mat
 from cvt_cli.images import finding
 from cvt_cli.images.archives import ARCHIVE_ERRORS
 from cvt_cli.images.tars import Tar

@@ -38,7 +38,7 @@ from cvt_cli.datasets.table_sets import Told, open_part, parts_of_table
 from cvt_cli.datasets.torchvision_sets import KNOWN, KNOWN_SETS
 from cvt_cli.images import columns, finding
 from cvt_cli.images.finding import Passed
-from cvt_cli.images.tables import is_table
+from cvt_cli.images.table_files import is_table
 from cvt_cli.images.trees import Folder, Tree, open_tree
 from cvt_cli.spec.labels import Labels
 

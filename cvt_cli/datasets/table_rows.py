@@ -12,7 +12,7 @@ from cvt_cli.base.errors import DataError
 from cvt_cli.base.text import counted
 from cvt_cli.images.columns import Columns
 from cvt_cli.images.packed import Packed, Packing
-from cvt_cli.images.tables import Piece, Table
+from cvt_cli.images.table_files import Piece, Table
 
 SHOWN = 5
 """Rows or classes that a message names."""

@@ -25,7 +25,7 @@ from cvt_cli.images import sources
 from cvt_cli.images.columns import Columns
 from cvt_cli.images.packed import Packed, Packing
 from cvt_cli.images.parquet import Parquet, Pictures
-from cvt_cli.images.tables import open_table
+from cvt_cli.images.table_files import open_table
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from cvt_cli.base import files, locks
 from cvt_cli.base.errors import DataError, UsageError
 from cvt_cli.base.package import installing
 from cvt_cli.base.progress import Say
+from cvt_cli.datasets.label_tables import lines_of, load_mat
 from cvt_cli.datasets.labelled import LabelledImages, Split, made
-from cvt_cli.datasets.tables import lines_of, load_mat
 from cvt_cli.images.archives import ARCHIVE_ERRORS
 from cvt_cli.images.trees import Tree
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from cvt_cli.base.errors import DataError, UsageError
 from cvt_cli.base.text import as_utf8
-from cvt_cli.prediction.tables import require_parquet
+from cvt_cli.prediction.answer_tables import require_parquet
 
 SUFFIXES = (".jsonl", ".csv", ".parquet")
 """The kinds of predictions files, which `cvt evaluate` writes."""

@@ -19,11 +19,18 @@ from cvt_cli.datasets.labelled import LabelledImages, Split
 from cvt_cli.datasets.table_sets import Told
 from cvt_cli.datasets.torchvision_sets import KNOWN_SETS
 from cvt_cli.engines.ready import ReadyModel
-from cvt_cli.evaluation import annotations, judge, measured, predictions, report, score_files
-from cvt_cli.evaluation.asked import Asked, check
-from cvt_cli.evaluation.judge import Subject
+from cvt_cli.evaluation import (
+    annotations,
+    measure_outcomes,
+    predictions,
+    report,
+    run_models,
+    score_files,
+)
 from cvt_cli.evaluation.predictions import PredictionFiles
+from cvt_cli.evaluation.request import Asked, check
 from cvt_cli.evaluation.result import Part, Result, published_beside
+from cvt_cli.evaluation.run_models import Subject
 from cvt_cli.spec import published
 from cvt_cli.spec.config import Activation
 from cvt_cli.spec.formats import EngineChoice
@@ -179,7 +186,7 @@ def _evaluate(names: list[str], settings: Asked, access: Access) -> list[Result]
             written.save(new)
 
         try:
-            judge.judge(
+            run_models.judge(
                 subjects,
                 images,
                 indices=left,
@@ -271,7 +278,7 @@ def _loaded(
         together=min(mine, settings.batch_size),
     )
     class_index, how = match_classes(images.classes, ready.labels, settings.label_map)
-    one = judge.subject(
+    one = run_models.subject(
         *(ready.engine, ready.preprocessing, ready.labels, class_index, images, settings.top_k),
         keep=None if settings.scores is None else True,
         folder=settings.scores and settings.scores.parent,
@@ -348,7 +355,7 @@ def _result(
 ) -> Result:
     metrics = one.result.metrics(one.labels)
     if one.outcomes is not None:
-        found = measured.measure(
+        found = measure_outcomes.measure(
             one.outcomes,
             one.class_index[images.labels],
             len(one.labels),
@@ -356,7 +363,7 @@ def _result(
             weights=images.weights,
             threads=settings.workers or machine.threads(),
         )
-        metrics = measured.with_measures(metrics, found, one.labels)
+        metrics = measure_outcomes.with_measures(metrics, found, one.labels)
     seen = None
     if origin is not None:
         training: Callable[[], LabelledImages] = partial(settings.opened, "train", offline, unheard)

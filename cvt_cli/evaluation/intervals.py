@@ -6,7 +6,7 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import NDArray
 
-from cvt_cli.evaluation.measures import Margins, summary
+from cvt_cli.evaluation.count_measures import Margins, summary
 from cvt_cli.evaluation.metrics import wilson
 
 RESAMPLES = 1000

@@ -8,7 +8,7 @@ from cvt_cli.evaluation.calibration import Calibration
 from cvt_cli.spec.labels import Labels
 
 if TYPE_CHECKING:
-    from cvt_cli.evaluation.measured import ClassMeasures, Measures
+    from cvt_cli.evaluation.measure_outcomes import ClassMeasures, Measures
 
 
 def wilson(correct: int, n: int, z: float = 1.959963984540054) -> tuple[float, float]:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cvt_cli.base import files, torchrun
-from cvt_cli.evaluation.measures import NO_ANSWER
+from cvt_cli.evaluation.count_measures import NO_ANSWER
 
 MOST_SCORES = 1 << 26
 """Probabilities (images x classes) that are held unasked: 256 MiB, so ImageNet's 50,000 x 1,000."""

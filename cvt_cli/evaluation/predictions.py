@@ -15,11 +15,11 @@ from cvt_cli.base.text import as_utf8, counted
 from cvt_cli.datasets.labelled import LabelledImages
 from cvt_cli.engines.ready import DECIDE
 from cvt_cli.evaluation.comparison import SUFFIXES
-from cvt_cli.evaluation.judge import Judged, Subject
 from cvt_cli.evaluation.resume import Counted, Line
+from cvt_cli.evaluation.run_models import Judged, Subject
+from cvt_cli.prediction.answer_tables import Csv, Parquet, require_parquet
 from cvt_cli.prediction.answers import prediction_columns
 from cvt_cli.prediction.classify import ahead
-from cvt_cli.prediction.tables import Csv, Parquet, require_parquet
 
 
 def check(path: Path | None, resume: bool, models: int) -> None:

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 
 from cvt_cli.base import files
 from cvt_cli.datasets.labelled import LabelledImages
-from cvt_cli.evaluation import report_plots
-from cvt_cli.evaluation.judge import Subject
-from cvt_cli.evaluation.report_plots import ClassScore
-from cvt_cli.prediction import classify, pages, shown
+from cvt_cli.evaluation import report_charts
+from cvt_cli.evaluation.report_charts import ClassScore
+from cvt_cli.evaluation.run_models import Subject
+from cvt_cli.prediction import classify, pages, shareable
 from cvt_cli.spec.published import MEASURED_BY
 
 _EXTREMES = 15
@@ -86,9 +86,9 @@ def write_report(
     Raises:
         CvtError: the file cannot be written.
     """
-    scores = report_plots.class_scores(document["classes"], matrix)
+    scores = report_charts.class_scores(document["classes"], matrix)
     page = pages.template("report.html").render(
-        title=f"{shown.title(document['model'])} on {shown.title(document['data'])}",
+        title=f"{shareable.title(document['model'])} on {shareable.title(document['data'])}",
         subtitle=f"{pages.images(document['n'])} in {pages.classes(len(document['classes']))}",
         day=f"{pages.now():%Y-%m-%d}",
         warnings=list(_warnings(document)),
@@ -98,12 +98,12 @@ def write_report(
         confusions=_confusions(document, matrix, names),
         classes=_classes(scores),
         calibration=_calibration(document),
-        alone=report_plots.alone(document.get("risk_coverage")),
+        alone=report_charts.alone(document.get("risk_coverage")),
         groups=_groups(document),
         mistakes=mistakes,
         about=pages.about(
             document,
-            data=f"{shown.shown(document['data'])}, {pages.images(document['n'])}",
+            data=f"{shareable.shown(document['data'])}, {pages.images(document['n'])}",
             part=document.get("split")
             and "the images that the run held out to choose its best epoch",
             speed=None
@@ -140,7 +140,7 @@ def report_on(
             names[answered],
             score,
             classify.thumbnail(data.load(where[name], exif)),
-            shown.link(str(data.root / name), folder),
+            shareable.link(str(data.root / name), folder),
         )
         for score, name, right, answered in one.result.mistakes
     ]
@@ -285,13 +285,13 @@ def _confusions(
     """The matrix and the commonest confusions."""
     totals = np.array([row["n"] for row in document["classes"]], np.int64)
     count = len(names)
-    named = count <= report_plots.READABLE_CLASSES
-    together = report_plots.classes_per_cell(count)
+    named = count <= report_charts.READABLE_CLASSES
+    together = report_charts.classes_per_cell(count)
     rows, light, dark = None, None, None
     if named and count:
-        rows = report_plots.matrix_rows(matrix, totals, names)
+        rows = report_charts.matrix_rows(matrix, totals, names)
     elif count:
-        light, dark = (report_plots.heat_map(matrix, totals, t) for t in ("light", "dark"))
+        light, dark = (report_charts.heat_map(matrix, totals, t) for t in ("light", "dark"))
     answered = document["n"] - (0 if document["n_skipped"] else document["n_failed"])
     of_class = {row["label"]: row["n"] for row in document["classes"]}
     pairs = [
@@ -319,7 +319,7 @@ def _classes(scores: Sequence[ClassScore]) -> dict[str, Any]:
     ordered = sorted(scores, key=lambda row: row.recall)
     return {
         "all": ordered,
-        "few": len(ordered) <= report_plots.READABLE_CLASSES,
+        "few": len(ordered) <= report_charts.READABLE_CLASSES,
         "hardest": ordered[:_EXTREMES],
         "easiest": ordered[::-1][:_EXTREMES],
         "recall": float(np.mean([row.recall for row in scores])) if scores else None,
@@ -333,7 +333,7 @@ def _calibration(document: Mapping[str, Any]) -> dict[str, Any] | None:
     found = document["calibration"]
     if not found:
         return None
-    columns = report_plots.columns(found["bins"])
+    columns = report_charts.columns(found["bins"])
     n = sum(column.n for column in columns)
     confidence = sum(column.n * column.confidence for column in columns) / n / 100
     accuracy = sum(column.n * column.accuracy for column in columns) / n / 100

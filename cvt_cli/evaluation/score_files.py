@@ -12,9 +12,9 @@ from cvt_cli.base import files, text
 from cvt_cli.base.errors import UsageError
 from cvt_cli.base.text import as_utf8
 from cvt_cli.datasets.labelled import LabelledImages
-from cvt_cli.evaluation.judge import Subject
-from cvt_cli.evaluation.measured import Measures
-from cvt_cli.prediction.tables import require_parquet
+from cvt_cli.evaluation.measure_outcomes import Measures
+from cvt_cli.evaluation.run_models import Subject
+from cvt_cli.prediction.answer_tables import require_parquet
 from cvt_cli.spec.labels import Labels
 
 _ROWS_AT_ONCE = 4096

@@ -286,9 +286,9 @@ def ratio_text(row: Row) -> str:
 
 
 def _random_graph(network: Network, path: Path) -> Path:
-    from cvt_cli.export import graphs
+    from cvt_cli.export import write_graph
 
-    graphs.write_onnx(
+    write_graph.write_onnx(
         random_network(network.config), path, network.height, network.width, {}, made_under={}
     )
     return path

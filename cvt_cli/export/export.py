@@ -16,7 +16,7 @@ from cvt_cli.checkpoints.checkpoint import Checkpoint
 from cvt_cli.checkpoints.export_metadata import Record
 from cvt_cli.engines import runtimes
 from cvt_cli.engines.protocol import Engine
-from cvt_cli.export import benchmark, graphs, verification
+from cvt_cli.export import benchmark, verification, write_graph
 from cvt_cli.export.benchmark import Row
 from cvt_cli.export.benchmark_sides import Network, Side
 from cvt_cli.export.preprocessing_graph import InsidePreprocessing, require
@@ -182,7 +182,7 @@ def export(
         + (f", calibrated on {counted(len(calibration), 'image')}" if calibration else "")
     )
     arrays = calibration and verification.Arrays(calibration, record.preprocessing)
-    graphs.write(loaded.model, record, form, made, arrays)
+    write_graph.write(loaded.model, record, form, made, arrays)
     say(f"checking it in its own runtime on {counted(len(verify_on), 'image')} and on noise")
     file = open_file(form, made, record)
     reference = TorchEngine(loaded.model, torch.device("cpu"), "fp32")
@@ -239,7 +239,7 @@ def _parity(form: GraphFormat, record: Record, workplace: Path, pictures: Pictur
         return verification.pixel_parity(
             record.preprocessing, lambda pixels: module(torch.tensor(pixels)).numpy(), pictures
         )
-    run = runtimes.open_preprocessing(engine, workplace / graphs.PREPROCESSING_FILE)
+    run = runtimes.open_preprocessing(engine, workplace / write_graph.PREPROCESSING_FILE)
     return verification.pixel_parity(record.preprocessing, run, pictures)
 
 

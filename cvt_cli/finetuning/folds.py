@@ -29,12 +29,12 @@ from cvt_cli.base.package import __version__
 from cvt_cli.base.progress import Progress
 from cvt_cli.checkpoints.locate import Access
 from cvt_cli.datasets.labelled import LabelledImages
-from cvt_cli.evaluation import judge, metrics
-from cvt_cli.evaluation.judge import Judged
+from cvt_cli.evaluation import metrics, run_models
+from cvt_cli.evaluation.run_models import Judged
 from cvt_cli.finetuning.job import Images, Job
 from cvt_cli.finetuning.preparation import Checked
+from cvt_cli.finetuning.resume import STATE_FILE
 from cvt_cli.finetuning.run import Run
-from cvt_cli.finetuning.state import STATE_FILE
 from cvt_cli.finetuning.validation import engine_of
 
 FOLDS_FILE = "folds.json"
@@ -243,7 +243,7 @@ class Folds:
         images = job.images.held_out
         assert images is not None
         _, best = loading.load_checkpoint(str(place / "best"), None, None, self._access)
-        subject = judge.subject(
+        subject = run_models.subject(
             engine_of(best.model, job),
             job.preprocessing,
             job.labels,
@@ -256,7 +256,7 @@ class Folds:
             lines.append({**one.to_json(), "fold": number + 1, "sha256": sha256})
 
         subject.judged = note
-        judge.judge(
+        run_models.judge(
             [subject],
             images,
             hashes=True,

@@ -19,7 +19,7 @@ from cvt_cli.checkpoints import folders
 from cvt_cli.finetuning import balance, geometry
 from cvt_cli.finetuning.batches import Batches, workers_watched
 from cvt_cli.finetuning.job import Job, Settings
-from cvt_cli.finetuning.state import STATE_FILE
+from cvt_cli.finetuning.resume import STATE_FILE
 from cvt_cli.finetuning.tensor_files import read_about
 from cvt_cli.finetuning.trainer import Trainer
 from cvt_cli.model import devices, engine

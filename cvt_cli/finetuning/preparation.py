@@ -21,7 +21,7 @@ from cvt_cli.finetuning import batches as training_data
 from cvt_cli.finetuning import trainer
 from cvt_cli.finetuning.batches import Batches
 from cvt_cli.finetuning.job import Images, Job, Settings
-from cvt_cli.finetuning.parameters import freeze
+from cvt_cli.finetuning.parameter_groups import freeze
 from cvt_cli.finetuning.plan import PLAN_FILE, SPLIT_FILE
 from cvt_cli.finetuning.schedule import schedule_of
 from cvt_cli.finetuning.trainer import Trainer

@@ -14,7 +14,7 @@ from cvt_cli.base.progress import Progress, Say
 from cvt_cli.finetuning import probe
 from cvt_cli.finetuning.job import Job
 from cvt_cli.finetuning.probe import Solution
-from cvt_cli.finetuning.state import Epoch
+from cvt_cli.finetuning.resume import Epoch
 from cvt_cli.finetuning.validation import engine_of, validate
 
 

@@ -16,10 +16,10 @@ from cvt_cli.base.package import __version__
 from cvt_cli.base.text import counted
 from cvt_cli.checkpoints import cards
 from cvt_cli.checkpoints.cards import Score
-from cvt_cli.evaluation import metrics, plots
+from cvt_cli.evaluation import figures, metrics
 from cvt_cli.finetuning.batches import Batches
 from cvt_cli.finetuning.job import Job
-from cvt_cli.finetuning.state import Epoch, Position
+from cvt_cli.finetuning.resume import Epoch, Position
 from cvt_cli.model import weights
 from cvt_cli.model.network import CvT
 from cvt_cli.spec.preprocessing import Preprocessing
@@ -127,9 +127,9 @@ def finish(folder: Path, job: Job, position: Position, part: Epoch | None = None
         torch=torch.__version__,
     )
     if torchrun.rank() == 0:
-        if plots.available() and job.takes_steps:
+        if figures.available() and job.takes_steps:
             curves = [asdict(row) for row in rows]
-            plots.draw_curves(curves, folder / "curves.png", folder.resolve().name)
+            figures.draw_curves(curves, folder / "curves.png", folder.resolve().name)
         files.write_text(folder / "results.json", json.dumps(result.to_json(), indent=1) + "\n")
     return result
 

@@ -24,11 +24,11 @@ from typing import Any
 from cvt_cli.base import files, locks, torchrun
 from cvt_cli.base.conditions import json_hash
 from cvt_cli.base.progress import Progress, Say, silent, unheard
-from cvt_cli.finetuning import plan, preparation, results, state
+from cvt_cli.finetuning import plan, preparation, results, resume
 from cvt_cli.finetuning.job import Job
 from cvt_cli.finetuning.probe_run import solve
 from cvt_cli.finetuning.results import Result
-from cvt_cli.finetuning.state import STATE_FILE, WHOLE_BEST, Position
+from cvt_cli.finetuning.resume import STATE_FILE, WHOLE_BEST, Position
 from cvt_cli.finetuning.stop import Stop
 from cvt_cli.finetuning.training_loop import Loop
 from cvt_cli.model import engine
@@ -117,7 +117,7 @@ class Run:
             # What an epoch that --max-time ended early took the place of; it goes on now.
             whole = folder / WHOLE_BEST
             preparation.check_split(folder, self.job.images.validation)
-            position = state.restore(folder, self.job.model, self.trainer, self.batches.steps)
+            position = resume.restore(folder, self.job.model, self.trainer, self.batches.steps)
             self._note_saved()
             if torchrun.rank() == 0:
                 if whole.is_dir():
@@ -183,7 +183,7 @@ class Run:
     def _save(self, folder: Path, position: Position) -> None:
         with self._stop.later():  # what is said of the state is noted before anybody may ask
             if torchrun.rank() == 0:
-                state.save(folder, position, self.job.model, self.trainer)
+                resume.save(folder, position, self.job.model, self.trainer)
             self._note_saved()
         self._stop.obey()
 

@@ -21,7 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 from cvt_cli.base import torchrun
 from cvt_cli.base.errors import UsageError
 from cvt_cli.finetuning.batches import Part, draw, mixing
-from cvt_cli.finetuning.parameters import parameter_groups
+from cvt_cli.finetuning.parameter_groups import parameter_groups
 from cvt_cli.finetuning.recomputation import recompute_blocks
 from cvt_cli.finetuning.schedule import Schedule
 from cvt_cli.model import devices

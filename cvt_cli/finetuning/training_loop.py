@@ -12,7 +12,7 @@ from cvt_cli.base.progress import Progress, Say
 from cvt_cli.finetuning import results, tensorboard
 from cvt_cli.finetuning.batches import Batches, workers_watched
 from cvt_cli.finetuning.job import Job
-from cvt_cli.finetuning.state import WHOLE_BEST, Epoch, Position
+from cvt_cli.finetuning.resume import WHOLE_BEST, Epoch, Position
 from cvt_cli.finetuning.stop import Stop
 from cvt_cli.finetuning.tensorboard import Events
 from cvt_cli.finetuning.trainer import Trainer

@@ -6,7 +6,7 @@ import numpy as np
 
 from cvt_cli.base import machine, torchrun
 from cvt_cli.base.progress import Progress, silent
-from cvt_cli.evaluation import judge, measured
+from cvt_cli.evaluation import measure_outcomes, run_models
 from cvt_cli.evaluation.counts import Counts
 from cvt_cli.finetuning.job import Job
 from cvt_cli.model.cuda import CudaEngine
@@ -15,7 +15,7 @@ from cvt_cli.model.network import CvT
 
 
 class Validated(NamedTuple):
-    """What was counted, and what `measured.measure` measures of it."""
+    """What was counted, and what `measure_outcomes.measure` measures of it."""
 
     counts: Counts
     balanced_accuracy: float | None
@@ -35,7 +35,7 @@ def validate(model: CvT, job: Job, progress: Progress) -> Validated:
     by_rank = job.settings.select == "auc"
     images = job.images.validation
     rank, count = torchrun.rank(), torchrun.count()
-    subject = judge.subject(
+    subject = run_models.subject(
         engine_of(model, job),
         job.preprocessing,
         job.labels,
@@ -44,7 +44,7 @@ def validate(model: CvT, job: Job, progress: Progress) -> Validated:
         keep=by_rank,
     )
     mine = range(rank, len(images), count)
-    judge.judge(
+    run_models.judge(
         [subject],
         images,
         indices=mine,
@@ -57,7 +57,7 @@ def validate(model: CvT, job: Job, progress: Progress) -> Validated:
             subject.result.add_state(state, at_once=True)
     assert subject.outcomes is not None
     subject.outcomes.gather(mine)
-    found = measured.measure(
+    found = measure_outcomes.measure(
         subject.outcomes, images.labels, len(job.labels), weights=images.weights,
         threads=machine.threads(), intervals_too=False,
     )  # fmt: skip

@@ -8,7 +8,7 @@ from typing import Literal, get_args
 from cvt_cli.base import text
 from cvt_cli.base.errors import DataError, UsageError
 from cvt_cli.images import finding
-from cvt_cli.images.tables import Table
+from cvt_cli.images.table_files import Table
 
 Role = Literal["path", "label", "split", "group", "weight"]
 

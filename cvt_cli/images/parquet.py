@@ -18,7 +18,7 @@ from cvt_cli.base import limits
 from cvt_cli.base.errors import CvtError, DataError, ImageError
 from cvt_cli.base.text import human_bytes
 from cvt_cli.images import decode
-from cvt_cli.images.tables import ROWS, Piece, Table, require_pyarrow
+from cvt_cli.images.table_files import ROWS, Piece, Table, require_pyarrow
 
 _PICTURES = 256
 """Rows that are held at once where each has a picture."""

@@ -26,7 +26,7 @@ from cvt_cli.images.columns import choose
 from cvt_cli.images.decode import Colour
 from cvt_cli.images.finding import Passed
 from cvt_cli.images.parquet import Parquet
-from cvt_cli.images.tables import Table, is_table, open_table
+from cvt_cli.images.table_files import Table, is_table, open_table
 from cvt_cli.spec.config import Size
 
 _TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")

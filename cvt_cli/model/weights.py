@@ -23,11 +23,11 @@ from cvt_cli.base import files, locks, stamps
 from cvt_cli.base.errors import CheckpointError, CvtError
 from cvt_cli.base.package import __version__
 from cvt_cli.base.progress import Say
-from cvt_cli.checkpoints import folders, headers, store
+from cvt_cli.checkpoints import cache, folders, headers
+from cvt_cli.checkpoints.cache import Snapshot
 from cvt_cli.checkpoints.checkpoint import Checkpoint
 from cvt_cli.checkpoints.folders import CheckpointConfig
 from cvt_cli.checkpoints.names import reference_names, to_transformers
-from cvt_cli.checkpoints.store import Snapshot
 from cvt_cli.model.network import CvT, init_weights
 from cvt_cli.spec import costs
 from cvt_cli.spec.config import Activation, CvTConfig, Size
@@ -114,12 +114,12 @@ def as_safetensors(snapshot: Snapshot, say: Say) -> Path:
     """
     pickled = snapshot.weights
     assert pickled is not None
-    record = store.record_of(snapshot.repository, store.checked_hash(snapshot))
+    record = cache.record_of(snapshot.repository, cache.checked_hash(snapshot))
     try:
         with locks.locked(record / "convert.lock", f"converting `{pickled.name}`", say):
-            if (found := store.converted(record)) is not None:
+            if (found := cache.converted(record)) is not None:
                 return found
-            if (damaged := store.conversion(record)).exists():
+            if (damaged := cache.conversion(record)).exists():
                 say(f"`{damaged}` is damaged; it is made again")
             say(f"converting `{pickled.name}` of {snapshot.repository} to safetensors, once")
             return _convert(pickled, record)
@@ -132,7 +132,7 @@ def as_safetensors(snapshot: Snapshot, say: Say) -> Path:
 
 def _convert(pickled: Path, record: Path) -> Path:
     """Write a pickle's tensors, bit by bit and under their names, and a stamp beside them."""
-    made = store.conversion(record)
+    made = cache.conversion(record)
     for left in {*record.glob("*.safetensors*")} - {made, stamps.beside(made)}:
         with suppress(OSError):
             left.unlink()  # by the version before, which kept no stamps

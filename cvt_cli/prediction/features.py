@@ -13,7 +13,7 @@ from cvt_cli.base import files, text
 from cvt_cli.base.errors import UsageError
 from cvt_cli.checkpoints import headers
 from cvt_cli.prediction.answers import Answer
-from cvt_cli.prediction.whole import WholeFile
+from cvt_cli.prediction.whole_files import WholeFile
 
 _PART_BYTES = 4 * 1024**2
 

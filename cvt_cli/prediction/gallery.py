@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import IO, Any
 
 from cvt_cli.base.text import as_utf8
-from cvt_cli.prediction import pages, shown
+from cvt_cli.prediction import pages, shareable
 from cvt_cli.prediction.answers import UNKNOWN, Answer
-from cvt_cli.prediction.whole import WholeFile
+from cvt_cli.prediction.whole_files import WholeFile
 
 UNSURE = 0.5
 """Probability of the likeliest class below which an answer is marked as unsure, where the user
@@ -73,7 +73,7 @@ class Page(WholeFile):
         count, common = len(self._written), self._classes.most_common()
         return pages.template("gallery.html").render(
             title=f"{pages.images(count)} classified by "
-            + shown.title(str(self._conditions["model"])),
+            + shareable.title(str(self._conditions["model"])),
             day=f"{pages.now():%Y-%m-%d}",
             count=count,
             classes=common[:_CHIPS],
@@ -86,7 +86,7 @@ class Page(WholeFile):
 
     def _card(self, answer: Answer) -> str:
         """One image with its classes, or why it could not be read."""
-        path = shown.shown(answer.path)
+        path = shareable.shown(answer.path)
         values: dict[str, Any] = {"path": path, "order": len(self._written)}
         if answer.error is not None:
             self._unreadable += 1
@@ -110,7 +110,7 @@ class Page(WholeFile):
             unsure=unsure,
             predictions=answer.predictions,
             thumbnail=answer.thumbnail,
-            link=shown.link(answer.path, self._folder),
+            link=shareable.link(answer.path, self._folder),
             small=longer <= pages.SMALL_PIXELS,
             long=longer > _LONG * shorter,
         )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from cvt_cli.base.package import DATA
 from cvt_cli.base.text import as_utf8, counted
-from cvt_cli.prediction import shown
+from cvt_cli.prediction import shareable
 from cvt_cli.spec.preprocessing import Preprocessing
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def _about(
     conditions: Mapping[str, Any], more: Mapping[str, str | None]
 ) -> Iterator[tuple[str, str | None]]:
     revision, weights = conditions["revision"], conditions.get("weights_sha256")
-    yield "Model", shown.shown(str(conditions["model"]))
+    yield "Model", shareable.shown(str(conditions["model"]))
     yield "Commit", revision and revision[:12]
     yield "Weights", weights and f"SHA-256 {weights[:12]}…"
     for term, text in more.items():
@@ -79,7 +79,7 @@ def _about(
     engine = _ENGINES.get(conditions["engine"], conditions["engine"])
     yield "Engine", f"{engine}, {conditions['precision']}"
     yield "Device", f"{conditions['device']}, {conditions['hardware']}"
-    yield "Command", shown.command()
+    yield "Command", shareable.command()
     yield "Date", now().strftime("%Y-%m-%d %H:%M %Z").strip()
     yield "Version", f"cvt {conditions['version']}"
 

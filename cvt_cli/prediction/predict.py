@@ -16,11 +16,11 @@ from cvt_cli.base.text import counted
 from cvt_cli.engines.ready import DECIDE, ReadyModel
 from cvt_cli.images import decode, sources
 from cvt_cli.images.finding import Passed
-from cvt_cli.prediction import features, gallery, tables
+from cvt_cli.prediction import answer_tables, features, gallery
 from cvt_cli.prediction.answers import Answer, flat_row
 from cvt_cli.prediction.classify import Wishes, classify
 from cvt_cli.prediction.resume import Answered, not_answered
-from cvt_cli.prediction.whole import WholeFile
+from cvt_cli.prediction.whole_files import WholeFile
 
 Load = Callable[[dict[str, Any] | None, int | None], ReadyModel]
 """Loads the model, told the conditions of a file that is gone on with, and how many images there
@@ -121,7 +121,7 @@ class Asked:
         if self.features is not None:
             features.check_suffix(self.features)
         if self.parquet is not None:
-            tables.require_parquet()
+            answer_tables.require_parquet()
         self.wishes(self.top_k)  # whose background may be no colour
 
 
@@ -176,13 +176,13 @@ class Answers:
         asked = self._asked
         if asked.json is not None:
             path = torchrun.own_path(asked.json)
-            self._writers.append(stack.enter_context(tables.Json(path, self.conditions)))
+            self._writers.append(stack.enter_context(answer_tables.Json(path, self.conditions)))
         if asked.csv is not None:
-            rows = tables.Csv(torchrun.own_path(asked.csv), self.row, Answer(""))
+            rows = answer_tables.Csv(torchrun.own_path(asked.csv), self.row, Answer(""))
             self._writers.append(stack.enter_context(rows))
         if asked.parquet is not None:
             path = torchrun.own_path(asked.parquet)
-            table = tables.Parquet(path, self.conditions, self.row, Answer(""))
+            table = answer_tables.Parquet(path, self.conditions, self.row, Answer(""))
             self._writers.append(stack.enter_context(table))
         if asked.html is not None:
             path = torchrun.own_path(asked.html)

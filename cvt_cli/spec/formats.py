@@ -1,7 +1,7 @@
 """File formats of checkpoints and graphs, and the engines that run them: one row for each.
 
 To add a format is to add a row here, what reads its metadata (`export_metadata`) and what writes it
-(`export/graphs.py`); which engine runs it, what it needs and what is impossible is asked here.
+(`export/write_graph.py`); which engine runs it, what it needs and what is impossible is asked here.
 """
 
 import shlex

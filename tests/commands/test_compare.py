@@ -23,7 +23,7 @@ from cvt_cli.cli import _App
 from cvt_cli.commands.compare import compare
 from cvt_cli.evaluation import comparison
 from cvt_cli.evaluation.comparison import Line
-from cvt_cli.prediction import tables
+from cvt_cli.prediction import answer_tables
 from tests_shared import Machine, Result
 
 
@@ -288,7 +288,7 @@ def test_a_small_table_does_not_take_the_memory_of_the_rows_that_it_claims(
 def test_without_pyarrow_parquet_is_refused(
     files: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tables, "find_spec", lambda _: None)
+    monkeypatch.setattr(answer_tables, "find_spec", lambda _: None)
 
     with pytest.raises(UsageError, match="pyarrow, which is not installed") as raised:
         comparison.read(files[0].with_suffix(".parquet"))

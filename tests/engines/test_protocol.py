@@ -14,7 +14,7 @@ from cvt_cli.base.errors import CheckpointError, ImageError
 from cvt_cli.base.package import DATA
 from cvt_cli.datasets import layouts
 from cvt_cli.engines.protocol import Apart, Engine, with_begun
-from cvt_cli.evaluation import judge
+from cvt_cli.evaluation import run_models
 from cvt_cli.images import transform
 from cvt_cli.model import weights
 from cvt_cli.model.engine import TorchEngine
@@ -100,9 +100,9 @@ def test_an_evaluation_counts_the_same_beside_another_model(tmp_path: Path) -> N
     def judged(*engines: Engine) -> list[Any]:
         places = np.arange(len(data.classes))
         subjects = [
-            judge.subject(e, NANO.preprocessing, NANO.labels, places, data) for e in engines
+            run_models.subject(e, NANO.preprocessing, NANO.labels, places, data) for e in engines
         ]
-        judge.judge(subjects, data, batch_size=8)
+        run_models.judge(subjects, data, batch_size=8)
         return [one.result for one in subjects]
 
     waited = TorchEngine(NANO.model, CPU, "fp32")

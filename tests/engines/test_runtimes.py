@@ -65,7 +65,7 @@ import shutil, sys, tempfile
 from pathlib import Path
 sys.path.insert(0, {str(TESTS / "helpers")!r})
 import numpy as np
-from cvt_cli.export import graphs; from cvt_cli.engines import runtimes
+from cvt_cli.export import write_graph; from cvt_cli.engines import runtimes
 from tests_shared import TINY, golden, golden_config, golden_input, golden_model
 folder = tempfile.TemporaryDirectory()
 path = Path(folder.name, "model.onnx")

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from cvt_cli.base.errors import CvtError
-from cvt_cli.evaluation import plots, report_plots
+from cvt_cli.evaluation import figures, report_charts
 from cvt_cli.evaluation.counts import Counts
 from cvt_cli.evaluation.report import Mistake, write_report
 from cvt_cli.spec.labels import Labels
@@ -386,7 +386,7 @@ def test_any_number_of_classes_makes_a_page(tmp_path: Path, count: int) -> None:
 
     assert page.texts["h2"] == [*SECTIONS[:4], SECTIONS[-1]]
     bars = page.html.count('<span class="track"')
-    assert bars == (count if count <= report_plots.READABLE_CLASSES else count + 30)
+    assert bars == (count if count <= report_charts.READABLE_CLASSES else count + 30)
     assert [picture.size for picture in page.pictures()] == (
         [] if count <= 30 else [(min(count, 200), min(count, 200))] * 2
     )
@@ -431,7 +431,7 @@ def test_a_model_without_mistakes_has_nothing_confused(tmp_path: Path) -> None:
 
 def test_a_page_needs_no_matplotlib(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    monkeypatch.setattr(plots, "find_spec", lambda _: None)
+    monkeypatch.setattr(figures, "find_spec", lambda _: None)
     document, matrix = evaluated(NAMES, 2)
 
     assert write_report(tmp_path, document, matrix, NAMES, []).exists()

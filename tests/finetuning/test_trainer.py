@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from cvt_cli.base.errors import UsageError
-from cvt_cli.finetuning.parameters import freeze
+from cvt_cli.finetuning.parameter_groups import freeze
 from cvt_cli.finetuning.schedule import Schedule
 from cvt_cli.finetuning.trainer import Trainer
 from cvt_cli.model.engine import TorchEngine

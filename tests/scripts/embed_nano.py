@@ -18,7 +18,7 @@ import torch
 
 from cvt_cli.checkpoints import cards
 from cvt_cli.datasets import classes, layouts
-from cvt_cli.evaluation import judge
+from cvt_cli.evaluation import run_models
 from cvt_cli.model import weights
 from cvt_cli.model.engine import TorchEngine
 from cvt_cli.spec.published import CHECKPOINTS
@@ -36,8 +36,8 @@ def main(run: Path, cifar10: Path, hardware: str) -> None:
     engine = TorchEngine(stored.model, torch.device("cpu"), "fp32")
     test = layouts.open_dataset(str(cifar10), "test", Path())
     class_index, _ = classes.match_classes(test.classes, stored.labels)
-    judged = judge.subject(engine, stored.preprocessing, stored.labels, class_index, test)
-    judge.judge([judged], test, batch_size=64)
+    judged = run_models.subject(engine, stored.preprocessing, stored.labels, class_index, test)
+    run_models.judge([judged], test, batch_size=64)
     result = judged.result
     assert not result.failures
 

@@ -9,7 +9,7 @@ from typing import IO, Any
 from cvt_cli.base import text
 from cvt_cli.base.errors import UsageError
 from cvt_cli.base.package import installing
-from cvt_cli.prediction.whole import WholeFile
+from cvt_cli.prediction.whole_files import WholeFile
 
 _ROWS_AT_ONCE = 4096
 

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from cvt_cli.base.errors import CvtError, UsageError
-from cvt_cli.evaluation import plots
+from cvt_cli.evaluation import figures
 
 
 def rows(top1: list[float | None]) -> list[dict[str, float | None]]:
@@ -29,7 +29,7 @@ def rows(top1: list[float | None]) -> list[dict[str, float | None]]:
 
 
 def test_the_curves_are_a_picture_of_three_panels(tmp_path: Path) -> None:
-    plots.draw_curves(rows([0.3, 0.5, 0.7, 0.65]), tmp_path / "curves.png", "first")
+    figures.draw_curves(rows([0.3, 0.5, 0.7, 0.65]), tmp_path / "curves.png", "first")
 
     with Image.open(tmp_path / "curves.png") as image:
         pixels = np.asarray(image.convert("RGB")).astype(int)
@@ -56,7 +56,7 @@ def test_the_curves_are_a_picture_of_three_panels(tmp_path: Path) -> None:
     ],
 )
 def test_the_best_epoch_is_marked(tmp_path: Path, top1: list[float | None], best: str) -> None:
-    plots.draw_curves(rows(top1), tmp_path / "curves.svg", "first")
+    figures.draw_curves(rows(top1), tmp_path / "curves.svg", "first")
 
     drawn = (tmp_path / "curves.svg").read_text()
     assert f"<!-- first; {best} -->" in drawn
@@ -68,13 +68,13 @@ def test_the_best_epoch_is_marked(tmp_path: Path, top1: list[float | None], best
 
 
 def test_a_run_without_a_judged_epoch_has_no_best(tmp_path: Path) -> None:
-    plots.draw_curves(rows([None, None]), tmp_path / "curves.svg", "first")
+    figures.draw_curves(rows([None, None]), tmp_path / "curves.svg", "first")
 
     assert "best:" not in (tmp_path / "curves.svg").read_text()
 
 
 def test_many_epochs_are_drawn(tmp_path: Path) -> None:
-    plots.draw_curves(
+    figures.draw_curves(
         rows([number / 300 for number in range(300)]), tmp_path / "curves.svg", "first"
     )
 
@@ -83,9 +83,9 @@ def test_many_epochs_are_drawn(tmp_path: Path) -> None:
 
 def test_new_curves_take_the_place_of_the_old_ones(tmp_path: Path) -> None:
     path = tmp_path / "curves.svg"
-    plots.draw_curves(rows([0.5]), path, "first")
+    figures.draw_curves(rows([0.5]), path, "first")
 
-    plots.draw_curves(rows([0.5, 0.75]), path, "first")
+    figures.draw_curves(rows([0.5, 0.75]), path, "first")
 
     assert "best: 75.00 % after epoch 2" in path.read_text()
 
@@ -95,14 +95,14 @@ def test_curves_that_cannot_be_drawn_are_refused(
 ) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(CvtError, match="cannot write `.*curves.png`"):
-        plots.draw_curves(rows([0.5]), tmp_path / "file" / "curves.png", "first")
+        figures.draw_curves(rows([0.5]), tmp_path / "file" / "curves.png", "first")
     with pytest.raises(UsageError, match="has no suffix of a picture"):
-        plots.draw_curves(rows([0.5]), tmp_path / "curves.doc", "first")
+        figures.draw_curves(rows([0.5]), tmp_path / "curves.doc", "first")
 
     monkeypatch.setitem(sys.modules, "matplotlib", None)
 
     with pytest.raises(UsageError, match="matplotlib is not installed"):
-        plots.draw_curves(rows([0.5]), tmp_path / "curves.png", "first")
+        figures.draw_curves(rows([0.5]), tmp_path / "curves.png", "first")
 
 
 # --- a benchmark
@@ -125,7 +125,7 @@ def measured(*rows: dict[str, object], **more: object) -> dict[str, object]:
 def said_in(document: dict[str, object], folder: Path) -> list[str]:
     """The texts of a benchmark's picture."""
     path = folder / "rates.svg"
-    plots.draw_benchmark(document, path)
+    figures.draw_benchmark(document, path)
     found = re.findall(r"<!-- (.+?) -->", path.read_text(), re.DOTALL)
     return [line for text in found for line in html.unescape(text).splitlines()]
 

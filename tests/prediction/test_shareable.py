@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from cvt_cli.prediction import shown
+from cvt_cli.prediction import shareable
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_path_is_shown_without_the_folders_of_the_machine(
     home: Path, text: str, wanted: str
 ) -> None:
-    assert shown.shown(text.format(home=home)) == wanted
+    assert shareable.shown(text.format(home=home)) == wanted
 
 
 def test_in_the_root_of_the_machine_paths_are_not_shown_whole_either(
@@ -47,8 +47,8 @@ def test_in_the_root_of_the_machine_paths_are_not_shown_whole_either(
 ) -> None:
     monkeypatch.chdir("/")
 
-    assert shown.shown("/home/ada/pets/cat.jpg") == "…/pets/cat.jpg"
-    assert shown.shown("home/ada/pets/cat.jpg") == "…/pets/cat.jpg"
+    assert shareable.shown("/home/ada/pets/cat.jpg") == "…/pets/cat.jpg"
+    assert shareable.shown("home/ada/pets/cat.jpg") == "…/pets/cat.jpg"
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ def test_in_the_root_of_the_machine_paths_are_not_shown_whole_either(
     ],
 )
 def test_a_title_names_the_folder_and_no_path(home: Path, text: str, wanted: str) -> None:
-    assert shown.title(text.format(home=home)) == wanted
+    assert shareable.title(text.format(home=home)) == wanted
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,7 @@ def test_a_title_names_the_folder_and_no_path(home: Path, text: str, wanted: str
 def test_a_link_leads_from_the_page_to_the_picture(
     home: Path, target: str, folder: str, wanted: str | None
 ) -> None:
-    assert shown.link(target.format(home=home), Path(folder)) == wanted
+    assert shareable.link(target.format(home=home), Path(folder)) == wanted
 
 
 def test_the_command_is_shown_as_it_can_be_typed_without_private_folders(
@@ -96,7 +96,7 @@ def test_the_command_is_shown_as_it_can_be_typed_without_private_folders(
     ]
     monkeypatch.setattr(sys, "argv", ["/usr/bin/cvt", *line])
 
-    assert shown.command() == (
+    assert shareable.command() == (
         "cvt predict 'pets/my cat.jpg' '…/srv/my pets' @…/lists/all.txt "
         "--html=…/out/page.html https://host/a.jpg -k 3"
     )
@@ -105,7 +105,7 @@ def test_the_command_is_shown_as_it_can_be_typed_without_private_folders(
 def test_another_program_has_no_command_to_show(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["/home/ada/script.py", "secret"])
 
-    assert shown.command() is None
+    assert shareable.command() is None
 
 
 def test_files_are_called_by_as_much_of_their_path_as_tells_them_apart() -> None:
@@ -119,7 +119,7 @@ def test_files_are_called_by_as_much_of_their_path_as_tells_them_apart() -> None
         ".",
     ]
 
-    assert shown.distinct(paths) == {
+    assert shareable.distinct(paths) == {
         "/a/b/model.onnx": "b/model.onnx",
         "/a/c/model.onnx": "c/model.onnx",
         "other.xml": "other.xml",

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cvt_cli.evaluation import intervals, measures, ranking
+from cvt_cli.evaluation import count_measures, intervals, ranking_measures
 from cvt_cli.evaluation.coverage import RiskCoverage, risk_coverage
 from cvt_cli.evaluation.metrics import Metrics
 from cvt_cli.evaluation.outcomes import MOST_SCORES, Outcomes
-from cvt_cli.evaluation.ranking import RankedClasses
+from cvt_cli.evaluation.ranking_measures import RankedClasses
 from cvt_cli.spec.labels import Labels
 
 
@@ -114,13 +114,13 @@ def measure(
     weight = None if weights is None else weights[rows]
     number, count = _numbered(groups, rows)
     drawn = number if count >= intervals.FEWEST_GROUPS else None
-    of = measures.margins(actual, answered, classes, weight)
-    found = {name: float(value) for name, value in measures.summary(of).items()}
+    of = count_measures.margins(actual, answered, classes, weight)
+    found = {name: float(value) for name, value in count_measures.summary(of).items()}
     ranges = intervals.bootstrap(actual, answered, weight, drawn) if intervals_too else {}
     numbers = {name: _estimate(value, ranges.get(name)) for name, value in found.items()}
 
     present = np.flatnonzero(of.actual)
-    readable = answered != measures.NO_ANSWER
+    readable = answered != count_measures.NO_ANSWER
     ranked, why = _ranked(outcomes, rows[readable], actual[readable], present, weights, threads)
     for name in ("roc_auc", "average_precision"):
         numbers[name] = Estimate(None, None)
@@ -190,16 +190,16 @@ def _ranked(
     every = len(rows) == len(outcomes.scores)
     scores = outcomes.scores if every else outcomes.scores[rows]
     weight = None if weights is None else weights[rows]
-    found = ranking.ranked_classes(scores, actual, present, weight, threads)
+    found = ranking_measures.ranked_classes(scores, actual, present, weight, threads)
     if not np.isfinite(found.roc_auc).any():
         return found, "all images are of one class"
     return found, None
 
 
 def _of_classes(
-    of: measures.Margins, present: NDArray[np.int64], ranked: RankedClasses | None
+    of: count_measures.Margins, present: NDArray[np.int64], ranked: RankedClasses | None
 ) -> dict[int, ClassMeasures]:
-    found = measures.shares(of)
+    found = count_measures.shares(of)
 
     def known(value: Any) -> float | None:
         return float(value) if np.isfinite(value) else None
@@ -207,7 +207,7 @@ def _of_classes(
     return {
         int(label): ClassMeasures(
             of.answered[label].item(),
-            **{name: known(getattr(found, name)[label]) for name in measures.SHARES},
+            **{name: known(getattr(found, name)[label]) for name in count_measures.SHARES},
             roc_auc=None if ranked is None else known(ranked.roc_auc[place]),
             average_precision=None if ranked is None else known(ranked.average_precision[place]),
         )

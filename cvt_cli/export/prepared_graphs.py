@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from cvt_cli.base import locks, machine, places, stamps
 from cvt_cli.base.conditions import Conditions
 from cvt_cli.base.package import __version__
-from cvt_cli.checkpoints import store
+from cvt_cli.checkpoints import cache
 from cvt_cli.checkpoints.checkpoint import Checkpoint
 from cvt_cli.checkpoints.folders import CheckpointConfig
 from cvt_cli.checkpoints.locate import Access
@@ -26,7 +26,7 @@ def graph_of(checkpoint: Checkpoint, said: CheckpointConfig) -> tuple[Path, Cond
 
     Reads the weights for their hash, unless that is known.
     """
-    announced = store.weights_hash(checkpoint.snapshot) if checkpoint.snapshot else None
+    announced = cache.weights_hash(checkpoint.snapshot) if checkpoint.snapshot else None
     weights_hash = announced or checkpoint.weights_sha256
     preprocessing = said.preprocessing
     made_under = Conditions(
@@ -50,7 +50,7 @@ def prepare(
     access: Access,
 ) -> None:
     """Write a checkpoint's graph to the cache, once for all processes."""
-    from cvt_cli.export import graphs
+    from cvt_cli.export import write_graph
 
     preprocessing = loaded.preprocessing
     metadata = checkpoint.record_of_export(loaded.described).to_strings()
@@ -61,7 +61,7 @@ def prepare(
         if graph.is_file():
             access.say(f"`{graph}` is damaged; it is made again")
         access.say(f"{what} at {preprocessing.height}x{preprocessing.width}, once")
-        graphs.write_onnx(
+        write_graph.write_onnx(
             loaded.model,
             graph,
             preprocessing.height,

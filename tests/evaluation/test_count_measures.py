@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 from sklearn import metrics as sk
 
-from cvt_cli.evaluation import intervals, measures, ranking
+from cvt_cli.evaluation import count_measures, intervals, ranking_measures
 from cvt_cli.evaluation.coverage import risk_coverage
 
 EXACT = {"rel": 1e-12, "abs": 1e-12}
@@ -23,7 +23,7 @@ class Case:
         scores[:, 5] = -9
         self.scores = np.round(scores, 1).astype(np.float32)  # with ties
         self.answered = np.argmax(self.scores, axis=1)
-        self.answered[generator.random(n) < 0.03] = measures.NO_ANSWER
+        self.answered[generator.random(n) < 0.03] = count_measures.NO_ANSWER
         self.weights = generator.uniform(0.1, 3, n) if weighted else None
         self.present = np.unique(self.actual)
 
@@ -34,7 +34,9 @@ def case(request: pytest.FixtureRequest) -> Case:
 
 
 def test_shares_of_classes_are_those_of_scikit_learn(case: Case) -> None:
-    found = measures.shares(measures.margins(case.actual, case.answered, 7, case.weights))
+    found = count_measures.shares(
+        count_measures.margins(case.actual, case.answered, 7, case.weights)
+    )
 
     precision, recall, f1, _ = sk.precision_recall_fscore_support(
         case.actual,
@@ -55,9 +57,9 @@ def test_shares_of_classes_are_those_of_scikit_learn(case: Case) -> None:
 
 
 def test_the_summary_is_that_of_scikit_learn(case: Case) -> None:
-    of = measures.margins(case.actual, case.answered, 7, case.weights)
+    of = count_measures.margins(case.actual, case.answered, 7, case.weights)
 
-    found = measures.summary(of)
+    found = count_measures.summary(of)
 
     truth = (case.actual, case.answered)
     wanted = {
@@ -76,7 +78,7 @@ def test_the_summary_is_that_of_scikit_learn(case: Case) -> None:
         wanted |= {f"{mean}_{name}": scores[i] for i, name in enumerate(names)}
     assert {name: float(found[name]) for name in wanted} == pytest.approx(wanted, **EXACT)
     support = of.actual[case.present]
-    specificity = measures.shares(of).specificity[case.present]
+    specificity = count_measures.shares(of).specificity[case.present]
     assert found["macro_specificity"] == pytest.approx(specificity.mean(), **EXACT)
     assert found["weighted_specificity"] == pytest.approx(
         (support * specificity).sum() / support.sum(), **EXACT
@@ -84,14 +86,16 @@ def test_the_summary_is_that_of_scikit_learn(case: Case) -> None:
 
 
 def test_one_class_and_one_answer_say_nothing() -> None:
-    found = measures.summary(measures.margins(np.zeros(5, int), np.zeros(5, int), 3))
+    found = count_measures.summary(count_measures.margins(np.zeros(5, int), np.zeros(5, int), 3))
 
     assert (found["accuracy"], found["matthews"]) == (1, 0)
     assert np.isnan(found["kappa"])
 
 
 def test_area_and_average_precision_are_those_of_scikit_learn(case: Case) -> None:
-    found = ranking.ranked_classes(case.scores, case.actual, np.arange(7), case.weights, threads=2)
+    found = ranking_measures.ranked_classes(
+        case.scores, case.actual, np.arange(7), case.weights, threads=2
+    )
 
     for label in range(7):
         truth = (case.actual == label, case.scores[:, label])
@@ -109,7 +113,7 @@ def test_several_labels_an_image_are_ranked_likewise() -> None:
     truth = (generator.random((200, 5)) < 0.3).astype(np.uint8)
     scores = np.round(generator.random((200, 5)) + 0.3 * truth, 2).astype(np.float32)
 
-    found = ranking.ranked_classes(scores, truth, np.arange(5))
+    found = ranking_measures.ranked_classes(scores, truth, np.arange(5))
 
     assert found.roc_auc.mean() == pytest.approx(sk.roc_auc_score(truth, scores), **EXACT)
     wanted = sk.average_precision_score(truth, scores)
@@ -120,12 +124,12 @@ def test_several_labels_an_image_are_ranked_likewise() -> None:
 def test_influences_say_what_a_small_change_of_weight_does(weighted: bool) -> None:
     case = Case(weighted)
     weights = np.ones(len(case.actual)) if case.weights is None else case.weights
-    found = ranking.ranked_classes(case.scores, case.actual, case.present, weights)
+    found = ranking_measures.ranked_classes(case.scores, case.actual, case.present, weights)
 
     for image in range(0, 400, 37):
         heavier = weights.copy()
         heavier[image] *= 1 + 1e-6
-        other = ranking.ranked_classes(case.scores, case.actual, case.present, heavier)
+        other = ranking_measures.ranked_classes(case.scores, case.actual, case.present, heavier)
         for name in ("roc_auc", "average_precision"):
             slope = (getattr(other, name).mean() - getattr(found, name).mean()) / 1e-6
             assert getattr(found, f"{name}_by")[image] == pytest.approx(slope, rel=1e-3, abs=1e-8)
@@ -136,14 +140,14 @@ def test_the_interval_by_influence_is_what_a_bootstrap_gives(grouped: bool) -> N
     case, generator = Case(weighted=False, n=1500), np.random.default_rng(2)
     groups = np.arange(1500) // 5 if grouped else None
     count = 300 if grouped else 1500
-    found = ranking.ranked_classes(case.scores, case.actual, case.present)
+    found = ranking_measures.ranked_classes(case.scores, case.actual, case.present)
 
     drawn = []
     for _ in range(200):
         times = np.bincount(generator.integers(0, count, count), minlength=count)
         weights = times[groups] if grouped else times
         kept = weights > 0
-        again = ranking.ranked_classes(
+        again = ranking_measures.ranked_classes(
             case.scores[kept], case.actual[kept], case.present, weights[kept]
         )
         drawn.append([again.roc_auc.mean(), again.average_precision.mean()])
@@ -159,7 +163,7 @@ def test_a_bootstrap_over_images_is_that_of_scipy() -> None:
     case = Case(weighted=False)
 
     def kappa(actual: np.ndarray, answered: np.ndarray) -> float:
-        return float(measures.summary(measures.margins(actual, answered, 7))["kappa"])
+        return float(count_measures.summary(count_measures.margins(actual, answered, 7))["kappa"])
 
     found = intervals.bootstrap(case.actual, case.answered)
 

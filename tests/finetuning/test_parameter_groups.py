@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from cvt_cli.finetuning.parameters import parameter_groups
+from cvt_cli.finetuning.parameter_groups import parameter_groups
 from cvt_cli.model.network import CvT
 from cvt_cli.spec.variants import VARIANTS
 from tests_shared import golden, small_model

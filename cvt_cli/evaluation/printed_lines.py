@@ -2,7 +2,7 @@
 
 from cvt_cli.base.text import counted, printable
 from cvt_cli.evaluation.calibration import Calibration
-from cvt_cli.evaluation.measured import Measures
+from cvt_cli.evaluation.measure_outcomes import Measures
 from cvt_cli.evaluation.metrics import Groups, Metrics
 from cvt_cli.evaluation.result import Result
 from cvt_cli.spec.published import MEASURED_BY

@@ -15,7 +15,7 @@ from cvt_cli.base import files
 from cvt_cli.base.errors import UsageError
 from cvt_cli.base.package import installing
 from cvt_cli.base.text import as_utf8
-from cvt_cli.prediction import shown
+from cvt_cli.prediction import shareable
 from cvt_cli.spec.variants import VARIANTS
 
 if TYPE_CHECKING:
@@ -180,7 +180,7 @@ def _draw_bar(panel: "Axes", place: int, row: Mapping[str, Any], is_baseline: bo
 def _names(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     """What each model of a benchmark is called: "CvT-13", or a file's name."""
     models = list(dict.fromkeys(str(row["model"]) for row in rows))
-    found = shown.distinct([model for model in models if model not in VARIANTS])
+    found = shareable.distinct([model for model in models if model not in VARIANTS])
     return {model: _shortened(found.get(model, f"CvT-{model}")) for model in models}
 
 

@@ -9,18 +9,18 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from cvt_cli.base.package import DATA
-from cvt_cli.evaluation import report_plots
+from cvt_cli.evaluation import report_charts
 from cvt_cli.evaluation.metrics import wilson
 
-THEMES: list[tuple[report_plots.Theme, str, str, str]] = [
+THEMES: list[tuple[report_charts.Theme, str, str, str]] = [
     ("light", "#ffffff", "#4ba3dd", "#e9803a"),
     ("dark", "#202020", "#1f6ea8", "#a14f0c"),
 ]
 
 
-def pixels(matrix: NDArray[np.int64], totals: NDArray[np.int64], theme: report_plots.Theme) -> Any:
+def pixels(matrix: NDArray[np.int64], totals: NDArray[np.int64], theme: report_charts.Theme) -> Any:
     """A heat map (rows, columns, 3)."""
-    with Image.open(io.BytesIO(report_plots.heat_map(matrix, totals, theme))) as picture:
+    with Image.open(io.BytesIO(report_charts.heat_map(matrix, totals, theme))) as picture:
         return np.asarray(picture.convert("RGB")).astype(int)
 
 
@@ -30,7 +30,7 @@ def rgb(colour: str) -> NDArray[np.int64]:
 
 @pytest.mark.parametrize(("theme", "back", "right", "wrong"), THEMES)
 def test_each_pixel_of_the_heat_map_shows_the_share_of_its_row(
-    theme: report_plots.Theme, back: str, right: str, wrong: str
+    theme: report_charts.Theme, back: str, right: str, wrong: str
 ) -> None:
     matrix = np.diag(np.full(40, 100))
     matrix[0, :3] = (0, 90, 10)
@@ -51,7 +51,7 @@ def test_each_pixel_of_the_heat_map_shows_the_share_of_its_row(
 
 
 def test_shares_below_the_scale_are_still_seen() -> None:
-    found = report_plots.strengths(np.array([0.0, 1e-4, 0.1, 1.0, 10.0, 100.0]))
+    found = report_charts.strengths(np.array([0.0, 1e-4, 0.1, 1.0, 10.0, 100.0]))
 
     assert found.tolist() == pytest.approx([0, 0.25, 0.25, 0.5, 0.75, 1])
 
@@ -80,7 +80,7 @@ def test_of_many_classes_neighbours_share_a_pixel() -> None:
 def test_the_cells_of_a_named_matrix_have_their_number_and_their_share_of_the_row() -> None:
     matrix, totals = np.array([[5, 15], [10, 30]]), np.array([20, 80])  # 40 unreadable
 
-    first, second = report_plots.matrix_rows(matrix, totals, ["cat", "a dog " * 20])
+    first, second = report_charts.matrix_rows(matrix, totals, ["cat", "a dog " * 20])
 
     assert [(cell.n, cell.share, cell.right) for cell in first.cells] == [
         (5, 25.0, True),
@@ -99,7 +99,7 @@ def test_the_bins_of_the_reliability_diagram_are_those_with_images() -> None:
         {"low": 0.75, "high": 1.0, "n": 40, "confidence": 0.9, "accuracy": 0.75},
     ]
 
-    few, many = report_plots.columns(bins)
+    few, many = report_charts.columns(bins)
 
     assert (few.low, few.high, few.accuracy, few.confidence) == (25, 50, 50, 30)
     assert (few.n_height, many.n_height) == (25, 100)
