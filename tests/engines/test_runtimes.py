@@ -41,7 +41,7 @@ file = golden("golden-{name}")
 for case in file["cases"][:2]:
     height, width = case["height"], case["width"]
     model = golden_model(golden_config(file["spec"], case["num_classes"]))
-    graphs.write_onnx(model, path, height, width, {{}})
+    write_graph.write_onnx(model, path, height, width, {{}})
     images = golden_input(2, height, width).numpy()
     for runtime in ("onnxruntime", "openvino"):
         engine = runtimes.open_graph(runtime, path, "fp32")
@@ -186,7 +186,7 @@ def test_in_bf16_the_choice_is_among_those_that_compute_in_it(
 def test_precisions_in_any_order_from_one_cache_answer_as_each_alone() -> None:
     """And with what was damaged in between. Where a precision is refused, it is in every order."""
     done = in_a_process("""
-graphs.write_onnx(golden_model(TINY), path, 64, 64, {}, made_under={})
+write_graph.write_onnx(golden_model(TINY), path, 64, 64, {}, made_under={})
 images = golden_input(2, 64, 64).numpy()
 def answer(where, runtime, precision):
     try:
@@ -220,7 +220,7 @@ def test_a_compiled_graph_is_kept_for_each_precision_version_and_processor() -> 
     done = in_a_process("""
 import openvino
 from cvt_cli.base import machine; from cvt_cli.base import stamps
-graphs.write_onnx(golden_model(TINY), path, 64, 64, {}, made_under={})
+write_graph.write_onnx(golden_model(TINY), path, 64, 64, {}, made_under={})
 runtimes.computes_in = lambda runtime, precision: True
 def kept():
     for precision in ("fp32", "bf16", "fp32"):
@@ -313,7 +313,7 @@ from cvt_cli.base import machine
 from cvt_cli.model.engine import TorchEngine
 machine.threads = lambda: 2
 model = golden_model(TINY)
-graphs.write_onnx(model, path, 64, 64, {})
+write_graph.write_onnx(model, path, 64, 64, {})
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 2)))
 for macs in (18_700_800, 10**10):
     engines = [TorchEngine(model, torch.device("cpu"), "fp32", macs)]
@@ -421,7 +421,7 @@ def test_a_runtime_that_is_not_installed_is_named_with_its_extra(
 
 def test_a_damaged_graph_is_named() -> None:
     done = in_a_process("""
-graphs.write_onnx(golden_model(TINY), path, 64, 64, {})
+write_graph.write_onnx(golden_model(TINY), path, 64, 64, {})
 path.write_bytes(path.read_bytes()[:-1000])
 for runtime in ("onnxruntime", "openvino"):
     try:
