@@ -1,4 +1,4 @@
-"""Python processes that start at once: forks of one that has imported torch and little else.
+"""Python processes that start at once: forks of one that has imported torch and all of `cvt_cli`.
 
 Starting torch costs 3 seconds of a core; most tests that need a process of its own (signals, exit
 codes, streams, a cache between two of them) do not need these to be spent each time. What runs is
@@ -26,12 +26,13 @@ import warm_server
 IMPORTS = (
     "numpy", "PIL.Image", "torch", "torchvision.io", "torchvision.transforms.v2", "onnx", "typer",
     "pydantic.type_adapter", "pydantic.functional_validators", "rich.table", "rich.progress",
+    "cvt_cli.*", "safetensors.torch", "jinja2", "yaml", "filelock",
 )  # fmt: skip
 
 # Read when an interpreter or a library starts, so that a fork would not see them change.
 _READ_AT_START = (
     "COVERAGE", "CUDA", "KMP_", "LANG", "LC_", "LD_", "MALLOC_", "MKL_", "OMP_", "OPENBLAS_",
-    "PYTHON", "TORCH",
+    "PYTHON", "TORCH", "TYPER_", "_TYPER",
 )  # fmt: skip
 
 
