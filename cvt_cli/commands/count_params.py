@@ -28,6 +28,8 @@ def count_params(
     Examples:
       cvt count-params
       cvt count-params 21
+
+    See also: cvt flops (count operations), cvt info (describe one model)
     """
     from cvt_cli.checkpoints.architecture import architectures_of
 

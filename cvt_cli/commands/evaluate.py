@@ -33,7 +33,7 @@ Split = Annotated[
     Literal["val"] | None,
     options.value_option(
         "val",
-        "Use only the images that the run which trained the model held out for validation.",
+        "Use only the images that the training run of this model held out for validation.",
         options.DATA,
     ),
 ]
@@ -120,7 +120,7 @@ Report = Annotated[
     Path | None,
     options.path_option(
         "FOLDER",
-        "Write a web page with charts: calibration, confusion matrix, classes, worst mistakes.",
+        "Write a web page with charts: calibration, confusion matrix, classes, surest mistakes.",
         options.OUTPUT,
     ),
 ]

@@ -31,14 +31,14 @@ Folds = Annotated[
     _number(
         "folds",
         "K",
-        "Cross-validation: hold each of K parts out once, train on the others, and judge it.",
+        "K-fold cross-validation: K runs, each evaluated on the part that it was not trained on.",
         TRAINING,
     ),
 ]
 AllowOverlap = Annotated[
     bool,
     options.flag(
-        "Train though the same pictures or groups are in two of train, val and test.",
+        "Train even if the same images or groups are in more than one of train, val and test.",
         options.DATA,
         "--allow-overlap",
     ),
@@ -139,8 +139,9 @@ Resize = Annotated[
     Literal["crop", "squash", "pad"] | None,
     options.value_option(
         "NAME",
-        "How pictures are brought to the input size, kept in the checkpoint: crop (the centre), "
-        "squash (all of it, distorted) or pad (all of it, with bars). [default: the model's own]",
+        "How images are resized: crop (only the centre is used), squash (the whole image, "
+        "distorted) or pad (the whole image, with bars). Saved in the checkpoint. "
+        "[default: the model's own]",
         options.MODEL,
     ),
 ]
@@ -148,22 +149,22 @@ ClassWeights = Annotated[
     str | None,
     options.text_option(
         "WEIGHTS",
-        "Class weights in the loss: balanced (every class weighs the same), balanced^0.5 (less "
-        "so), CLASS=WEIGHT,..., or a .json or .csv file of classes and weights.",
+        "Class weights in the loss: balanced (every class weighs the same), balanced^0.5 (half "
+        "way), CLASS=WEIGHT,..., or a .json or .csv file of classes and weights.",
         TRAINING,
     ),
 ]
 Sampler = Annotated[
     Literal["balanced"] | None,
     options.value_option(
-        "balanced", "Show every class equally often in an epoch, rare ones repeatedly.", TRAINING
+        "balanced", "Draw all classes equally often; images of rare classes repeat.", TRAINING
     ),
 ]
 Select = Annotated[
     Literal["top1", "balanced", "macro-f1", "auc", "loss"] | None,
     options.value_option(
         "NAME",
-        "What the best epoch is chosen by on the validation images: top1, balanced (accuracy), "
+        "Metric on the validation images that selects the best epoch: top1, balanced (accuracy), "
         "macro-f1, auc or loss. [default: top1]",
         TRAINING,
     ),

@@ -26,6 +26,8 @@ def flops(
     Examples:
       cvt flops
       cvt flops 21 --res 384
+
+    See also: cvt count-params (count parameters), cvt benchmark (measure speed)
     """
     from cvt_cli.checkpoints.architecture import architectures_of
 

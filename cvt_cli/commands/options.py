@@ -369,8 +369,8 @@ Columns = Annotated[
     str | None,
     text_option(
         "PART=NAME,...",
-        "The columns of a table, such as path=file,label=species. Its parts are path, label, "
-        "split, group and weight. [default: by their names]",
+        "Which columns of a table to use as path, label, split, group and weight, such as "
+        "path=file,label=species. [default: by their names]",
         DATA,
     ),
 ]
@@ -378,7 +378,7 @@ ImagesFolder = Annotated[
     Path | None,
     path_option(
         "FOLDER",
-        "The folder that a table's paths start from. [default: the table's own]",
+        "Folder to which the paths in a table are relative. [default: the table's own]",
         DATA,
     ),
 ]
@@ -386,8 +386,8 @@ GroupBy = Annotated[
     str | None,
     text_option(
         "COLUMN|REGEX",
-        "What tells the group of an image, such as a patient or a video: a column of the table, or "
-        "a pattern of its path, such as '(video\\d+)_'.",
+        "Group the images, for example by patient or video: a column of the table, or a regular "
+        "expression that finds the group in the path, such as '(video\\d+)_'.",
         DATA,
     ),
 ]
@@ -400,7 +400,7 @@ Engine = Annotated[
     value_option(
         "NAME",
         f"Inference runtime: {either(EngineChoice)}. auto: torch on a GPU; on a CPU another one "
-        "if its graph is ready or the job would take about 40 seconds.",
+        "if its graph is ready, or the job would take more than about 40 seconds.",
         PERFORMANCE,
     ),
 ]
