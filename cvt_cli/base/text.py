@@ -65,10 +65,10 @@ def human_count(value: int | None) -> str:
     return f"{value} "
 
 
-def counted(n: int, noun: str) -> str:
-    """A number with its noun: "1 image", "2 images", "3 classes"."""
+def counted(n: float, noun: str) -> str:
+    """A number with its noun: "1 image", "2 images", "3 classes", "0.5 epochs"."""
     ending = "" if n == 1 else "es" if noun.endswith("s") else "s"
-    return f"{n} {noun}{ending}"
+    return f"{n if isinstance(n, int) else f'{n:.4g}'} {noun}{ending}"
 
 
 def some(names: Iterable[str]) -> str:

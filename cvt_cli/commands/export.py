@@ -207,7 +207,7 @@ def export(
     if json_output:
         output.print_json(result.to_json())
     else:
-        _print(result)
+        _print(result, model)
     result.refuse_if_failed()
 
 
@@ -291,15 +291,15 @@ def _refuse_existing(target: Path, overwrite: bool) -> None:
         raise CvtError(f"`{target}` is a folder, not a file")
 
 
-def _print(result: "Exported") -> None:
-    """What was measured, for a person."""
+def _print(result: "Exported", model: str) -> None:
+    """What was measured, for a person; `model` as the user named it."""
     found, record = result.verification, result.record
     takes = "pixels of any size" if record.preprocessing_inside else (
         "any size" if record.dynamic_size
         else f"{record.preprocessing.height}x{record.preprocessing.width}"
     )  # fmt: skip
     output.print_table(
-        f"{result.path}: {record.model} for {result.engine}, {record.precision}, any batch, "
+        f"{result.path}: {model} for {result.engine}, {record.precision}, any batch, "
         f"{takes}, {human_bytes(result.bytes)}",
         ("compared with torch", "size", "batch", "n", "largest", "RMS", "spread", "same class"),
         [

@@ -77,12 +77,13 @@ def _measures(found: Measures) -> list[str]:
     ]
     if found.curve is not None:
         told = [
-            f"{100 * point.coverage:.1f} % with {100 * most:g} % wrong (from {point.threshold:.3f})"
+            f"{point.threshold:.3f} or more: {100 * point.coverage:.1f} % of images, "
+            f"{100 * most:g} % wrong"
             for most, point in found.curve.at_risk
             if point is not None and most in (0.01, 0.05)
         ]
         if told:
-            lines.append(f"answers {'; '.join(told)}")
+            lines.append(f"sure    probability {'; '.join(told)}")
     return lines
 
 

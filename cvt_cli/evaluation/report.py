@@ -235,9 +235,7 @@ def _figures(
         )
     yield from _of_all_classes(document.get("measures") or {})
     if scores and not document.get("measures"):
-        yield _Figure(
-            "F1, mean over classes", pages.percent(float(np.mean([row.f1 for row in scores])), 2)
-        )
+        yield _Figure("Macro F1", pages.percent(float(np.mean([row.f1 for row in scores])), 2))
     if calibration := document.get("calibration"):
         yield _Figure("Calibration error", pages.percent(calibration["ece"], 2))
     if document["loss"] is not None:
@@ -245,10 +243,10 @@ def _figures(
 
 
 _OF_ALL_CLASSES = (
-    ("balanced_accuracy", "Balanced accuracy", "recall, every class counting the same"),
-    ("macro_f1", "F1, mean over classes", ""),
-    ("roc_auc", "AUC, mean over classes", "one class against the rest"),
-    ("average_precision", "Average precision, mean over classes", ""),
+    ("balanced_accuracy", "Balanced accuracy", "mean recall of the classes"),
+    ("macro_f1", "Macro F1", "mean of the classes"),
+    ("roc_auc", "AUC", "one class against the rest, mean"),
+    ("average_precision", "Average precision", "mean of the classes"),
     ("matthews", "Matthews' correlation", "0 is chance, 1 is perfect"),
     ("kappa", "Cohen's kappa", "agreement beyond chance"),
 )
@@ -378,6 +376,6 @@ def _groups(document: Mapping[str, Any]) -> dict[str, Any] | None:
     return {
         "rows": found["groups"],
         "gap": gap,
-        "between": interval and _between(interval),
+        "between": interval and _between(interval).removesuffix(" %"),
         "may_be_chance": interval is not None and interval[0] <= 0,
     }

@@ -204,9 +204,9 @@ def alone(found: Mapping[str, Any] | None) -> dict[str, Any] | None:
     if told:
         row = told[-1]
         sentence += (
-            f" Of the surest {100 * row['coverage']:.1f} %, those with a probability of "
-            f"{row['threshold']:.3f} or more, {100 * row['risk']:.1f} % are wrong; the other "
-            f"{100 * (1 - row['coverage']):.1f} % of the images are left for a person."
+            f" {100 * row['coverage']:.1f} % of them have a probability of {row['threshold']:.3f} "
+            f"or more; of these, {100 * row['risk']:.1f} % are wrong. A person would check the "
+            f"other {100 * (1 - row['coverage']):.1f} %."
         )
     return {
         "points": points,

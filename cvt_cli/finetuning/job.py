@@ -50,6 +50,14 @@ class Settings:
         return Told(self.columns, None if self.images is None else Path(self.images), self.group_by)
 
 
+def parts_of_a_step(batch_size: int, accumulate: int, processes: int) -> str:
+    """How the images of a step come together, " (8 x 3 accumulated)"; empty if all at once."""
+    factors = [str(batch_size)]
+    factors += [f"{accumulate} accumulated"] if accumulate > 1 else []
+    factors += [f"{processes} processes"] if processes > 1 else []
+    return f" ({' x '.join(factors)})" if len(factors) > 1 else ""
+
+
 @dataclass(frozen=True)
 class Images:
     """What is trained on, what the best epoch is chosen by, and what was found in checking both."""

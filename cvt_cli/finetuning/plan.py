@@ -14,11 +14,11 @@ from cvt_cli.base import text, torchrun
 from cvt_cli.base.conditions import json_hash
 from cvt_cli.base.errors import CheckpointError
 from cvt_cli.base.package import __version__
-from cvt_cli.base.text import human_bytes
+from cvt_cli.base.text import counted, human_bytes
 from cvt_cli.checkpoints import folders
 from cvt_cli.finetuning import balance, geometry
 from cvt_cli.finetuning.batches import Batches, workers_watched
-from cvt_cli.finetuning.job import Job, Settings
+from cvt_cli.finetuning.job import Job, Settings, parts_of_a_step
 from cvt_cli.finetuning.resume import STATE_FILE
 from cvt_cli.finetuning.tensor_files import read_about
 from cvt_cli.finetuning.trainer import Trainer
@@ -169,9 +169,10 @@ def describe(plan: Mapping[str, Any]) -> list[str]:
     if data.get("unread"):  # the version before does not say it
         reading = "too many to read them all before training"
     lines = [
-        f"data: `{data['name']}`, {data['train_n']} training images and {data['val_n']} validation "
-        f"images ({origin}) in {data['classes']} classes; the smallest class is "
-        f"`{data['smallest_class']}` with {data['smallest_n']} images; " + reading
+        f"data: `{data['name']}`, {counted(data['train_n'], 'training image')} and "
+        f"{counted(data['val_n'], 'validation image')} ({origin}) in "
+        f"{data['classes']} classes; the smallest class is `{data['smallest_class']}` with "
+        f"{counted(data['smallest_n'], 'image')}; {reading}"
     ]
     if unreadable := data["unreadable"]:
         more = f" and {len(unreadable) - 5} more" if len(unreadable) > 5 else ""
@@ -191,18 +192,20 @@ def describe(plan: Mapping[str, Any]) -> list[str]:
             "method, and its penalty is chosen on the validation images"
         )
     else:
+        of_a_step = parts_of_a_step(
+            settings["batch_size"], settings["accumulate"], plan["processes"]
+        )
         schedule = (
             f"{recipe['optimizer']}, peak learning rate {recipe['learning_rate']:.3g} for "
-            f"{plan['step_images']} images per step ({settings['batch_size']} x "
-            f"{settings['accumulate']} accumulated x {plan['processes']} processes), "
-            f"warm-up {recipe['warmup_epochs']:g} epochs, {recipe['augment']}"
+            f"{counted(plan['step_images'], 'image')} per step{of_a_step}, "
+            f"warm-up {counted(recipe['warmup_epochs'], 'epoch')}, {recipe['augment']}"
         )
         lines.append(f"recipe {recipe['name']}: {schedule}")
         if unstated := recipe["not_published"]:
             lines.append(f"not in the paper, chosen by us: {', '.join(unstated)}")
         epochs = plan["steps"] / plan["steps_per_epoch"]
         lines.append(
-            f"{plan['steps']} steps, {epochs:.4g} epochs of {plan['steps_per_epoch']}, seed "
+            f"{counted(plan['steps'], 'step')} in {counted(epochs, 'epoch')}, seed "
             f"{settings['seed']}, {plan['device']}, {plan['hardware']}, {settings['precision']}"
         )
     if plan["estimated_sec"] is not None:

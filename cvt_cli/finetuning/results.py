@@ -18,7 +18,7 @@ from cvt_cli.checkpoints import cards
 from cvt_cli.checkpoints.cards import Score
 from cvt_cli.evaluation import figures, metrics
 from cvt_cli.finetuning.batches import Batches
-from cvt_cli.finetuning.job import Job
+from cvt_cli.finetuning.job import Job, parts_of_a_step
 from cvt_cli.finetuning.resume import Epoch, Position
 from cvt_cli.model import weights
 from cvt_cli.model.network import CvT
@@ -173,8 +173,8 @@ def _card(name: str, job: Job, batches: Batches, row: Epoch, epochs: int) -> str
         + ("held out from them" if job.images.set_aside else "of the data's `val`")
         + f", {len(job.images.unreadable)} unreadable",
         "data fingerprint": job.images.fingerprint,
-        "batch": f"up to {batches.step_images} images a step: {settings.batch_size} x "
-        f"{settings.accumulate} accumulated x {torchrun.count()} processes",
+        "batch": f"up to {batches.step_images} images per step"
+        + parts_of_a_step(settings.batch_size, settings.accumulate, torchrun.count()),
         "precision": settings.precision,
         "hardware": f"{job.device}, {job.hardware}, {os.cpu_count()} cores",
         "time until this epoch": f"{row.elapsed / 60:.0f} minutes",

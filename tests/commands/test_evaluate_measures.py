@@ -251,8 +251,10 @@ def test_lines_and_report_say_how_classes_fare_and_what_can_be_answered_alone(
     said = cvt("evaluate", few, *NANO, "--report", tmp_path / "r", "--json", tmp_path / "d.json")
 
     assert "classes balanced accuracy" in said.stdout and "; AUC 0.9" in said.stdout
-    assert "% with 5 % wrong (from 0." in said.stdout
     found = json.loads((tmp_path / "d.json").read_text())
+    five = found["risk_coverage"]["at_risk"][2]
+    line = f"{five['threshold']:.3f} or more: {100 * five['coverage']:.1f} % of images, 5 % wrong"
+    assert line in said.stdout
     page = (tmp_path / "r" / "index.html").read_text()
     for name in ("roc_auc", "matthews", "kappa"):
         assert f"{found['measures'][name]['value']:.4f}" in page
@@ -261,4 +263,4 @@ def test_lines_and_report_say_how_classes_fare_and_what_can_be_answered_alone(
     row = found["risk_coverage"]["at_risk"][2]
     assert row["at_most"] == 0.05 and row["risk"] <= 0.05
     assert f"{row['wrong']} of {row['n']}" in page and f"{row['threshold']:.3f}" in page
-    assert "<polyline" in page and "How much can it answer alone?" in page
+    assert "<polyline" in page and "How many answers need no check?" in page

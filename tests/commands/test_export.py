@@ -339,6 +339,7 @@ def test_a_pt2_of_dynamic_size_runs_down_to_the_size_that_it_was_traced_for(
 
     assert small.exit_code == 2 and "takes at least 35 pixels" in small.stderr
     assert made.exit_code == 0, made.stderr
+    assert made.stdout.startswith(f"{file}: {own} for torch, fp32, any batch, any size, ")
     by_torch = cvt("predict", CHELSEA, "--model", own, "--res", 35, "--json").json
     ours, theirs = (d["results"][0]["predictions"] for d in (least.json, by_torch))
     assert [a["index"] for a in ours] == [b["index"] for b in theirs]

@@ -424,7 +424,9 @@ def test_a_dry_run_checks_times_and_writes_nothing(cvt, digits: Path, tmp_path: 
     for words in (
         "180 training images and 60 validation images (from its `val`)",
         "all were read",
-        "peak learning rate 0.000188 for 24 images per step (8 x 3 accumulated x 1 processes)",
+        "peak learning rate 0.000188 for 24 images per step (8 x 3 accumulated)",
+        "warm-up 1 epoch, crop-flip",
+        "160 steps in 20 epochs, seed 0",
         "measured on 3); peak memory so far",
     ):
         assert words in result.stderr

@@ -24,7 +24,7 @@ SECTIONS = [
     "Which classes are confused?",
     "Which classes are hard?",
     "Are the probabilities trustworthy?",
-    "Are all groups treated alike?",
+    "Is it equally accurate for all groups?",
     "Most confident mistakes",
     "How it was measured",
 ]
@@ -124,7 +124,12 @@ EVERYTHING = {
     "real": {**RATE, "correct": 27, "accuracy": 0.91},
     "groups": {
         "groups": [{"group": "indoors", **RATE}, {"group": "outdoors", **RATE, "accuracy": 0.5}],
-        "largest_gap": {"gap": 0.3, "best": "indoors", "worst": "outdoors"},
+        "largest_gap": {
+            "gap": 0.3,
+            "interval": [0.1, 0.52],
+            "best": "indoors",
+            "worst": "outdoors",
+        },
     },
     "record": {"paper_top1": 0.816, "top1": 0.8159, "verdict": "agrees with it"},
     "n_failed": 2,
@@ -161,7 +166,7 @@ def test_every_section_and_number_is_there(tmp_path: Path) -> None:
         "measured by PaddleViT: 81.59 %",
         "agrees with it",
         "2 images could not be read and count as wrong.",
-        "The largest gap is 30.00 points, between indoors and outdoors.",
+        "The largest gap is 30.00 points (95 % interval 10.00 to 52.00), between indoors and ",
         "(99 %),",
         "cat/1.jpg",
     ):
@@ -235,7 +240,7 @@ def test_precision_recall_and_f1_of_each_class_follow_from_the_matrix(tmp_path: 
         ["dog", "100.0 %", "62.5 %", "76.9 %", "5"],
         ["Mean of all classes", "60.0 %", "47.5 %", "52.3 %", ""],
     ]
-    assert page.figures["F1, mean over classes"] == "52.31 %"
+    assert page.figures["Macro F1"] == "52.31 %"
 
 
 def test_a_class_that_is_never_answered_has_no_precision(tmp_path: Path) -> None:

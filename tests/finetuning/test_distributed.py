@@ -187,7 +187,7 @@ def test_two_processes_say_of_the_best_epoch_what_evaluate_says_of_it(
 ) -> None:
     found, run = straight.found, straight.run
     assert (found["processes"], found["steps"], found["val_n"]) == (2, 3 * 8, 100)
-    assert "20 images per step (10 x 1 accumulated x 2 processes)" in straight.said
+    assert "20 images per step (10 x 2 processes)" in straight.said
     assert straight.said.count("epoch 1/3: loss") == 1
 
     judged = cvt(
