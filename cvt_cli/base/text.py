@@ -68,7 +68,8 @@ def human_count(value: int | None) -> str:
 def counted(n: float, noun: str) -> str:
     """A number with its noun: "1 image", "2 images", "3 classes", "0.5 epochs"."""
     ending = "" if n == 1 else "es" if noun.endswith("s") else "s"
-    return f"{n if isinstance(n, int) else f'{n:.4g}'} {noun}{ending}"
+    number = f"{n:.2f}".rstrip("0").rstrip(".") if isinstance(n, float) else n
+    return f"{number} {noun}{ending}"
 
 
 def some(names: Iterable[str]) -> str:

@@ -7,7 +7,7 @@ import typer
 
 from cvt_cli.base import torchrun
 from cvt_cli.base.errors import UsageError
-from cvt_cli.base.text import human_bytes, printable
+from cvt_cli.base.text import counted, human_bytes, printable
 from cvt_cli.commands import completion, options, output
 from cvt_cli.spec import variants
 
@@ -172,7 +172,7 @@ def _print(found: "Benchmark", baseline: str) -> None:
     several = len(found.networks) > 1
     output.print_table(
         f"{title_of(found.networks)}, {found.device}, {found.hardware}, "
-        f"median of {found.rounds} rounds",
+        f"median of {counted(found.rounds, 'round')}",
         (
             *(("model",) if several else ()),
             *("engine", "", "batch", "images/s", "range", "ratio", "of peak", "start"),

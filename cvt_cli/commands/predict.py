@@ -215,21 +215,23 @@ def predict(
 def _say_what_is_kept(answers: "Answers", asked: "Asked") -> None:
     """A line for who has pressed Ctrl-C."""
     done = answers.done + answers.answered
-    of = "" if answers.total is None else f" of {answers.total}"
+    of = str(done) if answers.total is None else f"{done} of {answers.total}"
+    images = f"{of} image{'' if of == '1' else 's'}"
+    verb = "is" if of == "1" else "are"
     if asked.lines is not None:
         writing = ("-o", "--output", "--jsonl", "--json", "--csv", "--parquet", "--html")
         line = output.gone_on_with(asked.lines, *writing, without=asked.files)
         output.note(
-            f"stopped: {done}{of} images are classified in `{torchrun.own_path(asked.lines)}`; "
+            f"stopped: {images} {verb} classified in `{torchrun.own_path(asked.lines)}`; "
             f"to continue: {line}"
         )
     elif asked.files:
         output.note(
-            f"stopped after {done}{of} images; no file was written. `--resume FILE.jsonl` "
+            f"stopped after {images}; no file was written. `--resume FILE.jsonl` "
             "keeps each result at once, and can be continued"
         )
     else:
-        output.note(f"stopped: {done}{of} images are classified")
+        output.note(f"stopped: {images} {verb} classified")
 
 
 class _Printer:

@@ -242,7 +242,7 @@ def class_folders(tree: Tree, split: Split, say: Say) -> LabelledImages:
     if loose and not classes:
         tables = [name for name in files if is_table(name)]
         raise DataError(
-            f"{loose} images lie directly in `{tree.root}` with nothing that says their classes",
+            f"{counted(loose, 'image')} directly in `{tree.root}`, and nothing says of which class",
             hint=f"if a table has their classes, name it: {shlex.quote(str(tree.root / tables[0]))}"
             if tables and isinstance(tree, Folder)
             else "put them into one folder per class, or put beside them "

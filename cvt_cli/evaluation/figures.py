@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from cvt_cli.base import files
 from cvt_cli.base.errors import UsageError
 from cvt_cli.base.package import installing
-from cvt_cli.base.text import as_utf8
+from cvt_cli.base.text import as_utf8, counted
 from cvt_cli.prediction import shareable
 from cvt_cli.spec.variants import VARIANTS
 
@@ -143,7 +143,8 @@ def draw_benchmark(document: dict[str, Any], path: Path) -> None:
         of = f" of {', '.join(models.values())}" if len(models) <= 3 else ""
         note = (
             f"{document['device']}, {document['hardware']}. "
-            f"Median and range of {document['rounds']} rounds, {document['weights']} weights."
+            f"Median and range of {counted(document['rounds'], 'round')}, {document['weights']} "
+            "weights."
         )
         if rows[0]["ratio_range"] is not None:
             against = labels[0].replace("\n", ", ")

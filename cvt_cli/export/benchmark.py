@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, cast
 from cvt_cli.base import files, machine
 from cvt_cli.base.errors import UsageError
 from cvt_cli.base.progress import Progress, Say
+from cvt_cli.base.text import counted
 from cvt_cli.export.benchmark_sides import Network, Side, sides_of
 from cvt_cli.export.benchmark_worker import Worker, random_network
 
@@ -145,7 +146,10 @@ def benchmark(
     networks = [n if n.file else replace(n, device=str(place)) for n in networks]
     sides = sides_of(networks, engines, precisions, batch_sizes, against_transformers)
     hardware = devices.hardware(place)
-    say(f"{title_of(networks)}; {place}, {hardware}; {len(sides)} configurations, {rounds} rounds")
+    say(
+        f"{title_of(networks)}; {place}, {hardware}; {counted(len(sides), 'configuration')}, "
+        f"{counted(rounds, 'round')}"
+    )
     with files.workplace(Path(tempfile.gettempdir(), "cvt-benchmark")) as folder:
         rows = measure(
             sides,

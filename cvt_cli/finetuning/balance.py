@@ -197,4 +197,4 @@ def described(plan: Mapping[str, Any]) -> Iterator[str]:
 def _named(classes: Sequence[str]) -> str:
     shown = ", ".join(f"`{name}`" for name in classes[:_MOST_NAMED])
     more = len(classes) - _MOST_NAMED
-    return shown + (f" and {more} more classes" if more > 0 else "")
+    return shown + (f" and {text.counted(more, 'more class')}" if more > 0 else "")

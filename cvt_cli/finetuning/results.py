@@ -173,10 +173,10 @@ def _card(name: str, job: Job, batches: Batches, row: Epoch, epochs: int) -> str
         + ("held out from them" if job.images.set_aside else "of the data's `val`")
         + f", {len(job.images.unreadable)} unreadable",
         "data fingerprint": job.images.fingerprint,
-        "batch": f"up to {batches.step_images} images per step"
+        "batch": f"up to {counted(batches.step_images, 'image')} per step"
         + parts_of_a_step(settings.batch_size, settings.accumulate, torchrun.count()),
         "precision": settings.precision,
-        "hardware": f"{job.device}, {job.hardware}, {os.cpu_count()} cores",
+        "hardware": f"{job.device}, {job.hardware}, {counted(os.cpu_count() or 1, 'core')}",
         "time until this epoch": f"{row.elapsed / 60:.0f} minutes",
         "software": f"cvt-cli {__version__}, torch {torch.__version__}",
     }

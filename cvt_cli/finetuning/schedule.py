@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 
 from cvt_cli.base.errors import UsageError
+from cvt_cli.base.text import counted
 from cvt_cli.spec.recipes import Recipe
 
 LOWEST_RATE = 1e-5
@@ -40,8 +41,8 @@ def schedule_of(recipe: Recipe, steps_per_epoch: int) -> Schedule:
     warmup = recipe.warmup_epochs * steps_per_epoch
     if warmup >= steps:
         raise UsageError(
-            f"a warm-up of {recipe.warmup_epochs:g} epochs ({warmup:g} steps) is longer than the "
-            f"training ({steps} steps)",
+            f"a warm-up of {counted(recipe.warmup_epochs, 'epoch')} ({counted(warmup, 'step')}) is "
+            f"longer than the training ({counted(steps, 'step')})",
             hint="use a smaller --warmup-epochs, or more --epochs",
         )
     return Schedule(recipe.learning_rate, steps, warmup)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from cvt_cli.base.errors import CvtError
+from cvt_cli.base.text import counted
 from cvt_cli.spec.formats import Precision
 from cvt_cli.spec.recipes import Recipe
 
@@ -77,9 +78,8 @@ class Watch:
 
     def _lost(self, what: str, step: int, rate: float) -> CvtError:
         hints = [f"a tenth of the learning rate (--lr {self._recipe.learning_rate / 10:.1e})"]
-        hints.append(
-            f"a longer warm-up than {self._recipe.warmup_epochs:g} epochs (--warmup-epochs)"
-        )
+        warmup = counted(self._recipe.warmup_epochs, "epoch")
+        hints.append(f"a longer warm-up than {warmup} (--warmup-epochs)")
         if self._precision != "fp32":
             hints.append(f"--precision fp32 instead of {self._precision}")
         return CvtError(

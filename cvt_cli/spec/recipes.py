@@ -101,8 +101,8 @@ class Recipe:
         recipe = replace(self, **changes)
         if recipe.steps is None and recipe.warmup_epochs >= recipe.epochs > 0:
             raise UsageError(
-                f"a warm-up of {recipe.warmup_epochs:g} epochs is longer than the training "
-                f"({counted(recipe.epochs, 'epoch')})",
+                f"a warm-up of {counted(recipe.warmup_epochs, 'epoch')} is longer than the "
+                f"training ({counted(recipe.epochs, 'epoch')})",
                 hint="use a smaller --warmup-epochs, or more --epochs",
             )
         return recipe

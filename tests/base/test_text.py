@@ -50,3 +50,5 @@ def test_a_text_of_more_bytes_than_any_has_is_refused(tmp_path: Path) -> None:
 def test_a_number_stands_with_its_noun_in_the_right_form() -> None:
     assert [text.counted(n, "image") for n in (0, 1, 2)] == ["0 images", "1 image", "2 images"]
     assert [text.counted(n, "class") for n in (1, 3)] == ["1 class", "3 classes"]
+    epochs = [text.counted(n, "epoch") for n in (1.0, 0.5, 20.0, 1_000_000.0)]
+    assert epochs == ["1 epoch", "0.5 epochs", "20 epochs", "1000000 epochs"]

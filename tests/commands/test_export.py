@@ -275,6 +275,7 @@ def test_info_flops_and_benchmark_take_it(files: Path, cvt, tmp_path: Path) -> N
     assert "Images per second of nano.onnx, nano.xml at 32x32" in drawn
     assert "rate compared with" in drawn and "nano.onnx, onnxruntime fp32" in drawn
     said = " ".join(shown.split())
+    assert "median of 1 round\n" in shown and "Median and range of 1 round, " in drawn
     assert f"divided by those of {files / 'nano.onnx'}, onnxruntime fp32" in said
     assert "the median of the rounds, or the range where they do not agree" in said
     assert "None" not in drawn.partition("</metadata>")[2] and str(files) not in drawn

@@ -180,7 +180,7 @@ def test_a_table_that_does_not_fit_is_refused(tmp_path: Path, table: str, messag
 def test_images_with_nothing_that_tells_their_classes_are_refused(tmp_path: Path) -> None:
     flat_validation(tmp_path)
 
-    with pytest.raises(DataError, match="3 images lie directly in .* nothing that says"):
+    with pytest.raises(DataError, match="3 images directly in .* nothing says of which class"):
         open_dataset(str(tmp_path), "test", tmp_path)
 
 
