@@ -88,7 +88,10 @@ def test_two_processes_give_one_result_printed_once(machine: Machine, cut: Path,
     (cut.parent / "odd").mkdir()
     shutil.copytree(cut / "cat", cut.parent / "odd" / "cat")  # 51 images
 
-    two = machine.torchrun("evaluate", "--data", cut, *NANO, "--json")
+    torchrun = ("torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m")
+    two = machine.wait(
+        machine.start("evaluate", "--data", cut, *NANO, "--json", through=torchrun)  # the real one
+    )
     odd = machine.torchrun("evaluate", "--data", cut.parent / "odd", *NANO, "--json")
     alone = machine.run("evaluate", "--data", cut.parent / "odd", *NANO, "--json")
 

@@ -130,7 +130,7 @@ def trainer_of_whole() -> Trainer:
 
 # --- the command
 
-TORCHRUN = ("torch.distributed.run", "--standalone", "--nproc-per-node=2")
+TORCHRUN = ("forked_torchrun", "2")
 
 OFTEN = (
     "from cvt_cli.finetuning import training_loop; training_loop.SAVE_EVERY_SEC = 0.05; "

@@ -119,11 +119,8 @@ class Machine:
         return self.home / "cvt"
 
     def torchrun(self, *arguments: object) -> Result:
-        """Run a command in two processes."""
-        return self.wait(
-            self.start(*arguments, through=("torch.distributed.run", "--standalone",
-                                            "--nproc-per-node=2", "-m"))
-        )  # fmt: skip
+        """Run a command in two processes of a torchrun."""
+        return self.wait(self.start(*arguments, through=("forked_torchrun", "2", "-m")))
 
     def start(
         self, *arguments: object, through: tuple[str, ...] = (), **environment: str

@@ -27,12 +27,13 @@ IMPORTS = (
     "numpy", "PIL.Image", "torch", "torchvision.io", "torchvision.transforms.v2", "onnx", "typer",
     "pydantic.type_adapter", "pydantic.functional_validators", "rich.table", "rich.progress",
     "cvt_cli.*", "safetensors.torch", "jinja2", "yaml", "filelock",
+    "torch.distributed.launcher.api", "forked_torchrun",
 )  # fmt: skip
 
 # Read when an interpreter or a library starts, so that a fork would not see them change.
 _READ_AT_START = (
     "COVERAGE", "CUDA", "KMP_", "LANG", "LC_", "LD_", "MALLOC_", "MKL_", "OMP_", "OPENBLAS_",
-    "PYTHON", "TORCH", "TYPER_", "_TYPER",
+    "PYTHON", "TORCH_", "TYPER_", "_TYPER",
 )  # fmt: skip
 
 
@@ -136,6 +137,7 @@ def start(
     stdout: int | None = None,
     stderr: int | None = None,
     new_session: bool = False,
+    largest_file: int | None = None,
     **options: Any,
 ) -> Started:
     """Start ``python -m MODULE ARGUMENTS``, or ``python -c CODE ARGUMENTS``.
@@ -145,6 +147,7 @@ def start(
         stdin: a descriptor, a file, or `subprocess.PIPE`.
         stdout: a descriptor; None gives a pipe, as for ``stderr``.
         new_session: make it the leader of a group of processes of its own.
+        largest_file: that it can write, in bytes, as if the disk were full after that.
         options: of `subprocess.Popen`; with any a new interpreter is started.
     """
     words = [str(argument) for argument in arguments]
@@ -159,10 +162,14 @@ def start(
             stderr=subprocess.PIPE if stderr is None else stderr,
             text=True,
             start_new_session=new_session,
+            preexec_fn=None
+            if largest_file is None
+            else functools.partial(warm_server.limit_files, largest_file),
             **options,
         )
     request = {"module": module, "code": code, "arguments": words, "environment": environment,
-               "cwd": str(cwd or Path.cwd()), "new_session": new_session}  # fmt: skip
+               "cwd": str(cwd or Path.cwd()), "new_session": new_session,
+               "largest_file": largest_file}  # fmt: skip
     number = stdin if isinstance(stdin, int) else stdin.fileno()
     return Process(request, (None if number == subprocess.PIPE else number, stdout, stderr))
 

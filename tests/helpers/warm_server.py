@@ -13,6 +13,7 @@ import io
 import json
 import os
 import pkgutil
+import resource
 import runpy
 import select
 import signal
@@ -74,6 +75,11 @@ def report_ended(reports: dict[int, int]) -> None:
         os.close(report)
 
 
+def limit_files(size: int) -> None:
+    """No file grows beyond so many bytes, as if the disk were full."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+
+
 def become(request: dict[str, Any], descriptors: list[int]) -> None:
     """Take the place of a Python that was started with the request's arguments."""
     for number, descriptor in enumerate(descriptors):
@@ -84,6 +90,8 @@ def become(request: dict[str, Any], descriptors: list[int]) -> None:
     os.chdir(request["cwd"])
     if request["new_session"]:
         os.setsid()
+    if request["largest_file"] is not None:
+        limit_files(request["largest_file"])
     ours = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     os.environ.clear()
     os.environ.update(request["environment"])
