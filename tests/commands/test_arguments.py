@@ -62,9 +62,12 @@ def test_data_is_evaluated_and_trained_on_as_an_argument(cvt, tmp_path: Path) ->
     data = class_folders(tmp_path / "data", {"cat": 6, "dog": 6})
 
     found = cvt("evaluate", data, "-m", NANO, "-b", 4, "--json")
+    same = cvt("evaluate", "-d", data, "-m", NANO, "-k", 2, "--json")
     plan = cvt("finetune", data, "-m", NANO, "-b", 4, "--dry-run", "--json")
 
     assert found.exit_code == 0 and found.json["n"] == 12
+    assert same.exit_code == 0 and same.json["top1"] == found.json["top1"]
+    assert "top2" in same.json and "top5" in found.json
     assert found.json["data"] == str(data)
     assert plan.exit_code == 0, plan.stderr
     assert plan.json["settings"]["data"] == str(data) and plan.json["settings"]["batch_size"] == 4

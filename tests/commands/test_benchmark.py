@@ -72,7 +72,7 @@ def test_the_table_says_what_was_measured_and_the_picture_shows_it(
     path = tmp_path / "rates.png"
 
     lines = cvt_process(
-        "benchmark", *QUICK, "--batch-size", "1,3", "--engine", "onnxruntime",
+        "benchmark", "nano", "--rounds", 2, "--batch-size", "1,3", "--engine", "onnxruntime",
         "--precision", "fp32,bf16", "--plot", path,
     ).stdout  # fmt: skip
 
