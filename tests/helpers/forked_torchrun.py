@@ -35,7 +35,7 @@ def main() -> None:
     count = int(sys.argv[1])
     config = LaunchConfig(
         1, 1, count, run_id=str(uuid.uuid4()), rdzv_backend="c10d", rdzv_endpoint="localhost:0",
-        start_method="fork",
+        start_method="fork", max_restarts=0,
     )  # fmt: skip
     try:
         elastic_launch(config, run)(sys.argv[2:])

@@ -152,6 +152,8 @@ def start(
     """
     words = [str(argument) for argument in arguments]
     if options or not _same_start(environment):
+        if largest_file is not None:
+            options["preexec_fn"] = functools.partial(warm_server.limit_files, largest_file)
         what = ["-m", module] if code is None else ["-c", code]
         return subprocess.Popen(
             [sys.executable, *what, *words],
@@ -162,9 +164,6 @@ def start(
             stderr=subprocess.PIPE if stderr is None else stderr,
             text=True,
             start_new_session=new_session,
-            preexec_fn=None
-            if largest_file is None
-            else functools.partial(warm_server.limit_files, largest_file),
             **options,
         )
     request = {"module": module, "code": code, "arguments": words, "environment": environment,
