@@ -65,7 +65,8 @@ class Classifier:
         precision: "auto", "fp32", "bf16" or "fp16".
         revision: branch, tag or commit of a hub repository.
         offline: ask no hub.
-        top_k: how many classes to name.
+        top_k: how many classes to name; by default 5, or where an image may have several classes,
+            all at or above their thresholds.
         batch_size: images that are computed together.
         exif: turn pictures upright as their EXIF orientation says.
         background: as after ``--background``.
@@ -85,12 +86,14 @@ class Classifier:
         precision: str = "auto",
         revision: str | None = None,
         offline: bool = False,
-        top_k: int = 5,
+        top_k: int | None = None,
         batch_size: int = 16,
         exif: bool = True,
         background: str | None = None,
     ) -> None:
         for name, number in (("top_k", top_k), ("batch_size", batch_size)):
+            if number is None:
+                continue
             refuse_no_number(name, number)
             if number < 1:
                 raise UsageError(f"{name} is {number}; it must be at least 1")
@@ -194,9 +197,11 @@ class Classifier:
     def _wishes(self, features: bool = False) -> "Wishes":
         from cvt_cli.images.decode import colour
         from cvt_cli.prediction.classify import Wishes
+        from cvt_cli.prediction.predict import TOP_K
 
+        top_k = self._top_k if self.model.labels.several else self._top_k or TOP_K
         background = None if self._background is None else colour(self._background)
-        return Wishes(self._top_k, exif=self._exif, features=features, background=background)
+        return Wishes(top_k, exif=self._exif, features=features, background=background)
 
     def _readable(self, images: Any, features: bool = False) -> "Iterator[Answer]":
         for answer in self._classify(_listed(images), self._wishes(features)):
@@ -208,7 +213,8 @@ class Classifier:
         """A dict of arrays or of one row, or a DataFrame, with columns for the answers."""
         import numpy as np
 
-        from cvt_cli.prediction.answers import prediction_columns
+        from cvt_cli.prediction.answers import Answer, flat_row
+        from cvt_cli.prediction.predict import TOP_K
 
         columns = [name for name in IMAGE_COLUMNS if name in table]
         if not columns:
@@ -222,16 +228,20 @@ class Classifier:
                 f"this table has several columns called `{columns[0]}`; only one is accepted"
             )
         is_row = isinstance(table, Mapping) and not _is_column(images)
-        top_k = min(self._top_k, len(self.classes))
-        rows = [
-            {"error": answer.error, **prediction_columns(answer.predictions, top_k)}
-            for answer in self._classify([images] if is_row else images, self._wishes())
-        ]
+        top_k, several = min(self._top_k or TOP_K, len(self.classes)), self.model.labels.several
+
+        def columns_of(answer: "Answer") -> dict[str, Any]:
+            row = flat_row(answer, top_k, threshold=False, several=several)
+            del row["path"]
+            return row
+
+        answers = self._classify([images] if is_row else images, self._wishes())
+        rows = [columns_of(answer) for answer in answers]
         if is_row:
             return {**table, **rows[0]}
         found = {
             name: np.array([row[name] for row in rows], dtype=object)
-            for name in ("error", *prediction_columns((), top_k))
+            for name in columns_of(Answer(""))
         }
         return table.assign(**found) if _is_frame(table) else {**table, **found}
 

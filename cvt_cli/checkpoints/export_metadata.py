@@ -76,12 +76,19 @@ class Record:
             "activation": self.config.activation,
             "classes": json.dumps(names.names, ensure_ascii=False),
             "wnids": json.dumps(names.wnids) if names.wnids else "",
+            **self._task(),
             "preprocessing": json.dumps(self.preprocessing.to_json()),
             "preprocessing_inside": json.dumps(self.preprocessing_inside),
             "precision": self.precision,
             "dynamic_size": json.dumps(self.dynamic_size),
             "config": json.dumps(config),
         }
+
+    def _task(self) -> dict[str, str]:
+        """Said where an image may have several classes: sigmoids, and the least that counts."""
+        if self.labels.thresholds is None:
+            return {}
+        return {"task": "multi_label", "thresholds": json.dumps(self.labels.thresholds)}
 
     @classmethod
     def from_strings(cls, texts: Mapping[str, str]) -> "Record":
@@ -97,7 +104,8 @@ class Record:
         labels = Labels(names, wnids)
         described = text.parsed_json(texts["config"])
         described["id2label"] = dict(enumerate(names))
-        config, _ = folders.config_from_transformers(described)
+        config, said = folders.config_from_transformers(described)
+        labels = replace(labels, thresholds=said.thresholds)
         preprocessing = text.parsed_json(texts["preprocessing"])
         for name in ("mean", "std"):
             preprocessing[name] = tuple(preprocessing[name])

@@ -6,7 +6,7 @@ shapes tell is in `headers`.
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -293,9 +293,17 @@ def config_from_transformers(config: dict[str, Any]) -> tuple[CvTConfig, Labels]
         names = labels.from_id2label(config["id2label"])
     else:  # transformers leaves out its own default, two unnamed classes
         names = labels.unnamed(config.get("num_labels", 2))
+    names = replace(names, thresholds=labels.thresholds_of(config, len(names)))
     # A folder that does not say was saved by transformers, which knows exact GELU only.
     activation: Activation = config.get("activation", "gelu")
     return CvTConfig(stages, len(names), activation), names
+
+
+def _task(names: Labels) -> dict[str, Any]:
+    """What says that an image may have several classes, and from which probability on."""
+    if names.thresholds is None:
+        return {}
+    return {"problem_type": labels.SEVERAL, labels.THRESHOLDS: list(names.thresholds)}
 
 
 def transformers_config(config: CvTConfig, names: Labels, version: str) -> dict[str, Any]:
@@ -318,6 +326,7 @@ def transformers_config(config: CvTConfig, names: Labels, version: str) -> dict[
         "layer_norm_eps": 1e-5,
         "id2label": {str(index): name for index, name in enumerate(names.names)},
         "label2id": {name: index for index, name in enumerate(names.names)},
+        **_task(names),
         # Ours; transformers keeps it and computes exact GELU all the same.
         "activation": config.activation,
         "cvt_cli_version": version,

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 FEW_IMAGES = 4
 """That have a table each; of more, each has a line."""
 
+NONE = "none"
+"""What is printed of an image that has none of a model's several classes."""
+
 WIDEST_CLASS = 30
 """Columns of the class in such lines; a longer name pushes the rest of its line."""
 
@@ -34,16 +37,23 @@ Images = Annotated[
     ),
 ]
 TopK = Annotated[
-    int,
+    int | None,
     options.value_option(
-        "N", "Number of classes to print per image.", options.OUTPUT, "--top-k", "-k", min=1
+        "N",
+        "Number of classes to print per image. [default: 5; with several labels an image, all at "
+        "or above their thresholds]",
+        options.OUTPUT,
+        "--top-k",
+        "-k",
+        min=1,
     ),
 ]
 Threshold = Annotated[
     float | None,
     options.value_option(
         "P",
-        "Answer `unknown` if the highest probability is below P (0 to 1).",
+        "Answer `unknown` if the highest probability is below P (0 to 1). With several labels an "
+        "image: P in place of each class's own threshold.",
         options.OUTPUT,
         min=0,
         max=1,
@@ -109,7 +119,7 @@ def predict(
     revision: options.Revision = None,
     offline: options.Offline = False,
     activation: options.Activation = None,
-    top_k: TopK = 5,
+    top_k: TopK = None,
     threshold: Threshold = None,
     outputs: Outputs = None,
     resume: Resume = None,
@@ -195,7 +205,7 @@ def predict(
         return ready
 
     to_files = asked.lines is not None or bool(asked.files)
-    every_class = "--top-k" in options.given(ctx) and top_k > 1
+    every_class = top_k is not None and top_k > 1
     with predicting.predict(images, asked, load, output.note) as answers:
         printer = _Printer(answers, printed, to_files, every_class)
         to_terminal = not to_files and not json_output and sys.stdout.isatty()
@@ -269,12 +279,22 @@ class _Printer:
 
     def _print_line(self, answer: "Answer") -> None:
         """The likeliest class: lines come as images are answered, each column has its place."""
+        if answer.several:
+            return self._print_several(answer)
         if not self._begun:
             output.emit(f"{'class':<{self._width}}  probability  image")
             self._begun = True
         likeliest = answer.predictions[0]
         label = answer.answer or likeliest.label
         output.emit(f"{label:<{self._width}}  {likeliest.score:>11.4f}  {answer.path}")
+
+    def _print_several(self, answer: "Answer") -> None:
+        """All classes of an image, which may be none."""
+        if not self._begun:
+            output.emit(f"{'classes with probabilities':<{WIDEST_CLASS}}  image")
+            self._begun = True
+        told = ", ".join(f"{one.label} {one.score:.4f}" for one in answer.predictions) or NONE
+        output.emit(f"{told:<{WIDEST_CLASS}}  {answer.path}")
 
     def end(self) -> None:
         if self._form == "--json":
@@ -342,8 +362,9 @@ def _check_options(
 
 def _print_table(answer: "Answer") -> None:
     with_wnid = any(p.wnid for p in answer.predictions)
+    said = NONE if answer.several and not answer.predictions else answer.answer
     output.print_table(
-        answer.path if answer.answer is None else f"{answer.path}: {answer.answer}",
+        answer.path if said is None else f"{answer.path}: {said}",
         ("class", "probability", "index", *(("WNID",) if with_wnid else ())),
         [
             (p.label, f"{p.score:.4f}", str(p.index), *((p.wnid or "",) if with_wnid else ()))

@@ -115,7 +115,7 @@ def check(
         _add_pixels(one, data)
         if unread:
             _add_names(one, data)
-    per_class = np.bincount(data.labels, minlength=len(data.classes)).tolist()
+    per_class = data.sizes.tolist()
     smallest = per_class.index(min(per_class))
     return DataCheck(
         n=len(data),
@@ -156,7 +156,9 @@ def fingerprint(data: LabelledImages, workers: int) -> str:
 
 
 def _line(data: LabelledImages, index: int, what: str | int | None) -> bytes:
-    return json.dumps([data.names[index], int(data.labels[index]), what]).encode()
+    label = data.labels[index]
+    classes = np.flatnonzero(label).tolist() if data.several else int(label)
+    return json.dumps([data.names[index], classes, what]).encode()
 
 
 def _add_names(digest: "hashlib._Hash", data: LabelledImages) -> None:
@@ -170,7 +172,8 @@ def _add_names(digest: "hashlib._Hash", data: LabelledImages) -> None:
     names = iter(names)
     while part := list(islice(names, 65536)):
         digest.update(b"\0".join(part) + b"\0")
-    digest.update(np.ascontiguousarray(data.labels, np.int64).data)
+    kind = np.uint8 if data.several else np.int64
+    digest.update(np.ascontiguousarray(data.labels, kind).data)
 
 
 def _add_pixels(digest: "hashlib._Hash", data: LabelledImages) -> None:

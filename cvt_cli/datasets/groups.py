@@ -7,6 +7,7 @@ sides of a split.
 import re
 import warnings
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from cvt_cli.base.errors import DataError, UsageError
 from cvt_cli.base.package import installing
 from cvt_cli.base.text import counted
+from cvt_cli.datasets import several_labels
 
 _MOST_FOLDS = 20
 """Folds of which some are set aside together, where a fraction is none of one in so many."""
@@ -113,13 +115,20 @@ def _miss(fraction: float, folds: int) -> float:
 
 
 def folds(
-    labels: NDArray[np.int64],
+    labels: NDArray[Any],
     classes: Sequence[str],
     groups: NDArray[np.int64] | None,
     count: int,
     seed: int,
 ) -> NDArray[np.int64]:
     """The fold of each image (n,), from 0: about equally many of every class, groups whole.
+
+    Args:
+        labels: of the images (n,); of several classes, (n, classes) of 0 and 1.
+        classes: their names.
+        groups: of the images (n,), if there are any.
+        count: of the folds.
+        seed: that they are drawn by.
 
     Raises:
         DataError: a fold would hold all images of a class, or there are fewer images or groups
@@ -130,18 +139,23 @@ def folds(
     if parts < count:
         what = counted(parts, "image" if groups is None else "group")
         raise DataError(f"there {'is' if parts == 1 else 'are'} {what}, and --folds is {count}")
+    if labels.ndim == 2:
+        strata = several_labels.strata(labels)
+        of_each = [np.flatnonzero(of_class) for of_class in labels.T]
+    else:
+        strata, of_each = labels, members_of_each(labels, len(classes))
     if groups is None:
         generator = np.random.default_rng(seed)
         found = np.empty(len(labels), np.int64)
         begun = 0
-        for members in members_of_each(labels, len(classes)):
+        for members in members_of_each(strata, len(classes) + labels.ndim - 1):
             found[generator.permutation(members)] = (begun + np.arange(len(members))) % count
             begun += len(members)
     else:
-        found = _grouped_folds(labels, groups, count, seed)
+        found = _grouped_folds(strata, groups, count, seed)
     alone = [
         f"`{name}`"
-        for name, members in zip(classes, members_of_each(labels, len(classes)), strict=True)
+        for name, members in zip(classes, of_each, strict=True)
         if len(members) and len(np.unique(found[members])) < 2
     ]
     if alone:

@@ -13,6 +13,7 @@ from PIL import Image
 
 from cvt_cli.base.errors import DataError
 from cvt_cli.datasets import groups as grouping
+from cvt_cli.datasets import several_labels
 from cvt_cli.images import decode
 from cvt_cli.images.decode import Colour
 from cvt_cli.images.packed import Packed
@@ -43,7 +44,8 @@ class LabelledImages:
     root: Path
     classes: tuple[str, ...]  # names, in the order that `labels` counts
     names: Sequence[str]  # one per image: its path below `root`, or file and position in it
-    labels: NDArray[np.int64]  # (n,) index into `classes`
+    labels: NDArray[Any]  # (n,) int64 index into `classes`; where `several`, (n, classes) uint8: 1
+    #                        where an image has a class
     pixels: NDArray[np.uint8] | None = None  # (n, H, W, 3) where the set is held in memory
     layout: str = "class folders"  # what told the classes, and of what kind of archive, in words
     tree: Tree | None = None  # what `names` are opened in; None is the folder `root`
@@ -55,6 +57,23 @@ class LabelledImages:
 
     def __len__(self) -> int:
         return len(self.names)
+
+    @property
+    def several(self) -> bool:
+        """Whether an image may have several classes, or none."""
+        return self.labels.ndim == 2
+
+    @property
+    def sizes(self) -> NDArray[np.int64]:
+        """How many images each class has (classes,)."""
+        if self.several:
+            return np.asarray(self.labels.sum(axis=0, dtype=np.int64))
+        return np.bincount(self.labels, minlength=len(self.classes))
+
+    @property
+    def strata(self) -> NDArray[np.int64]:
+        """What images are stratified by (n,): the class, of several the rarest that each has."""
+        return several_labels.strata(self.labels) if self.several else self.labels
 
     def load(
         self,
@@ -138,7 +157,7 @@ class LabelledImages:
 
     def refuse_classes_of_less_than(self, least: int, why: str) -> None:
         """Raises DataError with every class that has fewer images; ``why`` follows the number."""
-        counts = np.bincount(self.labels, minlength=len(self.classes)).tolist()
+        counts = self.sizes.tolist()
         if few := [(name, n) for name, n in zip(self.classes, counts, strict=True) if n < least]:
             named = ", ".join(f"`{name}` with {n}" for name, n in few[:_MOST_NAMED])
             more = f" and {len(few) - _MOST_NAMED} more" if len(few) > _MOST_NAMED else ""
@@ -151,7 +170,8 @@ class LabelledImages:
     def split(self, fraction: float, seed: int) -> tuple["LabelledImages", "LabelledImages"]:
         """Set a part of every class aside, drawn by ``seed``: (the rest, the part set aside).
 
-        Where groups are known, whole ones are, so that classes have about their part of it.
+        Where groups are known, whole ones are, so that classes have about their part of it. Images
+        of several classes are drawn by the rarest that each has.
 
         Raises:
             DataError: a class has fewer than 2 images, or two groups cannot be parted.
@@ -159,8 +179,8 @@ class LabelledImages:
         """
         self.refuse_classes_of_less_than(2, ", one to train on and one to choose the best epoch by")
         if self.groups is not None:
-            aside = grouping.set_aside(self.labels, self.groups, fraction, seed)
-            if aside is None:
+            aside = grouping.set_aside(self.strata, self.groups, fraction, seed)
+            if aside is None or (self.several and not self.labels[~aside].any(axis=0).all()):
                 raise DataError(
                     f"the groups of `{self.root}` cannot be parted: every class lies in one group "
                     "alone, so that whole groups leave nothing to choose the best epoch by"
@@ -168,9 +188,11 @@ class LabelledImages:
         else:
             generator = np.random.default_rng(seed)
             aside = np.zeros(len(self), dtype=bool)
-            for members in grouping.members_of_each(self.labels, len(self.classes)):
-                count = min(max(1, round(fraction * len(members))), len(members) - 1)
+            for members in grouping.members_of_each(self.strata, len(self.classes) + self.several):
+                count = min(max(1, round(fraction * len(members))), max(0, len(members) - 1))
                 aside[generator.permutation(members)[:count]] = True
+            if self.several:
+                aside = several_labels.on_both_sides(self.labels, aside)
         return self.subset(np.flatnonzero(~aside)), self.subset(np.flatnonzero(aside))
 
 

@@ -92,7 +92,11 @@ def open_dataset(
 def check_told(data: str, told: Told) -> None:
     """Raises UsageError for what is told of a table, where the data are none."""
     columns.parse(told.columns)
-    for name, value in (("--columns", told.columns), ("--images", told.images)):
+    for name, value in (
+        ("--columns", told.columns),
+        ("--images", told.images),
+        ("--separator", told.separator),
+    ):
         if value is not None and not _is_table(data):
             raise UsageError(f"{name}: it is of a table of images, and `{data}` is none")
 
@@ -165,7 +169,11 @@ def open_given(
             f"{error}",
             hint=f"add images of these classes {where}, or remove them from `{found.root}`",
         ) from None
-    return replace(found, classes=training.classes, labels=index[found.labels])
+    if not found.several:
+        return replace(found, classes=training.classes, labels=index[found.labels])
+    labels = np.zeros((len(found), len(training.classes)), np.uint8)
+    labels[:, index] = found.labels
+    return replace(found, classes=training.classes, labels=labels)
 
 
 def _is_table(data: str) -> bool:

@@ -4,6 +4,7 @@ Each check raises DataError, or gives what the user should know and returns what
 """
 
 import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from cvt_cli.base.errors import DataError
 from cvt_cli.base.progress import Say
 from cvt_cli.base.text import counted
 from cvt_cli.datasets.parts import PART_OF, PARTS
+from cvt_cli.datasets.several_labels import Sets
 from cvt_cli.datasets.table_rows import SHOWN, Rows
 from cvt_cli.images.packed import Packed
 
@@ -27,20 +29,39 @@ def check_labels(rows: Rows, say: Say) -> None:
     where = f"`{rows.columns.label}` of `{rows.table.path}`"
     if empty := [name for name in labels.names if not name.strip()]:
         raise DataError(f"no label in {where} for {rows.marked(labels.are(empty))}")
-    for name in labels.names:
+    _check_names(labels.names, rows, lambda name: labels.are([name]), say)
+
+
+def check_sets(rows: Rows, sets: Sets, say: Say) -> None:
+    """The same where the label of each row is a set of classes; it may be empty."""
+
+    def having(name: str) -> NDArray[np.bool_]:
+        return sets.marks[:, sets.classes.index(name)][rows.coded["label"].codes] > 0
+
+    _check_names(sets.classes, rows, having, say)
+
+
+def _check_names(
+    names: Sequence[str], rows: Rows, having: Callable[[str], NDArray[np.bool_]], say: Say
+) -> None:
+    """The same of the names of the classes; ``having`` tells the rows (n,) that have one."""
+    where = f"`{rows.columns.label}` of `{rows.table.path}`"
+    if rows.columns.classes:
+        where = f"`{rows.table.path}`"
+    for name in names:
         if text.as_utf8(name) != name:
             raise DataError(
                 f"the label `{text.as_utf8(name)}` in {where} is not in UTF-8: "
-                f"{rows.places(labels.are([name]))}",
+                f"{rows.places(having(name))}",
                 hint="save the table as UTF-8, for example with "
                 "`iconv -f latin1 -t utf-8 TABLE > NEW`",
             )
     near: dict[str, list[str]] = {}
-    for name in labels.names:
+    for name in names:
         near.setdefault(text.plain(name), []).append(name)
     for alike in near.values():
         if len(alike) > 1:
-            sizes = [int(labels.are([name]).sum()) for name in alike]
+            sizes = [int(having(name).sum()) for name in alike]
             named = " and ".join(f"`{n}` ({m})" for n, m in zip(alike, sizes, strict=True))
             say(
                 f"{named} in {where} differ in blanks or the case of letters alone, and are taken "

@@ -10,9 +10,12 @@ from numpy.typing import NDArray
 
 from cvt_cli.base.errors import DataError
 from cvt_cli.base.text import counted
-from cvt_cli.images.columns import Columns
+from cvt_cli.images.columns import Columns, mark
 from cvt_cli.images.packed import Packed, Packing
 from cvt_cli.images.table_files import Piece, Table
+
+BETWEEN = "\x1f"
+"""Between the classes of an image, where a table does not have them as one text."""
 
 SHOWN = 5
 """Rows or classes that a message names."""
@@ -42,6 +45,7 @@ class Rows:
     lines: NDArray[np.int32]  # (n,) in which each begins
     coded: Mapping[str, Coded]  # by role: "label", "split", "group"
     weights: NDArray[np.float64] | None
+    listed: bool = False  # labels are lists, or a column for each class: texts with `BETWEEN`
 
     def __len__(self) -> int:
         return len(self.lines)
@@ -95,6 +99,9 @@ class Reading:
         self._weights: list[NDArray[np.float64]] = []
         self._label_names = table.class_names(columns.label or "")
         self._unnamed = False
+        self._listed = bool(columns.classes)
+        if columns.classes:
+            self._numbering["label"], self._codes["label"] = _Codes(), []
 
     def add(self, piece: Piece) -> None:
         """Take some rows."""
@@ -109,6 +116,8 @@ class Reading:
         for role, column in self._columns.items():
             texts = self._texts(piece, values[column], role)
             self._codes[role].append(self._numbering[role].of(texts))
+        if of.classes:
+            self._codes["label"].append(self._numbering["label"].of(self._marked(piece)))
         if of.weight is not None:
             self._weights.append(self._numbers(piece, values[of.weight]))
 
@@ -147,10 +156,33 @@ class Reading:
         if isinstance(value, int | float):
             return str(value)
         if isinstance(value, list) and role == "label":
-            raise self._wrong(
-                piece, place, f"has a list of labels, {value!r}; expected is one label an image"
-            )
+            self._listed = True
+            parts = [self._text(piece, place, one, role) for one in value]
+            if any(not part.strip() or BETWEEN in part for part in parts):
+                raise self._wrong(piece, place, f"has {value!r} as its labels, one of them empty")
+            return BETWEEN.join(parts)
         raise self._wrong(piece, place, f"has {value!r} as its {role}")
+
+    def _marked(self, piece: Piece) -> list[str]:
+        """The classes of each row whose columns have a 1."""
+        marks = np.empty((len(piece), len(self.columns.classes)), np.uint8)
+        for number, name in enumerate(self.columns.classes):
+            values = piece.columns[name]
+            known = {text: mark(text) for text in dict.fromkeys(map(str, values))}
+            if None in known.values():
+                place = next(i for i, value in enumerate(values) if known[str(value)] is None)
+                raise self._wrong(
+                    piece,
+                    place,
+                    f"has {values[place]!r} for the class `{name}`; accepted are 0 and 1",
+                )
+            marks[:, number] = np.array([known[str(value)] for value in values], np.uint8)
+        sets, of = np.unique(marks, axis=0, return_inverse=True)
+        texts = [
+            BETWEEN.join(name for name, has in zip(self.columns.classes, one, strict=True) if has)
+            for one in sets.tolist()
+        ]
+        return [texts[place] for place in of.reshape(-1).tolist()]
 
     def _numbers(self, piece: Piece, values: Sequence[Any]) -> NDArray[np.float64]:
         found = np.empty(len(values))
@@ -185,4 +217,5 @@ class Reading:
                 for role, codes in self._codes.items()
             },
             np.concatenate(self._weights) if self._weights else None,
+            self._listed,
         )

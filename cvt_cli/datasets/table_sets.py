@@ -8,7 +8,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,9 +16,11 @@ from numpy.typing import NDArray
 from cvt_cli.base.errors import DataError, UsageError
 from cvt_cli.base.progress import Progress, Say, silent
 from cvt_cli.base.text import counted
+from cvt_cli.datasets import several_labels
 from cvt_cli.datasets import table_checks as checks
 from cvt_cli.datasets.labelled import LabelledImages
 from cvt_cli.datasets.parts import PARTS
+from cvt_cli.datasets.several_labels import Sets
 from cvt_cli.datasets.table_rows import SHOWN, Reading
 from cvt_cli.images import columns as choosing
 from cvt_cli.images import sources
@@ -35,6 +37,7 @@ class Told:
     columns: str | None = None  # which column has which part
     images: Path | None = None  # the folder that paths start from
     group_by: str | None = None  # a column, or a pattern of the images' paths
+    separator: str | None = None  # between the classes of an image; empty is none
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,8 @@ class _Whole:
     names: Packed
     rows: NDArray[np.int32]  # (n,) of the table
     classes: tuple[str, ...]
-    labels: NDArray[np.int32]  # (n,) index into `classes`
+    labels: NDArray[np.int32]  # (n,) index into `classes`; of several labels into `sets.marks`
+    sets: Sets | None  # of classes that images have, where they may have several
     parts: NDArray[np.int32] | None  # (n,) index into `PARTS`
     groups: NDArray[np.int32] | None
     group_names: tuple[str, ...]
@@ -89,15 +93,21 @@ class _Whole:
         if name is not None:
             assert self.parts is not None
             chosen = np.flatnonzero(self.parts == list(PARTS).index(name))
-        labels = self.labels[chosen]
-        used = sorted(np.unique(labels).tolist(), key=lambda code: self.classes[code])
-        place = np.zeros(len(self.classes), np.int64)
-        place[used] = np.arange(len(used))
+        labels: NDArray[Any] = self.labels[chosen]
+        if self.sets is not None:
+            there = np.unique(labels)
+            used = np.flatnonzero(self.sets.marks[there].any(axis=0)).tolist()
+            labels = self.sets.marks[:, used][labels]
+        else:
+            used = sorted(np.unique(labels).tolist(), key=lambda code: self.classes[code])
+            place = np.zeros(len(self.classes), np.int64)
+            place[used] = np.arange(len(used))
+            labels = place[labels]
         return LabelledImages(
             self.files.root,
             tuple(self.classes[code] for code in used),
             self.names if name is None else self.names.take(chosen),
-            place[labels],
+            labels,
             layout=f"table `{self.files.table.name}`",
             table=self.files,
             rows=self.rows if name is None else self.rows[chosen],
@@ -121,12 +131,17 @@ class _Whole:
             f"{counted(len(self.classes), 'class')}; columns: {self.columns.describe()}"
         ]
         if self.parts is not None:
-            counts = np.bincount(self.parts, minlength=len(PARTS)).tolist()
-            named = ", ".join(f"{part} {n}" for part, n in zip(PARTS, counts, strict=True) if n)
+            of_parts = np.bincount(self.parts, minlength=len(PARTS)).tolist()
+            named = ", ".join(f"{part} {n}" for part, n in zip(PARTS, of_parts, strict=True) if n)
             lines[0] += f"; parts: {named}"
         if self.groups is not None:
             lines[0] += f"; {counted(len(np.unique(self.groups)), 'group')}"
-        sizes = np.bincount(self.labels, minlength=len(self.classes)).tolist()
+        if self.sets is None:
+            sizes = np.bincount(self.labels, minlength=len(self.classes)).tolist()
+        else:
+            lines.append(several_labels.described(self.sets.marks, self.labels, self.sets.how))
+            counts = np.bincount(self.labels, minlength=len(self.sets.marks))
+            sizes = (counts @ self.sets.marks.astype(np.int64)).tolist()
         ordered = sorted(zip(sizes, self.classes, strict=True), key=lambda one: (-one[0], one[1]))
         named = ", ".join(f"`{name}` {n}" for n, name in ordered[: 2 * SHOWN])
         if len(ordered) > 2 * SHOWN:
@@ -208,7 +223,12 @@ def _read(path: Path, told: Told, size: int, progress: Progress) -> _Whole:
             reading.add(piece)
     rows, root = reading.rows(), told.images or path.parent
     notes = list(chosen.notes)
-    checks.check_labels(rows, notes.append)
+    sets: Sets | None = None
+    if (found := several_labels.read(rows, told.separator, notes.append)) is None:
+        checks.check_labels(rows, notes.append)
+    else:
+        rows, sets = found
+        checks.check_sets(rows, sets, notes.append)
     parts = checks.known_parts(rows, notes.append)
     groups = checks.known_groups(rows, notes.append)
     names, hashes, kept, pictures = rows.names, rows.hashes, np.arange(len(rows)), None
@@ -233,8 +253,9 @@ def _read(path: Path, told: Told, size: int, progress: Progress) -> _Whole:
         TableFiles(root, path, table.where, rows.lines, pictures),
         names,
         kept.astype(np.int32),
-        labels.names,
+        labels.names if sets is None else sets.classes,
         labels.codes if len(kept) == len(rows) else labels.codes[kept],
+        sets,
         parts,
         groups,
         () if groups is None else rows.coded["group"].names,

@@ -1,9 +1,10 @@
 """A checkpoint with the engine that runs it: what answers, and what an answer depends on."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from cvt_cli.base import conditions
+from cvt_cli.base.conditions import names_hash
 from cvt_cli.base.package import __version__
 from cvt_cli.base.text import counted
 from cvt_cli.checkpoints.checkpoint import Checkpoint
@@ -15,9 +16,15 @@ from cvt_cli.spec.preprocessing import Preprocessing
 
 DECIDE = (
     *("model", "revision", "weights_sha256", "classes_sha256", "activation", "preprocessing"),
-    *("engine", "precision"),
+    *("engine", "precision", "task", "thresholds"),
 )
-"""Those of the conditions of a result that must be the same for it to be gone on with."""
+"""Those of the conditions of a result that must be the same for it to be gone on with; the last two
+are only there where an image may have several classes."""
+
+
+def deciding(conditions: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the conditions that are among `DECIDE`."""
+    return {name: conditions[name] for name in DECIDE if name in conditions}
 
 
 @dataclass(frozen=True)
@@ -71,7 +78,7 @@ class ReadyModel:
     def classes_sha256(self) -> str:
         """A SHA-256 of the class names, and of their WNIDs where they have them."""
         wnids = (wnid or "" for wnid in self.labels.wnids or ())
-        return conditions.names_hash([*self.labels.names, *wnids])
+        return names_hash([*self.labels.names, *wnids])
 
     def conditions(self) -> dict[str, Any]:
         """What a result depends on, as the documented JSON keys."""
@@ -80,6 +87,7 @@ class ReadyModel:
             "revision": self.revision,
             "weights_sha256": self.weights_sha256,
             "classes_sha256": self.classes_sha256,
+            **self._task(),
             "activation": self.activation,
             "preprocessing": self.preprocessing.to_json(),
             "device": self.engine.device,
@@ -89,10 +97,17 @@ class ReadyModel:
             "version": __version__,
         }
 
+    def _task(self) -> dict[str, Any]:
+        """Said where an image may have several classes."""
+        if self.labels.thresholds is None:
+            return {}
+        return {"task": "multi_label", "thresholds": list(self.labels.thresholds)}
+
     def describe(self) -> str:
         """What a result depends on, in a line for a person."""
         names, engine = self.labels.names, self.engine
-        classes = f"{counted(len(names), 'class')}" + (
+        kind = ", several an image" if self.labels.several else ""
+        classes = f"{counted(len(names), 'class')}{kind}" + (
             f": {', '.join(names)}" if len(names) <= 20 else ""
         )
         at = f" at {self.revision[:7]}" if self.revision else ""

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from cvt_cli.base import text
 from cvt_cli.base.errors import DataError, UsageError
@@ -41,6 +41,7 @@ class Columns:
     path: str | None  # of the pictures' paths, addresses or names
     picture: str | None  # of the pictures themselves
     label: str | None = None
+    classes: tuple[str, ...] = ()  # those of 0 and 1, one for each class, in place of a label
     split: str | None = None
     group: str | None = None
     weight: str | None = None
@@ -51,7 +52,8 @@ class Columns:
     def wanted(self) -> tuple[str, ...]:
         """Names of the columns that are to be read."""
         parts = (self.path, self.picture, self.label, self.split, self.group, self.weight)
-        return tuple(dict.fromkeys(name for name in parts if name is not None))
+        named = [name for name in parts if name is not None]
+        return tuple(dict.fromkeys([*named, *self.classes]))
 
     def describe(self) -> str:
         """Which column was taken for what, for a person."""
@@ -60,6 +62,8 @@ class Columns:
             **{role: getattr(self, role) for role in ROLES[1:]},
         }
         told = ", ".join(f"{role} `{name}`" for role, name in words.items() if name is not None)
+        if self.classes:
+            told += f", a column of 0 and 1 for each class: {text.some(self.classes)}"
         guessed = " and ".join("image" if r == "path" and self.picture else r for r in self.guessed)
         return told + (f"; guessed by name: {guessed}" if guessed else "")
 
@@ -102,11 +106,16 @@ def choose(table: Table, told: dict[Role, str], label: bool = True) -> Columns:
     """
     names, notes = table.columns, []
     found: dict[Role, str | None] = dict.fromkeys(ROLES)
+    classes: tuple[str, ...] = ()
     for role, name in told.items():
         if name and name not in names:
-            raise _not_there(table, name, f"--columns {role}={name}")
+            listed = tuple(part.strip() for part in name.split(","))
+            if role != "label" or len(listed) < 2 or not set(listed) <= set(names):
+                raise _not_there(table, name, f"--columns {role}={name}")
+            classes = listed
+            continue
         found[role] = name or None
-    taken = set(told.values())
+    taken = {*told.values(), *classes}
     guessed: list[Role] = []
     for role in ROLES:
         if role in told or (role != "path" and not label):
@@ -129,13 +138,40 @@ def choose(table: Table, told: dict[Role, str], label: bool = True) -> Columns:
         elif could:
             found[role] = could[0]
             guessed.append(role)
-    return _checked(table, found, told, guessed, notes, label)
+    if label and found["label"] is None and not told.get("label"):
+        used = {name for name in found.values() if name is not None}
+        classes = _of_marks(table, [name for name in names if name not in used])
+        guessed += ["label"] if classes else []
+    return _checked(table, found, classes, guessed, notes, label)
+
+
+_MARKS = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1}
+
+
+def mark(value: Any) -> int | None:
+    """0 or 1 where a value says one of the two, else None."""
+    return _MARKS.get(str(value).strip().lower())
+
+
+def _of_marks(table: Table, names: Sequence[str]) -> tuple[str, ...]:
+    """Those of some columns that hold nothing but 0 and 1, as far as the first rows tell."""
+    names = [name for name in names if name not in table.holding_bytes]
+    first = next(table.pieces(names), None) if len(names) > 1 else None
+    if first is None:
+        return ()
+    found = (
+        n
+        for n in names
+        if all(mark(v) is not None for v in dict.fromkeys(map(str, first.columns[n])))
+    )
+    marked = tuple(found)
+    return marked if len(marked) > 1 else ()
 
 
 def _checked(
     table: Table,
     found: dict[Role, str | None],
-    told: dict[Role, str],
+    classes: tuple[str, ...],
     guessed: list[Role],
     notes: list[str],
     label: bool,
@@ -143,7 +179,7 @@ def _checked(
     """The columns, when those that are needed are there."""
     path = found["path"]
     for role in ("path", "label") if label else ("path",):
-        if found[role] is None:
+        if found[role] is None and not (role == "label" and classes):
             listed = ", ".join(f"`{name}`" for name in table.columns[:20])
             raise DataError(
                 f"no column of `{table.path}` is known as the {role} by its name; it has {listed}",
@@ -151,7 +187,7 @@ def _checked(
                 if any(finding.is_image_name(name) for name in table.columns)
                 else f"say which it is: --columns {role}=NAME",
             )
-    used = [name for name in found.values() if name is not None]
+    used = [*(name for name in found.values() if name is not None), *classes]
     if twice := [name for name in used if used.count(name) > 1]:
         raise DataError(f"`{twice[0]}` of `{table.path}` is named as two parts of the table")
     picture = path if path in table.holding_bytes else None
@@ -164,6 +200,7 @@ def _checked(
         path,
         picture,
         found["label"],
+        classes,
         found["split"],
         found["group"],
         found["weight"],

@@ -9,6 +9,9 @@ from numpy.typing import NDArray
 
 from cvt_cli.base import text
 
+BETWEEN = "|"
+"""Between the classes of an image that may have several, in a table."""
+
 UNKNOWN = "unknown"
 """The answer where no class is as likely as the threshold asks."""
 
@@ -31,6 +34,7 @@ class Answer:
     predictions: tuple[Prediction, ...] = ()  # the likeliest first
     error: str | None = None
     answer: str | None = None  # with a threshold: the likeliest class, or UNKNOWN
+    several: bool = False  # it may have any number of classes, and all of them are there
     features: NDArray[np.float32] | None = None  # (C,), where they were asked for
     thumbnail: bytes | None = None  # a small JPEG, where it was asked for
 
@@ -42,18 +46,34 @@ class Answer:
         return {"path": self.path, **given, "predictions": [vars(p) for p in self.predictions]}
 
 
-def flat_row(answer: Answer, top_k: int, threshold: bool) -> dict[str, Any]:
+def flat_row(answer: Answer, top_k: int, threshold: bool, several: bool = False) -> dict[str, Any]:
     """One row of a table with the same columns for every image; what there is not is None.
 
     Args:
         answer: of the image.
         top_k: classes that have columns: ``label_1``, ``score_1``, ``index_1``, ``wnid_1``, ….
         threshold: whether there is a column ``answer``.
+        several: the model's classes do not exclude each other: ``labels`` and ``scores`` take the
+            place of these columns.
     """
     row: dict[str, Any] = {"path": text.as_utf8(answer.path), "error": answer.error}
+    if several:
+        empty = {"labels": None, "scores": None}
+        return row | (empty if answer.error else several_columns(answer.predictions))
     if threshold:
         row["answer"] = answer.answer
     return {**row, **prediction_columns(answer.predictions, top_k)}
+
+
+def several_columns(predictions: Sequence[Prediction]) -> dict[str, Any]:
+    """``labels`` and ``scores`` of all classes that an image has, with `BETWEEN` in the middle.
+
+    No class that was trained on here has it in its name.
+    """
+    return {
+        "labels": BETWEEN.join(one.label for one in predictions),
+        "scores": BETWEEN.join(repr(one.score) for one in predictions),
+    }
 
 
 def prediction_columns(predictions: Sequence[Prediction], top_k: int) -> dict[str, Any]:

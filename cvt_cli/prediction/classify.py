@@ -56,8 +56,9 @@ class Loadable(Protocol):
 class Wishes:
     """What is wanted of every image."""
 
-    top_k: int = 5
-    threshold: float | None = None  # probability below which the answer is UNKNOWN
+    top_k: int | None = 5  # None is all, where an image may have several classes
+    threshold: float | None = None  # probability below which the answer is UNKNOWN, or no class of
+    #                                 several is given
     exif: bool = True  # turn pictures upright
     fast_decode: bool = False  # let large JPEGs be decoded at a part of their size
     features: bool = False  # the vector before the head instead of classes
@@ -115,8 +116,11 @@ def classify(
                 yield Answer(source.name, error=ready)
             elif wishes.features:
                 yield Answer(source.name, features=next(results))
+            elif labels.several:
+                found = several_predictions(next(results), labels, wishes.top_k, wishes.threshold)
+                yield Answer(source.name, found, thumbnail=ready[1], several=True)
             else:
-                found = top_predictions(next(results), labels, wishes.top_k)
+                found = top_predictions(next(results), labels, wishes.top_k or len(labels))
                 given = None
                 if wishes.threshold is not None:
                     given = found[0].label if found[0].score >= wishes.threshold else UNKNOWN
@@ -217,6 +221,33 @@ def top_predictions(
     order = np.argsort(-wide, kind="stable")[:top_k]  # a tie goes to the lower index
     return tuple(
         Prediction(int(i), labels.wnid(int(i)), labels.names[i], float(scores[i])) for i in order
+    )
+
+
+def sigmoid(logits: NDArray[Any]) -> NDArray[np.float64]:
+    """Probabilities of classes that do not exclude each other, without overflow."""
+    wide = np.asarray(logits, np.float64)
+    small = np.exp(-np.abs(wide))  # of the less likely of the two
+    return np.asarray(np.where(wide >= 0, 1, small) / (1 + small))
+
+
+def several_predictions(
+    logits: NDArray[np.float32], labels: Labels, most: int | None, threshold: float | None = None
+) -> tuple[Prediction, ...]:
+    """The classes of one image whose probability is at least their threshold, the likeliest first.
+
+    Args:
+        logits: (classes,).
+        labels: which says the thresholds.
+        most: how many to give; None gives all.
+        threshold: of all classes, in place of their own.
+    """
+    scores = sigmoid(logits)
+    least = np.asarray(labels.thresholds) if threshold is None else threshold
+    order = np.argsort(-scores, kind="stable")  # a tie goes to the lower index
+    chosen = order[(scores >= least)[order]][:most]
+    return tuple(
+        Prediction(int(i), labels.wnid(int(i)), labels.names[i], float(scores[i])) for i in chosen
     )
 
 

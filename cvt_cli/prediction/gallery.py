@@ -16,6 +16,9 @@ UNSURE = 0.5
 """Probability of the likeliest class below which an answer is marked as unsure, where the user
 has not set a threshold."""
 
+NONE = "none"
+"""In place of a class, for an image that has none of several."""
+
 _CHIPS = 12
 """Classes that the summary names; the rest can be searched for."""
 
@@ -95,18 +98,35 @@ class Page(WholeFile):
                 values, error=error, words=_words(path, error)
             )
         assert answer.thumbnail is not None
+        if answer.several:
+            return self._card_of_several(answer, values)
         first = answer.predictions[0]
         named = answer.answer or first.label
         unsure = answer.answer is None and first.score < UNSURE
         self._classes[named] += 1
         self._unsure += unsure
+        unknown = named == UNKNOWN and answer.answer is not None
+        return self._rendered(answer, values, named, unknown, unsure)
+
+    def _card_of_several(self, answer: Answer, values: dict[str, Any]) -> str:
+        """All classes that an image has, which may be none."""
+        names = [one.label for one in answer.predictions]
+        self._classes.update(names or [NONE])
+        return self._rendered(answer, values, ", ".join(names) or NONE, not names, False)
+
+    def _rendered(
+        self, answer: Answer, values: dict[str, Any], named: str, unknown: bool, unsure: bool
+    ) -> str:
+        assert answer.thumbnail is not None
         shorter, longer = sorted(pages.jpeg_size(answer.thumbnail))
+        words = _words(values["path"], named, *(one.label for one in answer.predictions))
         return pages.template("gallery_card.html").render(
             values,
             error=None,
-            words=_words(path, named, *(one.label for one in answer.predictions)),
+            words=words,
             named=named,
-            unknown=named == UNKNOWN and answer.answer is not None,
+            several="|".join(one.label for one in answer.predictions) if answer.several else "",
+            unknown=unknown,
             unsure=unsure,
             predictions=answer.predictions,
             thumbnail=answer.thumbnail,

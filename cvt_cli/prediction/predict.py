@@ -13,7 +13,7 @@ from cvt_cli.base.conditions import Conditions
 from cvt_cli.base.errors import CvtError, UsageError
 from cvt_cli.base.progress import Say
 from cvt_cli.base.text import counted
-from cvt_cli.engines.ready import DECIDE, ReadyModel
+from cvt_cli.engines.ready import ReadyModel, deciding
 from cvt_cli.images import decode, sources
 from cvt_cli.images.finding import Passed
 from cvt_cli.prediction import answer_tables, features, gallery
@@ -26,6 +26,9 @@ Load = Callable[[dict[str, Any] | None, int | None], ReadyModel]
 """Loads the model, told the conditions of a file that is gone on with, and how many images there
 are, if that is known."""
 
+
+TOP_K = 5
+"""Classes that are told of an image unless another number is asked for."""
 
 KINDS = {
     ".jsonl": "jsonl",
@@ -59,7 +62,7 @@ def kind_of(path: Path) -> str:
 class Asked:
     """What is asked of every image, how it is computed, and the files that the answers go to."""
 
-    top_k: int = 5
+    top_k: int | None = None  # by default 5; all where an image may have several classes
     threshold: float | None = None  # probability below which the answer is "unknown"
     exif: bool = True  # turn pictures upright
     background: str | None = None  # a colour that shows where a picture is transparent
@@ -92,7 +95,7 @@ class Asked:
         how: dict[str, Any] = {"exif": self.exif, "fast_decode": self.fast_decode}
         return how if self.background is None else {**how, "background": self.background}
 
-    def wishes(self, top_k: int) -> Wishes:
+    def wishes(self, top_k: int | None) -> Wishes:
         """What is wanted of every image, of so many classes."""
         return Wishes(
             top_k=top_k,
@@ -141,7 +144,9 @@ class Answers:
         self, ready: ReadyModel, asked: Asked, listing: sources.Listing, lines: Answered | None
     ) -> None:
         self.ready, self.total = ready, listing.total
-        self.top_k = min(asked.top_k, len(ready.labels))
+        self.top_k: int | None = min(asked.top_k or TOP_K, len(ready.labels))
+        if ready.labels.several:
+            self.top_k = asked.top_k
         self.done, self.failed = (lines.done, lines.failed) if lines else (0, 0)
         self.answered = 0
         self._asked, self._listing, self._lines = asked, listing, lines
@@ -150,7 +155,10 @@ class Answers:
     @cached_property
     def conditions(self) -> dict[str, Any]:
         """What the answers depend on, as the documented JSON keys."""
-        return {**self.ready.conditions(), **self._asked.how_read}
+        found = self.ready.conditions()
+        if self._asked.threshold is not None and "thresholds" in found:
+            found["thresholds"] = [self._asked.threshold] * len(self.ready.labels)
+        return {**found, **self._asked.how_read}
 
     @property
     def passed(self) -> Passed:
@@ -165,7 +173,7 @@ class Answers:
         """
         if self._lines is None:
             return
-        kept = {name: self.conditions[name] for name in (*DECIDE, *self._asked.how_read)}
+        kept = {**deciding(self.conditions), **self._asked.how_read}
         wanted = {**kept, "top_k": self.top_k, "threshold": self._asked.threshold}
         self._lines.begin(Conditions(wanted))
         if self.done:
@@ -195,7 +203,12 @@ class Answers:
     @cached_property
     def row(self) -> Callable[[Answer], dict[str, Any]]:
         """An answer's columns, the same for every answer."""
-        return partial(flat_row, top_k=self.top_k, threshold=self._asked.threshold is not None)
+        return partial(
+            flat_row,
+            top_k=self.top_k or 0,
+            threshold=self._asked.threshold is not None,
+            several=self.ready.labels.several,
+        )
 
     def __iter__(self) -> Iterator[Answer]:
         wanted = iter(self._listing)

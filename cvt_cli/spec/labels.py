@@ -16,19 +16,37 @@ from cvt_cli.base.limits import MOST_CLASSES
 from cvt_cli.base.package import DATA
 from cvt_cli.spec.config import shown
 
+SEVERAL = "multi_label_classification"
+"""What ``problem_type`` in a ``config.json`` says where an image may have several classes."""
+
+THRESHOLDS = "thresholds"
+"""What they are called there; transformers keeps them."""
+
+UNTOLD_THRESHOLD = 0.5
+
 _HALF = re.compile("[\ud800-\udfff]")
 _IMAGENET = DATA / "imagenet1k.tsv"
 
 
 @dataclass(frozen=True)
 class Labels:
-    """The class names of a model in the order of its logits; names need not be unique."""
+    """The class names of a model in the order of its logits; names need not be unique.
+
+    An image has one class, the likeliest by softmax; or, where there are thresholds, any number of
+    classes: those whose sigmoid is at least the class's threshold.
+    """
 
     names: tuple[str, ...]
     wnids: tuple[str | None, ...] | None = None  # None, for a class or all: not ImageNet's
+    thresholds: tuple[float, ...] | None = None  # probabilities, one for each class
 
     def __len__(self) -> int:
         return len(self.names)
+
+    @property
+    def several(self) -> bool:
+        """Whether an image may have several classes, or none."""
+        return self.thresholds is not None
 
     @property
     def named(self) -> bool:
@@ -68,6 +86,27 @@ def unnamed(num_classes: int) -> Labels:
             f"a head of {shown(num_classes)} classes; accepted are from 1 to {MOST_CLASSES:,}"
         )
     return Labels(tuple(f"LABEL_{index}" for index in range(num_classes)))
+
+
+def thresholds_of(config: Mapping[str, Any], classes: int) -> tuple[float, ...] | None:
+    """Those of a ``config.json``; 0.5 each where it says none, None where an image has one class.
+
+    Raises:
+        ConfigError: they are no probabilities, or not one for each class.
+    """
+    if config.get("problem_type") != SEVERAL:
+        return None
+    found = config.get(THRESHOLDS, [UNTOLD_THRESHOLD] * classes)
+    if (
+        not isinstance(found, list)
+        or len(found) != classes
+        or not all(isinstance(one, int | float) and 0 <= one <= 1 for one in found)
+    ):
+        raise ConfigError(
+            f"`{THRESHOLDS}` is {shown(found)}; it must be a list of {classes} numbers from 0 to "
+            "1, one for each class"
+        )
+    return tuple(map(float, found))
 
 
 def from_id2label(id2label: Mapping[Any, Any]) -> Labels:

@@ -21,7 +21,7 @@ function fits(card, chosen) {
   if (!card.dataset.words.includes(words.value.toLowerCase())) return false;
   if (!chosen) return true;
   return chosen.dataset.kind ? card.classList.contains(chosen.dataset.kind)
-    : card.dataset.class === chosen.dataset.class;
+    : (card.dataset.classes?.split("|") ?? [card.dataset.class]).includes(chosen.dataset.class);
 }
 function filter() {
   const chosen = buttons.find(button => button.getAttribute("aria-pressed") === "true");

@@ -1,0 +1,168 @@
+"""Several classes an image: a table's labels taken apart, and how such images are parted.
+
+Where a label is a text with `SIGN` in it, as "cat|dog", it may be the name of one class, or name
+two. It names several if the user says so (``--separator``), or if one of the names between the
+signs stands in another label of the table too, alone or beside others. An empty label is then an
+image of no class.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cvt_cli.base.errors import DataError, UsageError
+from cvt_cli.base.progress import Say
+from cvt_cli.datasets.table_rows import BETWEEN, Coded, Rows
+
+SIGN = "|"
+"""Between the classes of an image, as cvt writes them, and unless something else is told."""
+
+
+@dataclass(frozen=True)
+class Sets:
+    """The different sets of classes that a table's images have."""
+
+    classes: tuple[str, ...]  # sorted by name
+    marks: NDArray[np.uint8]  # (sets, classes): 1 where a set has a class
+    how: str  # they were told, in words
+
+
+def joined(names: Sequence[str]) -> str:
+    """The classes of an image in one text; empty of none."""
+    return SIGN.join(names)
+
+
+def read(rows: Rows, separator: str | None, say: Say) -> tuple[Rows, Sets] | None:
+    """The rows with the number of its set of classes as each one's label, and these sets.
+
+    Args:
+        rows: of a table.
+        separator: what the user says is between the classes of an image; empty is nothing, so that
+            each label is one class; None says nothing of it.
+        say: told what is taken as it is though it looks otherwise.
+
+    Returns:
+        None where each image has one label.
+
+    Raises:
+        DataError: no image has a class, or the name of a class is empty or has the separator in it.
+        UsageError: a separator is told, and there is none.
+    """
+    labels, where = rows.coded["label"], f"`{rows.columns.label}` of `{rows.table.path}`"
+    if rows.listed:
+        if separator is not None:
+            kind = "a column for each class" if rows.columns.classes else f"lists in {where}"
+            raise UsageError(f"--separator has no effect: the labels are {kind}, not texts")
+        how = "a column of 0 and 1 for each class" if rows.columns.classes else "lists"
+        parted = [_alone(name.split(BETWEEN)) for name in labels.names]
+    else:
+        sign = SIGN if separator is None else separator
+        if separator is None and not _recur(labels.names):
+            if many := [name for name in labels.names if SIGN in name]:
+                say(
+                    f"`{many[0]}` in {where} is taken as the name of one class, since no part of "
+                    f"it is in another label; --separator '{SIGN}' takes it as several"
+                )
+            return None
+        if not sign:
+            return None
+        how = f"separated by `{sign}`"
+        if separator is None:
+            how += f" (guessed, since names recur between them; --separator '' takes each {where} "
+            how += "as one class)"
+        parted = [_alone(name.split(sign)) for name in labels.names]
+        for name, parts in zip(labels.names, parted, strict=True):
+            if "" in parts:
+                mask = labels.are([name])
+                raise DataError(
+                    f"`{name}` in {where} has an empty name beside `{sign}`: {rows.marked(mask)}"
+                )
+    classes = tuple(sorted({part for parts in parted for part in parts}))
+    if not classes:
+        raise DataError(f"no image of `{rows.table.path}` has a class")
+    if odd := [name for name in classes if SIGN in name]:
+        raise DataError(
+            f"the class `{odd[0]}` of `{rows.table.path}` has `{SIGN}` in its name, which is "
+            "written between the classes of an image that has several",
+            hint="give the class another name",
+        )
+    place = {name: number for number, name in enumerate(classes)}
+    sets: dict[tuple[int, ...], int] = {}
+    of_text = np.empty(len(parted), np.int32)
+    for number, parts in enumerate(parted):
+        of_text[number] = sets.setdefault(tuple(sorted({place[p] for p in parts})), len(sets))
+    marks = np.zeros((len(sets), len(classes)), np.uint8)
+    for members, number in sets.items():
+        marks[number, list(members)] = 1
+    names = tuple(joined([classes[m] for m in members]) or "none" for members in sets)
+    coded = {**rows.coded, "label": Coded(names, of_text[labels.codes])}
+    return replace(rows, coded=coded), Sets(classes, marks, how)
+
+
+def _alone(parts: Sequence[str]) -> list[str]:
+    """The names without the blanks around them; none of a text of blanks."""
+    stripped = [part.strip() for part in parts]
+    return [] if stripped == [""] else stripped
+
+
+def _recur(labels: Sequence[str]) -> bool:
+    """Whether a name between `SIGN`s is in another label too."""
+    parted = [set(_alone(label.split(SIGN))) for label in dict.fromkeys(labels)]
+    distinct = set(map(frozenset, parted))
+    count = Counter(name for names in distinct for name in names)
+    return any(count[name] > 1 for names in distinct if len(names) > 1 for name in names)
+
+
+def described(marks: NDArray[np.uint8], codes: NDArray[np.int32], how: str) -> str:
+    """How the classes of images are told, and how many have none, one and several."""
+    counts = np.bincount(codes, minlength=len(marks))
+    per_set = marks.sum(axis=1)
+    none, one = (int(counts[per_set == number].sum()) for number in (0, 1))
+    return (
+        f"several labels an image, {how}: {none} have none, {one} have one, "
+        f"{len(codes) - none - one} have several"
+    )
+
+
+# --- parting such images
+
+
+def strata(labels: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """For each image (n,) the rarest of its classes, or the number of classes where it has none.
+
+    By these images are stratified: what is rare is so on both sides.
+
+    Args:
+        labels: (n, classes) of 0 and 1.
+    """
+    sizes = labels.sum(axis=0, dtype=np.int64)
+    rank = np.empty(len(sizes), np.int64)
+    order = np.argsort(sizes, kind="stable")
+    rank[order] = np.arange(len(sizes))
+    ranks = np.where(labels > 0, rank, len(sizes))
+    first = ranks.min(axis=1, initial=len(sizes))
+    return np.asarray(np.append(order, len(sizes))[first], np.int64)
+
+
+def on_both_sides(labels: NDArray[np.uint8], aside: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Which images are set aside (n,), so that each class with two images is on both sides.
+
+    A class may never be the rarest of its images, so that strata alone do not see to it.
+    """
+    aside = aside.copy()
+    for of_class in labels.T > 0:
+        if of_class.any() and not (of_class & ~aside).any():
+            aside[np.flatnonzero(of_class)[0]] = False
+    training = labels[~aside].sum(axis=0, dtype=np.int64)
+    for number, of_class in enumerate(labels.T > 0):
+        if (of_class & aside).any() or training[number] < 2:
+            continue
+        for image in np.flatnonzero(of_class):
+            if (training - labels[image] > 0)[labels[image] > 0].all():
+                aside[image] = True
+                training -= labels[image]
+                break
+    return aside
