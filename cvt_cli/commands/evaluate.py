@@ -66,16 +66,22 @@ SkipUnreadable = Annotated[
     ),
 ]
 TopK = Annotated[
-    int,
+    int | None,
     options.value_option(
-        "N", "k of the second accuracy (top-k).", options.OUTPUT, "--top-k", "-k", min=2
+        "N",
+        "k of the second accuracy (top-k). [default: 5]",
+        options.OUTPUT,
+        "--top-k",
+        "-k",
+        min=2,
     ),
 ]
 Expect = Annotated[
     float | None,
     options.value_option(
         "TOP1",
-        "Fail unless top-1 accuracy is this fraction, such as 0.816.",
+        "Fail unless top-1 accuracy is this fraction, such as 0.816; with several labels an image, "
+        "the mAP.",
         options.OUTPUT,
         min=0,
         max=1,
@@ -132,6 +138,7 @@ def evaluate(
     split: Split = None,
     columns: options.Columns = None,
     images: options.ImagesFolder = None,
+    separator: options.Separator = None,
     label_map: LabelMap = None,
     group_by: options.GroupBy = None,
     groups: GroupsFile = None,
@@ -150,7 +157,7 @@ def evaluate(
     resume: Resume = None,
     scores: Scores = None,
     confusion: ConfusionFile = None,
-    top_k: TopK = 5,
+    top_k: TopK = None,
     expect: Expect = None,
     tolerance: Tolerance = AGREEMENT,
     resume_predictions: ResumePredictions = False,
@@ -207,6 +214,7 @@ def evaluate(
                 data_dir=data_dir,
                 columns=columns,
                 images=images,
+                separator=separator,
                 label_map=label_map,
                 real=real,
                 group_by=group_by,
@@ -257,12 +265,12 @@ def evaluate(
 
 
 def _missed(results: "list[Result]", expect: float, tolerance: float) -> list[str]:
-    """What is said of the models whose top-1 is not what was expected."""
+    """What is said of the models whose top-1, or mAP, is not what was expected."""
+    found = [(one.model, *one.metrics.headline) for one in results]
     return [
-        f"top-1 of `{one.model}` is {one.metrics.top1:.4f}, expected is {expect:.4f} "
-        f"within {tolerance:g}"
-        for one in results
-        if abs(one.metrics.top1 - expect) > tolerance
+        f"{name} of `{model}` is {value:.4f}, expected is {expect:.4f} within {tolerance:g}"
+        for model, name, value in found
+        if abs(value - expect) > tolerance
     ]
 
 

@@ -31,6 +31,7 @@ def finetune(
     data_argument: options.DataArgument = None,
     columns: options.Columns = None,
     images: options.ImagesFolder = None,
+    separator: options.Separator = None,
     group_by: options.GroupBy = None,
     allow_overlap: finetune_options.AllowOverlap = False,
     folds: finetune_options.Folds = None,
@@ -56,6 +57,7 @@ def finetune(
     class_weights: finetune_options.ClassWeights = None,
     sampler: finetune_options.Sampler = None,
     select: finetune_options.Select = None,
+    threshold_for: finetune_options.ThresholdFor = None,
     patience: finetune_options.Patience = None,
     max_time: finetune_options.MaxTime = None,
     warmup_epochs: finetune_options.WarmupEpochs = None,
@@ -173,6 +175,12 @@ def _start_on(gpus: int, device: str) -> None:
 
 
 def _best(result: "Result") -> str:
+    if result.thresholds is not None:
+        return (
+            f"best: epoch {result.best_epoch}, mAP {result.val_map or 0:.4f}, micro F1 "
+            f"{result.val_micro_f1 or 0:.4f}, macro F1 {result.val_macro_f1 or 0:.4f} on "
+            f"{result.val_n} validation images, at thresholds chosen on them\n{result.best}"
+        )
     low, high = result.val_top1_interval
     return (
         f"best: epoch {result.best_epoch}, top-1 {result.val_top1:.4f} on "
@@ -183,19 +191,20 @@ def _best(result: "Result") -> str:
 
 def _of_folds(result: "folded.Result") -> str:
     """What a cross-validation found, for a person."""
+    what = "exact" if result.several else "top-1"
     lines = [
-        f"fold {one.fold}  top-1 {one.top1:.4f}  ({one.correct} of {one.n}; trained on "
+        f"fold {one.fold}  {what} {one.top1:.4f}  ({one.correct} of {one.n}; trained on "
         f"{one.train_n}, best epoch {one.best_epoch})"
         for one in result.folds
     ]
     low, high = result.mean_interval
     lines.append(
-        f"mean    top-1 {result.mean:.4f}  (95 % interval {low:.4f} to {high:.4f}, over the folds)"
+        f"mean    {what} {result.mean:.4f}  (95 % interval {low:.4f} to {high:.4f}, over the folds)"
     )
     low, high = result.top1_interval
     by = "" if result.groups is None else f", over {counted(result.groups, 'group')}"
     lines.append(
-        f"all     top-1 {result.top1:.4f}  ({result.correct} of {result.n}; 95 % interval "
+        f"all     {what} {result.top1:.4f}  ({result.correct} of {result.n}; 95 % interval "
         f"{low:.4f} to {high:.4f}{by})"
     )
     return "\n".join([*lines, str(result.out_of_fold)])

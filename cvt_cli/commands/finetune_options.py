@@ -161,11 +161,21 @@ Sampler = Annotated[
     ),
 ]
 Select = Annotated[
-    Literal["top1", "balanced", "macro-f1", "auc", "loss"] | None,
+    Literal["top1", "balanced", "macro-f1", "auc", "loss", "map"] | None,
     options.value_option(
         "NAME",
         "Metric on the validation images that selects the best epoch: top1, balanced (accuracy), "
-        "macro-f1, auc or loss. [default: top1]",
+        "macro-f1, auc or loss; with several labels an image map, macro-f1, auc or loss. [default: "
+        "top1, or map]",
+        TRAINING,
+    ),
+]
+ThresholdFor = Annotated[
+    str | None,
+    options.text_option(
+        "AIM",
+        "With several labels an image: choose each class's threshold on the validation images for "
+        "f1, or for a precision, such as precision=0.9. [default: f1]",
         TRAINING,
     ),
 ]

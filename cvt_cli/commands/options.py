@@ -382,6 +382,15 @@ ImagesFolder = Annotated[
         DATA,
     ),
 ]
+Separator = Annotated[
+    str | None,
+    text_option(
+        "SIGN",
+        "What stands between the classes in a table's label column, such as | or ;, or `none`: "
+        "each label is one class. [default: | where names recur between it]",
+        DATA,
+    ),
+]
 GroupBy = Annotated[
     str | None,
     text_option(

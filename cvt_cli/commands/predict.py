@@ -361,10 +361,12 @@ def _check_options(
 
 
 def _print_table(answer: "Answer") -> None:
+    if answer.several and not answer.predictions:
+        output.emit(f"{answer.path}: {NONE}\n")
+        return
     with_wnid = any(p.wnid for p in answer.predictions)
-    said = NONE if answer.several and not answer.predictions else answer.answer
     output.print_table(
-        answer.path if said is None else f"{answer.path}: {said}",
+        answer.path if answer.answer is None else f"{answer.path}: {answer.answer}",
         ("class", "probability", "index", *(("WNID",) if with_wnid else ())),
         [
             (p.label, f"{p.score:.4f}", str(p.index), *((p.wnid or "",) if with_wnid else ()))

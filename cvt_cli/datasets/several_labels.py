@@ -21,6 +21,10 @@ SIGN = "|"
 """Between the classes of an image, as cvt writes them, and unless something else is told."""
 
 
+NO_SIGN = "none"
+"""What the user says where each label is one class, whatever is in it."""
+
+
 @dataclass(frozen=True)
 class Sets:
     """The different sets of classes that a table's images have."""
@@ -40,8 +44,8 @@ def read(rows: Rows, separator: str | None, say: Say) -> tuple[Rows, Sets] | Non
 
     Args:
         rows: of a table.
-        separator: what the user says is between the classes of an image; empty is nothing, so that
-            each label is one class; None says nothing of it.
+        separator: what the user says is between the classes of an image, or `NO_SIGN`; None says
+            nothing of it.
         say: told what is taken as it is though it looks otherwise.
 
     Returns:
@@ -67,11 +71,13 @@ def read(rows: Rows, separator: str | None, say: Say) -> tuple[Rows, Sets] | Non
                     f"it is in another label; --separator '{SIGN}' takes it as several"
                 )
             return None
-        if not sign:
+        if sign == NO_SIGN:
             return None
         how = f"separated by `{sign}`"
         if separator is None:
-            how += f" (guessed, since names recur between them; --separator '' takes each {where} "
+            how += (
+                f" (guessed, since names recur between them; --separator none takes each {where} "
+            )
             how += "as one class)"
         parted = [_alone(name.split(sign)) for name in labels.names]
         for name, parts in zip(labels.names, parted, strict=True):

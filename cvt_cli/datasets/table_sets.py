@@ -37,7 +37,7 @@ class Told:
     columns: str | None = None  # which column has which part
     images: Path | None = None  # the folder that paths start from
     group_by: str | None = None  # a column, or a pattern of the images' paths
-    separator: str | None = None  # between the classes of an image; empty is none
+    separator: str | None = None  # between the classes of an image, or "none"
 
 
 @dataclass(frozen=True)

@@ -12,12 +12,16 @@ import numpy as np
 from cvt_cli.base.errors import DataError, UsageError
 from cvt_cli.base.text import as_utf8
 from cvt_cli.prediction.answer_tables import require_parquet
+from cvt_cli.prediction.answers import BETWEEN
 
 SUFFIXES = (".jsonl", ".csv", ".parquet")
 """The kinds of predictions files, which `cvt evaluate` writes."""
 
 RESAMPLES = 10_000
 """How often the images are drawn again, for the interval of the difference."""
+
+NONE = "none"
+"""In place of a class, for an image that has none of several."""
 
 _HINT = "`cvt evaluate --predictions FILE` writes what is compared here"
 
@@ -217,6 +221,10 @@ def _line(row: Mapping[str, Any], where: str) -> Line:
         # Tables hold odd file names escaped, JSON may hold them as they are.
         return as_utf8(value) if value else None
 
+    if "labels" in row:  # an image may have several, or none
+        row = {**row, "label": _sorted(row["labels"])}
+        if not row.get("error"):
+            row["label_1"] = _sorted(row.get("predicted"))
     path, label, correct = text("path"), text("label"), row.get("correct")
     error, predicted = text("error"), text("label_1")
     if path is None or label is None or not isinstance(correct, bool):
@@ -226,13 +234,22 @@ def _line(row: Mapping[str, Any], where: str) -> Line:
     return Line(path, label, correct, predicted, text("wnid_1"), text("sha256"))
 
 
+def _sorted(names: Any) -> str:
+    """The classes of an image in one order, whichever they were answered in."""
+    return BETWEEN.join(sorted(str(names or NONE).split(BETWEEN)))
+
+
 def _json_rows(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
     with path.open(encoding="utf-8-sig") as file:
         for number, line in enumerate(file, 1):
             where = f"`{path}`, line {number}"
             try:
                 row: dict[str, Any] = dict(json.loads(line))
-                if "error" not in row:
+                if "labels" in row:
+                    row["labels"] = BETWEEN.join(row["labels"])
+                    if "error" not in row:
+                        row["predicted"] = BETWEEN.join(one["label"] for one in row["predictions"])
+                elif "error" not in row:
                     best = row["predictions"][0]
                     row |= {"label_1": best["label"], "wnid_1": best["wnid"]}
             except (ValueError, TypeError, KeyError, IndexError, RecursionError):
@@ -266,7 +283,8 @@ def _parquet_rows(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
     number = 0
     try:
         there = parquet.read_schema(path).names
-        texts = [n for n in ("path", "label", "error", "label_1", "wnid_1") if n in there]
+        known = ("path", "label", "error", "label_1", "wnid_1", "labels", "predicted")
+        texts = [name for name in known if name in there]
         # As dictionaries: a text that many rows share is held once.
         with parquet.ParquetFile(path, read_dictionary=texts) as file:
             if file.metadata.num_rows > path.stat().st_size:

@@ -60,10 +60,10 @@ def shares(of: Margins) -> Shares:
     """What each class's counts come to."""
     total = of.total[..., None]
     return Shares(
-        _divided(of.right, of.answered),
-        _divided(of.right, of.actual),
-        _divided(total - of.actual - of.answered + of.right, total - of.actual),
-        _divided(2 * of.right, of.actual + of.answered),
+        divided(of.right, of.answered),
+        divided(of.right, of.actual),
+        divided(total - of.actual - of.answered + of.right, total - of.actual),
+        divided(2 * of.right, of.actual + of.answered),
     )
 
 
@@ -76,11 +76,11 @@ def summary(of: Margins) -> dict[str, NDArray[np.float64]]:
     """
     found, there = shares(of), of.actual > 0
     support = of.actual.sum(axis=-1)
-    numbers = {"accuracy": _divided(of.right.sum(axis=-1), of.total)}
+    numbers = {"accuracy": divided(of.right.sum(axis=-1), of.total)}
     for name in SHARES:
         share = np.where(there, np.nan_to_num(getattr(found, name)), 0.0)
-        numbers[f"macro_{name}"] = _divided(share.sum(axis=-1), there.sum(axis=-1))
-        numbers[f"weighted_{name}"] = _divided((share * of.actual).sum(axis=-1), support)
+        numbers[f"macro_{name}"] = divided(share.sum(axis=-1), there.sum(axis=-1))
+        numbers[f"weighted_{name}"] = divided((share * of.actual).sum(axis=-1), support)
     numbers["balanced_accuracy"] = numbers["macro_recall"]
     none = of.total - of.answered.sum(axis=-1)
     squared = of.total * of.total
@@ -88,14 +88,14 @@ def summary(of: Margins) -> dict[str, NDArray[np.float64]]:
     above = of.right.sum(axis=-1) * of.total - by_chance
     spread = np.sqrt(np.maximum(squared - (of.actual**2).sum(axis=-1), 0))
     answers = np.sqrt(np.maximum(squared - (of.answered**2).sum(axis=-1) - none * none, 0))
-    matthews = _divided(above, spread * answers)
+    matthews = divided(above, spread * answers)
     # As scikit-learn: with one class alone, or one answer, it says nothing, which is 0.
     numbers["matthews"] = np.where((spread * answers == 0) & (of.total > 0), 0.0, matthews)
-    numbers["kappa"] = _divided(above, squared - by_chance)
+    numbers["kappa"] = divided(above, squared - by_chance)
     return numbers
 
 
-def _divided(part: Any, whole: Any) -> NDArray[np.float64]:
+def divided(part: Any, whole: Any) -> NDArray[np.float64]:
     """The quotient; NaN where the divisor is 0."""
     part, whole = np.broadcast_arrays(part, whole)
     result = np.full(part.shape, np.nan)

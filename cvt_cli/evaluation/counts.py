@@ -230,7 +230,7 @@ class Counts:
             else PresentClasses(len(present), Rate(self.n, self.correct_present)),
             real=Rate(self.real_n, self.real_correct) if self.real_n else None,
             calibration=None if loss is None else self.calibration.result(self.readable, loss),
-            groups=self._groups(),
+            groups=self.by_groups(),
             classes=tuple(
                 ClassRate(
                     names[i],
@@ -240,13 +240,14 @@ class Counts:
                 for i in np.flatnonzero(self.class_n)
             ),
             confusions=self._most_confused(labels),
-            images_per_sec=_per_sec(self.n, self.seconds),
-            decode_images_per_sec=_per_sec(self.readable, self.decode_sec),
-            model_images_per_sec=_per_sec(self.readable, self.model_sec),
+            images_per_sec=per_sec(self.n, self.seconds),
+            decode_images_per_sec=per_sec(self.readable, self.decode_sec),
+            model_images_per_sec=per_sec(self.readable, self.model_sec),
             transfer_sec=self.transfer_sec,
         )
 
-    def _groups(self) -> Groups | None:
+    def by_groups(self) -> Groups | None:
+        """The accuracy on each group; None where there are none."""
         found = sorted(self.groups.items())
         rates = tuple(GroupRate(name, Rate(n, correct)) for name, (n, correct) in found)
         return Groups(rates) if rates else None
@@ -258,7 +259,8 @@ class Counts:
         return tuple(Confusion(names[a], names[b], n) for (a, b), n in pairs[:MOST_CONFUSED])
 
 
-def _per_sec(n: int, seconds: float) -> float | None:
+def per_sec(n: int, seconds: float) -> float | None:
+    """A rate; None in no time."""
     return n / seconds if seconds else None
 
 

@@ -26,11 +26,16 @@ from cvt_cli.evaluation import (
     report,
     run_models,
     score_files,
+    several_measures,
+    several_report,
 )
+from cvt_cli.evaluation.metrics import Metrics
 from cvt_cli.evaluation.predictions import PredictionFiles
-from cvt_cli.evaluation.request import Asked, check
+from cvt_cli.evaluation.request import TOP_K, Asked, check, check_task
 from cvt_cli.evaluation.result import Part, Result, published_beside
 from cvt_cli.evaluation.run_models import Subject
+from cvt_cli.evaluation.several_labels import SetCounts, SetOutcomes
+from cvt_cli.evaluation.several_measures import SetMetrics
 from cvt_cli.spec import published
 from cvt_cli.spec.config import Activation
 from cvt_cli.spec.formats import EngineChoice
@@ -56,6 +61,7 @@ def evaluate(  # type: ignore[misc]  # the options are the same in both, and are
     images: Place | None = None,
     label_map: Place | None = None,
     real: Place | None = None,
+    separator: str | None = None,
     group_by: str | None = None,
     groups: Place | None = None,
     skip_unreadable: bool = False,
@@ -67,7 +73,7 @@ def evaluate(  # type: ignore[misc]  # the options are the same in both, and are
     device: str = "auto",
     engine: EngineChoice = "auto",
     precision: str = "auto",
-    top_k: int = 5,
+    top_k: int | None = None,
     predictions: Place | None = None,
     resume: bool = False,
     scores: Place | None = None,
@@ -111,7 +117,7 @@ def evaluate(  # type: ignore[misc]  # the options are the same in both, and are
         data=_data(data),
         split=split,
         data_dir=_path(data_dir),
-        told=Told(columns, _path(images), group_by),
+        told=Told(columns, _path(images), group_by, separator),
         label_map=_path(label_map),
         real=_path(real),
         groups=_path(groups),
@@ -218,7 +224,10 @@ def _evaluate(names: list[str], settings: Asked, access: Access) -> list[Result]
             if several:
                 folder = folder / predictions.name_in_files(ready.model)
             document = results[-1].to_json()
-            path = report.report_on(folder, document, one, images, settings.exif)
+            if one.labels.several:
+                path = several_report.write_report(folder, document)
+            else:
+                path = report.report_on(folder, document, one, images, settings.exif)
             access.say(f"written: `{path}`")
     return results
 
@@ -277,9 +286,11 @@ def _loaded(
         images=mine,
         together=min(mine, settings.batch_size),
     )
+    check_task(ready.model, ready.labels, images, settings)
     class_index, how = match_classes(images.classes, ready.labels, settings.label_map)
     one = run_models.subject(
-        *(ready.engine, ready.preprocessing, ready.labels, class_index, images, settings.top_k),
+        *(ready.engine, ready.preprocessing, ready.labels, class_index, images),
+        settings.top_k or TOP_K,
         keep=None if settings.scores is None else True,
         folder=settings.scores and settings.scores.parent,
     )
@@ -341,8 +352,25 @@ def _write(
         say(f"written: `{path}`")
     if settings.confusion is not None:
         path = predictions.named_for(settings.confusion, name)
+        assert isinstance(result.metrics, Metrics)  # it was refused of several labels
         score_files.write_confusion(path, result.metrics.measures, one.labels)
         say(f"written: `{path}`")
+
+
+def _of_sets(
+    one: Subject, counts: SetCounts, images: LabelledImages, settings: Asked
+) -> SetMetrics:
+    """What is measured where an image may have several classes."""
+    assert isinstance(one.outcomes, SetOutcomes)
+    found = several_measures.measure(
+        one.outcomes,
+        one.right(images),
+        one.labels,
+        groups=[one.groups.get(name, "") for name in images.names] if one.groups else (),
+        weights=images.weights,
+        threads=settings.workers or machine.threads(),
+    )
+    return several_measures.metrics_of(counts, found)
 
 
 def _result(
@@ -353,8 +381,12 @@ def _result(
     settings: Asked,
     offline: bool,
 ) -> Result:
-    metrics = one.result.metrics(one.labels)
-    if one.outcomes is not None:
+    metrics: Metrics | SetMetrics
+    if isinstance(one.result, SetCounts):
+        metrics = _of_sets(one, one.result, images, settings)
+    else:
+        metrics = one.result.metrics(one.labels)
+    if one.outcomes is not None and isinstance(metrics, Metrics):
         found = measure_outcomes.measure(
             one.outcomes,
             one.class_index[images.labels],

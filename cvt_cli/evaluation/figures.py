@@ -203,7 +203,12 @@ def _size(document: Mapping[str, Any]) -> str:
     return f" at {document['height']}x{document['width']}" if document["height"] else ""
 
 
-def draw_curves(rows: Sequence[Mapping[str, float | None]], path: Path, name: str) -> None:
+def draw_curves(
+    rows: Sequence[Mapping[str, Any]],
+    path: Path,
+    name: str,
+    main: tuple[str, str] = ("val_top1", "Top-1"),
+) -> None:
     """Losses, validation top-1 and learning rate of a run by epoch, its best epoch marked.
 
     Args:
@@ -211,6 +216,7 @@ def draw_curves(rows: Sequence[Mapping[str, float | None]], path: Path, name: st
             ``val_loss`` in nats and ``val_top1`` as a fraction; None and NaN are gaps.
         path: of the picture; its suffix says which kind.
         name: of the run.
+        main: what is drawn in place of top-1, a fraction: its name in the rows, and for people.
 
     Raises:
         UsageError, CvtError: as `check`.
@@ -222,7 +228,7 @@ def draw_curves(rows: Sequence[Mapping[str, float | None]], path: Path, name: st
     def column(key: str) -> NDArray[np.float64]:
         return np.array([np.nan if row[key] is None else row[key] for row in rows], np.float64)
 
-    epochs, top1 = column("epoch"), 100 * column("val_top1")
+    epochs, top1 = column("epoch"), 100 * column(main[0])
     with _styled():
         figure = Figure(figsize=(11, 3.7), layout="constrained")
         left, middle, right = figure.subplots(1, 3, width_ratios=(4, 4, 3))
@@ -239,7 +245,7 @@ def draw_curves(rows: Sequence[Mapping[str, float | None]], path: Path, name: st
         left.legend(frameon=False)
         middle.plot(epochs, top1, color=_ORANGE, **style)
         middle.set_ylim(0, 100)  # a part of the scale makes small gains look large
-        middle.set_title("Top-1 on validation images (%)")
+        middle.set_title(f"{main[1]} on validation images (%)")
         right.plot(epochs, column("learning_rate"), color=_BLUE, **style)
         right.set_title("Learning rate")
         best_said = ""

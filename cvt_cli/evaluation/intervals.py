@@ -1,6 +1,6 @@
 """95 % intervals: bootstrap over images or whole groups, from each image's part, of a gap."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from statistics import NormalDist
 
 import numpy as np
@@ -42,15 +42,28 @@ def bootstrap(
     said = np.full(len(actual), len(known))
     said[answered >= 0] = places[len(actual) :]
     cells, of_cell = np.unique(right * (len(known) + 1) + said, return_inverse=True)
+    parts = draws(of_cell, len(cells), weights, groups, len(known))
+    return of_draws(parts, lambda drawn: summary(_margins_of(cells, drawn, len(known))))
+
+
+def of_draws(
+    parts: Iterable[NDArray[np.float64]],
+    numbers: Callable[[NDArray[np.float64]], dict[str, NDArray[np.float64]]],
+) -> dict[str, Interval]:
+    """Percentile intervals of numbers that follow from draws.
+
+    Args:
+        parts: of `draws`.
+        numbers: gives them by name, each (R,), of what each cell has (R, cells).
+    """
     found: dict[str, list[NDArray[np.float64]]] = {}
-    for drawn in _draws(of_cell, len(cells), weights, groups, len(known)):
-        of_some = summary(_margins_of(cells, drawn, len(known)))
-        for name, values in of_some.items():
+    for drawn in parts:
+        for name, values in numbers(drawn).items():
             found.setdefault(name, []).append(values)
     return {name: _percentiles(np.concatenate(values)) for name, values in found.items()}
 
 
-def _draws(
+def draws(
     of_cell: NDArray[np.int64],
     cells: int,
     weights: NDArray[np.float64] | None,

@@ -112,12 +112,12 @@ def measure(
         return None
     actual, answered = right[rows], outcomes.answered[rows].astype(np.int64)
     weight = None if weights is None else weights[rows]
-    number, count = _numbered(groups, rows)
+    number, count = numbered(groups, rows)
     drawn = number if count >= intervals.FEWEST_GROUPS else None
     of = count_measures.margins(actual, answered, classes, weight)
     found = {name: float(value) for name, value in count_measures.summary(of).items()}
     ranges = intervals.bootstrap(actual, answered, weight, drawn) if intervals_too else {}
-    numbers = {name: _estimate(value, ranges.get(name)) for name, value in found.items()}
+    numbers = {name: estimate(value, ranges.get(name)) for name, value in found.items()}
 
     present = np.flatnonzero(of.actual)
     readable = answered != count_measures.NO_ANSWER
@@ -155,7 +155,7 @@ def with_measures(metrics: Metrics, found: Measures | None, labels: Labels) -> M
     return replace(metrics, classes=classes, measures=found, labels=labels)
 
 
-def _numbered(groups: Sequence[str], rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], int]:
+def numbered(groups: Sequence[str], rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], int]:
     """Each image's group as a number, and how many there are."""
     if not len(groups):
         return np.empty(0, np.int64), 0
@@ -165,7 +165,8 @@ def _numbered(groups: Sequence[str], rows: NDArray[np.int64]) -> tuple[NDArray[n
     return np.array([known[groups[row]] for row in rows], np.int64), len(known)
 
 
-def _estimate(value: float, interval: tuple[float, float] | None) -> Estimate:
+def estimate(value: float, interval: tuple[float, float] | None) -> Estimate:
+    """A number with its interval, where they are finite."""
     if not np.isfinite(value):
         return Estimate(None, None)
     return Estimate(value, interval if interval and np.isfinite(interval).all() else None)

@@ -183,6 +183,11 @@ class Metrics:
         return self.top1_correct / self.n if self.n else 0.0
 
     @property
+    def headline(self) -> tuple[str, float]:
+        """What ``--expect`` is compared with."""
+        return "top-1", self.top1
+
+    @property
     def topk(self) -> float:
         """Fraction of all images whose class is among the k likeliest."""
         return self.topk_correct / self.n if self.n else 0.0

@@ -83,12 +83,16 @@ class Outcomes:
         places = [np.frombuffer(part, np.int64) for part in torchrun.gather_bytes(mine.tobytes())]
         if not all(torchrun.gather(self.scores is not None)):
             self.scores = None
-        for array in (self.answered, self.confidence, self.scores):
+        for array in self.arrays():
             if array is None:
                 continue
             parts = torchrun.gather_bytes(np.ascontiguousarray(array[mine]).tobytes())
             for where, part in zip(places, parts, strict=True):
                 array[where] = np.frombuffer(part, array.dtype).reshape(-1, *array.shape[1:])
+
+    def arrays(self) -> tuple[NDArray[Any] | None, ...]:
+        """All that is noted of each image."""
+        return self.answered, self.confidence, self.scores
 
     @property
     def counted(self) -> NDArray[np.int64]:

@@ -7,16 +7,20 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import numpy as np
+
 from cvt_cli.base import torchrun
 from cvt_cli.base.conditions import Conditions, names_hash
 from cvt_cli.base.errors import ImageError, UsageError
 from cvt_cli.base.progress import Progress, Say
 from cvt_cli.base.text import as_utf8, counted
 from cvt_cli.datasets.labelled import LabelledImages
-from cvt_cli.engines.ready import DECIDE
+from cvt_cli.datasets.several_labels import joined
+from cvt_cli.engines.ready import deciding
 from cvt_cli.evaluation.comparison import SUFFIXES
 from cvt_cli.evaluation.resume import Counted, Line
 from cvt_cli.evaluation.run_models import Judged, Subject
+from cvt_cli.evaluation.several_labels import JudgedSet, SetOutcomes
 from cvt_cli.prediction.answer_tables import Csv, Parquet, require_parquet
 from cvt_cli.prediction.answers import prediction_columns
 from cvt_cli.prediction.classify import ahead
@@ -56,8 +60,10 @@ def name_in_files(model: str) -> str:
     return model.replace("/", "--")
 
 
-def row(item: Judged, top_k: int) -> dict[str, Any]:
+def row(item: Judged | JudgedSet, top_k: int) -> dict[str, Any]:
     """A row of a table: ``path``, ``label``, ``correct``, ``error``, ``label_1``, …."""
+    if isinstance(item, JudgedSet):
+        return {"path": as_utf8(item.path), **item.row()}
     start = {"path": as_utf8(item.path), "label": item.label, "correct": item.correct}
     return {**start, "error": item.error, **prediction_columns(item.predictions, top_k)}
 
@@ -177,13 +183,24 @@ def _note_earlier(one: Subject, lines: Sequence[Line], images: LabelledImages) -
         if (line := said.get(name)) is not None:
             if line.answered is None:
                 one.outcomes.add_failure(index, one.result.skipped)
+            elif isinstance(one.outcomes, SetOutcomes):
+                one.outcomes.add_earlier_set(index, line.said, line.scores)
             else:
                 one.outcomes.add_earlier(index, line.answered, line.confidence)
-    one.outcomes.scores = None
+    if not one.labels.several:  # whose lines have them
+        one.outcomes.scores = None
+
+
+def _named(one: Subject, right: Any) -> str:
+    """The right class by the model's name; where there may be several, all of them."""
+    if one.labels.several:
+        return joined([one.labels.names[place] for place in np.flatnonzero(right).tolist()])
+    return str(one.labels.names[right])
 
 
 def _table(path: Path, conditions: Mapping[str, Any], one: Subject) -> Csv | Parquet:
-    of_item, empty = partial(row, top_k=one.result.k), Judged("", "")
+    of_item = partial(row, top_k=one.result.k)
+    empty = JudgedSet("", ()) if one.labels.several else Judged("", "")
     if path.suffix.lower() == ".csv":
         return Csv(path, of_item, empty)
     return Parquet(path, conditions, of_item, empty)
@@ -198,7 +215,8 @@ def _kept_under(conditions: Mapping[str, Any], one: Subject) -> Conditions:
         among = f"{len(present)} of {len(one.labels)}, {indices[:16]}"
     return Conditions(
         {
-            **{name: conditions[name] for name in (*DECIDE, "exif")},
+            **deciding(conditions),
+            "exif": conditions["exif"],
             "processes": torchrun.count(),
             "skipped": one.result.skipped,
             "k": one.result.k,
@@ -243,11 +261,11 @@ def check_lines(
             hint,
         )
     for line in lines:
-        right = int(one.class_index[data.labels[place[line.path]]])
-        if line.label != one.labels.names[right]:
+        right = one.right(data, [place[line.path]])[0]
+        label = _named(one, right)
+        if line.label != label:
             raise UsageError(
-                f"`{line.path}` is of class `{line.label}` in `{path}`, and of "
-                f"`{one.labels.names[right]}` now",
+                f"`{line.path}` is of class `{line.label}` in `{path}`, and of `{label}` now",
                 hint,
             )
         one.truth.add(one, line.path, right)

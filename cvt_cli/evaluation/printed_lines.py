@@ -2,15 +2,18 @@
 
 from cvt_cli.base.text import counted, printable
 from cvt_cli.evaluation.calibration import Calibration
-from cvt_cli.evaluation.measure_outcomes import Measures
+from cvt_cli.evaluation.measure_outcomes import Estimate, Measures
 from cvt_cli.evaluation.metrics import Groups, Metrics
 from cvt_cli.evaluation.result import Result
+from cvt_cli.evaluation.several_measures import SetMetrics
 from cvt_cli.spec.published import MEASURED_BY
 
 
 def lines(result: Result) -> list[str]:
     """A line for each thing that was measured."""
     found = result.metrics
+    if isinstance(found, SetMetrics):
+        return _of_sets(found, result.n_trained_on)
     n, k = found.n, found.k
     lines = [
         f"top-1   {100 * found.top1:.2f} %  ({found.top1_correct} of {n}; "
@@ -23,10 +26,7 @@ def lines(result: Result) -> list[str]:
             f"{counted(subset.n, 'class')} present"
         )
     if result.n_trained_on:
-        lines.append(
-            f"trained {result.n_trained_on} of these {n} images were trained on; "
-            "--split val measures on those held out"
-        )
+        lines.append(_trained_on(result.n_trained_on, n))
     if not found.topk_is_certain:
         lines.append(f"top-{k:<3} {100 * found.topk:.2f} %  ({found.topk_correct} of {n})")
     if (real := found.real) is not None:
@@ -54,6 +54,61 @@ def lines(result: Result) -> list[str]:
     return lines + _speed(found)
 
 
+def _trained_on(trained: int, n: int) -> str:
+    return (
+        f"trained {trained} of these {n} images were trained on; "
+        "--split val measures on those held out"
+    )
+
+
+def _of_sets(found: SetMetrics, trained: int | None) -> list[str]:
+    """The same where an image may have several classes."""
+    exact, lines = found.exact, []
+    if found.measures is not None:
+        numbers = found.measures.numbers
+
+        def said(name: str, key: str) -> str:
+            return _number(name, numbers[key], 100, 2)
+
+        lines = [
+            f"mAP     {said('', 'map').strip()}; {_number('AUC', numbers['roc_auc'], 1, 4)}",
+            f"F1      {said('micro', 'micro_f1')}; {said('macro', 'macro_f1')}; "
+            f"{said('sample', 'sample_f1')}",
+            f"macro   {said('precision', 'macro_precision')}; {said('recall', 'macro_recall')}",
+        ]
+    lines.append(
+        f"exact   {100 * (exact.accuracy or 0):.2f} %  ({exact.correct} of {exact.n}; "
+        f"95 % interval {_range(exact.interval)}) have all their classes and no other"
+    )
+    if trained:
+        lines.append(_trained_on(trained, found.n))
+    loss = "none readable" if found.loss is None else f"{found.loss:.4f} nats"
+    lines.append(f"loss    {loss}, binary cross-entropy")
+    if found.measures is not None:
+        known = [one for one in found.measures.classes if one.average_precision is not None]
+        hardest = sorted(known, key=lambda one: one.average_precision or 0.0)[:3]
+        told = [
+            f"{one.label} (AP {100 * (one.average_precision or 0):.2f} %; from "
+            f"{one.threshold:.3f} precision {100 * (one.precision or 0):.2f} %, "
+            f"recall {100 * (one.recall or 0):.2f} %)"
+            for one in hardest
+        ]
+        lines.append(f"hardest {printable(', '.join(told))}")
+    if found.groups is not None:
+        lines += _groups(found.groups)
+    return lines + _speed(found)
+
+
+def _number(name: str, one: Estimate, factor: float, digits: int) -> str:
+    if one.value is None:
+        return f"{name} unknown"
+    unit = " %" if factor == 100 else ""
+    between = ""
+    if one.interval is not None:
+        between = f" ({' to '.join(f'{factor * bound:.{digits}f}' for bound in one.interval)})"
+    return f"{name} {factor * one.value:.{digits}f}{unit}{between}"
+
+
 def _range(interval: tuple[float, float]) -> str:
     return " to ".join(f"{100 * bound:.2f}" for bound in interval)
 
@@ -62,14 +117,7 @@ def _measures(found: Measures) -> list[str]:
     """The classes together, and how far the model can answer alone."""
 
     def said(name: str, key: str, factor: float, digits: int) -> str:
-        one = found.numbers[key]
-        if one.value is None:
-            return f"{name} unknown"
-        unit = " %" if factor == 100 else ""
-        between = ""
-        if one.interval is not None:
-            between = f" ({' to '.join(f'{factor * bound:.{digits}f}' for bound in one.interval)})"
-        return f"{name} {factor * one.value:.{digits}f}{unit}{between}"
+        return _number(name, found.numbers[key], factor, digits)
 
     lines = [
         f"classes {said('balanced accuracy', 'balanced_accuracy', 100, 2)}; "
@@ -124,7 +172,7 @@ def _groups(found: Groups) -> list[str]:
     ]
 
 
-def _speed(found: Metrics) -> list[str]:
+def _speed(found: Metrics | SetMetrics) -> list[str]:
     if not found.images_per_sec:
         return []
     parts = (

@@ -91,7 +91,7 @@ def write_report(
         title=f"{shareable.title(document['model'])} on {shareable.title(document['data'])}",
         subtitle=f"{pages.images(document['n'])} in {pages.classes(len(document['classes']))}",
         day=f"{pages.now():%Y-%m-%d}",
-        warnings=list(_warnings(document)),
+        warnings=list(warnings_of(document)),
         top1=_top1(document),
         figures=list(_figures(document, scores, num_classes or len(names))),
         average=100 * document["top1"],
@@ -99,7 +99,7 @@ def write_report(
         classes=_classes(scores),
         calibration=_calibration(document),
         alone=report_charts.alone(document.get("risk_coverage")),
-        groups=_groups(document),
+        groups=groups_of(document),
         mistakes=mistakes,
         about=pages.about(
             document,
@@ -160,7 +160,7 @@ class _Warning:
     option: str = ""
 
 
-def _warnings(document: Mapping[str, Any]) -> Iterator[_Warning]:
+def warnings_of(document: Mapping[str, Any]) -> Iterator[_Warning]:
     """What makes the numbers mean less than they seem to."""
     n = document["n"]
     if trained := document.get("n_trained_on"):
@@ -179,7 +179,7 @@ def _warnings(document: Mapping[str, Any]) -> Iterator[_Warning]:
 
 
 @dataclass(frozen=True)
-class _Figure:
+class Figure:
     """A number with its name."""
 
     name: str
@@ -201,45 +201,45 @@ def _top1(document: Mapping[str, Any]) -> dict[str, Any]:
 
 def _figures(
     document: Mapping[str, Any], scores: Sequence[ClassScore], num_classes: int
-) -> Iterator[_Figure]:
+) -> Iterator[Figure]:
     """The others."""
     n = document["n"]
     for key in document:  # top5, or another k
         if (found := re.fullmatch(r"top(\d+)", key)) and 1 < int(found[1]) < num_classes:
             correct = document[f"{key}_correct"]
-            yield _Figure(
+            yield Figure(
                 f"Top-{found[1]} accuracy",
                 pages.percent(document[key], 2),
                 (f"{correct:,} of {pages.images(n)}",),
             )
     if subset := document.get("present_classes"):
-        yield _Figure(
+        yield Figure(
             f"Top-1 among the {pages.classes(subset['n'])} of the data",
             pages.percent(subset["top1"], 2),
-            (f"{subset['top1_correct']:,} of {pages.images(n)}", _between(subset["top1_interval"])),
+            (f"{subset['top1_correct']:,} of {pages.images(n)}", between(subset["top1_interval"])),
         )
     if real := document.get("real"):
-        yield _Figure(
+        yield Figure(
             "ReaL accuracy",
             pages.percent(real["accuracy"], 2),
             (
                 f"{real['correct']:,} of the {pages.images(real['n'])} with ReaL labels",
-                _between(real["interval"]),
+                between(real["interval"]),
             ),
         )
     if record := document.get("record"):
-        yield _Figure(
+        yield Figure(
             "Published top-1",
             pages.percent(record["paper_top1"], 2),
             (f"measured by {MEASURED_BY}: {pages.percent(record['top1'], 2)}", record["verdict"]),
         )
     yield from _of_all_classes(document.get("measures") or {})
     if scores and not document.get("measures"):
-        yield _Figure("Macro F1", pages.percent(float(np.mean([row.f1 for row in scores])), 2))
+        yield Figure("Macro F1", pages.percent(float(np.mean([row.f1 for row in scores])), 2))
     if calibration := document.get("calibration"):
-        yield _Figure("Calibration error", pages.percent(calibration["ece"], 2))
+        yield Figure("Calibration error", pages.percent(calibration["ece"], 2))
     if document["loss"] is not None:
-        yield _Figure("Loss", f"{document['loss']:.4f}", ("cross-entropy in nats",))
+        yield Figure("Loss", f"{document['loss']:.4f}", ("cross-entropy in nats",))
 
 
 _OF_ALL_CLASSES = (
@@ -252,7 +252,7 @@ _OF_ALL_CLASSES = (
 )
 
 
-def _of_all_classes(found: Mapping[str, Any]) -> Iterator[_Figure]:
+def _of_all_classes(found: Mapping[str, Any]) -> Iterator[Figure]:
     """What is measured over the classes together."""
     for key, name, note in _OF_ALL_CLASSES:
         one = found.get(key)
@@ -264,12 +264,13 @@ def _of_all_classes(found: Mapping[str, Any]) -> Iterator[_Figure]:
         if one["interval"] is not None:
             low, high = one["interval"]
             notes.append(
-                _between((low, high)) if share else f"95 % interval {low:.4f} to {high:.4f}"
+                between((low, high)) if share else f"95 % interval {low:.4f} to {high:.4f}"
             )
-        yield _Figure(name, value, tuple(notes))
+        yield Figure(name, value, tuple(notes))
 
 
-def _between(interval: Sequence[float]) -> str:
+def between(interval: Sequence[float]) -> str:
+    """An interval of a share, in words."""
     low, high = interval
     return f"95 % interval {100 * low:.2f} to {100 * high:.2f} %"
 
@@ -366,7 +367,7 @@ def _calibration(document: Mapping[str, Any]) -> dict[str, Any] | None:
     }
 
 
-def _groups(document: Mapping[str, Any]) -> dict[str, Any] | None:
+def groups_of(document: Mapping[str, Any]) -> dict[str, Any] | None:
     """The accuracy of each group, as it is in the document."""
     found = document["groups"]
     if not found:
@@ -376,6 +377,6 @@ def _groups(document: Mapping[str, Any]) -> dict[str, Any] | None:
     return {
         "rows": found["groups"],
         "gap": gap,
-        "between": interval and _between(interval).removesuffix(" %"),
+        "between": interval and between(interval).removesuffix(" %"),
         "may_be_chance": interval is not None and interval[0] <= 0,
     }

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import get_args
 
 from cvt_cli.base import files, places
-from cvt_cli.base.errors import UsageError, refuse_no_number
+from cvt_cli.base.errors import DataError, UsageError, refuse_no_number
 from cvt_cli.base.progress import Progress, Say, silent
 from cvt_cli.datasets.labelled import LabelledImages, Split
 from cvt_cli.datasets.layouts import check_told, open_dataset
@@ -16,6 +16,10 @@ from cvt_cli.evaluation.result import Part
 from cvt_cli.spec import published
 from cvt_cli.spec.config import Activation
 from cvt_cli.spec.formats import EngineChoice
+from cvt_cli.spec.labels import Labels
+
+TOP_K = 5
+"""k of the second accuracy, unless another is asked for."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,7 @@ class Asked:
     device: str
     engine: EngineChoice
     precision: str
-    top_k: int
+    top_k: int | None  # by default TOP_K
     predictions: Path | None
     resume: bool
     scores: Path | None
@@ -60,6 +64,35 @@ class Asked:
             told=self.told,
             progress=progress,
         )
+
+
+def check_task(model: str, labels: Labels, images: LabelledImages, asked: Asked) -> None:
+    """Raises DataError if a model gives one class an image and the data several, or the other way
+    round, and UsageError for what has no effect where there are several."""
+    if labels.several and not images.several:
+        raise DataError(
+            f"`{model}` gives an image any number of classes, and `{images.root}` "
+            f"({images.layout}) has one label an image",
+            hint="--separator '|' reads each label of a table as a set of classes, of one perhaps"
+            if images.table is not None
+            else "a table can have several labels an image: see docs/data.md",
+        )
+    if images.several and not labels.several:
+        raise DataError(
+            f"`{model}` answers an image with one class, and `{images.root}` ({images.layout}) has "
+            "several labels an image",
+            hint="train a model for them: cvt finetune DATA; where a label is the name of one "
+            "class with `|` in it: --separator none",
+        )
+    if not labels.several:
+        return
+    for option, value in (
+        ("--top-k", asked.top_k),
+        ("--real", asked.real),
+        ("--confusion", asked.confusion),
+    ):
+        if value is not None:
+            raise UsageError(f"{option}: it has no effect where an image has several labels")
 
 
 def check(names: list[str], asked: Asked) -> None:

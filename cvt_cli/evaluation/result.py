@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cvt_cli.evaluation.metrics import Metrics
+from cvt_cli.evaluation.several_measures import SetMetrics
 from cvt_cli.spec import published
 from cvt_cli.spec.preprocessing import Preprocessing
 
@@ -26,7 +27,7 @@ class Result:
 
     data: str  # as it was named
     root: Path  # of the images
-    metrics: Metrics
+    metrics: Metrics | SetMetrics
     conditions: dict[str, Any]  # what the metrics depend on, as the documented JSON keys
     exif: bool
     published: PublishedScores | None
@@ -52,11 +53,13 @@ class Result:
 
 
 def published_beside(
-    model: str, preprocessing: Preprocessing, metrics: Metrics
+    model: str, preprocessing: Preprocessing, metrics: Metrics | SetMetrics
 ) -> PublishedScores | None:
     """What is published of a checkpoint, where this was measured on the same images."""
     known = published.CHECKPOINTS.get(model)
-    if known is None or known.scores is None or metrics.n != published.IMAGENET_VALIDATION:
+    if known is None or known.scores is None or isinstance(metrics, SetMetrics):
+        return None
+    if metrics.n != published.IMAGENET_VALIDATION:
         return None
     if len(metrics.classes) != known.num_classes or preprocessing.size != (known.size, known.size):
         return None

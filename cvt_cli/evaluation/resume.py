@@ -10,6 +10,7 @@ from cvt_cli.base import conditions, files, text
 from cvt_cli.base.conditions import Conditions
 from cvt_cli.base.errors import UsageError
 from cvt_cli.base.progress import Say
+from cvt_cli.datasets.several_labels import joined
 from cvt_cli.prediction.json_lines import ResumableLines, with_version
 
 SAVE_EVERY_SEC = 5.0
@@ -24,6 +25,18 @@ class Line(NamedTuple):
     sha256: str | None  # of its file; None if that could not be read, empty if it is not said
     answered: int | None = None  # the likeliest class; None if the image could not be read
     confidence: float = float("nan")  # its probability
+    said: tuple[int, ...] = ()  # all that are answered, where there may be several
+    scores: tuple[float, ...] = ()  # and the probability of every class
+
+
+def _of_several(said: dict[str, Any]) -> Line:
+    """A line about an image that may have several classes."""
+    start = Line(said["path"], joined(said["labels"]), said["sha256"])
+    if "error" in said:
+        return start
+    indices = tuple(one["index"] for one in said["predictions"])
+    scores = tuple(said["scores"])
+    return start._replace(answered=0, confidence=max(scores), said=indices, scores=scores)
 
 
 class Counted(ResumableLines):
@@ -84,6 +97,9 @@ class Counted(ResumableLines):
             while end < state["bytes"] and (line := file.readline()):
                 end += len(line)
                 said = json.loads(line)
+                if "labels" in said:
+                    self.lines.append(_of_several(said))
+                    continue
                 best = said["predictions"][0] if "error" not in said else {}
                 self.lines.append(
                     Line(

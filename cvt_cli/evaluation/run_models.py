@@ -17,6 +17,7 @@ from cvt_cli.datasets.labelled import LabelledImages
 from cvt_cli.engines.protocol import Apart, Engine, begun, prepared, with_begun
 from cvt_cli.evaluation.counts import Counts
 from cvt_cli.evaluation.outcomes import Outcomes
+from cvt_cli.evaluation.several_labels import JudgedSet, SetCounts, SetOutcomes, judged
 from cvt_cli.prediction.answers import Prediction
 from cvt_cli.prediction.classify import ahead, batches, top_predictions, waiting_bytes
 from cvt_cli.spec.labels import Labels
@@ -52,10 +53,23 @@ class Subject:
     result: Counts
     groups: Mapping[str, str] = field(default_factory=dict)  # by image name
     real: Mapping[str, Sequence[int]] = field(default_factory=dict)  # ReaL's labels by image name
-    judged: Callable[[Judged, str | None], None] | None = None  # told of every image, in order,
+    judged: Callable[[Judged | JudgedSet, str | None], None] | None = (
+        None  # told of every image, in order,
+    )
     #                                                               and of its file's SHA-256
     outcomes: Outcomes | None = None  # of every image
     truth: "Truth" = field(default_factory=lambda: Truth())
+
+    def right(self, data: LabelledImages, indices: Any = slice(None)) -> NDArray[Any]:
+        """The right classes of some images, as the model's: (B,) indices; where an image may have
+        several, (B, classes) uint8, 1 where it has one."""
+        labels = data.labels[indices]
+        if not data.several:
+            return np.asarray(self.class_index[labels])
+        found = np.zeros((len(labels), len(self.labels)), np.uint8)
+        for place, of_class in zip(self.class_index.tolist(), labels.T, strict=True):
+            found[:, place] |= of_class
+        return found
 
 
 class Truth:
@@ -64,8 +78,9 @@ class Truth:
     def __init__(self) -> None:
         self._hashes = {kind: hashlib.sha256() for kind in ("classes", "groups", "ReaL labels")}
 
-    def add(self, one: Subject, name: str, right: int) -> None:
-        """Note an image, with the index of its right class."""
+    def add(self, one: Subject, name: str, right: Any) -> None:
+        """Note an image, with the index of its right class; of several with 0 and 1 for each."""
+        right = np.flatnonzero(right).tolist() if one.labels.several else int(right)
         for kind, value in (
             ("classes", right),
             ("groups", one.groups.get(name)),
@@ -100,6 +115,9 @@ def subject(
         keep: as of `Outcomes`, like the next.
         folder: see there.
     """
+    if labels.several:
+        kept = SetOutcomes(len(data), len(labels), folder)
+        return Subject(engine, preprocessing, labels, class_index, SetCounts(labels), outcomes=kept)
     present = np.unique(class_index[data.labels])
     subset = present if len(present) < len(labels) else None
     counts = Counts(len(labels), subset, k)
@@ -166,7 +184,8 @@ def judge(
                 one.result.seconds = earlier + perf_counter() - started
             done += len(chunk)
             after_batch(done)
-            advance(len(chunk), f"top-1 {subjects[0].result.top1:.4f}")
+            what = "exact match" if subjects[0].labels.several else "top-1"
+            advance(len(chunk), f"{what} {subjects[0].result.top1:.4f}")
 
 
 def _waiting_bytes(ready: "_Prepared") -> int:
@@ -212,7 +231,7 @@ def _count(
     names = [data.names[i] for i, _ in readable]
     logits = _finished(one, finish)
     if readable:
-        labels = one.class_index[data.labels[[i for i, _ in readable]]]
+        labels = one.right(data, [i for i, _ in readable])
         groups = [one.groups.get(name, "") for name in names] if one.groups else []
         real = [one.real[name] for name in names] if one.real else []
         answered, probabilities = result.add(logits, labels, names, groups, real)
@@ -221,20 +240,29 @@ def _count(
     rows: Iterator[NDArray[np.float32]] = iter(logits)
     for index, (ready, seconds, sha256) in chunk:
         result.decode_sec += seconds
-        name, right = data.names[index], int(one.class_index[data.labels[index]])
+        name, right = data.names[index], one.right(data, [index])[0]
         if isinstance(ready, str):
             group = one.groups.get(name, "") if one.groups else None
             result.add_failure(name, ready, right, group, one.real.get(name, ()))
             if one.outcomes is not None:
                 one.outcomes.add_failure(index, result.skipped)
         if one.judged is not None:
-            label = one.labels.names[right]
             one.truth.add(one, name, right)
-            if isinstance(ready, str):
-                one.judged(Judged(name, label, error=ready), sha256)
-            else:
-                found = top_predictions(next(rows), one.labels, result.k)
-                one.judged(Judged(name, label, found[0].index == right, found), sha256)
+            of_image = ready if isinstance(ready, str) else next(rows)
+            one.judged(_judged(one, name, right, of_image), sha256)
+
+
+def _judged(
+    one: Subject, name: str, right: Any, logits: NDArray[np.float32] | str
+) -> Judged | JudgedSet:
+    """What a model said of an image, or why it cannot be read."""
+    if one.labels.several:
+        return judged(name, right, logits, one.labels)
+    label = one.labels.names[right]
+    if isinstance(logits, str):
+        return Judged(name, label, error=logits)
+    found = top_predictions(logits, one.labels, one.result.k)
+    return Judged(name, label, found[0].index == int(right), found)
 
 
 class _Prepared(NamedTuple):

@@ -56,20 +56,27 @@ def write_scores(
         CvtError: a file cannot be written.
     """
     assert one.outcomes is not None and one.outcomes.scores is not None
-    scores, labels = one.outcomes.scores, one.class_index[data.labels]
+    scores, labels = one.outcomes.scores, one.right(data)
     told = {**conditions, "classes": list(one.labels.names)}
     if path.suffix.lower() == ".parquet":
         return _write_parquet(path, scores, labels, data, one.labels, told)
     with files.replacing(path) as temporary, temporary.open("wb") as file:
         np.save(file, scores, allow_pickle=False)
-    rows = {"paths": [as_utf8(name) for name in data.names], "labels": labels.tolist()}
+    rows = {"paths": [as_utf8(name) for name in data.names], "labels": _places(labels)}
     files.write_text(about(path), json.dumps({**told, **rows}) + "\n")
+
+
+def _places(labels: NDArray[Any]) -> list[Any]:
+    """The index of each image's class (n,), or where there may be several, a list of them."""
+    if labels.ndim == 1:
+        return labels.tolist()  # type: ignore[no-any-return]
+    return [np.flatnonzero(row).tolist() for row in labels]
 
 
 def _write_parquet(
     path: Path,
     scores: NDArray[np.float32],
-    labels: NDArray[np.int64],
+    labels: NDArray[Any],
     data: LabelledImages,
     names: Labels,
     told: Mapping[str, Any],
@@ -77,12 +84,13 @@ def _write_parquet(
     import pyarrow
     from pyarrow import parquet
 
-    count = scores.shape[1]
+    count, several = scores.shape[1], labels.ndim == 2
+    text, number = pyarrow.string(), pyarrow.int32()
     schema = pyarrow.schema(
         [
             ("path", pyarrow.string()),
-            ("label", pyarrow.string()),
-            ("index", pyarrow.int32()),
+            ("label", pyarrow.list_(text) if several else text),
+            ("index", pyarrow.list_(number) if several else number),
             ("scores", pyarrow.list_(pyarrow.float32(), count)),
         ],
         metadata={"cvt": json.dumps(told)},
@@ -90,14 +98,19 @@ def _write_parquet(
     with files.replacing(path) as temporary, parquet.ParquetWriter(temporary, schema) as table:
         for first in range(0, len(scores), _ROWS_AT_ONCE):
             rows = range(first, min(first + _ROWS_AT_ONCE, len(scores)))
-            part, right = scores[rows.start : rows.stop], labels[rows.start : rows.stop]
+            part, right = scores[rows.start : rows.stop], _places(labels[rows.start : rows.stop])
+            named: list[Any] = (
+                [names.names[label] for label in right]
+                if not several
+                else [[names.names[label] for label in of_image] for of_image in right]
+            )
             values = pyarrow.array(part.reshape(-1), pyarrow.float32())
             table.write_table(
                 pyarrow.Table.from_arrays(
                     [
                         pyarrow.array([as_utf8(data.names[row]) for row in rows]),
-                        pyarrow.array([names.names[label] for label in right]),
-                        pyarrow.array(right, pyarrow.int32()),
+                        pyarrow.array(named, schema.field("label").type),
+                        pyarrow.array(right, schema.field("index").type),
                         pyarrow.FixedSizeListArray.from_arrays(
                             values, count, mask=pyarrow.array(np.isnan(part[:, 0]))
                         ),

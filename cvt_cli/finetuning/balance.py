@@ -111,21 +111,50 @@ def factors(
         UsageError: a class is named that is not there.
     """
     if isinstance(wanted, dict):
-        if unknown := [name for name in wanted if name not in classes]:
-            raise UsageError(
-                f"--class-weights names {', '.join(f'`{name}`' for name in unknown)}, which "
-                f"{'is no class' if len(unknown) == 1 else 'are no classes'} of the data",
-                hint="the classes are "
-                + ", ".join(f"`{name}`" for name in classes[:20])
-                + (", …" if len(classes) > 20 else ""),
-            )
-        return np.array([wanted.get(name, 1.0) for name in classes])
+        return _as_told(wanted, classes)
     counts = np.maximum(np.bincount(labels, minlength=len(classes)), 1)
     power = 1.0 if wanted is True else _power(str(wanted))
     found = (len(labels) / (len(classes) * counts)) ** power
     if power != 1.0:
         found *= len(labels) / found[labels].sum()
     return np.asarray(found, np.float64)
+
+
+def positive_factors(
+    wanted: ClassWeights, sizes: NDArray[np.int64], images: int, classes: Sequence[str]
+) -> NDArray[np.float64]:
+    """The factor (classes,) of the loss of what images have of each class, where they may have
+    several.
+
+    ``balanced`` is the images without a class by those with it, so that both sides weigh the same;
+    ``balanced^P`` is that to the power P.
+
+    Args:
+        wanted: as of `factors`.
+        sizes: (classes,) training images that have each.
+        images: how many there are.
+        classes: the names.
+
+    Raises:
+        UsageError: a class is named that is not there.
+    """
+    if isinstance(wanted, dict):
+        return _as_told(wanted, classes)
+    power = 1.0 if wanted is True else _power(str(wanted))
+    return np.asarray((np.maximum(images - sizes, 1) / np.maximum(sizes, 1)) ** power, np.float64)
+
+
+def _as_told(wanted: dict[str, float], classes: Sequence[str]) -> NDArray[np.float64]:
+    """The factors that are told, and 1 for the other classes."""
+    if unknown := [name for name in wanted if name not in classes]:
+        raise UsageError(
+            f"--class-weights names {', '.join(f'`{name}`' for name in unknown)}, which "
+            f"{'is no class' if len(unknown) == 1 else 'are no classes'} of the data",
+            hint="the classes are "
+            + ", ".join(f"`{name}`" for name in classes[:20])
+            + (", …" if len(classes) > 20 else ""),
+        )
+    return np.array([wanted.get(name, 1.0) for name in classes])
 
 
 def balanced_order(
@@ -154,8 +183,14 @@ def balanced_order(
 def of_plan(
     training: NDArray[np.int64], validation: NDArray[np.int64], classes: Sequence[str]
 ) -> dict[str, list[str]]:
-    """The classes of which there is too little to train on or to choose by, for a plan."""
-    counts = [np.bincount(labels, minlength=len(classes)) for labels in (training, validation)]
+    """The classes of which there is too little to train on or to choose by, for a plan.
+
+    Args:
+        training: images of each class (classes,) to train on.
+        validation: likewise to choose by.
+        classes: the names.
+    """
+    counts = [training, validation]
     return {
         "classes_with_one_image": [classes[i] for i in np.flatnonzero(counts[0] == 1).tolist()],
         "classes_not_validated": [classes[i] for i in np.flatnonzero(counts[1] == 0).tolist()],
@@ -192,6 +227,11 @@ def described(plan: Mapping[str, Any]) -> Iterator[str]:
         )
     if (select := settings.get("select", "top1")) != "top1":
         yield f"the best epoch is the one with the best validation {select} (--select)"
+    if aim := settings.get("threshold_for"):
+        yield (
+            "several labels an image: a threshold for each class is chosen on the validation "
+            f"images, for {aim} (--threshold-for)"
+        )
 
 
 def _named(classes: Sequence[str]) -> str:

@@ -32,7 +32,8 @@ from cvt_cli.spec.preprocessing import Preprocessing
 from cvt_cli.spec.recipes import RANDOM_CROPS_BELOW, Augmentation
 
 Part = tuple[Tensor, ...]
-"""Images (B, 3, H, W) and their classes (B,); where images have weights, these (B,) too."""
+"""Images (B, 3, H, W) and their classes (B,), of several (B, classes) of 0 and 1; where images have
+weights, these (B,) too."""
 
 _BICUBIC = v2.InterpolationMode.BICUBIC
 
@@ -131,7 +132,7 @@ class _Varied(Dataset["tuple[Any, ...] | _Problem"]):
         )
         with apart:
             torch.default_generator.manual_seed(draw(self.seed, 1, epoch, index, *times))
-            found = self.transform(image), int(self.data.labels[index])
+            found = self.transform(image), self.data.labels[index].tolist()
         return found if self.weights is None else (*found, float(self.weights[index]))
 
 

@@ -133,7 +133,7 @@ def _new(
 ) -> Prepared:
     """A run that begins."""
     say, data, seed = access.say, str(options.data), options.seed or 0
-    told = Told(options.columns, options.images, options.group_by)
+    told = Told(options.columns, options.images, options.group_by, options.separator)
     layouts.check_told(data, told)
     fraction = options.val_fraction or DEFAULT_VAL_FRACTION
     if (model := from_options.model_of(options)) is not None:  # before all images are read
@@ -227,7 +227,7 @@ def _fold_plan(
     progress: Progress,
 ) -> folds.Plan:
     """The images of a cross-validation, checked, and the fold of each."""
-    told = Told(options.columns, options.images, options.group_by)
+    told = Told(options.columns, options.images, options.group_by, options.separator)
     layouts.check_told(data, told)
     found = from_options.opened(options, data, told, say, progress)
     layouts.pass_over_validation(data, say, told)
@@ -289,6 +289,7 @@ def evaluated_by(options: Options, job: Job, result: Result) -> list[str]:
         ("--data-dir", options.data_dir),
         ("--columns", settings.columns),
         ("--images", settings.images),
+        ("--separator", settings.separator),
     ):
         if value is not None:
             words += [option, str(value)]

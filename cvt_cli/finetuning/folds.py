@@ -14,7 +14,7 @@ import io
 import json
 import shlex
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from cvt_cli.checkpoints.locate import Access
 from cvt_cli.datasets.labelled import LabelledImages
 from cvt_cli.evaluation import metrics, run_models
 from cvt_cli.evaluation.run_models import Judged
+from cvt_cli.evaluation.several_labels import JudgedSet
 from cvt_cli.finetuning.job import Images, Job
 from cvt_cli.finetuning.preparation import Checked
 from cvt_cli.finetuning.resume import STATE_FILE
@@ -88,6 +89,7 @@ class Result:
     fingerprint: str
     command: str
     version: str
+    several: bool = False  # an image may have several classes: what is right is right exactly
 
     @property
     def out_of_fold(self) -> Path:
@@ -96,12 +98,21 @@ class Result:
 
     def to_json(self) -> dict[str, Any]:
         """The documented keys, as results.json has them."""
-        return asdict(self) | {
+        found = asdict(self) | {
             "run": str(self.run),
             "out_of_fold": str(self.out_of_fold),
             "top1_interval": list(self.top1_interval),
             "mean_interval": list(self.mean_interval),
         }
+        if not found.pop("several"):
+            return found
+        of_folds = [_exact(fold) for fold in found["folds"]]
+        return _exact(found) | {"folds": of_folds}
+
+
+def _exact(values: dict[str, Any]) -> dict[str, Any]:
+    """The values by the names that they have where an image may have several classes."""
+    return {name.replace("top1", "exact_match"): value for name, value in values.items()}
 
 
 @dataclass(frozen=True)
@@ -246,13 +257,13 @@ class Folds:
         subject = run_models.subject(
             engine_of(best.model, job),
             job.preprocessing,
-            job.labels,
+            replace(job.labels, thresholds=best.labels.thresholds),
             np.arange(len(job.labels), dtype=np.int64),
             images,
         )
         lines: list[dict[str, Any]] = []
 
-        def note(one: Judged, sha256: str | None) -> None:
+        def note(one: Judged | JudgedSet, sha256: str | None) -> None:
             lines.append({**one.to_json(), "fold": number + 1, "sha256": sha256})
 
         subject.judged = note
@@ -303,7 +314,8 @@ class Folds:
         right = np.array([correct for correct, _ in judged], np.int64)
         content = "".join(f"{line}\n" for _, line in judged)
         files.write_text(self.folder / OUT_OF_FOLD, content)
-        files.write_text(self.folder / "folds.csv", _table(found))
+        table = [_exact(asdict(f)) if images.several else asdict(f) for f in found]
+        files.write_text(self.folder / "folds.csv", _table(table))
         rates = [fold.top1 for fold in found]
         wilson = metrics.wilson(int(right.sum()), len(images))
         result = Result(
@@ -325,17 +337,18 @@ class Folds:
             fingerprint=self.plan.checked.fingerprint,
             command=self.command,
             version=__version__,
+            several=images.several,
         )
         about = json.dumps(result.to_json(), indent=1) + "\n"
         files.write_text(self.folder / "results.json", about)
         return result
 
 
-def _table(found: Sequence[Fold]) -> str:
+def _table(found: Sequence[dict[str, Any]]) -> str:
     content = io.StringIO()
     table = csv.writer(content, lineterminator="\n")
-    table.writerow(asdict(found[0]))
-    table.writerows(asdict(fold).values() for fold in found)
+    table.writerow(found[0])
+    table.writerows(fold.values() for fold in found)
     return content.getvalue()
 
 

@@ -10,7 +10,7 @@ from cvt_cli.datasets import layouts
 from cvt_cli.datasets.labelled import LabelledImages
 from cvt_cli.datasets.table_sets import Told
 from cvt_cli.datasets.torchvision_sets import check_data_dir
-from cvt_cli.finetuning import origin
+from cvt_cli.finetuning import origin, several_labels
 from cvt_cli.finetuning import preparation as starts
 from cvt_cli.finetuning.job import Images, Job
 from cvt_cli.finetuning.settings import Options
@@ -37,8 +37,10 @@ def job_of(
         access: how a model is fetched, and who is told what happens.
     """
     size = options.res or options.base_recipe.res
+    several_labels.check(options, images.training.several)
     start = origin.start_of_training(
         images.training.classes,
+        several=images.training.several,
         model=model_of(options),
         variant=options.variant,
         res=None if size is None else str(size),
@@ -51,7 +53,9 @@ def job_of(
         access.say(message)
     precision = devices.choose_precision(options.precision or "auto", device)
     n = len(images.training)
-    settings = options.settings(start.model.config, n, precision, command, access.say)
+    settings = options.settings(
+        start.model.config, n, precision, command, access.say, images.training.several
+    )
     return Job(
         start.name,
         start.model,

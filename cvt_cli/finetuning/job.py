@@ -10,12 +10,12 @@ from torch import Tensor
 from cvt_cli.base import machine
 from cvt_cli.datasets.labelled import LabelledImages
 from cvt_cli.datasets.table_sets import Told
-from cvt_cli.finetuning.balance import ClassWeights, factors
+from cvt_cli.finetuning.balance import ClassWeights, factors, positive_factors
 from cvt_cli.model import devices, engine
 from cvt_cli.model.network import CvT
 from cvt_cli.spec.costs import costs
 from cvt_cli.spec.formats import Precision
-from cvt_cli.spec.labels import Labels
+from cvt_cli.spec.labels import UNTOLD_THRESHOLD, Labels
 from cvt_cli.spec.preprocessing import Preprocessing
 from cvt_cli.spec.recipes import Recipe
 
@@ -43,11 +43,14 @@ class Settings:
     columns: str | None = None  # how the data are read; see `Told`
     images: str | None = None
     group_by: str | None = None
+    separator: str | None = None
+    threshold_for: str | None = None  # of each class, where an image may have several
 
     @property
     def told(self) -> Told:
         """How the data are read."""
-        return Told(self.columns, None if self.images is None else Path(self.images), self.group_by)
+        images = None if self.images is None else Path(self.images)
+        return Told(self.columns, images, self.group_by, self.separator)
 
 
 def parts_of_a_step(batch_size: int, accumulate: int, processes: int) -> str:
@@ -89,8 +92,16 @@ class Job:
 
     @property
     def labels(self) -> Labels:
-        """The classes that the images are of."""
-        return Labels(self.images.training.classes)
+        """The classes that the images are of; where one may have several, with thresholds that no
+        image was looked at for."""
+        classes = self.images.training.classes
+        untold = (UNTOLD_THRESHOLD,) * len(classes)
+        return Labels(classes, thresholds=untold if self.several else None)
+
+    @property
+    def several(self) -> bool:
+        """Whether an image may have several classes."""
+        return self.images.training.several
 
     @property
     def takes_steps(self) -> bool:
@@ -119,8 +130,13 @@ class Job:
 
     @cached_property
     def class_weights(self) -> Tensor | None:
-        """Factors of the loss of each class's images (classes,), where they are not all 1."""
+        """Factors of the loss of each class's images (classes,), where they are not all 1; where
+        an image may have several, of what it has of each class."""
         if not self.settings.class_weights:
             return None
         training, wanted = self.images.training, self.settings.class_weights
+        if self.several:
+            return torch.from_numpy(
+                positive_factors(wanted, training.sizes, len(training), training.classes)
+            ).float()
         return torch.from_numpy(factors(wanted, training.labels, training.classes)).float()

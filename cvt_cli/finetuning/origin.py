@@ -29,6 +29,7 @@ class Start:
 def start_of_training(
     classes: tuple[str, ...],
     *,
+    several: bool = False,
     model: str | None,
     variant: str | None,
     res: str | None,
@@ -39,7 +40,8 @@ def start_of_training(
 ) -> Start:
     """A checkpoint with a head for these classes, or a fresh variant.
 
-    A checkpoint's head is kept where its classes are these, in this order, else replaced.
+    A checkpoint's head is kept where its classes are these, in this order, and as many of them
+    can be an image's (``several``), else replaced.
 
     Raises:
         UsageError: there is no such variant.
@@ -48,7 +50,8 @@ def start_of_training(
     if model is not None:
         checkpoint, loaded = loading.load_checkpoint(model, res, activation, access)
         network, notes = loaded.model, loaded.notes
-        if loaded.labels.names != classes and loaded.labels.wnids != classes:
+        same = classes in (loaded.labels.names, loaded.labels.wnids)
+        if not same or loaded.labels.several != several:
             network = weights.replace_head(network, len(classes), seed)
             notes += (
                 f"head replaced: {counted(len(classes), 'class')} of the data for the "

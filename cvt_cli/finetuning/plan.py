@@ -7,7 +7,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from cvt_cli.base import text, torchrun
@@ -68,7 +67,7 @@ def plan_of(
         "version": PLAN_VERSION,
         "data": _data(job, val_fraction),
         "model": _model(job),
-        "settings": {**asdict(job.settings), "recipe": job.settings.recipe.to_json()},
+        "settings": _settings(job),
         "class_weights": _class_weights(job),
         "processes": torchrun.count(),
         "workers": job.workers,
@@ -83,6 +82,15 @@ def plan_of(
     }
 
 
+def _settings(job: Job) -> dict[str, Any]:
+    """All of them but for those of several labels an image, where there is nothing of that."""
+    values = {**asdict(job.settings), "recipe": job.settings.recipe.to_json()}
+    for name in ("separator", "threshold_for"):
+        if values[name] is None:
+            del values[name]
+    return values
+
+
 def _class_weights(job: Job) -> dict[str, float] | None:
     """The factor of each class, as it is used."""
     if job.class_weights is None:
@@ -92,7 +100,7 @@ def _class_weights(job: Job) -> dict[str, float] | None:
 
 def _data(job: Job, val_fraction: float) -> dict[str, Any]:
     images = job.images
-    counts = np.bincount(images.training.labels, minlength=len(images.training.classes))
+    counts = images.training.sizes
     smallest = int(counts.argmin())
     return {
         "name": job.settings.data,
@@ -109,9 +117,7 @@ def _data(job: Job, val_fraction: float) -> dict[str, Any]:
         "unread": images.unread,
         "fingerprint": images.fingerprint,
         "hidden_by_crop": geometry.hidden_by_crop(images.training, job.preprocessing),
-        **balance.of_plan(
-            images.training.labels, images.validation.labels, images.training.classes
-        ),
+        **balance.of_plan(counts, images.validation.sizes, images.training.classes),
     }
 
 

@@ -302,6 +302,7 @@ def trainer_of(job: Job, batches: Batches) -> Trainer:
         ema=recipe.ema_epochs * batches.steps,
         class_weights=job.class_weights,
         frozen=freeze(job.model, settings.freeze),
+        several=job.several,
         sync_batchnorm=settings.sync_batchnorm,
         checkpoint_activations=settings.checkpoint_activations,
     )

@@ -5,7 +5,7 @@ import io
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,12 @@ COLUMNS = (
     *("val_balanced_accuracy", "val_macro_f1", "val_roc_auc"),
 )
 """Of metrics.csv, before ``seconds`` and ``step``."""
+
+COLUMNS_OF_SEVERAL = (
+    *("epoch", "learning_rate", "training_loss", "val_loss", "val_map", "val_micro_f1"),
+    *("val_macro_f1", "val_roc_auc", "val_exact_match"),
+)
+"""The same where an image may have several classes."""
 
 
 @dataclass(frozen=True)
@@ -65,17 +71,39 @@ class Result:
     command: str
     version: str
     torch: str
+    val_map: float | None = None  # where an image may have several classes, like what follows;
+    val_micro_f1: float | None = None  # `val_top1` is then the share of exact matches
+    thresholds: dict[str, float] | None = None  # of each class, chosen on the validation images
 
     def to_json(self) -> dict[str, Any]:
         """The documented keys, as results.json has them."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return values | {
+        if self.thresholds is None:
+            for name in _OF_SEVERAL:
+                del values[name]
+        return _named(self.thresholds is not None, values | self._told())
+
+    def _told(self) -> dict[str, Any]:
+        """What JSON has in another form."""
+        return {
             "run": str(self.run),
             "best": str(self.best),
             "val_top1_interval": list(self.val_top1_interval),
             "recipe": self.recipe.to_json(),
             "preprocessing": self.preprocessing.to_json(),
         }
+
+
+_OF_SEVERAL = ("val_map", "val_micro_f1", "thresholds")
+
+
+def _named(several: bool, values: dict[str, Any]) -> dict[str, Any]:
+    """The values by the names that they have where an image may have several classes."""
+    if not several:
+        return values
+    names = {"val_top1": "val_exact_match", "val_top1_interval": "val_exact_match_interval"}
+    left_out = ("val_top5", "val_balanced_accuracy")
+    return {names.get(key, key): v for key, v in values.items() if key not in left_out}
 
 
 def finish(folder: Path, job: Job, position: Position, part: Epoch | None = None) -> Result:
@@ -125,11 +153,17 @@ def finish(folder: Path, job: Job, position: Position, part: Epoch | None = None
         command=settings.command,
         version=__version__,
         torch=torch.__version__,
+        val_map=best.val_map,
+        val_micro_f1=best.val_micro_f1,
+        thresholds=None
+        if best.thresholds is None
+        else dict(zip(job.labels.names, best.thresholds, strict=True)),
     )
     if torchrun.rank() == 0:
         if figures.available() and job.takes_steps:
             curves = [asdict(row) for row in rows]
-            figures.draw_curves(curves, folder / "curves.png", folder.resolve().name)
+            main = ("val_map", "mAP") if job.several else ("val_top1", "Top-1")
+            figures.draw_curves(curves, folder / "curves.png", folder.resolve().name, main)
         files.write_text(folder / "results.json", json.dumps(result.to_json(), indent=1) + "\n")
     return result
 
@@ -138,10 +172,12 @@ def write_metrics(folder: Path, rows: Sequence[Epoch]) -> None:
     """Write metrics.csv: a line per epoch, or part of one."""
     content = io.StringIO()
     table = csv.writer(content, lineterminator="\n")
-    table.writerow([*COLUMNS, "seconds", "step"])
+    several = rows[0].thresholds is not None
+    columns = COLUMNS_OF_SEVERAL if several else COLUMNS
+    table.writerow([*columns, "seconds", "step"])
     for row in rows:
-        values = asdict(row)
-        numbers = ["" if values[c] is None else f"{values[c]:.6g}" for c in COLUMNS]
+        values = _named(several, asdict(row))
+        numbers = ["" if values[c] is None else f"{values[c]:.6g}" for c in columns]
         table.writerow([*numbers, f"{row.seconds:.1f}", row.step])
     files.write_text(folder / "metrics.csv", content.getvalue())
 
@@ -158,7 +194,10 @@ def keep(folder: Path, model: CvT, job: Job, batches: Batches, row: Epoch, epoch
         epochs: that the run is to have.
     """
     card = _card(folder.parent.name, job, batches, row, epochs)
-    weights.save(folder, model, job.labels, job.preprocessing, card)
+    labels = job.labels
+    if row.thresholds is not None:
+        labels = replace(labels, thresholds=tuple(row.thresholds))
+    weights.save(folder, model, labels, job.preprocessing, card)
 
 
 def _card(name: str, job: Job, batches: Batches, row: Epoch, epochs: int) -> str:
@@ -188,14 +227,20 @@ def _card(name: str, job: Job, batches: Batches, row: Epoch, epochs: int) -> str
         f"`{settings.data}` "
         "with `cvt finetune`.",
         facts=facts,
-        results={
+        results=_of_sets(row, n)
+        if job.several
+        else {
             "top-1 on the validation images that the best epoch is chosen by": _measured(
                 row.val_correct, n
             ),
             **({"top-5 on them": _measured(row.val_correct_top5, n)} if top5 else {}),
             "top-1 on test images": "not measured",
         },
-        limits="It knows the classes that it was trained on and answers with one of them "
+        limits="It knows the classes that it was trained on, and says of each whether the picture "
+        "shows it, perhaps of none. The thresholds were chosen on the validation images, so that "
+        "F1 on others may be lower."
+        if job.several
+        else "It knows the classes that it was trained on and answers with one of them "
         "whatever the picture shows.",
         license=job.license,
         base_model=job.repository,
@@ -203,9 +248,24 @@ def _card(name: str, job: Job, batches: Batches, row: Epoch, epochs: int) -> str
         scores=[
             Score(name, correct / n, Path(settings.data).name, _validation_part(job))
             for name, correct in (("top-1", row.val_correct), ("top-5", row.val_correct_top5))
-            if name == "top-1" or top5
+            if (name == "top-1" or top5) and not job.several
         ],
     )
+
+
+def _of_sets(row: Epoch, n: int) -> dict[str, str]:
+    """The results of a card where an image may have several classes."""
+    found = {
+        "mAP on the validation images that the best epoch is chosen by": row.val_map,
+        "micro F1 on them, at thresholds chosen on them": row.val_micro_f1,
+        "macro F1, likewise": row.val_macro_f1,
+    }
+    known = {
+        name: "not known" if value is None else f"{100 * value:.2f} %"
+        for name, value in found.items()
+    }
+    exact = _measured(row.val_correct, n)
+    return {**known, "exactly right, likewise": exact, "mAP on test images": "not measured"}
 
 
 def _validation_part(job: Job) -> str:
@@ -229,6 +289,8 @@ def _used(job: Job) -> dict[str, str]:
         recipe["class weights"] = "balanced" if told is True else told
     if settings.sampler:
         recipe["sampler"] = settings.sampler
+    if settings.threshold_for:
+        recipe["thresholds for"] = settings.threshold_for
     if settings.select != "top1":
         recipe["best epoch by"] = settings.select
     if settings.sync_batchnorm:

@@ -37,6 +37,10 @@ class Epoch:
     val_balanced_accuracy: float | None = None  # None too in states of earlier versions
     val_macro_f1: float | None = None
     val_roc_auc: float | None = None  # where the best epoch is chosen by it
+    # Where an image may have several classes; `val_top1` is then the share of exact matches.
+    val_map: float | None = None
+    val_micro_f1: float | None = None
+    thresholds: tuple[float, ...] | None = None  # chosen on the validation images
 
     def score(self, select: str) -> float:
         """How good it is by what the best epoch is chosen by; higher is better, all above -1."""
@@ -48,6 +52,7 @@ class Epoch:
             "balanced": self.val_balanced_accuracy,
             "macro-f1": self.val_macro_f1,
             "auc": self.val_roc_auc,
+            "map": self.val_map,
         }[select]
         return -0.5 if value is None else value
 

@@ -22,8 +22,14 @@ if TYPE_CHECKING:
 
 DEFAULT_VAL_FRACTION = 0.1
 
-Select = Literal["top1", "balanced", "macro-f1", "auc", "loss"]
+Select = Literal["top1", "balanced", "macro-f1", "auc", "loss", "map"]
 """What the best epoch can be chosen by."""
+
+SELECT_OF_ONE: tuple[Select, ...] = ("top1", "balanced", "macro-f1", "auc", "loss")
+"""Of images with one label each; the first unless another is asked for."""
+
+SELECT_OF_SEVERAL: tuple[Select, ...] = ("map", "macro-f1", "auc", "loss")
+"""Of images that may have several."""
 
 OF_A_RECIPE = {
     "epochs": "epochs",
@@ -42,7 +48,8 @@ _TOLD_ANEW = frozenset(
 
 _OF_STEPS = frozenset(
     "--epochs --lr --warmup-epochs --weight-decay --clip --augment --freeze --patience --max-time "
-    "--sampler --select --accumulate --checkpoint-activations --sync-bn --gpus --workers".split()
+    "--sampler --select --threshold-for --accumulate --checkpoint-activations --sync-bn --gpus "
+    "--workers".split()
 )
 """What a linear probe, which takes no steps, has no use for."""
 
@@ -71,6 +78,7 @@ class Options:
     data_dir: Path | None = None  # where known sets are kept
     columns: str | None = None  # of a table: which has which part
     images: Path | None = None  # the folder that a table's paths start from
+    separator: str | None = None  # between the classes in a table's label, or "none"
     group_by: str | None = None  # a table's column or a pattern of paths: what belongs together
     allow_overlap: bool | None = None  # pictures or groups in two parts of the data
     folds: int | None = None  # parts of the images, each held out once
@@ -94,7 +102,8 @@ class Options:
     augment: Augment | None = None
     class_weights: str | None = None  # see `balance.parsed`
     sampler: Literal["balanced"] | None = None  # every class equally often
-    select: Select | None = None  # what the best epoch is chosen by; by default "top1"
+    select: Select | None = None  # what the best epoch is chosen by; by default "top1", or "map"
+    threshold_for: str | None = None  # "f1" or "precision=P"; see `thresholds.best_threshold`
     patience: int | None = None  # epochs without a better one
     max_time: str | None = None  # such as "1h30m"
     seed: int | None = None  # by default 0
@@ -134,6 +143,8 @@ class Options:
                 raise UsageError(f"{_option(name)} is {value}; it must be {accepted}")
         if self.class_weights is not None:
             balance.parsed(self.class_weights)
+        if self.threshold_for is not None:
+            parsed_aim(self.threshold_for)
         for name, choices in _CHOICES.items():
             if (value := getattr(self, name)) is not None and value not in choices:
                 known = ", ".join(f"`{one}`" for one in choices)
@@ -227,7 +238,13 @@ class Options:
         return recipe.override(batch_size=part * shares, learning_rate=self.lr), part
 
     def settings(
-        self, config: CvTConfig, images: int, precision: "Precision", command: str, say: Say
+        self,
+        config: CvTConfig,
+        images: int,
+        precision: "Precision",
+        command: str,
+        say: Say,
+        several: bool = False,
     ) -> "Settings":
         """The settings of a new run.
 
@@ -239,6 +256,7 @@ class Options:
             precision: that the device computes in.
             command: that starts the run.
             say: told of what turns out otherwise than asked.
+            several: an image may have several classes.
 
         Raises:
             UsageError: a recipe that cannot be trained by.
@@ -263,6 +281,7 @@ class Options:
             columns=take("columns"),
             images=None if (folder := take("images")) is None else str(folder),
             group_by=take("group_by"),
+            separator=take("separator"),
             recipe=recipe,
             seed=take("seed") or 0,
             precision=precision,
@@ -271,7 +290,8 @@ class Options:
             freeze=tuple(freeze.split(",")) if freeze else (),
             class_weights=balance.parsed(weights) if weights else False,
             sampler=take("sampler"),
-            select=take("select") or "top1",
+            select=take("select") or (SELECT_OF_SEVERAL if several else SELECT_OF_ONE)[0],
+            threshold_for=take("threshold_for") or ("f1" if several else None),
             patience=take("patience"),
             max_time_sec=parse_duration(max_time) if max_time else None,
             sync_batchnorm=bool(take("sync_bn")),
@@ -294,6 +314,27 @@ SETTLED_ELSEWHERE = frozenset(
     "activation device precision workers resume output gpus dry_run".split()
 )
 """Options of which the images are made, the model, the device, the folder and the processes."""
+
+
+def parsed_aim(told: str) -> float | None:
+    """What follows ``--threshold-for``: None for F1, or the precision that is wished for.
+
+    Raises:
+        UsageError: it is neither.
+    """
+    if told == "f1":
+        return None
+    name, _, value = told.partition("=")
+    try:
+        precision = float(value)
+    except ValueError:
+        precision = math.nan
+    if name != "precision" or not 0 < precision <= 1:
+        raise UsageError(
+            f"--threshold-for is `{told}`; accepted are `f1`, and `precision=P` with P above 0 and "
+            "at most 1, such as `precision=0.9`"
+        )
+    return precision
 
 
 def _option(name: str) -> str:

@@ -20,6 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from cvt_cli.base import torchrun
 from cvt_cli.base.errors import UsageError
+from cvt_cli.finetuning import several_labels
 from cvt_cli.finetuning.batches import Part, draw, mixing
 from cvt_cli.finetuning.parameter_groups import parameter_groups
 from cvt_cli.finetuning.recomputation import recompute_blocks
@@ -43,6 +44,7 @@ class Trainer:
         ema: keep a moving average of weights and buffers, of this many steps' time constant.
         class_weights: (classes,) factors of the loss of each class's images, or None.
         frozen: see `freeze`.
+        several: an image may have several classes: the loss is that of each class by itself.
         sync_batchnorm: take BatchNorm's statistics over all processes.
         checkpoint_activations: compute each block's forward pass twice in place of keeping what it
             computed.
@@ -60,6 +62,7 @@ class Trainer:
         ema: float = 0.0,
         class_weights: Tensor | None = None,
         frozen: Sequence[nn.Module] = (),
+        several: bool = False,
         sync_batchnorm: bool = False,
         checkpoint_activations: bool = False,
     ) -> None:
@@ -67,7 +70,7 @@ class Trainer:
         self.recipe, self.schedule = recipe, schedule
         self.device, self.precision, self.seed = device, precision, seed
         self.step_number = 0
-        self._frozen = frozen
+        self._frozen, self._several = frozen, several
         self._weights = None if class_weights is None else class_weights.to(device)
         self._mix = mixing(AUGMENTATIONS[recipe.augment or "none"], model.config.num_classes)
         self._ema_steps = ema
@@ -100,14 +103,16 @@ class Trainer:
         """The training loss of a part of a step, in nats, with a graph to differentiate."""
         images, targets, *rest = (one.to(self.device, non_blocking=True) for one in part)
         own = rest[0].float() if rest else None  # the weights of the images
-        if self._mix is not None and own is None:
+        if self._mix is not None and own is None and not self._several:
             images, targets = self._mix(images, targets)
-        elif self._mix is not None and own is not None:
+        elif self._mix is not None:
             images, targets, own = self._mixed(images, targets, own)
         with devices.autocast(self.device, self.precision):
             logits = self._trained(images)
         logits = logits.float() if logits.dtype != torch.float64 else logits
         smoothing = self.recipe.label_smoothing
+        if self._several:
+            return several_labels.loss(logits, targets, smoothing, self._weights, own)
         if self._weights is None and own is None:
             return F.cross_entropy(logits, targets, label_smoothing=smoothing)
         losses = F.cross_entropy(logits, targets, label_smoothing=smoothing, reduction="none")
@@ -117,7 +122,9 @@ class Trainer:
             losses = losses * (weights[targets] if targets.ndim == 1 else targets @ weights)
         return (losses if own is None else losses * own).mean()
 
-    def _mixed(self, images: Tensor, targets: Tensor, own: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _mixed(
+        self, images: Tensor, targets: Tensor, own: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Mixed images, the shares of classes in each (B, classes), and its weight: the shares of
         those of the two that it was mixed from."""
         mix = mixing(AUGMENTATIONS[self.recipe.augment or "none"], len(images))
@@ -127,8 +134,10 @@ class Trainer:
         images, shares = mix(images, torch.arange(len(images), device=self.device))
         if shares.ndim == 1:  # this part is not mixed
             return images, targets, own
-        classes = F.one_hot(targets, self.model.config.num_classes).to(shares.dtype)
-        return images, shares @ classes, shares @ own
+        if not self._several:
+            targets = F.one_hot(targets, self.model.config.num_classes)
+        mixed = shares @ targets.to(shares.dtype)
+        return images, mixed, None if own is None else shares @ own
 
     def backward(self, parts: Sequence[Part], images: int | None = None) -> Tensor:
         """Add the gradients of the mean loss over the images of a step, of all processes.

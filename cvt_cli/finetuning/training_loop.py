@@ -65,7 +65,8 @@ class Loop:
         self._epochs = -(-self._total // self._per_epoch)
         recipe, precision, weights = job.settings.recipe, job.settings.precision, job.class_weights
         heaviest = 1.0 if weights is None else float(weights.max())
-        self._watch = Watch(len(job.labels), recipe, precision, heaviest)
+        guessed = 2 if job.several else len(job.labels)  # of several, each is guessed by itself
+        self._watch = Watch(guessed, recipe, precision, heaviest)
         self._events: Events | None = None
 
     def train(self) -> Epoch | None:
@@ -204,6 +205,9 @@ class Loop:
             val_balanced_accuracy=validated.balanced_accuracy,
             val_macro_f1=validated.macro_f1,
             val_roc_auc=validated.roc_auc,
+            val_map=validated.mean_precision,
+            val_micro_f1=validated.micro_f1,
+            thresholds=validated.thresholds,
         )
 
     def _take(self, row: Epoch) -> None:
@@ -221,7 +225,8 @@ class Loop:
             results.write_metrics(self.folder, position.rows)
             if self._events is not None:
                 of_row = asdict(row)
-                values = {key: of_row[key] for key in ("training_loss", "val_loss", "val_top1")}
+                main = "val_map" if self.job.several else "val_top1"
+                values = {key: of_row[key] for key in ("training_loss", "val_loss", main)}
                 known = {key: value for key, value in values.items() if value is not None}
                 self._events.add(self.trainer.step_number, known)
         self._say_row(row, is_best)
@@ -249,17 +254,27 @@ class Loop:
     def _say_row(self, row: Epoch, is_best: bool, what: str = "") -> None:
         self._say(
             f"epoch {row.epoch}/{self._epochs}{what}: loss {row.training_loss:.4f}, "
-            f"validation top-1 {row.val_top1:.4f}{self._selected(row)}"
+            f"validation {self._main(row)}{self._selected(row)}"
             f"{' (best)' if is_best else ''}, "
             f"{row.seconds:.0f} s"
         )
+
+    def _main(self, row: Epoch) -> str:
+        if not self.job.several:
+            return f"top-1 {row.val_top1:.4f}"
+        told = (
+            ("mAP", row.val_map),
+            ("micro F1", row.val_micro_f1),
+            ("macro F1", row.val_macro_f1),
+        )
+        return ", ".join(f"{name} {value or 0:.4f}" for name, value in told)
 
     def _selected(self, row: Epoch) -> str:
         """What else the best epoch is chosen by, and its value."""
         select = self.job.settings.select
         values = {
             "balanced": ("balanced accuracy", row.val_balanced_accuracy),
-            "macro-f1": ("macro F1", row.val_macro_f1),
+            "macro-f1": ("macro F1", None if self.job.several else row.val_macro_f1),
             "auc": ("AUC", row.val_roc_auc),
             "loss": ("loss", row.val_loss),
         }

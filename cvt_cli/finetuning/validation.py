@@ -1,14 +1,18 @@
 """How good a network is on the images that the best epoch is chosen by."""
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 
 from cvt_cli.base import machine, torchrun
 from cvt_cli.base.progress import Progress, silent
-from cvt_cli.evaluation import measure_outcomes, run_models
+from cvt_cli.evaluation import measure_outcomes, run_models, several_measures, thresholds
 from cvt_cli.evaluation.counts import Counts
+from cvt_cli.evaluation.run_models import Subject
+from cvt_cli.evaluation.several_labels import SetOutcomes
 from cvt_cli.finetuning.job import Job
+from cvt_cli.finetuning.settings import parsed_aim
 from cvt_cli.model.cuda import CudaEngine
 from cvt_cli.model.engine import TorchEngine
 from cvt_cli.model.network import CvT
@@ -21,6 +25,10 @@ class Validated(NamedTuple):
     balanced_accuracy: float | None
     macro_f1: float | None
     roc_auc: float | None  # where the best epoch is chosen by it
+    # Where an image may have several classes, at the thresholds that are best for these images:
+    mean_precision: float | None = None
+    micro_f1: float | None = None
+    thresholds: tuple[float, ...] | None = None
 
 
 def engine_of(model: CvT, job: Job) -> TorchEngine:
@@ -57,15 +65,43 @@ def validate(model: CvT, job: Job, progress: Progress) -> Validated:
             subject.result.add_state(state, at_once=True)
     assert subject.outcomes is not None
     subject.outcomes.gather(mine)
+    if isinstance(subject.outcomes, SetOutcomes):
+        return _of_sets(subject, subject.outcomes, job)
     found = measure_outcomes.measure(
         subject.outcomes, images.labels, len(job.labels), weights=images.weights,
         threads=machine.threads(), intervals_too=False,
     )  # fmt: skip
-    numbers = found.numbers if found else {}
+    numbers = {name: one.value for name, one in found.numbers.items()} if found else {}
     return Validated(
         subject.result,
-        *(
-            numbers[name].value if name in numbers else None
-            for name in ("balanced_accuracy", "macro_f1", "roc_auc")
-        ),
+        balanced_accuracy=numbers.get("balanced_accuracy"),
+        macro_f1=numbers.get("macro_f1"),
+        roc_auc=numbers.get("roc_auc"),
+    )
+
+
+def _of_sets(subject: Subject, outcomes: SetOutcomes, job: Job) -> Validated:
+    """The same where an image may have several classes: by thresholds chosen on these images."""
+    images = job.images.validation
+    truth, untold = subject.right(images), subject.labels.thresholds
+    assert untold is not None
+    aim = parsed_aim(job.settings.threshold_for or "f1")
+    chosen = thresholds.best_thresholds(outcomes, truth, untold, images.weights, aim)
+    labels = replace(subject.labels, thresholds=chosen)
+    thresholds.answered_from(outcomes, labels)
+    exact = (outcomes.said == (truth > 0)).all(axis=1) & (outcomes.answered >= 0)
+    subject.result.correct_top1 = int(exact.sum())
+    found = several_measures.measure(
+        outcomes, truth, labels, weights=images.weights, threads=machine.threads(),
+        intervals_too=False,
+    )  # fmt: skip
+    numbers = {name: one.value for name, one in found.numbers.items()} if found else {}
+    return Validated(
+        subject.result,
+        balanced_accuracy=None,
+        macro_f1=numbers.get("macro_f1"),
+        roc_auc=numbers.get("roc_auc"),
+        mean_precision=numbers.get("map"),
+        micro_f1=numbers.get("micro_f1"),
+        thresholds=chosen,
     )

@@ -1,0 +1,169 @@
+"""Tables in which an image has several classes: when they are read so, and what is wrong there."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow
+import pytest
+from pyarrow import parquet
+
+from cvt_cli.datasets import several_labels
+from cvt_cli.datasets.labelled import LabelledImages
+from cvt_cli.datasets.layouts import open_dataset, open_given
+from cvt_cli.datasets.table_sets import Told
+from small_sets import class_folders
+
+SETS = ["a|b", "", "a", "b|a", "c", "a|c", "b", ""]
+
+
+@pytest.fixture
+def names(tmp_path: Path) -> list[str]:
+    class_folders(tmp_path, {"x": len(SETS)})
+    return [f"x/{number:03}.png" for number in range(len(SETS))]
+
+
+def opened(path: Path, **told: Any) -> tuple[LabelledImages, list[str]]:
+    said: list[str] = []
+    return open_dataset(str(path), "train", Path(), say=said.append, told=Told(**told)), said
+
+
+def csv_of(folder: Path, names: list[str], labels: list[str], head: str = "path,labels") -> Path:
+    rows = [head, *(f"{name},{label}" for name, label in zip(names, labels, strict=True))]
+    (folder / "t.csv").write_text("\n".join(rows) + "\n")
+    return folder / "t.csv"
+
+
+WANTED = [[1, 1, 0], [0, 0, 0], [1, 0, 0], [1, 1, 0], [0, 0, 1], [1, 0, 1], [0, 1, 0], [0, 0, 0]]
+
+
+def test_texts_lists_and_a_column_a_class_give_the_same_labels(
+    tmp_path: Path, names: list[str]
+) -> None:
+    lists = [label.split("|") if label else [] for label in SETS]
+    csv_of(tmp_path, names, SETS)
+    (tmp_path / "t.jsonl").write_text(
+        "".join(
+            json.dumps({"path": n, "tags": some}) + "\n"
+            for n, some in zip(names, lists, strict=True)
+        )
+    )
+    parquet.write_table(pyarrow.table({"path": names, "labels": lists}), tmp_path / "t.parquet")
+    marks = ["path,patient,c,a,b"]
+    marks += [
+        f"{n},{i},{c},{a},{b}"
+        for i, (n, (a, b, c)) in enumerate(zip(names, WANTED, strict=True), start=5)
+    ]
+    (tmp_path / "columns.csv").write_text("\n".join(marks) + "\n")
+
+    for table in ("t.csv", "t.jsonl", "t.parquet", "columns.csv"):
+        images, said = opened(tmp_path / table)
+
+        assert images.several and images.labels.dtype == np.uint8, table
+        assert images.classes == ("a", "b", "c")
+        assert images.labels.tolist() == WANTED
+        assert any("2 have none, 3 have one, 3 have several" in line for line in said)
+        assert "images of each class: `a` 4, `b` 3, `c` 2" in said
+    assert "a column of 0 and 1 for each class" in " ".join(said)
+    told, _ = opened(tmp_path / "columns.csv", columns="label=a,b")
+    assert told.classes == ("a", "b") and told.labels.tolist() == [row[:2] for row in WANTED]
+
+
+def test_a_bar_is_part_of_a_name_unless_names_recur_or_the_user_says_so(
+    tmp_path: Path, names: list[str]
+) -> None:
+    alone = ["a|b", "c", "a|b", "c", "c", "c", "d|e", "d|e"]
+    table = csv_of(tmp_path, names, alone)
+
+    images, said = opened(table)
+    told, _ = opened(table, separator="|")
+    as_they_are, _ = opened(csv_of(tmp_path, names, [s or "a" for s in SETS]), separator="none")
+    semicolons, _ = opened(
+        csv_of(tmp_path, names, [s.replace("|", " ; ") for s in SETS]), separator=";"
+    )
+
+    assert not images.several and images.classes == ("a|b", "c", "d|e")
+    assert any("--separator '|' takes it as several" in line for line in said)
+    assert told.several and told.classes == ("a", "b", "c", "d", "e")
+    assert as_they_are.classes == ("a", "a|b", "a|c", "b", "b|a", "c")
+    assert semicolons.labels.tolist() == WANTED
+
+
+def test_what_is_wrong_in_such_a_table_is_said_with_its_line(cvt, tmp_path: Path, names) -> None:
+    def error(table: Path, *more: object) -> str:
+        result = cvt("finetune", table, "--variant", "nano", "--dry-run", *more)
+        assert result.exit_code in (1, 2)
+        return result.stderr.splitlines()[0]
+
+    table = csv_of(tmp_path, names, ["a|b", "a||b", *SETS[2:]])
+    assert "`a||b` in `labels`" in error(table) and "line 3" in error(table)
+    table = csv_of(tmp_path, names, SETS, "path,x|y")
+    rows = [f"{n},{i % 2},{i // 4}" for i, n in enumerate(names)]
+    table.write_text("\n".join(["path,x|y,z", *rows]) + "\n")
+    assert "the class `x|y`" in error(table) and "has `|` in its name" in error(table)
+    assert "--separator has no effect: the labels are a column" in error(table, "--separator", ";")
+    table.write_text("\n".join(["path,q,z", *rows[:4], f"{names[4]},2,0", *rows[5:]]) + "\n")
+    assert "no column of" in error(table)  # `q` is no column of 0 and 1
+    assert "line 6 has '2' for the class `q`; accepted are 0 and 1" in error(
+        table, "--columns", "label=q,z"
+    )
+    table = csv_of(tmp_path, [*names[:7], names[0]], SETS[:7] + ["a"])
+    assert "gives 1 image two classes: `x/000.png` is `a|b` in line 2 and `a` in line 9" in error(
+        table
+    )
+    lines = [json.dumps({"path": names[0], "label": ["a", ""]})]
+    (tmp_path / "t.jsonl").write_text("\n".join(lines) + "\n")
+    assert "line 1 has ['a', ''] as its labels, one of them empty" in error(tmp_path / "t.jsonl")
+
+
+def test_both_sides_of_a_split_have_every_class_that_has_two_images() -> None:
+    generator = np.random.default_rng(0)
+    for seed in range(30):
+        labels = (generator.random((40, 6)) < [0.5, 0.3, 0.2, 0.1, 0.06, 0.9]).astype(np.uint8)
+        labels[:2, :] = np.eye(2, 6, dtype=np.uint8)[:, ::-1][:, :6] | labels[:2, :]
+        labels[2:4] |= np.array([0, 0, 0, 1, 1, 1], np.uint8)
+        sizes = labels.sum(axis=0)
+        if (sizes < 2).any():
+            continue
+        images = LabelledImages(Path(), tuple("abcdef"), tuple(map(str, range(40))), labels)
+
+        training, validation = images.split(0.1, seed)
+
+        assert len(training) + len(validation) == 40
+        assert (training.sizes > 0).all() and (validation.sizes > 0).all()
+        again = images.split(0.1, seed)[1]
+        assert again.names == validation.names
+
+
+def test_images_are_stratified_by_the_rarest_of_their_classes() -> None:
+    labels = np.array([[1, 1, 0], [1, 0, 0], [1, 0, 1], [0, 0, 0], [1, 1, 0]], np.uint8)
+
+    assert several_labels.strata(labels).tolist() == [1, 0, 2, 3, 1]
+
+
+def test_whole_groups_are_set_aside_and_folded_with_several_labels(cvt, tmp_path: Path) -> None:
+    class_folders(tmp_path, {"x": 40})
+    labels = ["a|b", "b", "a", "c|a"]
+    rows = [f"x/{i:03}.png,{labels[i % 4]},g{i // 4}" for i in range(40)]
+    table = tmp_path / "t.csv"
+    table.write_text("\n".join(["path,labels,group", *rows]) + "\n")
+
+    images, _ = opened(table)
+    training, validation = images.split(0.2, 0)
+
+    assert not training.named_groups & validation.named_groups
+    assert (training.sizes > 0).all() and (validation.sizes > 0).all()
+
+
+def test_validation_images_have_the_training_images_columns(tmp_path: Path, names) -> None:
+    splits = ["train"] * 5 + ["val"] * 3
+    rows = [f"{n},{s},{p}" for n, s, p in zip(names, SETS, splits, strict=True)]
+    table = tmp_path / "t.csv"
+    table.write_text("\n".join(["path,labels,split", *rows]) + "\n")
+
+    training, _ = opened(table)
+    validation = open_given(str(table), "val", training)
+
+    assert validation is not None and validation.classes == training.classes == ("a", "b", "c")
+    assert validation.labels.tolist() == WANTED[5:]
