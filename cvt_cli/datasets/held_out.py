@@ -42,7 +42,7 @@ class Origin:
             images: to be judged.
             opened: opens the training part of the same data.
         """
-        if _same(images.root, self.root):
+        if _same(images.root, self.root) and self._is_named(images):
             known = set(opened().names)
         elif self._are(images, self.n, self.fingerprint):
             known = set(images.names)
@@ -53,6 +53,10 @@ class Origin:
             left_out |= self.validation | self.fold
         known -= left_out
         return [name for name in images.names if name in known]
+
+    def _is_named(self, images: LabelledImages) -> bool:
+        """Whether images of the run's folder are its data: several tables may lie in one folder."""
+        return images.table is None or images.table.table.name == Path(self.data).name
 
     def _are(self, images: LabelledImages, n: int, fingerprint: str) -> bool:
         """Whether these are images that training began with; other numbers need no reading."""

@@ -30,6 +30,10 @@ _MOST_NAMED = 10
 class Rows(Protocol):
     """What opens the pictures of a table's rows."""
 
+    @property
+    def table(self) -> Path:
+        """The table itself."""
+
     def open(self, name: str, row: int) -> BinaryIO:
         """The file of a picture; raises OSError or ImageError."""
 

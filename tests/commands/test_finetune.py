@@ -405,6 +405,30 @@ def test_without_val_a_part_of_every_class_is_set_aside(cvt, digits: Path, tmp_p
     assert changed.json["n_trained_on"] is None
 
 
+def test_another_table_in_the_same_folder_is_not_what_was_trained_on(
+    cvt, digits: Path, tmp_path: Path
+) -> None:
+    for split in ("train", "val"):
+        shutil.copytree(digits / split, tmp_path / "set" / split)
+        rows = [f"{p.relative_to(tmp_path / 'set')},{p.parent.name}" for p in
+                sorted((tmp_path / "set" / split).glob("*/*"))]  # fmt: skip
+        (tmp_path / "set" / f"{split}.csv").write_text("\n".join(["path,label", *rows]) + "\n")
+    trained = cvt(
+        "finetune", tmp_path / "set" / "train.csv", "--variant", "nano", *SHORT, "-o",
+        tmp_path / "r", "--json",
+    )  # fmt: skip
+    assert trained.exit_code == 0, trained.stderr
+
+    known, other = (
+        cvt("evaluate", tmp_path / "set" / f"{name}.csv", "--model", tmp_path / "r", "--json")
+        for name in ("train", "val")
+    )
+
+    assert known.json["n_trained_on"] == trained.json["train_n"]
+    assert other.exit_code == 0, other.stderr
+    assert other.json["n_trained_on"] is None
+
+
 def test_a_dry_run_checks_times_and_writes_nothing(cvt, digits: Path, tmp_path: Path) -> None:
     result = cvt(
         "finetune", "--data", digits, "--model", "cvt-nano-cifar10", "--batch-size", 8,
