@@ -959,12 +959,14 @@ def test_every_variant_counts_what_torch_counts_on_photographs(
     target = tmp_path / name
 
     result = run(tmp_path, "export", source, "-o", target, "--verify-data", photos, "--json")
-    ours, theirs = (
-        run(tmp_path, "evaluate", "--data", photos, "--model", model, "--json", *more).json
-        for model, more in ((target, ()), (source, ("--engine", "torch")))
-    )
-
     assert result.exit_code == 0, result.stderr
+    both = [
+        run(tmp_path, "evaluate", "--data", photos, "--model", model, "--json", *more)
+        for model, more in ((target, ()), (source, ("--engine", "torch")))
+    ]
+
+    assert not any(one.exit_code for one in both), [one.stderr for one in both]
+    ours, theirs = (one.json for one in both)
     assert result.json["verification"]["top1_agreement"] == 1.0
     assert ours["n"] == theirs["n"] == 122
     assert ours["top1_correct"] == theirs["top1_correct"]
