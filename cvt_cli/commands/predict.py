@@ -20,9 +20,6 @@ if TYPE_CHECKING:
 FEW_IMAGES = 4
 """That have a table each; of more, each has a line."""
 
-NONE = "none"
-"""What is printed of an image that has none of a model's several classes."""
-
 WIDEST_CLASS = 30
 """Columns of the class in such lines; a longer name pushes the rest of its line."""
 
@@ -290,6 +287,8 @@ class _Printer:
 
     def _print_several(self, answer: "Answer") -> None:
         """All classes of an image, which may be none."""
+        from cvt_cli.prediction.answers import NONE
+
         if not self._begun:
             output.emit(f"{'classes with probabilities':<{WIDEST_CLASS}}  image")
             self._begun = True
@@ -361,6 +360,8 @@ def _check_options(
 
 
 def _print_table(answer: "Answer") -> None:
+    from cvt_cli.prediction.answers import NONE
+
     if answer.several and not answer.predictions:
         output.emit(f"{answer.path}: {NONE}\n")
         return

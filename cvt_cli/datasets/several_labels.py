@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from cvt_cli.base.errors import DataError, UsageError
 from cvt_cli.base.progress import Say
 from cvt_cli.datasets.table_rows import BETWEEN, Coded, Rows
+from cvt_cli.prediction import answers
 
-SIGN = "|"
+SIGN = answers.BETWEEN
 """Between the classes of an image, as cvt writes them, and unless something else is told."""
 
 
@@ -103,7 +104,7 @@ def read(rows: Rows, separator: str | None, say: Say) -> tuple[Rows, Sets] | Non
     marks = np.zeros((len(sets), len(classes)), np.uint8)
     for members, number in sets.items():
         marks[number, list(members)] = 1
-    names = tuple(joined([classes[m] for m in members]) or "none" for members in sets)
+    names = tuple(joined([classes[m] for m in members]) or answers.NONE for members in sets)
     coded = {**rows.coded, "label": Coded(names, of_text[labels.codes])}
     return replace(rows, coded=coded), Sets(classes, marks, how)
 

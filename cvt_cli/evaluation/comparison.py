@@ -12,16 +12,13 @@ import numpy as np
 from cvt_cli.base.errors import DataError, UsageError
 from cvt_cli.base.text import as_utf8
 from cvt_cli.prediction.answer_tables import require_parquet
-from cvt_cli.prediction.answers import BETWEEN
+from cvt_cli.prediction.answers import BETWEEN, NONE
 
 SUFFIXES = (".jsonl", ".csv", ".parquet")
 """The kinds of predictions files, which `cvt evaluate` writes."""
 
 RESAMPLES = 10_000
 """How often the images are drawn again, for the interval of the difference."""
-
-NONE = "none"
-"""In place of a class, for an image that has none of several."""
 
 _HINT = "`cvt evaluate --predictions FILE` writes what is compared here"
 

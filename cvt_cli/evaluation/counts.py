@@ -93,9 +93,7 @@ class Counts:
         order = np.argsort(-logits, axis=1, kind="stable")  # a tie goes to the lower index
         best = order[:, 0]
         right = best == labels
-        self.n += len(labels)
-        self.readable += len(labels)
-        self.correct_top1 += int(right.sum())
+        self._count_right(right, groups)
         self.correct_topk += int((order[:, : self.k] == labels[:, None]).sum())
         if self.present is not None:
             among = self.present[np.argmax(logits[:, self.present], axis=1)]
@@ -109,8 +107,6 @@ class Counts:
         wide -= wide.max(axis=1, keepdims=True)
         self.loss_sum += float(_losses(wide, labels).sum())
         probabilities = self.calibration.add(wide, labels, right)
-        for hit, group in zip(right.tolist(), groups, strict=bool(groups)):
-            self._count_group(group, hit)
         for answer, accepted in zip(best.tolist(), real, strict=bool(real)):
             self.real_n += bool(accepted)
             self.real_correct += answer in accepted
@@ -119,6 +115,24 @@ class Counts:
             found = [(float(confidence[i]), names[i], int(labels[i]), int(best[i])) for i in wrong]
             self.mistakes = sorted([*self.mistakes, *found], key=_surest_first)[:MISTAKES]
         return best, probabilities
+
+    def _count_right(self, right: NDArray[np.bool_], groups: Sequence[str]) -> None:
+        """Count images that could be read (B,), and their groups if they have some."""
+        self.n += len(right)
+        self.readable += len(right)
+        self.correct_top1 += int(right.sum())
+        for hit, group in zip(right.tolist(), groups, strict=bool(groups)):
+            self._count_group(group, hit)
+
+    def _count_failure(self, name: str, reason: str, group: str | None) -> bool:
+        """Note an image that cannot be read; whether it counts, as wrong."""
+        self.failures.append((name, reason))
+        if self.skipped:
+            return False
+        self.n += 1
+        if group is not None:
+            self._count_group(group, False)
+        return True
 
     def _count_group(self, group: str, hit: bool) -> None:
         counts = self.groups.setdefault(group, [0, 0])
@@ -134,14 +148,9 @@ class Counts:
         real: Sequence[int] = (),
     ) -> None:
         """Count an image that cannot be read: as wrong in every accuracy, unless it is left out."""
-        self.failures.append((name, reason))
-        if self.skipped:
-            return
-        self.n += 1
-        self.class_n[label] += 1
-        self.real_n += bool(real)
-        if group is not None:
-            self._count_group(group, False)
+        if self._count_failure(name, reason, group):
+            self.class_n[label] += 1
+            self.real_n += bool(real)
 
     # --- adding up, and going on later
 

@@ -313,8 +313,7 @@ def _loaded(
         access.detail(ready.describe())
         access.say(
             f"{counted(len(images), 'image')} in {counted(len(images.classes), 'class')} below "
-            f"`{images.root}` "
-            f"({images.layout}), matched by {how}"
+            f"`{images.root}` ({images.layout}), matched by {how}"
         )
     return ready, one
 
@@ -357,20 +356,23 @@ def _write(
         say(f"written: `{path}`")
 
 
-def _of_sets(
-    one: Subject, counts: SetCounts, images: LabelledImages, settings: Asked
-) -> SetMetrics:
-    """What is measured where an image may have several classes."""
-    assert isinstance(one.outcomes, SetOutcomes)
-    found = several_measures.measure(
-        one.outcomes,
-        one.right(images),
-        one.labels,
-        groups=[one.groups.get(name, "") for name in images.names] if one.groups else (),
-        weights=images.weights,
-        threads=settings.workers or machine.threads(),
-    )
-    return several_measures.metrics_of(counts, found)
+def _metrics(one: Subject, images: LabelledImages, settings: Asked) -> Metrics | SetMetrics:
+    """What was counted of a model, and what follows from the outcome of each image."""
+    how: dict[str, Any] = {
+        "groups": [one.groups.get(name, "") for name in images.names] if one.groups else (),
+        "weights": images.weights,
+        "threads": settings.workers or machine.threads(),
+    }
+    if isinstance(one.result, SetCounts):
+        assert isinstance(one.outcomes, SetOutcomes)
+        measures = several_measures.measure(one.outcomes, one.right(images), one.labels, **how)
+        return several_measures.metrics_of(one.result, measures)
+    metrics = one.result.metrics(one.labels)
+    if one.outcomes is None:
+        return metrics
+    right = one.class_index[images.labels]
+    found = measure_outcomes.measure(one.outcomes, right, len(one.labels), **how)
+    return measure_outcomes.with_measures(metrics, found, one.labels)
 
 
 def _result(
@@ -381,21 +383,7 @@ def _result(
     settings: Asked,
     offline: bool,
 ) -> Result:
-    metrics: Metrics | SetMetrics
-    if isinstance(one.result, SetCounts):
-        metrics = _of_sets(one, one.result, images, settings)
-    else:
-        metrics = one.result.metrics(one.labels)
-    if one.outcomes is not None and isinstance(metrics, Metrics):
-        found = measure_outcomes.measure(
-            one.outcomes,
-            one.class_index[images.labels],
-            len(one.labels),
-            groups=[one.groups.get(name, "") for name in images.names] if one.groups else (),
-            weights=images.weights,
-            threads=settings.workers or machine.threads(),
-        )
-        metrics = measure_outcomes.with_measures(metrics, found, one.labels)
+    metrics = _metrics(one, images, settings)
     seen = None
     if origin is not None:
         training: Callable[[], LabelledImages] = partial(settings.opened, "train", offline, unheard)

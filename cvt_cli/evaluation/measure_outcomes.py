@@ -63,13 +63,8 @@ class Measures:
 
     def to_json(self) -> dict[str, Any]:
         """The documented keys of ``measures``."""
-        return {
-            **{name: one.to_json() for name, one in self.numbers.items()},
-            "weighted": self.weighted,
-            "resamples": intervals.RESAMPLES,
-            "resampled": "images" if self.by_groups is None else "groups",
-            "not_ranked": self.not_ranked,
-        }
+        common = numbers_json(self.numbers, self.weighted, self.by_groups)
+        return {**common, "not_ranked": self.not_ranked}
 
     def matrix_json(self, labels: Labels) -> dict[str, Any]:
         """The whole confusion matrix: its classes, and by their places what is not 0 in it."""
@@ -112,8 +107,7 @@ def measure(
         return None
     actual, answered = right[rows], outcomes.answered[rows].astype(np.int64)
     weight = None if weights is None else weights[rows]
-    number, count = numbered(groups, rows)
-    drawn = number if count >= intervals.FEWEST_GROUPS else None
+    drawn, count = drawn_together(groups, rows)
     of = count_measures.margins(actual, answered, classes, weight)
     found = {name: float(value) for name, value in count_measures.summary(of).items()}
     ranges = intervals.bootstrap(actual, answered, weight, drawn) if intervals_too else {}
@@ -124,11 +118,10 @@ def measure(
     ranked, why = _ranked(outcomes, rows[readable], actual[readable], present, weights, threads)
     for name in ("roc_auc", "average_precision"):
         numbers[name] = Estimate(None, None)
-        if ranked is not None and np.isfinite(each := getattr(ranked, name)).any():
-            value, by = float(np.nanmean(each)), getattr(ranked, f"{name}_by")
+        if ranked is not None:
+            each, by = getattr(ranked, name), getattr(ranked, f"{name}_by")
             of_groups = None if drawn is None else drawn[readable]
-            interval = intervals.by_influence(value, by, of_groups) if intervals_too else None
-            numbers[name] = Estimate(value, interval)
+            numbers[name] = mean_over_classes(each, by, of_groups, intervals_too)
     return Measures(
         numbers,
         _of_classes(of, present, ranked),
@@ -137,7 +130,7 @@ def measure(
         ),
         _cells(actual, answered, classes),
         weights is not None,
-        count if drawn is not None else None,
+        count,
         why,
     )
 
@@ -155,14 +148,48 @@ def with_measures(metrics: Metrics, found: Measures | None, labels: Labels) -> M
     return replace(metrics, classes=classes, measures=found, labels=labels)
 
 
-def numbered(groups: Sequence[str], rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], int]:
-    """Each image's group as a number, and how many there are."""
-    if not len(groups):
-        return np.empty(0, np.int64), 0
-    known: Mapping[str, int] = {
-        name: number for number, name in enumerate(dict.fromkeys(groups[row] for row in rows))
+def numbers_json(
+    numbers: Mapping[str, Estimate], weighted: bool, by_groups: int | None
+) -> dict[str, Any]:
+    """The keys of ``measures`` that all kinds of labels have."""
+    return {
+        **{name: one.to_json() for name, one in numbers.items()},
+        "weighted": weighted,
+        "resamples": intervals.RESAMPLES,
+        "resampled": "images" if by_groups is None else "groups",
     }
-    return np.array([known[groups[row]] for row in rows], np.int64), len(known)
+
+
+def drawn_together(
+    groups: Sequence[str], rows: NDArray[np.int64]
+) -> tuple[NDArray[np.int64] | None, int | None]:
+    """Each image's group as a number, and how many there are; None where images are drawn one by
+    one, for there are too few groups."""
+    names = [groups[row] for row in rows] if len(groups) else []
+    known = {name: number for number, name in enumerate(dict.fromkeys(names))}
+    if len(known) < intervals.FEWEST_GROUPS:
+        return None, None
+    return np.array([known[name] for name in names], np.int64), len(known)
+
+
+def mean_over_classes(
+    each: NDArray[np.float64],
+    by: NDArray[np.float64],
+    groups: NDArray[np.int64] | None,
+    interval_too: bool,
+) -> Estimate:
+    """The mean of what ranking says of each class, with its interval; see `intervals.by_influence`.
+
+    Args:
+        each: (classes,), NaN where there is none.
+        by: what each image moves the mean by.
+        groups: of the images, where they are drawn together.
+        interval_too: leave it out where only the number is wanted.
+    """
+    if not np.isfinite(each).any():
+        return Estimate(None, None)
+    value = float(np.nanmean(each))
+    return Estimate(value, intervals.by_influence(value, by, groups) if interval_too else None)
 
 
 def estimate(value: float, interval: tuple[float, float] | None) -> Estimate:
@@ -188,9 +215,8 @@ def _ranked(
         )
     if not len(rows):
         return None, "no image can be read"
-    every = len(rows) == len(outcomes.scores)
-    scores = outcomes.scores if every else outcomes.scores[rows]
     weight = None if weights is None else weights[rows]
+    scores = outcomes.scores_of(rows)
     found = ranking_measures.ranked_classes(scores, actual, present, weight, threads)
     if not np.isfinite(found.roc_auc).any():
         return found, "all images are of one class"

@@ -94,6 +94,11 @@ class Outcomes:
         """All that is noted of each image."""
         return self.answered, self.confidence, self.scores
 
+    def scores_of(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        """The probabilities of some images, which must be kept; of all of them without a copy."""
+        assert self.scores is not None
+        return self.scores if len(rows) == len(self.scores) else self.scores[rows]
+
     @property
     def counted(self) -> NDArray[np.int64]:
         """The images that count: all but those left out. Every image must have been seen."""

@@ -87,11 +87,11 @@ def write_report(
         CvtError: the file cannot be written.
     """
     scores = report_charts.class_scores(document["classes"], matrix)
-    page = pages.template("report.html").render(
-        title=f"{shareable.title(document['model'])} on {shareable.title(document['data'])}",
-        subtitle=f"{pages.images(document['n'])} in {pages.classes(len(document['classes']))}",
-        day=f"{pages.now():%Y-%m-%d}",
-        warnings=list(warnings_of(document)),
+    return write_page(
+        folder,
+        "report.html",
+        document,
+        chosen="its best epoch",
         top1=_top1(document),
         figures=list(_figures(document, scores, num_classes or len(names))),
         average=100 * document["top1"],
@@ -99,17 +99,40 @@ def write_report(
         classes=_classes(scores),
         calibration=_calibration(document),
         alone=report_charts.alone(document.get("risk_coverage")),
-        groups=groups_of(document),
         mistakes=mistakes,
+    )
+
+
+def write_page(
+    folder: Path, template: str, document: Mapping[str, Any], chosen: str, **parts: Any
+) -> Path:
+    """Write ``index.html`` with what every page of an evaluation has.
+
+    Args:
+        folder: as of `write_report`.
+        template: its name.
+        document: what ``cvt evaluate --json`` prints.
+        chosen: by the run, on the images that it held out.
+        parts: what this kind of page has besides.
+
+    Returns:
+        The path of the page.
+    """
+    page = pages.template(template).render(
+        title=f"{shareable.title(document['model'])} on {shareable.title(document['data'])}",
+        subtitle=f"{pages.images(document['n'])} in {pages.classes(len(document['classes']))}",
+        day=f"{pages.now():%Y-%m-%d}",
+        warnings=list(_warnings(document)),
+        groups=_groups(document),
         about=pages.about(
             document,
             data=f"{shareable.shown(document['data'])}, {pages.images(document['n'])}",
-            part=document.get("split")
-            and "the images that the run held out to choose its best epoch",
+            part=document.get("split") and f"the images that the run held out to choose {chosen}",
             speed=None
             if document["images_per_sec"] is None
             else f"{document['images_per_sec']:,.0f} images/s, decoding included",
         ),
+        **parts,
     )
     path = folder / "index.html"
     files.write_text(path, page)
@@ -160,7 +183,7 @@ class _Warning:
     option: str = ""
 
 
-def warnings_of(document: Mapping[str, Any]) -> Iterator[_Warning]:
+def _warnings(document: Mapping[str, Any]) -> Iterator[_Warning]:
     """What makes the numbers mean less than they seem to."""
     n = document["n"]
     if trained := document.get("n_trained_on"):
@@ -367,7 +390,7 @@ def _calibration(document: Mapping[str, Any]) -> dict[str, Any] | None:
     }
 
 
-def groups_of(document: Mapping[str, Any]) -> dict[str, Any] | None:
+def _groups(document: Mapping[str, Any]) -> dict[str, Any] | None:
     """The accuracy of each group, as it is in the document."""
     found = document["groups"]
     if not found:

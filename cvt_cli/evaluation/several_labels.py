@@ -86,16 +86,12 @@ class SetCounts(Counts):
         probabilities = sigmoid(logits)
         said, truth = probabilities >= self._thresholds, labels > 0
         right = (said == truth).all(axis=1)
-        self.n += len(labels)
-        self.readable += len(labels)
-        self.correct_top1 += int(right.sum())
+        self._count_right(right, groups)
         self.class_n += truth.sum(axis=0)
         self.class_correct += (said & truth).sum(axis=0)
         wide = logits.astype(np.float64)
         losses = np.maximum(wide, 0) - wide * truth + np.log1p(np.exp(-np.abs(wide)))
         self.loss_sum += float(losses.mean(axis=1).sum())
-        for hit, group in zip(right.tolist(), groups, strict=bool(groups)):
-            self._count_group(group, hit)
         return said, probabilities
 
     def add_failure(  # type: ignore[override]
@@ -107,13 +103,8 @@ class SetCounts(Counts):
         real: Sequence[int] = (),
     ) -> None:
         """Count an image that cannot be read: as wrong, unless it is left out."""
-        self.failures.append((name, reason))
-        if self.skipped:
-            return
-        self.n += 1
-        self.class_n += label
-        if group is not None:
-            self._count_group(group, False)
+        if self._count_failure(name, reason, group):
+            self.class_n += label
 
 
 class SetOutcomes(Outcomes):

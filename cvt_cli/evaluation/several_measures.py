@@ -10,7 +10,13 @@ from numpy.typing import NDArray
 from cvt_cli.evaluation import count_measures, intervals, ranking_measures
 from cvt_cli.evaluation.count_measures import NO_ANSWER, Margins
 from cvt_cli.evaluation.counts import per_sec
-from cvt_cli.evaluation.measure_outcomes import Estimate, estimate, numbered
+from cvt_cli.evaluation.measure_outcomes import (
+    Estimate,
+    drawn_together,
+    estimate,
+    mean_over_classes,
+    numbers_json,
+)
 from cvt_cli.evaluation.metrics import Failure, Groups, Rate
 from cvt_cli.evaluation.several_labels import SetCounts, SetOutcomes
 from cvt_cli.spec.labels import Labels
@@ -113,12 +119,7 @@ class SetMeasures:
 
     def to_json(self) -> dict[str, Any]:
         """The documented keys of ``measures``."""
-        return {
-            **{name: one.to_json() for name, one in self.numbers.items()},
-            "weighted": self.weighted,
-            "resamples": intervals.RESAMPLES,
-            "resampled": "images" if self.by_groups is None else "groups",
-        }
+        return numbers_json(self.numbers, self.weighted, self.by_groups)
 
 
 def measure(
@@ -148,8 +149,7 @@ def measure(
     right, said = truth[rows] > 0, outcomes.said[rows]
     readable = outcomes.answered[rows] != NO_ANSWER
     weight = None if weights is None else weights[rows]
-    number, count = numbered(groups, rows)
-    drawn = number if count >= intervals.FEWEST_GROUPS else None
+    drawn, count = drawn_together(groups, rows)
     cells = _cells(right, said, readable)
     of_cells = np.bincount(cells.of, weight, len(cells.f1))[None].astype(np.float64)
     found = {name: float(value[0]) for name, value in cells.numbers(of_cells).items()}
@@ -159,24 +159,20 @@ def measure(
             intervals.draws(cells.of, len(cells.f1), weight, drawn, len(labels)), cells.numbers
         )
     ranked = _ranked(outcomes, rows[readable], right[readable], weights, threads)
-    numbers = {}
-    for name, each, by in (
-        ("map", ranked.average_precision, ranked.average_precision_by),
-        ("roc_auc", ranked.roc_auc, ranked.roc_auc_by),
-    ):
-        numbers[name] = Estimate(None, None)
-        if np.isfinite(each).any():
-            value = float(np.nanmean(each))
-            of_groups = None if drawn is None else drawn[readable]
-            numbers[name] = Estimate(
-                value, intervals.by_influence(value, by, of_groups) if intervals_too else None
-            )
+    of_groups = None if drawn is None else drawn[readable]
+    numbers = {
+        name: mean_over_classes(each, by, of_groups, intervals_too)
+        for name, each, by in (
+            ("map", ranked.average_precision, ranked.average_precision_by),
+            ("roc_auc", ranked.roc_auc, ranked.roc_auc_by),
+        )
+    }
     numbers |= {name: estimate(value, ranges.get(name)) for name, value in found.items()}
     return SetMeasures(
         numbers,
         _of_classes(right, said, weight, ranked, labels),
         weights is not None,
-        count if drawn is not None else None,
+        count,
     )
 
 
@@ -189,9 +185,7 @@ def _ranked(
 ) -> ranking_measures.RankedClasses:
     """How well each class is ranked before its absence; a class that all have has a precision of 1,
     and no area."""
-    assert outcomes.scores is not None
-    every = len(rows) == len(outcomes.scores)
-    scores = outcomes.scores if every else outcomes.scores[rows]
+    scores = outcomes.scores_of(rows)
     classes = np.arange(scores.shape[1])
     weight = None if weights is None else weights[rows]
     found = ranking_measures.ranked_classes(scores, right, classes, weight, threads)

@@ -4,9 +4,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from cvt_cli.base import files
-from cvt_cli.evaluation.report import Figure, between, groups_of, warnings_of
-from cvt_cli.prediction import pages, shareable
+from cvt_cli.evaluation.report import Figure, between, write_page
+from cvt_cli.prediction import pages
 
 _FIGURES = (
     ("micro_f1", "F1, all answers together", "at the classes' thresholds"),
@@ -35,31 +34,18 @@ def write_report(folder: Path, document: dict[str, Any]) -> Path:
     found = document["measures"] or {}
     precision = found.get("map") or {"value": None, "interval": None}
     hardest = sorted(document["classes"], key=lambda row: row["average_precision"] or 0.0)
-    page = pages.template("report_several.html").render(
-        title=f"{shareable.title(document['model'])} on {shareable.title(document['data'])}",
-        subtitle=f"{pages.images(document['n'])} in {pages.classes(len(document['classes']))}",
-        day=f"{pages.now():%Y-%m-%d}",
-        warnings=list(warnings_of(document)),
+    return write_page(
+        folder,
+        "report_several.html",
+        document,
+        chosen="its best epoch and its thresholds",
         map={
             "value": precision["value"],
             "between": precision["interval"] and between(precision["interval"]),
         },
         figures=list(_figures(document, found)),
         classes=hardest,
-        groups=groups_of(document),
-        about=pages.about(
-            document,
-            data=f"{shareable.shown(document['data'])}, {pages.images(document['n'])}",
-            part=document.get("split")
-            and "the images that the run held out to choose its best epoch and its thresholds",
-            speed=None
-            if document["images_per_sec"] is None
-            else f"{document['images_per_sec']:,.0f} images/s, decoding included",
-        ),
     )
-    path = folder / "index.html"
-    files.write_text(path, page)
-    return path
 
 
 def _figures(document: Mapping[str, Any], found: Mapping[str, Any]) -> Iterator[Figure]:

@@ -59,8 +59,11 @@ def parsed(told: str) -> ClassWeights:
     return found
 
 
-def _power(told: str) -> float:
-    """P of ``balanced^P``; 1 of ``balanced``."""
+def _power(told: str | bool) -> float:
+    """P of ``balanced^P``; 1 of ``balanced``, and of True, which says the same."""
+    if told is True:
+        return 1.0
+    told = str(told)
     try:
         power = float(told.partition("^")[2]) if "^" in told else 1.0
     except ValueError:
@@ -113,7 +116,7 @@ def factors(
     if isinstance(wanted, dict):
         return _as_told(wanted, classes)
     counts = np.maximum(np.bincount(labels, minlength=len(classes)), 1)
-    power = 1.0 if wanted is True else _power(str(wanted))
+    power = _power(wanted)
     found = (len(labels) / (len(classes) * counts)) ** power
     if power != 1.0:
         found *= len(labels) / found[labels].sum()
@@ -140,7 +143,7 @@ def positive_factors(
     """
     if isinstance(wanted, dict):
         return _as_told(wanted, classes)
-    power = 1.0 if wanted is True else _power(str(wanted))
+    power = _power(wanted)
     return np.asarray((np.maximum(images - sizes, 1) / np.maximum(sizes, 1)) ** power, np.float64)
 
 

@@ -9,8 +9,11 @@ from numpy.typing import NDArray
 
 from cvt_cli.base import text
 
+NONE = "none"
+"""In place of a class, for an image that has none of several."""
+
 BETWEEN = "|"
-"""Between the classes of an image that may have several, in a table."""
+"""Between the classes of an image that may have several, in one text."""
 
 UNKNOWN = "unknown"
 """The answer where no class is as likely as the threshold asks."""

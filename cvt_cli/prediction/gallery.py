@@ -9,15 +9,12 @@ from typing import IO, Any
 
 from cvt_cli.base.text import as_utf8
 from cvt_cli.prediction import pages, shareable
-from cvt_cli.prediction.answers import UNKNOWN, Answer
+from cvt_cli.prediction.answers import BETWEEN, NONE, UNKNOWN, Answer
 from cvt_cli.prediction.whole_files import WholeFile
 
 UNSURE = 0.5
 """Probability of the likeliest class below which an answer is marked as unsure, where the user
 has not set a threshold."""
-
-NONE = "none"
-"""In place of a class, for an image that has none of several."""
 
 _CHIPS = 12
 """Classes that the summary names; the rest can be searched for."""
@@ -125,7 +122,7 @@ class Page(WholeFile):
             error=None,
             words=words,
             named=named,
-            several="|".join(one.label for one in answer.predictions) if answer.several else "",
+            several=BETWEEN.join(one.label for one in answer.predictions) if answer.several else "",
             unknown=unknown,
             unsure=unsure,
             predictions=answer.predictions,
