@@ -126,7 +126,7 @@ def _measures(found: Measures) -> list[str]:
     if found.curve is not None:
         told = [
             f"{point.threshold:.3f} or more: {100 * point.coverage:.1f} % of images, "
-            f"{100 * most:g} % wrong"
+            f"at most {100 * most:g} % wrong"
             for most, point in found.curve.at_risk
             if point is not None and most in (0.01, 0.05)
         ]

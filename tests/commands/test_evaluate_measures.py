@@ -253,7 +253,8 @@ def test_lines_and_report_say_how_classes_fare_and_what_can_be_answered_alone(
     assert "classes balanced accuracy" in said.stdout and "; AUC 0.9" in said.stdout
     found = json.loads((tmp_path / "d.json").read_text())
     five = found["risk_coverage"]["at_risk"][2]
-    line = f"{five['threshold']:.3f} or more: {100 * five['coverage']:.1f} % of images, 5 % wrong"
+    share = f"{100 * five['coverage']:.1f} % of images"
+    line = f"{five['threshold']:.3f} or more: {share}, at most 5 % wrong"
     assert line in said.stdout
     page = (tmp_path / "r" / "index.html").read_text()
     for name in ("roc_auc", "matthews", "kappa"):
