@@ -166,6 +166,8 @@ def test_a_person_is_shown_all_of_it(cvt, model: Path, table: Path, tmp_path: Pa
     page = (tmp_path / "page" / "index.html").read_text()
     assert "Mean average precision" in page and "several labels an image" in page
     assert "1 image could not be read and counts as wrong" in page
+    before, _, _ = page.partition("Every class, the hardest first")
+    assert '<div class="scroll"' in before  # eight columns are wider than a phone
 
 
 def test_what_was_judged_is_gone_on_with_to_the_same_numbers(
