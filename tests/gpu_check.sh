@@ -1,5 +1,5 @@
 #!/bin/sh
-# On a machine with a CUDA device: the gpu tests, then rates; some four minutes.
+# On a machine with a CUDA device: the gpu tests, then rates; some six minutes.
 #
 #   tests/gpu_check.sh [FOLDER OF LOGS [FOLDER OF PHOTOGRAPHS IN CLASS FOLDERS]]
 set -u
@@ -17,7 +17,7 @@ failed=$?
 grep -E '^(FAILED|ERROR|SKIPPED)' "$logs/tests.log" | cut -c1-200
 tail -n 1 "$logs/tests.log"
 
-timeout 120 python3 tests/scripts/measure_gpu.py "$logs" >"$logs/engines.log" 2>&1
+timeout 200 python3 tests/scripts/measure_gpu.py "$logs" >"$logs/engines.log" 2>&1
 grep -E '^(rate|failed)' "$logs/engines.log"
 timeout 60 python3 tests/scripts/measure_training.py 5 >"$logs/training.log" 2>&1
 tail -n 4 "$logs/training.log"

@@ -68,7 +68,7 @@ class Apart(Protocol):
 
     @property
     def busy_sec(self) -> float:
-        """Time that the device has spent so far, with moving what it reads and what it answers."""
+        """Time that the device has computed so far, and moved answers; images travel meanwhile."""
         ...
 
     def begin(

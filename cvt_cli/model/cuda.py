@@ -1,6 +1,7 @@
 """The engine on a CUDA device: it computes while this process decodes the next images.
 
-- Images travel as bytes, a quarter of float32, from pinned memory, and are normalised there.
+- Images travel as bytes, a quarter of float32, from pinned memory, and are normalised there; they
+  travel while those before them are computed.
 - A call of a size that comes a second time is recorded as a CUDA graph. The 600 kernels of a
   network start at once then; each by itself waits for the interpreter, which the threads that
   decode hold most of the time.
@@ -22,7 +23,6 @@ from torch import Tensor
 from cvt_cli.images import transform
 from cvt_cli.model import devices
 from cvt_cli.model.engine import TorchEngine
-from cvt_cli.model.inference import InferenceBlock
 from cvt_cli.model.network import CvT
 from cvt_cli.spec.formats import Precision
 from cvt_cli.spec.preprocessing import Preprocessing
@@ -32,6 +32,10 @@ WORTH_COMPILING_MACS = 3_000_000_000_000_000
 
 It takes some 20 s, and saves a third of 60 s (CvT-21 at 384, NVIDIA H100).
 """
+
+_FUSION: dict[str, Any] = {"realize_reads_threshold": 2}
+"""Of `torch.compile`: keep the residual stream after each branch. By default one kernel adds four
+of them, in twenty times the time of another."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +55,7 @@ class CudaEngine(TorchEngine):
         device: where to compute.
         precision: of weights and of everything that is computed; "fp32" without TF32.
         preprocessing: how images are normalised.
-        compiled: whether to let `torch.compile` fuse what is in a block; it takes some 20 s.
+        compiled: whether to let `torch.compile` fuse what it can; it takes some 20 s.
     """
 
     takes_crops = True
@@ -69,14 +73,15 @@ class CudaEngine(TorchEngine):
         table = torch.from_numpy(transform.normalisation_table(preprocessing))
         self._table = table.to(self._dtype).reshape(-1, 1).to(device)  # of red, of green, of blue
         self._offsets = torch.tensor([0, 256, 512], dtype=torch.int32, device=device)
-        self._blocks = [m for m in self._model.modules() if isinstance(m, InferenceBlock)]
-        self._compiled = compiled
+        self._fused: Callable[[Tensor, bool], Tensor] | None = None
         if compiled:
-            for block in self._blocks:
-                block.forward = torch.compile(block.forward, dynamic=False)  # type: ignore[method-assign]
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # advice for who writes programs
+                self._fused = torch.compile(self._plain, dynamic=False, options=_FUSION)
         self._recorded: dict[Any, _Recorded | None] = {}  # None where there is no memory for it
         self._seen: dict[Any, int] = {}  # how many images the last call had
         self._lock = threading.Lock()  # what is recorded has one place for images
+        self._travel = torch.cuda.Stream(device)
         self.busy_sec = 0.0
 
     def __call__(self, batch: NDArray[Any]) -> NDArray[np.float32]:
@@ -98,7 +103,7 @@ class CudaEngine(TorchEngine):
             pin_memory=True,
         )
         np.stack(arrays, out=images.numpy())
-        start, moved, end = (torch.cuda.Event(enable_timing=True) for _ in range(3))
+        left, moved, start, end = (torch.cuda.Event(enable_timing=True) for _ in range(4))
         with (
             self._lock,
             torch.cuda.device(self._device),
@@ -106,14 +111,18 @@ class CudaEngine(TorchEngine):
             devices.without_tf32(),
         ):
             recorded = self._recording(images, features)
-            start.record()
-            if recorded is None:
+            computing = torch.cuda.current_stream()
+            with torch.cuda.stream(self._travel):
+                left.record()
                 there = images.to(self._device, non_blocking=True)
                 moved.record()
+            there.record_stream(computing)
+            computing.wait_event(moved)
+            start.record()
+            if recorded is None:
                 results = self._compute(there, features)
             else:  # the images of a call before may follow these; nobody reads their results
-                recorded.images[: len(images)].copy_(images, non_blocking=True)
-                moved.record()
+                recorded.images[: len(images)].copy_(there)
                 recorded.graph.replay()
                 results = recorded.results[: len(images)]
             fetched = torch.empty(results.shape, dtype=results.dtype, pin_memory=True)
@@ -122,32 +131,31 @@ class CudaEngine(TorchEngine):
 
         def finish() -> NDArray[np.float32]:
             end.synchronize()
-            self.transfer_sec += start.elapsed_time(moved) / 1000
+            self.transfer_sec += left.elapsed_time(moved) / 1000
             self.busy_sec += start.elapsed_time(end) / 1000
             return fetched.numpy().copy()  # who keeps it keeps no pinned memory
 
         return finish
 
-    def _compute(self, images: Tensor, features: bool) -> Tensor:
+    def _plain(self, images: Tensor, features: bool) -> Tensor:
         """Images there, as `begin` takes them, to float32 (B, classes) or (B, C)."""
         if images.dtype == torch.uint8:
-            places = images.int().add_(self._offsets)  # (B, H, W, 3)
+            places = images.int() + self._offsets  # (B, H, W, 3)
             images = F.embedding(places, self._table)[..., 0].permute(0, 3, 1, 2)
-        images = images.to(self._dtype)
         run = self._model.features if features else self._model
-        if not self._compiled:
-            return run(images).float()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # advice for who writes programs
-            try:
-                return run(images).float()
-            except torch.OutOfMemoryError:
-                raise
-            except Exception:  # without a C compiler, say: what it was made from runs anywhere
-                self._compiled = False
-                for block in self._blocks:
-                    del block.forward
-        return run(images).float()
+        return run(images.to(self._dtype)).float()
+
+    def _compute(self, images: Tensor, features: bool) -> Tensor:
+        if self._fused is not None:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                try:
+                    return self._fused(images, features)
+                except torch.OutOfMemoryError:
+                    raise
+                except Exception:  # without a C compiler, say: what it is made from runs anywhere
+                    self._fused = None
+        return self._plain(images, features)
 
     def _recording(self, images: Tensor, features: bool) -> _Recorded | None:
         """The call for so many images or more, recorded; None if this size comes the first time."""
