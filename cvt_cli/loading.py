@@ -244,7 +244,10 @@ def _run(opened: _Opened, asked: _Asked, access: Access) -> "tuple[Engine, str]"
         try:
             if not stamps.is_right(graph):
                 prepared_graphs.prepare(graph, made_under, checkpoint, opened.load(), access)
-            running = runtimes.open_graph(chosen, graph, asked.precision, macs=macs, say=access.say)
+            part = runtimes.part_of(asked.together, asked.images, opened.macs)
+            running = runtimes.open_graph(
+                chosen, graph, asked.precision, macs=macs, part=part, say=access.say
+            )
             return running, why
         except CvtError as error:
             if asked.engine != "auto":
@@ -284,7 +287,8 @@ def _run_exported(checkpoint: Checkpoint, record: Record, asked: _Asked) -> "Eng
     if asked.device not in ("auto", "cpu"):
         raise UsageError(f"`{path}` runs on the CPU here, not on `{asked.device}`")
     height, width = record.preprocessing.size
-    macs = asked.together * costs(checkpoint.name, record.config, height, width).macs
+    of_one = costs(checkpoint.name, record.config, height, width).macs
+    macs = asked.together * of_one
     from cvt_cli.engines import runtimes
 
     assert form is not None
@@ -295,7 +299,8 @@ def _run_exported(checkpoint: Checkpoint, record: Record, asked: _Asked) -> "Eng
     wanted = [name for name in able if name == asked.engine]
     chosen = [*wanted, *(name for name in able if runtimes.installed(name)), able[0]][0]
     if chosen != "torch":
-        return runtimes.open_graph(chosen, path, asked.precision, record, macs=macs)
+        part = runtimes.part_of(asked.together, asked.images, of_one)
+        return runtimes.open_graph(chosen, path, asked.precision, record, macs=macs, part=part)
     if asked.precision not in ("auto", record.precision):
         raise UsageError(f"`{path}` is in `{record.precision}`, not in `{asked.precision}`")
     from cvt_cli.model.engine import ExportedEngine

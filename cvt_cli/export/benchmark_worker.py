@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 
 Runner = Callable[[NDArray[Any]], Any]
 
+A_LONG_JOB = 10**6
+"""Images of a job whose rate is measured."""
+
 SHORTEST_TURN_SEC = 0.5
 """A side computes at least this long in every round."""
 
@@ -162,7 +165,8 @@ def _runner(side: Side, model: "CvT | None", graph: Path | None) -> Runner:
     record, macs = side.network.record, side.network.macs * side.batch_size
     if side.engine == "onnxruntime" or side.engine == "openvino":
         assert graph is not None
-        return runtimes.open_graph(side.engine, graph, side.precision, record, macs=macs)
+        part = runtimes.part_of(side.batch_size, A_LONG_JOB, side.network.macs)
+        return runtimes.open_graph(side.engine, graph, side.precision, record, macs=macs, part=part)
     import torch
 
     from cvt_cli.model.engine import ExportedEngine, TorchEngine

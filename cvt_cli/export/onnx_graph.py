@@ -4,6 +4,8 @@ Written directly: torch's exporter traces for half a minute what is said here in
 second, and fills the graph with the arithmetic of shapes. A LayerNorm is one operator, the factor
 of the attention scores is part of the queries' weights, and keys are turned once into the form that
 the product reads.
+
+Whoever changes what is written counts `prepared_graphs.WRITER` up: graphs are kept.
 """
 
 from collections.abc import Sequence

@@ -21,6 +21,10 @@ _MAKERS = ("torch", "onnx")
 """Packages that make a graph; another version of them may write another one."""
 
 
+WRITER = 1
+"""Counts what `onnx_graph` writes for the same network: one more with every change of it."""
+
+
 def graph_of(checkpoint: Checkpoint, said: CheckpointConfig) -> tuple[Path, Conditions]:
     """Where the graph of a checkpoint at this size is kept, and what it depends on.
 
@@ -36,6 +40,7 @@ def graph_of(checkpoint: Checkpoint, said: CheckpointConfig) -> tuple[Path, Cond
             "size": [preprocessing.height, preprocessing.width],
             "outputs": ["logits", "features"],
             "cvt-cli": __version__,
+            "writer": WRITER,
             **{name: machine.version_of(name) for name in _MAKERS},
         }
     )

@@ -34,7 +34,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("name", ["tiny-123", pytest.param("cvt-13", marks=pytest.mark.slow)])
 def test_logits_equal_the_official_implementation_on_every_runtime(name: str) -> None:
-    """At two sizes and three batch sizes."""
+    """At two sizes and three batch sizes, also of graphs that are compiled for two images a call."""
     done = in_a_process(f"""
 file = golden("golden-{name}")
 for case in file["cases"][:2]:
@@ -43,11 +43,14 @@ for case in file["cases"][:2]:
     write_graph.write_onnx(model, path, height, width, {{}})
     images = golden_input(2, height, width).numpy()
     for runtime in ("onnxruntime", "openvino"):
-        engine = runtimes.open_graph(runtime, path, "fp32")
-        assert engine.precision == "fp32"
+        both = [runtimes.open_graph(runtime, path, "fp32", part=part) for part in (None, 2)]
+        assert [engine.precision for engine in both] == ["fp32"] * 2
         for batch in (1, 2, 7):
-            logits = engine(np.ascontiguousarray(images[[0, 1] * 3 + [0]][:batch]))
-            assert logits.shape == (batch, case["num_classes"])
+            some = np.ascontiguousarray(images[[0, 1] * 3 + [0]][:batch])
+            logits, by_twos = (engine(some) for engine in both)
+            assert logits.shape == by_twos.shape == (batch, case["num_classes"])
+            assert np.abs(by_twos - logits).max() < 1e-5
+            assert np.abs(both[1].features(some) - both[0].features(some)).max() < 1e-5
             difference = np.abs(logits[0] - np.array(case["logits"])).max()
             assert difference < 1e-4, (runtime, batch, difference)
             print(runtime, batch)
@@ -215,7 +218,7 @@ assert np.abs(answer(shared, *sides[0])[1] - alone[sides[0]][1]).max() < 1e-5
     assert done.stdout.count(".blob` is damaged; it is made again") == 1
 
 
-def test_a_compiled_graph_is_kept_for_each_precision_version_and_processor() -> None:
+def test_a_compiled_graph_is_kept_for_each_precision_version_processor_and_batch() -> None:
     done = in_a_process("""
 import openvino
 from cvt_cli.base import machine; from cvt_cli.base import stamps
@@ -232,6 +235,10 @@ machine.processor = lambda: "another processor"
 assert len(kept()) == 4
 openvino.get_version = lambda: "another version"
 assert len(kept()) == 6
+runtimes.open_graph("openvino", path, "fp32", part=4)
+after = set(path.parent.rglob("*.blob"))
+runtimes.open_graph("openvino", path, "fp32", part=2)
+assert len(after) == 7 and len(kept()) == 8
 """)
 
     assert done.exit_code == 0, done.stderr
@@ -303,6 +310,41 @@ def test_a_graph_of_another_version_of_torch_is_not_taken(cvt, prepared: Path, m
 
     assert result.json["engine"] == "torch"
     assert "no graph is prepared" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("together", "images", "macs", "part"),
+    [
+        (16, 10**4, 4_566_000_000, 4),  # CvT-13 at 224
+        (10, 10**4, 4_566_000_000, 2),
+        (64, 10**4, 194_220_000_000, 1),  # W24 at 384
+        (13, 10**4, 4_566_000_000, 13),  # else one by one
+        (64, 10**4, 12_000_000, 64),
+        (16, 127, 4_566_000_000, None),  # the compilation would take what it saves
+        (1, 1, 4_566_000_000, None),
+    ],
+)
+def test_a_graph_is_compiled_for_a_part_of_the_batch_in_long_jobs(
+    monkeypatch, together: int, images: int, macs: int, part: int | None
+) -> None:
+    monkeypatch.setattr(machine, "threads", lambda: 1)
+
+    assert runtimes.part_of(together, images, macs) == part
+
+
+def test_a_graph_that_is_written_otherwise_has_another_number() -> None:
+    """`WRITER` is part of what prepared graphs are kept under: whoever changes what is written
+    counts it up, and puts the new hash here."""
+    done = in_a_process("""
+import hashlib, onnx; from cvt_cli.export import prepared_graphs
+write_graph.write_onnx(golden_model(TINY), path, 64, 64, {})
+graph = onnx.load(path).graph
+nodes = [(n.op_type, *n.input, *n.output, *map(str, n.attribute)) for n in graph.node]
+shapes = [(i.name, *i.dims) for i in graph.initializer]
+print(prepared_graphs.WRITER, hashlib.sha256(repr([nodes, shapes]).encode()).hexdigest()[:16])
+""")
+
+    assert done.stdout.split() == ["1", "f7c3e9da42ac7493"], done.stderr
 
 
 def test_every_engine_takes_the_threads_that_pay_or_those_that_are_asked_for() -> None:
