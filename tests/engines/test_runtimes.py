@@ -34,7 +34,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("name", ["tiny-123", pytest.param("cvt-13", marks=pytest.mark.slow)])
 def test_logits_equal_the_official_implementation_on_every_runtime(name: str) -> None:
-    """At two sizes and three batch sizes, also of graphs that are compiled for two images a call."""
+    """At two sizes and three batch sizes, also of graphs compiled for two images a call."""
     done = in_a_process(f"""
 file = golden("golden-{name}")
 for case in file["cases"][:2]:
