@@ -27,13 +27,13 @@ from cvt_cli.model.network import CvT
 from cvt_cli.spec.formats import Precision
 from cvt_cli.spec.preprocessing import Preprocessing
 
-WORTH_COMPILING_MACS = 3_000_000_000_000_000
+WORTH_COMPILING_MACS = 10_000_000_000_000_000
 """Work of a job, in MACs, from which on `torch.compile` takes less time than it saves.
 
-It takes some 20 s, and saves a third of 60 s (CvT-21 at 384, NVIDIA H100).
+It takes up to a minute, and saves a third of three (CvT-13 at 224 and CvT-21 at 384, NVIDIA H100).
 """
 
-_FUSION: dict[str, Any] = {"realize_reads_threshold": 2}
+_FUSION: dict[str, Any] = {"realize_reads_threshold": 1}
 """Of `torch.compile`: keep the residual stream after each branch. By default one kernel adds four
 of them, in twenty times the time of another."""
 
@@ -55,7 +55,7 @@ class CudaEngine(TorchEngine):
         device: where to compute.
         precision: of weights and of everything that is computed; "fp32" without TF32.
         preprocessing: how images are normalised.
-        compiled: whether to let `torch.compile` fuse what it can; it takes some 20 s.
+        compiled: whether to let `torch.compile` fuse what it can; it takes up to a minute.
     """
 
     takes_crops = True
