@@ -1,7 +1,7 @@
 """``cvt benchmark``: how fast every engine is here."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -61,10 +61,11 @@ BatchSizes = Annotated[
     str, options.text_option("SIZES", "Batch sizes to compare, with commas.", COMPARE)
 ]
 Against = Annotated[
-    Literal["transformers"] | None,
-    options.value_option(
-        "transformers",
-        "Also time the transformers library's model (eager, fp32); ratios are to it.",
+    str | None,
+    options.text_option(
+        "NAMES",
+        "Also time others, with commas: transformers (eager, fp32), transformers-openvino and "
+        "transformers-onnx (files that it exports). Ratios are to the first.",
         COMPARE,
     ),
 ]
@@ -130,7 +131,7 @@ def benchmark(
         engines=_parts(engine) if engine else None,
         precisions=_parts(precision),
         batch_sizes=_batch_sizes(batch_size),
-        against_transformers=against is not None,
+        against=_parts(against or ""),
         rounds=rounds,
         device=device,
         say=output.note,
@@ -144,8 +145,11 @@ def benchmark(
         output.print_json(found.to_json())
     else:
         first = found.rows[0].side
-        own = f"{first.network.name}, {first.engine} {first.precision}"
-        _print(found, "transformers, eager, fp32" if against else own)
+        baseline = f"{first.network.name}, {first.engine} {first.precision}"
+        if against:
+            eager = "transformers, eager, fp32"
+            baseline = eager if first.engine == "transformers" else f"{first.engine}, fp32"
+        _print(found, baseline)
 
 
 def _parts(text: str) -> list[str]:

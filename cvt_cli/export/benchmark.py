@@ -20,6 +20,8 @@ from cvt_cli.base import files, machine
 from cvt_cli.base.errors import UsageError
 from cvt_cli.base.progress import Progress, Say
 from cvt_cli.base.text import counted
+from cvt_cli.export import benchmark_peers
+from cvt_cli.export.benchmark_peers import exports
 from cvt_cli.export.benchmark_sides import Network, Side, sides_of
 from cvt_cli.export.benchmark_worker import Worker, random_network
 
@@ -114,7 +116,7 @@ def benchmark(
     engines: Sequence[str] | None,
     precisions: Sequence[str],
     batch_sizes: Sequence[int],
-    against_transformers: bool,
+    against: Sequence[str],
     rounds: int,
     device: str,
     say: Say,
@@ -127,7 +129,7 @@ def benchmark(
         engines: as of `sides_of`, and so are the next three.
         precisions: of what is no file.
         batch_sizes: images per call.
-        against_transformers: whether its eager network is what the ratios are to.
+        against: `benchmark_peers.PEERS`; the ratios are to the first.
         rounds: how often every side has its turn.
         device: what follows ``--device``.
         say: told what is measured.
@@ -137,14 +139,14 @@ def benchmark(
         UsageError: there is no such engine, precision or device, or a file does not run on it.
         CvtError: a side's process ended, as for want of memory.
     """
-    if not against_transformers and all(network.file for network in networks):
+    if not against and all(network.file for network in networks):
         if device not in ("auto", "cpu"):
             raise UsageError(f"`{networks[0].name}` runs on the CPU here, not on `{device}`")
     from cvt_cli.model import devices
 
     place = devices.choose_device(device)
     networks = [n if n.file else replace(n, device=str(place)) for n in networks]
-    sides = sides_of(networks, engines, precisions, batch_sizes, against_transformers)
+    sides = sides_of(networks, engines, precisions, batch_sizes, against)
     hardware = devices.hardware(place)
     say(
         f"{title_of(networks)}; {place}, {hardware}; {counted(len(sides), 'configuration')}, "
@@ -154,7 +156,7 @@ def benchmark(
         rows = measure(
             sides,
             rounds=rounds,
-            ratios=against_transformers or len(networks) > 1,
+            ratios=bool(against) or len(networks) > 1,
             folder=folder,
             progress=progress,
         )
@@ -217,8 +219,20 @@ def measure(
                 dict.fromkeys(side.network for side in asked if side.needs_graph)
             )
         }
+        theirs: dict[tuple[str, Network], Path] = {}
+        for number, side in enumerate(asked):
+            made = (side.engine, side.network)
+            if exports(side.engine) and made not in theirs:
+                theirs[made] = _exported_by_peer(side, folder / f"peer-{number}")
         workers = [
-            stack.enter_context(Worker(side, side.network.file or graphs.get(side.network)))
+            stack.enter_context(
+                Worker(
+                    side,
+                    side.network.file
+                    or theirs.get((side.engine, side.network))
+                    or graphs.get(side.network),
+                )
+            )
             for side in asked
         ]
         with progress("benchmark", rounds * len(asked), unit="turns") as advance:
@@ -287,6 +301,16 @@ def ratio_text(row: Row) -> str:
     if row.ratio is None:
         return f"{low:.1f} to {high:.1f}"
     return f"{row.ratio:.2f}" if high <= 1.1 * low else f"{row.ratio:.1f}"
+
+
+def _exported_by_peer(side: Side, folder: Path) -> Path:
+    """What a peer makes of this side's network."""
+    folder.mkdir()
+    network = side.network
+    return benchmark_peers.export(
+        cast("benchmark_peers.Peer", side.engine),
+        *(network.config, network.height, network.width, folder),
+    )
 
 
 def _random_graph(network: Network, path: Path) -> Path:

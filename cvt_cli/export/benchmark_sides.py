@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, get_args
+from typing import get_args
 
 from cvt_cli.base.errors import UsageError
 from cvt_cli.checkpoints import export_metadata
@@ -12,6 +12,8 @@ from cvt_cli.checkpoints.checkpoint import Checkpoint
 from cvt_cli.checkpoints.export_metadata import Record
 from cvt_cli.checkpoints.locate import Access, find
 from cvt_cli.engines import runtimes
+from cvt_cli.export import benchmark_peers
+from cvt_cli.export.benchmark_peers import PEERS, Peer
 from cvt_cli.spec.config import CvTConfig, Size
 from cvt_cli.spec.costs import costs
 from cvt_cli.spec.formats import (
@@ -23,8 +25,8 @@ from cvt_cli.spec.formats import (
     Precision,
 )
 
-Name = EngineName | Literal["transformers"]
-NAMES: tuple[Name, ...] = (*get_args(EngineName), "transformers")
+Name = EngineName | Peer
+NAMES: tuple[Name, ...] = (*get_args(EngineName), *PEERS)
 
 
 @dataclass(frozen=True)
@@ -70,14 +72,14 @@ class Network:
 class Side:
     """One way to run a network."""
 
-    engine: Name  # "transformers": its eager network, the usual baseline
+    engine: Name  # "transformers": its eager network
     precision: FilePrecision
     batch_size: int
     network: Network
 
     @property
     def needs_graph(self) -> bool:
-        """Whether it runs a graph that is still to be made."""
+        """Whether it runs a graph of ours that is still to be made."""
         return self.network.file is None and self.engine in ("onnxruntime", "openvino")
 
 
@@ -111,7 +113,7 @@ def sides_of(
     engines: Sequence[str] | None,
     precisions: Sequence[str],
     batch_sizes: Sequence[int],
-    against_transformers: bool,
+    against: Sequence[str] = (),
 ) -> list[Side]:
     """Every combination that can run; the baseline first for each batch size.
 
@@ -120,22 +122,25 @@ def sides_of(
         engines: None for all that are installed, of a file its own.
         precisions: of what is no file.
         batch_sizes: images per call.
-        against_transformers: whether its eager network is the baseline.
+        against: `PEERS`, in fp32 and in what else they are measured in; the first is the baseline.
 
     Raises:
         UsageError: an engine or precision that does not exist, an engine that is not installed or
             does not run a file, or no combination that can run.
     """
     asked = None if engines is None else [_engine(name) for name in engines]
-    if against_transformers:
-        _engine("transformers")
+    peers = [_peer(name) for name in dict.fromkeys(against)]
     wanted = [_precision(name) for name in precisions]
     found = []
     installed: list[Name] = [name for name in get_args(EngineName) if runtimes.installed(name)]
     for batch_size in batch_sizes:
-        if against_transformers:
-            plain = replace(networks[0], file=None, record=None)
-            found.append(Side("transformers", "fp32", batch_size, plain))
+        plain = replace(networks[0], file=None, record=None)
+        found += [
+            Side(peer, precision, batch_size, plain)
+            for peer in peers
+            for precision in dict.fromkeys([_precision("fp32"), *wanted])
+            if benchmark_peers.computes_in(peer, precision)
+        ]
         for network in networks:
             if network.record is not None:
                 found += _sides_of_file(network, network.record, asked, batch_size)
@@ -156,6 +161,16 @@ def sides_of(
     return found
 
 
+def _peer(name: str) -> Peer:
+    """Raises UsageError if there is no peer of this name, or what it needs is not installed."""
+    found = next((known for known in PEERS if known == name), None)
+    if found is None:
+        accepted = ", ".join(f"`{known}`" for known in PEERS)
+        raise UsageError(f"--against: there is no `{name}`; accepted are {accepted}")
+    benchmark_peers.require(found)
+    return found
+
+
 def _engine(name: str) -> Name:
     """Raises UsageError if there is no engine of this name, or it is not installed."""
     found: Name | None = next((known for known in NAMES if known == name), None)
@@ -163,6 +178,8 @@ def _engine(name: str) -> Name:
         raise UsageError(
             f"there is no engine `{name}`; accepted are `torch`, `onnxruntime`, `openvino`"
         )
+    if found in PEERS:
+        return _peer(found)
     if not runtimes.installed(name):
         raise UsageError(f"`{name}` is not installed", hint=f"pip install {name}")
     return found
@@ -180,7 +197,10 @@ def _is_lacking(engine: Name, precision: FilePrecision, device: str) -> bool:
     """Whether an engine does not run random weights in a precision."""
     if engine == "torch" and device == "cpu" and precision == "fp16":
         return True
-    return engine != "transformers" and precision not in PRECISIONS[engine]
+    peer = next((known for known in PEERS if known == engine), None)
+    if peer is not None:
+        return not benchmark_peers.computes_in(peer, precision)
+    return all(precision not in able for name, able in PRECISIONS.items() if name == engine)
 
 
 def _sides_of_file(

@@ -16,13 +16,11 @@ from numpy.typing import NDArray
 
 from cvt_cli.base import machine
 from cvt_cli.base.errors import CvtError, is_of_memory
-from cvt_cli.checkpoints import folders
-from cvt_cli.checkpoints.names import to_transformers
 from cvt_cli.engines import runtimes
 from cvt_cli.engines.protocol import Apart, with_begun
+from cvt_cli.export import benchmark_peers
 from cvt_cli.export.benchmark_sides import Side
 from cvt_cli.spec.config import CvTConfig
-from cvt_cli.spec.labels import unnamed
 from cvt_cli.spec.preprocessing import Preprocessing
 
 if TYPE_CHECKING:
@@ -167,6 +165,9 @@ def _runner(side: Side, model: "CvT | None", graph: Path | None) -> Runner:
         assert graph is not None
         part = runtimes.part_of(side.batch_size, A_LONG_JOB, side.network.macs)
         return runtimes.open_graph(side.engine, graph, side.precision, record, macs=macs, part=part)
+    if side.engine == "transformers-openvino" or side.engine == "transformers-onnx":
+        assert graph is not None
+        return benchmark_peers.runner(side.engine, graph, side.precision, macs)
     import torch
 
     from cvt_cli.model.engine import ExportedEngine, TorchEngine
@@ -190,14 +191,8 @@ def _runner(side: Side, model: "CvT | None", graph: Path | None) -> Runner:
 def _transformers(model: "CvT", device: Any) -> Runner:
     """The same network in transformers, eager, float32."""
     import torch
-    from transformers import CvtConfig, CvtForImageClassification
 
-    names = unnamed(model.config.num_classes)
-    config = CvtConfig(**folders.transformers_config(model.config, names, ""))
-    theirs: Any = CvtForImageClassification(config)
-    state = {to_transformers(name): t for name, t in model.state_dict().items()}
-    theirs.load_state_dict(state)
-    theirs.eval().to(device)
+    theirs = benchmark_peers.network(model.config, model.state_dict()).to(device)
 
     def run(batch: NDArray[np.float32]) -> Any:
         with torch.inference_mode():

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from cvt_cli.base import files, places
+from cvt_cli.engines import runtimes
 from cvt_cli.export import benchmark
 from tests_shared import Machine
 
@@ -41,6 +42,32 @@ def test_every_side_has_its_row_and_its_conditions(cvt_process) -> None:
     assert onnx_row["peak_memory_bytes"] < baseline["peak_memory_bytes"] / 2
     assert "random weights" in result.stderr
     assert not list(places.cache_dir().rglob("*.onnx"))
+
+
+@pytest.mark.slow  # half a minute of exporters
+def test_files_that_transformers_exports_are_timed_beside_ours(cvt_process) -> None:
+    peers = ["transformers-openvino", "transformers-onnx", "transformers"]
+
+    result = cvt_process(
+        *("benchmark", *QUICK, "--batch-size", "3", "--against", ",".join(peers)),
+        *("--engine", "openvino", "--json"),
+    )
+
+    rows = result.json["rows"]
+    assert [row["engine"] for row in rows] == [*peers, "openvino"]
+    assert [row["ratio"] == 1.0 for row in rows] == [True, False, False, False]
+    assert all(row["peak_memory_bytes"] > 10_000_000 for row in rows)
+
+
+def test_a_peer_that_is_not_installed_is_named_with_what_installs_it(cvt, monkeypatch) -> None:
+    there = runtimes.installed
+    monkeypatch.setattr(runtimes, "installed", lambda name: name != "onnxscript" and there(name))
+
+    result = cvt("benchmark", *QUICK, "--against", "transformers,transformers-onnx")
+
+    assert result.exit_code == 2
+    assert "`transformers-onnx` needs `onnxscript`, not installed here" in result.stderr
+    assert "pip install onnxscript" in result.stderr
 
 
 def test_a_precision_without_a_fast_product_has_no_peak_and_is_not_waited_for(
@@ -91,6 +118,7 @@ def test_the_table_says_what_was_measured_and_the_picture_shows_it(
     [
         (["--engine", "tensorrt"], "there is no engine `tensorrt`; accepted are `torch`"),
         (["--precision", "int3"], "there is no precision `int3`; accepted are `fp32`"),
+        (["--against", "timm"], "--against: there is no `timm`; accepted are `transformers`"),
         (["--batch-size", "0"], "`0` is not a list of batch sizes; accepted are positive integers"),
         (["--batch-size", "one"], "`one` is not a list of batch sizes"),
         (["--plot", "rates.bmp"], "`rates.bmp` has no suffix of a picture; accepted are `.png`"),
