@@ -1,5 +1,6 @@
 """Fixtures: a cache of its own for every test, the larger data sets, the command line."""
 
+import functools
 import os
 import signal
 import sys
@@ -11,6 +12,7 @@ from unittest import mock
 
 import pytest
 import torch
+from typer.main import get_command
 from typer.testing import CliRunner
 
 from cvt_cli.cli import app
@@ -92,13 +94,20 @@ def signdigits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return unpacked(tmp_path_factory, "sets/signdigits.tar.gz") / "signdigits"
 
 
+_command = functools.cache(get_command)
+"""Every command and its options: what a process builds once takes longer than most of the tests."""
+
+
 @pytest.fixture
 def cvt() -> Callable[..., Result]:
     """Run a command line in this process; an exception that is a bug escapes."""
 
     def run(*arguments: object) -> Result:
         line = [str(a) for a in arguments]
-        with mock.patch.object(sys, "argv", ["cvt", *line]):  # a run's plan keeps it
+        with (
+            mock.patch.object(sys, "argv", ["cvt", *line]),  # a run's plan keeps it
+            mock.patch("typer.testing._get_command", _command),
+        ):
             result = CliRunner().invoke(app, line, catch_exceptions=False, prog_name="cvt")
         return Result(result.exit_code, result.stdout, result.stderr)
 
