@@ -12,6 +12,7 @@ from unittest import mock
 
 import pytest
 import torch
+from filelock import FileLock
 from typer.main import get_command
 from typer.testing import CliRunner
 
@@ -61,14 +62,23 @@ def unpacked(
     archive: str,
     wanted: Callable[[str], bool] = lambda name: True,
 ) -> Path:
-    """A folder with the members of an archive whose names are wanted."""
+    """A folder with the members of an archive whose names are wanted.
+
+    Unpacking takes seconds; the processes that share the tests share what one of them unpacked.
+    """
+    of_all = tmp_path_factory.getbasetemp()
+    of_all = of_all.parent if "PYTEST_XDIST_WORKER" in os.environ else of_all
+    folder = of_all / Path(archive).name.split(".")[0]
 
     def pick(member: tarfile.TarInfo, folder: str) -> tarfile.TarInfo | None:
         return tarfile.data_filter(member, folder) if wanted(member.name) else None
 
-    folder = tmp_path_factory.mktemp("data")
-    with tarfile.open(test_data(archive)) as tar:
-        tar.extractall(folder, filter=pick)
+    with FileLock(f"{folder}.lock"):
+        if not folder.exists():
+            partial = folder.with_suffix(".partial")
+            with tarfile.open(test_data(archive)) as tar:
+                tar.extractall(partial, filter=pick)
+            partial.rename(folder)
     return folder
 
 
