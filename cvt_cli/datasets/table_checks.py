@@ -136,35 +136,33 @@ def without_repeats(
         DataError: two rows give one image two classes.
     """
     labels, names = rows.coded["label"], rows.names
-    order = np.argsort(hashes, kind="stable")
-    alike = np.flatnonzero(hashes[order[1:]] == hashes[order[:-1]])
-    repeated: list[int] = []
-    against: list[tuple[int, int]] = []
-    for place in alike.tolist():
-        one, other = int(order[place]), int(order[place + 1])
-        if names[one] != names[other]:
-            continue
-        if labels.codes[one] != labels.codes[other]:
-            against.append((one, other))
-        elif parts is None or parts[one] == parts[other]:
-            repeated.append(other)
-    if against:
+    order = np.argsort(hashes, kind="stable").astype(np.int32)
+    hashes = hashes[order]
+    alike = hashes[1:] == hashes[:-1]
+    one, other = order[:-1][alike], order[1:][alike]
+    del order, alike, hashes  # which are large
+    same = names.equal(one, other)
+    one, other = one[same], other[same]
+    differ = labels.codes[one] != labels.codes[other]
+    against = np.flatnonzero(differ)
+    if len(against):
+        shown = against[np.argsort(one[against])[:SHOWN]]
         told = "; ".join(
-            f"`{names[one]}` is `{labels.names[labels.codes[one]]}` in {rows.place(one)} and "
-            f"`{labels.names[labels.codes[other]]}` in {rows.place(other)}"
-            for one, other in sorted(against)[:SHOWN]
+            f"`{names[a]}` is `{labels.names[labels.codes[a]]}` in {rows.place(a)} and "
+            f"`{labels.names[labels.codes[b]]}` in {rows.place(b)}"
+            for a, b in zip(one[shown].tolist(), other[shown].tolist(), strict=True)
         )
         raise DataError(
             f"`{rows.table.path}` gives {counted(len(against), 'image')} two classes: {told}"
             + ("; …" if len(against) > SHOWN else ""),
             hint="take one of the rows out",
         )
-    if not repeated:
-        return np.arange(len(rows))
     mask = np.zeros(len(rows), bool)
-    mask[repeated] = True
+    mask[other if parts is None else other[parts[one] == parts[other]]] = True
+    if not mask.any():
+        return np.arange(len(rows))
     say(
-        f"{counted(len(repeated), 'row')} of `{rows.table.path}` repeat others and are left out: "
+        f"{counted(int(mask.sum()), 'row')} of `{rows.table.path}` repeat others and are left out: "
         f"{rows.places(mask)}"
     )
     return np.flatnonzero(~mask)

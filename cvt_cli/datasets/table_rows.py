@@ -56,8 +56,8 @@ class Rows:
 
     def places(self, mask: NDArray[np.bool_]) -> str:
         """The lines of the rows (n,) that are marked, the first of them, as words."""
-        found = self.lines[mask].tolist()
-        shown = ", ".join(map(str, found[:SHOWN])) + (", …" if len(found) > SHOWN else "")
+        found = self.lines[mask]
+        shown = ", ".join(map(str, found[:SHOWN].tolist())) + (", …" if len(found) > SHOWN else "")
         return f"{self.table.where}{'' if len(found) == 1 else 's'} {shown}"
 
     def marked(self, mask: NDArray[np.bool_]) -> str:

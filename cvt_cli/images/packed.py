@@ -58,9 +58,25 @@ class Packed(Sequence[str]):
 
     __hash__ = None  # type: ignore[assignment]  # as of a list
 
-    def take(self, indices: NDArray[np.int64]) -> "Packed":
+    def equal(
+        self, ones: NDArray[np.integer[Any]], others: NDArray[np.integer[Any]]
+    ) -> NDArray[np.bool_]:
+        """Whether the texts at some positions (n,) are those at others (n,)."""
+        found = np.empty(len(ones), bool)
+        for first in range(0, len(ones), 65536):
+            part = slice(first, first + 65536)
+            pairs = zip(*(self.take(of[part]).encoded() for of in (ones, others)), strict=True)
+            found[part] = [a == b for a, b in pairs]
+        return found
+
+    def take(self, indices: NDArray[np.integer[Any]]) -> "Packed":
         """Those at some positions; the buffer is shared."""
         return Packed(self.content, self.starts[indices], self.lengths[indices])
+
+    def alone(self) -> "Packed":
+        """The same in a buffer that holds nothing else."""
+        ends = np.cumsum(self.lengths, dtype=np.int64)
+        return Packed(bytearray().join(self.encoded()), ends - self.lengths, self.lengths)
 
 
 class Packing:

@@ -1,6 +1,8 @@
 """Training on images that may have several labels."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -193,3 +195,55 @@ def test_a_softmax_head_is_replaced_though_its_classes_are_the_same(
 
     assert "head replaced" not in kept.stderr
     assert "head replaced: 4 classes" in replaced.stderr
+
+
+@pytest.mark.slow
+def test_composed_pictures_are_told_better_than_by_any_one_label(
+    cvt_process, cifar10: Path, tmp_path: Path
+) -> None:
+    """Two or three of CIFAR-10's pictures in one: trained, evaluated, exported, predicted, and
+    opened in transformers."""
+    classes = {
+        part: {folder.name: sorted(folder.iterdir()) for folder in (cifar10 / part).iterdir()}
+        for part in ("train", "test")
+    }
+    told = {"sizes": (2, 3)}
+    data = composed(tmp_path / "data", classes["train"], {"train": 3000, "val": 300}, **told)
+    unseen = composed(tmp_path / "unseen", classes["test"], {"test": 500}, seed=1, **told)
+    run, graph, scores = tmp_path / "run", tmp_path / "m.onnx", tmp_path / "s.npy"
+    start = ("--model", "cvt-nano-cifar10", "--activation", "gelu", "--res", 64)
+    steps = ("--epochs", 3, "--lr", 2e-3, "--augment", "crop-flip", "--workers", 0)
+
+    trained = cvt_process("finetune", data, *start, *steps, "-o", run)
+    judged = cvt_process("evaluate", unseen, "--model", run, "--json", "--scores", scores)
+    exported = cvt_process("export", run, "-o", graph)
+    of_graph = cvt_process("evaluate", unseen, "--model", graph, "--json")
+    files = sorted((unseen.parent / "images").iterdir())[:20]
+    answers = cvt_process("predict", *files, "--model", graph, "--json", "--threshold", 0)
+
+    for one in (trained, judged, exported, of_graph, answers):
+        assert one.exit_code == 0, one.stderr
+    about = json.loads(scores.with_name("s.npy.json").read_text())
+    truth = np.zeros((500, 10), int)
+    for image, some in enumerate(about["labels"]):
+        truth[image, some] = 1
+    one_right = np.zeros_like(truth)  # of each picture the class that is likeliest among the right
+    one_right[np.arange(500), np.where(truth, np.load(scores), -1).argmax(axis=1)] = 1
+    measures = judged.json["measures"]
+    for mean in ("micro", "macro"):
+        oracle = sk.f1_score(truth, one_right, average=mean)
+        assert measures[f"{mean}_f1"]["interval"][0] > oracle + 0.1
+    assert of_graph.json["exact_match_correct"] == judged.json["exact_match_correct"]
+    open_it = (
+        "import json, sys, transformers as t\n"
+        "pipe = t.pipeline('image-classification', sys.argv[1])\n"
+        "print(json.dumps(pipe(sys.argv[2:], top_k=10)))"
+    )
+    said = subprocess.run(
+        [sys.executable, "-c", open_it, run / "best", *files], capture_output=True, text=True
+    )
+    assert said.returncode == 0, said.stderr
+    for theirs, ours in zip(json.loads(said.stdout), answers.json["results"], strict=True):
+        wanted = {one["label"]: one["score"] for one in theirs}
+        found = {one["label"]: one["score"] for one in ours["predictions"]}
+        assert found == pytest.approx(wanted, abs=1e-4)
