@@ -1,7 +1,8 @@
 """``cvt benchmark``: how fast every engine is here."""
 
+import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 import typer
 
@@ -13,6 +14,8 @@ from cvt_cli.spec import variants
 
 if TYPE_CHECKING:
     from cvt_cli.export.benchmark import Benchmark
+    from cvt_cli.export.benchmark_sides import Network
+    from cvt_cli.export.jobs import Measured
 
 
 COMPARE = "What to compare"
@@ -58,16 +61,33 @@ Precisions = Annotated[
     ),
 ]
 BatchSizes = Annotated[
-    str, options.text_option("SIZES", "Batch sizes to compare, with commas.", COMPARE)
+    str | None,
+    options.text_option(
+        "SIZES", "Batch sizes to compare, with commas. [default: 1,8; with --job: 32]", COMPARE
+    ),
 ]
 Against = Annotated[
     str | None,
     options.text_option(
         "NAMES",
         "Also time others, with commas: transformers (eager, fp32), transformers-openvino and "
-        "transformers-onnx (files that it exports). Ratios are to the first.",
+        "transformers-onnx (files that it exports), and with --job timm-loop (its network in a "
+        "loop as timm writes it). Ratios are to the first.",
         COMPARE,
     ),
+]
+JobName = Annotated[
+    Literal["predict", "evaluate", "finetune"] | None,
+    options.value_option(
+        "JOB",
+        "Time whole jobs, from files on disk to answers on disk: predict, evaluate or finetune "
+        "(one epoch). It needs --data.",
+        COMPARE,
+    ),
+]
+JobData = Annotated[
+    str | None,
+    options.text_option("FOLDER", "With --job: folder of images, in class folders.", COMPARE),
 ]
 Rounds = Annotated[int, options.value_option("N", "Number of rounds.", COMPARE, min=1)]
 Plot = Annotated[
@@ -84,8 +104,10 @@ def benchmark(
     model: Models = None,
     engine: Engines = None,
     precision: Precisions = "fp32",
-    batch_size: BatchSizes = "1,8",
+    batch_size: BatchSizes = None,
     against: Against = None,
+    job: JobName = None,
+    data: JobData = None,
     rounds: Rounds = 5,
     device: options.Device = "auto",
     plot: Plot = None,
@@ -103,10 +125,15 @@ def benchmark(
       cvt benchmark
       cvt benchmark --against transformers --precision fp32,bf16
       cvt benchmark model.onnx model.xml --batch-size 1,8,32
+      cvt benchmark --job predict --data photos/ --against transformers,timm-loop
 
     See also: cvt export (write such files), cvt predict --engine (use an engine)
     """
     torchrun.refuse("a benchmark")
+    if job is not None:
+        options.refuse(ctx, ["--plot"], "--job draws no picture")
+    elif data is not None:
+        raise UsageError("--data needs --job", hint="--job predict, evaluate or finetune")
     from cvt_cli.evaluation import figures
     from cvt_cli.export import benchmark as measuring
     from cvt_cli.export import benchmark_sides
@@ -126,11 +153,15 @@ def benchmark(
         options.refuse(ctx, ["--overwrite"], "there is no output file to replace")
     for file in (plot, json_file):
         options.refuse_replacing(file, overwrite)
+    if job is not None:
+        how = _Job(job, data, _parts(engine or ""), _parts(precision), _parts(against or ""))
+        _measure_job(networks, how, batch_size, rounds, device, json_output, json_file)
+        return
     found = measuring.benchmark(
         networks,
         engines=_parts(engine) if engine else None,
         precisions=_parts(precision),
-        batch_sizes=_batch_sizes(batch_size),
+        batch_sizes=_batch_sizes(batch_size or "1,8"),
         against=_parts(against or ""),
         rounds=rounds,
         device=device,
@@ -150,6 +181,89 @@ def benchmark(
             eager = "transformers, eager, fp32"
             baseline = eager if first.engine == "transformers" else f"{first.engine}, fp32"
         _print(found, baseline)
+
+
+class _Job(NamedTuple):
+    name: Literal["predict", "evaluate", "finetune"]
+    data: str | None
+    engines: list[str]
+    precisions: list[str]
+    against: list[str]
+
+
+def _measure_job(
+    networks: "list[Network]",
+    asked: _Job,
+    batch_size: str | None,
+    rounds: int,
+    device: str,
+    json_output: bool,
+    json_file: Path | None,
+) -> None:
+    """Measure whole jobs, and print or write what comes of it."""
+    from cvt_cli.base import files
+    from cvt_cli.export import benchmark_sides, jobs
+
+    if asked.data is None:
+        raise UsageError("--job needs --data FOLDER, with images")
+    sizes = _batch_sizes(batch_size or "32")
+    if len(networks) > 1 or len(sizes) > 1 or networks[0].file is not None:
+        raise UsageError("--job takes one model, which is no exported file, and one batch size")
+    with files.workplace(Path(tempfile.gettempdir(), "cvt-benchmark")) as folder:
+        found = jobs.measure(
+            asked.name,
+            asked.data,
+            networks[0],
+            engines=benchmark_sides.engines_of(asked.engines),
+            precisions=[benchmark_sides.precision_of(name) for name in asked.precisions],
+            batch_size=sizes[0],
+            against=asked.against,
+            rounds=rounds,
+            device=device,
+            folder=folder,
+            say=output.note,
+            progress=output.progress,
+        )
+    if json_file is not None:
+        output.write_json(found.to_json(), json_file)
+    if json_output:
+        output.print_json(found.to_json())
+    else:
+        _print_job(found)
+
+
+def _print_job(found: "Measured") -> None:
+    from cvt_cli.export.benchmark import ratio_text
+
+    output.print_table(
+        f"{found.job}: {counted(found.images, 'image')}, {found.model}, batch {found.batch_size}, "
+        f"{found.device}, {found.hardware}, median of {counted(found.rounds, 'round')}",
+        ("", "", "images/s", "range", "ratio", "of bound", "peak memory"),
+        [
+            (
+                row.name,
+                row.precision,
+                f"{row.images_per_sec:.1f}",
+                f"{row.slowest:.1f} to {row.fastest:.1f}",
+                ratio_text(row),
+                "" if row.share_of_bound is None else f"{100 * row.share_of_bound:.0f} %",
+                human_bytes(row.peak_memory_bytes),
+            )
+            for row in found.rows
+        ],
+        text_columns=2,
+    )
+    if found.decode_images_per_sec is not None:
+        output.emit(
+            f"decoding alone: {found.decode_images_per_sec:.1f} images/s\n"
+            "of bound: share of the rate that decoding alone and the engine alone, one after the "
+            "other, would have"
+        )
+    shown = ", ".join(f"{name} {version}" for name, version in found.versions.items())
+    output.emit(
+        "images/s: of the whole process, from its start to its end\n"
+        f"ratio: to the first, round by round\n{shown}"
+    )
 
 
 def _parts(text: str) -> list[str]:

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from cvt_cli.base import files, machine
 from cvt_cli.base.errors import UsageError
@@ -293,7 +293,15 @@ def agree(ratios: Sequence[float]) -> bool:
     return max(ratios) <= MOST_APART * min(ratios)
 
 
-def ratio_text(row: Row) -> str:
+class _Ratios(Protocol):
+    @property
+    def ratio(self) -> float | None: ...
+
+    @property
+    def ratios(self) -> tuple[float, float] | None: ...
+
+
+def ratio_text(row: _Ratios) -> str:
     """A ratio in as many digits as the rounds agree on; what they say where they do not."""
     if row.ratios is None:
         return ""

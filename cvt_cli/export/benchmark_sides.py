@@ -130,7 +130,7 @@ def sides_of(
     """
     asked = None if engines is None else [_engine(name) for name in engines]
     peers = [_peer(name) for name in dict.fromkeys(against)]
-    wanted = [_precision(name) for name in precisions]
+    wanted = [precision_of(name) for name in precisions]
     found = []
     installed: list[Name] = [name for name in get_args(EngineName) if runtimes.installed(name)]
     for batch_size in batch_sizes:
@@ -138,7 +138,7 @@ def sides_of(
         found += [
             Side(peer, precision, batch_size, plain)
             for peer in peers
-            for precision in dict.fromkeys([_precision("fp32"), *wanted])
+            for precision in dict.fromkeys([precision_of("fp32"), *wanted])
             if benchmark_peers.computes_in(peer, precision)
         ]
         for network in networks:
@@ -149,7 +149,7 @@ def sides_of(
                 Side(engine, precision, batch_size, network)
                 for engine in (installed if asked is None else asked)
                 for precision in wanted
-                if not _is_lacking(engine, precision, network.device)
+                if not is_lacking(engine, precision, network.device)
             ]
     if not found:
         names = " and ".join(f"`{name}`" for name in (installed if asked is None else asked))
@@ -159,6 +159,17 @@ def sides_of(
             hint="--precision fp32 works with every engine",
         )
     return found
+
+
+def engines_of(names: Sequence[str]) -> list[EngineName]:
+    """Engines of ours by name; of none, all that are installed."""
+    for name in names:
+        _engine(name)
+    return [
+        name
+        for name in get_args(EngineName)
+        if (name in names if names else runtimes.installed(name))
+    ]
 
 
 def _peer(name: str) -> Peer:
@@ -185,7 +196,7 @@ def _engine(name: str) -> Name:
     return found
 
 
-def _precision(name: str) -> Precision:
+def precision_of(name: str) -> Precision:
     """Raises UsageError if a network with random weights runs in no precision of this name."""
     found: Precision | None = next((k for k in get_args(Precision) if k == name), None)
     if found is None:
@@ -193,7 +204,7 @@ def _precision(name: str) -> Precision:
     return found
 
 
-def _is_lacking(engine: Name, precision: FilePrecision, device: str) -> bool:
+def is_lacking(engine: Name, precision: FilePrecision, device: str) -> bool:
     """Whether an engine does not run random weights in a precision."""
     if engine == "torch" and device == "cpu" and precision == "fp16":
         return True

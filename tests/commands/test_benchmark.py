@@ -70,6 +70,33 @@ def test_a_peer_that_is_not_installed_is_named_with_what_installs_it(cvt, monkey
     assert "pip install onnxscript" in result.stderr
 
 
+@pytest.mark.slow  # ten processes, half of which import torch and transformers
+def test_whole_jobs_are_timed_from_files_to_files_beside_other_loops(
+    cvt_process, cifar10: Path, tmp_path: Path
+) -> None:
+    for folder in sorted((cifar10 / "test").iterdir())[:2]:
+        (tmp_path / folder.name).mkdir()
+        for image in sorted(folder.iterdir())[:8]:
+            (tmp_path / folder.name / image.name).symlink_to(image)
+    job = ["benchmark", "nano", "--rounds", 1, "--data", tmp_path, "--batch-size", 4, "--json"]
+
+    peers = ["--against", "transformers,timm-loop", "--engine", "openvino"]
+    for name in ("predict", "evaluate"):
+        document = cvt_process(*job, "--job", name, *peers).json
+
+        assert (document["job"], document["images"]) == (name, 16)
+        assert document["decode_images_per_sec"] > 0
+        rows = document["rows"]
+        assert [row["name"] for row in rows] == ["transformers", "timm-loop", "openvino"]
+        assert [row["ratio"] == 1 for row in rows] == [True, False, False]
+        assert 0 < rows[2]["share_of_bound"] < 1
+        assert all(row["peak_memory_bytes"] > 10_000_000 for row in rows)
+    trained = cvt_process(*job, "--job", "finetune", "--against", "timm-loop").json
+
+    assert [row["name"] for row in trained["rows"]] == ["timm-loop", "torch"]
+    assert trained["decode_images_per_sec"] is None
+
+
 def test_a_precision_without_a_fast_product_has_no_peak_and_is_not_waited_for(
     cvt, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -119,6 +146,14 @@ def test_the_table_says_what_was_measured_and_the_picture_shows_it(
         (["--engine", "tensorrt"], "there is no engine `tensorrt`; accepted are `torch`"),
         (["--precision", "int3"], "there is no precision `int3`; accepted are `fp32`"),
         (["--against", "timm"], "--against: there is no `timm`; accepted are `transformers`"),
+        (["--job", "predict"], "--job needs --data FOLDER"),
+        (["--data", "photos"], "--data needs --job"),
+        (["--job", "predict", "--data", "nowhere"], "`nowhere`: a job needs a folder with images"),
+        (
+            ["--job", "finetune", "--data", ".", "--against", "transformers"],
+            "`transformers` does not train; accepted with finetune is `timm-loop`",
+        ),
+        (["--job", "predict", "--data", ".", "--plot", "a.png"], "--job draws no picture"),
         (["--batch-size", "0"], "`0` is not a list of batch sizes; accepted are positive integers"),
         (["--batch-size", "one"], "`one` is not a list of batch sizes"),
         (["--plot", "rates.bmp"], "`rates.bmp` has no suffix of a picture; accepted are `.png`"),

@@ -39,7 +39,7 @@ FINETUNE = (
 )
 BENCHMARK = (
     "--variant --model --res --engine --precision --batch-size --against --rounds --device --plot "
-    "--json"
+    "--json --job"
 )
 
 
@@ -101,6 +101,7 @@ OPTIONS_WITH_EFFECT = [
     ("flops cvt-13", "--res --num-classes --json"),
     ("count-params nano", "--num-classes --json"),
     ("benchmark nano", but(BENCHMARK, "--variant --model")),
+    ("benchmark --job predict --data x", f"{but(BENCHMARK, '--plot')} --data"),
     ("flops --variant 13", "--res --num-classes --json"),
     ("flops --model cvt-13", "--res --num-classes --json"),
     ("count-params", "--variant --model --num-classes --json"),
