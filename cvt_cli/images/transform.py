@@ -41,11 +41,10 @@ def normalise(image: Image.Image, preprocessing: Preprocessing) -> NDArray[np.fl
 def resize(image: Image.Image, preprocessing: Preprocessing) -> Image.Image:
     """Resize and crop an RGB image to the record's height and width, still in 8 bits."""
     height, width = preprocessing.size
-    new_height, new_width = preprocessing.resized(image.height, image.width)
+    new_size = preprocessing.resized(image.height, image.width)
+    new_height, new_width = new_size
     resample = _RESAMPLING[preprocessing.interpolation]
-    # As torchvision's CenterCrop; both are 0 for a squash, and not above it for a pad.
-    top = round((new_height - height) / 2.0)
-    left = round((new_width - width) / 2.0)
+    top, left = preprocessing.corner(new_size)
     if new_height * new_width > LARGEST_RESIZED:
         # An extreme shape: resample only what the crop keeps. Pillow's 8-bit rounding between its
         # two passes then falls differently, so this is not equal to the bit.

@@ -187,6 +187,18 @@ class Attention(nn.Module):
         ``kept`` these samples' tokens come back. The convolutions are of everything all the same,
         for BatchNorm's statistics.
         """
+        q, k, v = self.projected(x, height, width, class_token_alone, kept)
+        return self.joined(attention(q, k, v, self.scale))
+
+    def projected(
+        self,
+        x: Tensor,
+        height: int,
+        width: int,
+        class_token_alone: bool = False,
+        kept: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries (B, h, N, d), keys and values (B, h, K, d); the arguments of `forward`."""
         class_token = None
         if x.shape[1] > height * width:
             class_token, x = x.split((1, height * width), dim=1)  # it skips the convolutions
@@ -201,11 +213,11 @@ class Attention(nn.Module):
         q, k, v = (_samples(t, kept) for t in (q, k, v))
         if class_token_alone:
             q = q[:, :1]
-        q = self._heads(q, self.proj_q)  # (B, h, N, d)
-        k = self._heads(k, self.proj_k)  # (B, h, K, d)
-        v = self._heads(v, self.proj_v)
-        x = attention(q, k, v, self.scale).transpose(1, 2).flatten(2)  # (B, N, C)
-        return pointwise(x, self.proj.weight, self.proj.bias)
+        return self._heads(q, self.proj_q), self._heads(k, self.proj_k), self._heads(v, self.proj_v)
+
+    def joined(self, x: Tensor) -> Tensor:
+        """What the heads found, (B, h, N, d), to tokens (B, N, C)."""
+        return pointwise(x.transpose(1, 2).flatten(2), self.proj.weight, self.proj.bias)
 
     def _heads(self, x: Tensor, projection: nn.Linear) -> Tensor:
         x = pointwise(x, projection.weight, projection.bias)

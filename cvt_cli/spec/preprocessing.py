@@ -132,6 +132,13 @@ class Preprocessing:
             return Size(int(self.shorter_side * height / width), self.shorter_side)
         return Size(self.shorter_side, int(self.shorter_side * width / height))
 
+    def corner(self, resized: Size) -> tuple[int, int]:
+        """Row and column of a resized image at which the input begins, as torchvision's CenterCrop.
+
+        Both are 0 for "squash", and not above it for "pad", whose input begins outside the image.
+        """
+        return round((resized.height - self.height) / 2), round((resized.width - self.width) / 2)
+
     def describe(self) -> str:
         """One line for a person."""
         size = str(self.size)

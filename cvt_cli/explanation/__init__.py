@@ -1,0 +1,1 @@
+"""What in an image an answer rests on: maps, where they lie, and how true they are."""
