@@ -129,14 +129,7 @@ def load_classifier(
 
     size = Size.of(res)
     asked = _Asked(engine, device, precision, images, together)
-    try:
-        found = published.DEFAULT_MODEL if text is None else text
-        checkpoint = found if isinstance(found, Checkpoint) else locate.locate(found, access)
-    except UnreachableError as error:
-        if text is not None or not or_embedded:
-            raise
-        checkpoint = _embedded_instead(error, size, activation, access)
-        size = activation = None
+    checkpoint, size, activation = _found(text, size, activation, access, or_embedded)
     if checkpoint.kind == "graph":
         record = checkpoint.record_at(size, activation)
         running = _run_exported(checkpoint, record, asked)
@@ -146,6 +139,47 @@ def load_classifier(
     running, why = _run(opened, asked, access)
     access.detail(f"engine {running.name}: {why}")
     return ReadyModel(checkpoint, running, opened.described)
+
+
+def load_to_explain(
+    text: str | None,
+    res: str | None,
+    activation: Activation | None,
+    access: Access,
+    or_embedded: bool = False,
+) -> "tuple[Checkpoint, LoadedCheckpoint, int]":
+    """Find and load a model for torch, and its MACs; as `load_classifier`.
+
+    Raises:
+        UsageError: there is no such size, or the model is a graph.
+        CheckpointError, ConfigError: as in `locate.locate` and `weights.load_checkpoint`.
+    """
+    checkpoint, size, activation = _found(text, Size.of(res), activation, access, or_embedded)
+    if checkpoint.kind == "graph":
+        raise UsageError(
+            f"`{text}` is an exported graph: it has no gradients, and keeps no attention",
+            hint="give the checkpoint that it was exported from",
+        )
+    opened = _open(checkpoint, size, activation, access)
+    return checkpoint, opened.load(), opened.macs
+
+
+def _found(
+    text: str | Checkpoint | None,
+    size: Size | None,
+    activation: Activation | None,
+    access: Access,
+    or_embedded: bool,
+) -> tuple[Checkpoint, Size | None, Activation | None]:
+    """The checkpoint, or the embedded one without what was asked of the other."""
+    try:
+        found = published.DEFAULT_MODEL if text is None else text
+        checkpoint = found if isinstance(found, Checkpoint) else locate.locate(found, access)
+        return checkpoint, size, activation
+    except UnreachableError as error:
+        if text is not None or not or_embedded:
+            raise
+        return _embedded_instead(error, size, activation, access), None, None
 
 
 def _embedded_instead(

@@ -1,9 +1,17 @@
 """What of the logits is explained: a class, or why one class and not another."""
 
+import difflib
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from cvt_cli.base.errors import UsageError
+from cvt_cli.base.text import counted
+from cvt_cli.spec.labels import Labels
+
+_FEW = 20
+"""Classes that a message lists."""
 
 
 @dataclass(frozen=True)
@@ -24,3 +32,51 @@ class Target:
         if self.against is not None or self.several:
             return torch.sigmoid(self.logit(logits))
         return logits.softmax(-1)[:, self.index]
+
+
+def index_of(text: str, labels: Labels) -> int:
+    """The class that a name, a WNID or an index means, in this order.
+
+    Names that several classes have, and parts of a name between its commas, count if they mean one
+    class alone.
+
+    Raises:
+        UsageError: none or several.
+    """
+    wanted = text.strip().casefold()
+    for names in (
+        [name.casefold() for name in labels.names],
+        [(labels.wnid(index) or "") for index in range(len(labels))],
+    ):
+        found = [index for index, name in enumerate(names) if name == wanted]
+        if found:
+            return _one_of(found, text)
+    if wanted.isdecimal():
+        if int(wanted) < len(labels):
+            return int(wanted)
+        raise UsageError(
+            f"there is no class {wanted}; this model has {counted(len(labels), 'class')}, "
+            "counted from 0"
+        )
+    parts = [
+        index
+        for index, name in enumerate(labels.names)
+        if wanted in (part.strip().casefold() for part in name.split(","))
+    ]
+    if parts:
+        return _one_of(parts, text)
+    names = list(labels.names)
+    near = difflib.get_close_matches(text, names, n=3)
+    told = ", ".join(f"`{name}`" for name in (names if len(names) <= _FEW else near))
+    raise UsageError(
+        f"this model has no class `{text}`" + (f"; it has {told}" if told else ""),
+        hint="a class is called by its name, its WNID or its index, counted from 0",
+    )
+
+
+def _one_of(found: list[int], text: str) -> int:
+    if len(found) > 1:
+        raise UsageError(
+            f"`{text}` means several classes, {', '.join(map(str, found))}; give the index of one"
+        )
+    return found[0]

@@ -61,7 +61,8 @@ class TracedCvT(nn.Module):
             x: images (B, 3, H, W), normalised.
             keep: the first stage whose attention is kept; by default none is.
             all_queries: compute the last block's other tokens too, which the head does not read.
-            gradients_from: the stage before which autograd is off, so that it costs nothing there.
+            gradients_from: the stage before which autograd is off, so that it costs nothing there;
+                what this stage reads is the first that has a gradient.
         """
         found = Trace(x)
         last = len(self.config.stages) - 1
@@ -73,6 +74,8 @@ class TracedCvT(nn.Module):
             ):
                 if index == gradients_from and not x.requires_grad:
                     x = x.detach().requires_grad_()
+                    if index:
+                        found.maps[index - 1] = x
                 x = self._stage(stage, x, index, found, kept, all_queries)
         found.logits = self.model.head(self.model.norm(x[:, 0]))
         return found

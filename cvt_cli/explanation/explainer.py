@@ -1,0 +1,104 @@
+"""A checkpoint whose answers are explained: on torch, in float32, where gradients are."""
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from cvt_cli import loading
+from cvt_cli.checkpoints.locate import Access
+from cvt_cli.engines.ready import ReadyModel
+from cvt_cli.explanation import faithfulness
+from cvt_cli.explanation.faithfulness import Scores
+from cvt_cli.explanation.geometry import on_input
+from cvt_cli.explanation.methods import Map, Maps
+from cvt_cli.explanation.target import Target
+from cvt_cli.explanation.traced import TracedCvT
+from cvt_cli.model import devices
+from cvt_cli.model.engine import computing_in, threads_for
+from cvt_cli.spec.config import Activation, Size
+from cvt_cli.spec.formats import Precision
+
+if TYPE_CHECKING:
+    from cvt_cli.model.weights import LoadedCheckpoint
+
+
+class TracedEngine:
+    """A network as `protocol.Engine`, and its maps.
+
+    Args:
+        loaded: its network is put on the device, and keeps its weights there.
+        device: where to compute.
+        macs: of one picture, for the number of threads on a CPU.
+    """
+
+    name = "torch"
+    precision: Precision = "fp32"
+    takes_pixels = takes_crops = False
+    transfer_sec = 0.0
+
+    def __init__(
+        self, loaded: "LoadedCheckpoint", device: torch.device, macs: int | None = None
+    ) -> None:
+        self.network = TracedCvT(loaded.model.to(device))
+        self._device, self._threads = device, threads_for(macs)
+        self.device = str(device)
+        self.hardware = devices.hardware(device)
+
+    def __call__(self, batch: NDArray[Any]) -> NDArray[np.float32]:
+        """Images (B, 3, H, W), normalised, to logits (B, classes)."""
+        with torch.inference_mode(), computing_in(self._threads), devices.without_tf32():
+            logits: torch.Tensor = self.network(torch.from_numpy(batch).to(self._device))
+            return logits.cpu().numpy()
+
+    def features(self, batch: NDArray[Any]) -> NDArray[np.float32]:
+        """Likewise to what the head reads (B, C)."""
+        with torch.inference_mode(), computing_in(self._threads), devices.without_tf32():
+            found = self.network.model.forward_features(torch.from_numpy(batch).to(self._device))
+            return found.cpu().numpy()
+
+    def maps(
+        self,
+        picture: NDArray[np.float32],
+        targets: list[Target],
+        methods: tuple[Any, ...],
+        stage: int | None,
+    ) -> list[list[Map]]:
+        """The maps of a picture (3, H, W) by each method, for each target."""
+        with computing_in(self._threads), devices.without_tf32():
+            maps = Maps(self.network, torch.from_numpy(picture[None]).to(self._device), stage)
+            return [[maps.of(method, target) for method in methods] for target in targets]
+
+    def scores(
+        self, picture: NDArray[np.float32], one: Map, target: Target, seed: int = 0
+    ) -> Scores:
+        """How true a map of a picture (3, H, W) is."""
+        on_device = torch.from_numpy(picture).to(self._device)
+        values = on_input(one.values, one.grid, Size(*picture.shape[1:]))
+
+        def answer(pictures: torch.Tensor) -> torch.Tensor:
+            return target.probability(self.network(pictures))
+
+        with computing_in(self._threads), devices.without_tf32():
+            on_input_map = torch.from_numpy(np.ascontiguousarray(values)).to(self._device)
+            return faithfulness.scores(answer, on_device, on_input_map, seed)
+
+
+def load(
+    text: str | None,
+    res: str | None,
+    activation: Activation | None,
+    device: str,
+    access: Access,
+    or_embedded: bool = False,
+) -> tuple[ReadyModel, TracedEngine]:
+    """Find and load a model to be explained; arguments and errors as of `load_classifier`.
+
+    Raises:
+        UsageError: besides, it is a graph, which has no gradients.
+    """
+    place = devices.choose_device(device)
+    checkpoint, loaded, macs = loading.load_to_explain(text, res, activation, access, or_embedded)
+    engine = TracedEngine(loaded, place, macs)
+    return ReadyModel(checkpoint, engine, loaded.described), engine
