@@ -20,6 +20,7 @@ from cvt_cli.commands import (
     count_params,
     download,
     evaluate,
+    explain,
     export,
     finetune,
     flops,
@@ -179,7 +180,7 @@ def main(
 
 
 COMMANDS = {
-    "Use": (predict.predict, evaluate.evaluate, compare.compare),
+    "Use": (predict.predict, evaluate.evaluate, explain.explain, compare.compare),
     "Train": (finetune.finetune,),
     "Ship": (export.export, benchmark.benchmark, push.push),
     "Look up": (models.models, info.info, download.download, flops.flops,

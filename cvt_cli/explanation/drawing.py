@@ -107,7 +107,9 @@ def overlaid(photo: Image.Image, values: Array, signed: bool) -> Image.Image:
     return Image.fromarray(_hatched(pixels, seen, np.round(0.6 * grey + 60).astype(np.uint8)))
 
 
-def _hatched(pixels: Colours, seen: NDArray[np.bool_], under: NDArray[np.uint8] | np.uint8) -> Colours:
+def _hatched(
+    pixels: Colours, seen: NDArray[np.bool_], under: NDArray[np.uint8] | np.uint8
+) -> Colours:
     """What is not seen becomes ``under`` with slanting lines."""
     rows, columns = np.indices(seen.shape)
     line = (rows + columns) % _HATCH < 2

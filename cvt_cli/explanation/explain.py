@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from cvt_cli.base import machine
-from cvt_cli.base.errors import ImageError, UsageError
+from cvt_cli.base.errors import ImageError
 from cvt_cli.engines.protocol import logits_of
 from cvt_cli.engines.ready import ReadyModel
 from cvt_cli.explanation import drawing, methods
@@ -17,7 +17,7 @@ from cvt_cli.explanation.explainer import TracedEngine
 from cvt_cli.explanation.faithfulness import Scores
 from cvt_cli.explanation.geometry import View
 from cvt_cli.explanation.methods import Map, Name
-from cvt_cli.explanation.target import Target, index_of
+from cvt_cli.explanation.target import Target, index_of, pair_of
 from cvt_cli.images import transform
 from cvt_cli.images.decode import Colour
 from cvt_cli.prediction.answers import Prediction
@@ -38,7 +38,7 @@ class Asked:
 
     methods: tuple[Name, ...] = (methods.DEFAULT,)
     targets: tuple[str, ...] = ()  # names, WNIDs or indices; by default the likeliest classes
-    against: tuple[str, str] | None = None  # why the first and not the second
+    against: str | None = None  # "A,B": why A and not B
     top_k: int = 1  # of the likeliest classes
     stage: int | None = None
     score: bool = False
@@ -54,7 +54,7 @@ class Explained:
     prediction: Prediction
     against: Prediction | None
     maps: tuple[Map, ...]
-    scores: dict[str, Scores] = field(default_factory=dict)  # by method
+    scores: dict[str, Scores] = field(default_factory=dict)  # by method, and of the baselines
 
     @property
     def title(self) -> str:
@@ -111,7 +111,9 @@ class Explanation:
         """
         largest = max(self.size)
         scale = min(1.0, SHOWN_PIXELS / largest)
-        small = Size(max(1, round(self.size.height * scale)), max(1, round(self.size.width * scale)))
+        small = Size(
+            max(1, round(self.size.height * scale)), max(1, round(self.size.width * scale))
+        )
         values = np.nan_to_num(self.laid(one, small), nan=0.0).clip(min=0).astype(np.float64)
         if not values.any():
             return None
@@ -184,12 +186,7 @@ class Wanted:
             Target(index_of(text, labels), several=labels.several) for text in asked.targets
         ]
         if asked.against is not None:
-            first, second = (index_of(text, labels) for text in asked.against)
-            if first == second:
-                raise UsageError(
-                    f"--against: `{asked.against[0]}` and `{asked.against[1]}` are the same class"
-                )
-            self._fixed.append(Target(first, second, labels.several))
+            self._fixed.append(Target(*pair_of(asked.against, labels), labels.several))
 
     def of(self, logits: NDArray[np.float32]) -> list[Target]:
         """The targets of an image, from its logits (classes,)."""
@@ -246,8 +243,7 @@ def _explanations(
         for target, maps in zip(targets, found, strict=True):
             scores = {}
             if asked.score:
-                for each in maps:
-                    scores[each.method] = engine.scores(one.picture, each, target, number)
+                scores = engine.scores(one.picture, maps, target, number)
             against = None if target.against is None else told(target.against)
             explained.append(Explained(told(target.index), against, tuple(maps), scores))
         likeliest = np.argsort(-logits, kind="stable")[:5].tolist()
@@ -279,5 +275,3 @@ def _drawn(image: Image.Image) -> Image.Image:
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
     blocky = scale >= 2
     return image.resize(size, Image.Resampling.NEAREST if blocky else Image.Resampling.LANCZOS)
-
-

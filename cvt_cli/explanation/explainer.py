@@ -11,8 +11,8 @@ from cvt_cli.checkpoints.locate import Access
 from cvt_cli.engines.ready import ReadyModel
 from cvt_cli.explanation import faithfulness
 from cvt_cli.explanation.faithfulness import Scores
-from cvt_cli.explanation.geometry import on_input
-from cvt_cli.explanation.methods import Map, Maps
+from cvt_cli.explanation.geometry import Grid, on_input, token_grid
+from cvt_cli.explanation.methods import STAGE, Map, Maps
 from cvt_cli.explanation.target import Target
 from cvt_cli.explanation.traced import TracedCvT
 from cvt_cli.model import devices
@@ -71,18 +71,32 @@ class TracedEngine:
             return [[maps.of(method, target) for method in methods] for target in targets]
 
     def scores(
-        self, picture: NDArray[np.float32], one: Map, target: Target, seed: int = 0
-    ) -> Scores:
-        """How true a map of a picture (3, H, W) is."""
+        self, picture: NDArray[np.float32], maps: list[Map], target: Target, seed: int
+    ) -> dict[str, Scores]:
+        """How true the maps of a picture (3, H, W) are, by method, beside two that know nothing."""
+        found: dict[str, tuple[NDArray[np.float32], Grid]] = {
+            one.method: (one.values, one.grid) for one in maps
+        }
+        grid = token_grid(self.network.config, min(STAGE, len(self.network.config.stages) - 1))
+        shape = tuple(max(1, round(side / grid.stride)) for side in picture.shape[1:])
+        for name, values in faithfulness.baselines(shape, seed).items():
+            found[name] = values, grid
         on_device = torch.from_numpy(picture).to(self._device)
-        values = on_input(one.values, one.grid, Size(*picture.shape[1:]))
 
         def answer(pictures: torch.Tensor) -> torch.Tensor:
             return target.probability(self.network(pictures))
 
         with computing_in(self._threads), devices.without_tf32():
-            on_input_map = torch.from_numpy(np.ascontiguousarray(values)).to(self._device)
-            return faithfulness.scores(answer, on_device, on_input_map, seed)
+            return {
+                name: faithfulness.scores(answer, on_device, self._on_input(*one, picture), seed)
+                for name, one in found.items()
+            }
+
+    def _on_input(
+        self, values: NDArray[np.float32], grid: Grid, picture: NDArray[np.float32]
+    ) -> torch.Tensor:
+        laid = on_input(values, grid, Size(*picture.shape[1:]))
+        return torch.from_numpy(np.ascontiguousarray(laid)).to(self._device)
 
 
 def load(

@@ -1,4 +1,4 @@
-"""How true a map is: what the network says when the pixels are taken away that the map calls strong.
+"""How true a map is: what the network says without the pixels that the map calls strong.
 
     deletion   area under the probability while the strongest pixels go first, to the mean colour
                (Petsiuk et al. 2018); a true map makes it fall early: lower is better
@@ -13,12 +13,15 @@
 Pictures are normalised, (3, H, W), where 0 is the mean colour of ImageNet.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 STEPS = 20
@@ -66,6 +69,74 @@ def scores(answer: Answer, picture: Tensor, values: Tensor, seed: int = 0) -> Sc
         insertion=insertion(answer, picture, order),
         deletion=deletion(answer, picture, order),
     )
+
+
+RANDOM, CENTRE = "random", "centre"
+"""Maps that know nothing of the network, which others are held against."""
+
+
+def baselines(shape: tuple[int, int], seed: int) -> dict[str, NDArray[np.float32]]:
+    """A random map and one that is strongest in the middle."""
+    height, width = shape
+    random = np.random.default_rng(seed).random(shape, np.float32)
+    down, across = ((np.arange(n) - (n - 1) / 2) / n for n in (height, width))
+    centre = np.exp(-8 * (down[:, None] ** 2 + across**2))  # standard deviation: a quarter
+    return {RANDOM: random, CENTRE: centre.astype(np.float32)}
+
+
+@dataclass
+class _Sums:
+    """Of numbers that are met one by one."""
+
+    n: int = 0
+    mean: float = 0.0
+    squares: float = 0.0  # of the distances from the mean
+
+    def add(self, value: float) -> None:
+        self.n += 1
+        before = value - self.mean
+        self.mean += before / self.n
+        self.squares += before * (value - self.mean)
+
+    def to_json(self) -> dict[str, Any]:
+        """The mean, and its 95 % interval where there are two numbers or more."""
+        if self.n < 2:
+            return {"mean": self.mean, "interval": None}
+        half = 1.96 * math.sqrt(self.squares / (self.n - 1) / self.n)
+        return {"mean": self.mean, "interval": [self.mean - half, self.mean + half]}
+
+
+@dataclass
+class Means:
+    """Scores over images, by method; memory does not grow with them."""
+
+    n: int = 0
+    sums: dict[str, dict[str, _Sums]] = field(default_factory=dict)
+
+    def add(self, found: Mapping[str, Scores]) -> None:
+        """Those of all methods for one map each, the random one among them."""
+        self.n += 1
+        for method, one in found.items():
+            mine = self.sums.setdefault(method, {n: _Sums() for n in (*NAMES, "above_random")})
+            for name in NAMES:
+                mine[name].add(getattr(one, name))
+            mine["above_random"].add(one.saco - found[RANDOM].saco)
+
+    def to_json(self) -> dict[str, Any]:
+        """By method the mean of each score, and by how much SaCo is above the random map's."""
+        ranked = sorted(self.sums, key=lambda method: -self.sums[method]["saco"].mean)
+        return {
+            "n": self.n,
+            "methods": {
+                method: {
+                    **{name: self.sums[method][name].to_json() for name in NAMES},
+                    "saco_above_random": None
+                    if method == RANDOM
+                    else self.sums[method]["above_random"].to_json(),
+                }
+                for method in ranked
+            },
+        }
 
 
 def deletion(answer: Answer, picture: Tensor, order: Tensor) -> float:

@@ -1,13 +1,13 @@
 """Where the numbers of a map lie: in the network's input, and in the photograph.
 
 A convolution with kernel k, stride s and padding p sees, for its output number j, inputs whose
-middle is s j - p + (k - 1) / 2. Middles are places in pixels, in which the pixel n reaches from n to
-n + 1. So a token of CvT-13's last stage lies at 16 j + 1.5, and not in the middle of a sixteenth of
-the image: a map that is merely enlarged is off by up to half a token.
+middle is s j - p + (k - 1) / 2. Places are in pixels; the pixel n reaches from n to n + 1. So a
+token of CvT-13's last stage lies at 16 j + 1.5, and not in the middle of its 16 pixels: a map that
+is merely enlarged is off by almost half a token.
 
-Along each axis a place in the photograph becomes one in the input by a factor and an offset (resize,
-then crop or pad), and this one in a map likewise, so that a map is laid on the photograph by two
-matrices, one for the rows and one for the columns.
+Along each axis a place in the photograph becomes one in the input by a factor and an offset
+(resize, then crop or pad), and this one in a map likewise, so that a map is laid on the photograph
+by two matrices, one for the rows and one for the columns.
 """
 
 from dataclasses import dataclass
@@ -19,6 +19,7 @@ from cvt_cli.spec.config import CvTConfig, Size
 from cvt_cli.spec.preprocessing import Preprocessing
 
 Array = NDArray[np.float32]
+Places = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class Axis:
     corner: int  # where the input begins in that; below 0 where it is padded
     input: int  # of the input
 
-    def in_input(self, places: NDArray[np.float64]) -> NDArray[np.float64]:
+    def in_input(self, places: Places) -> Places:
         """Places in the photograph as places in the input; outside 0 … input they are not seen."""
         return places * (self.resized / self.photo) - self.corner
 
@@ -100,24 +101,28 @@ class View:
         height, width = size or (self.rows.photo, self.columns.photo)
         down = _between(_middles(self.rows, height), self.rows.input, grid, values.shape[0])
         across = _between(_middles(self.columns, width), self.columns.input, grid, values.shape[1])
-        return down @ values @ across.T
+        return np.asarray(down @ values @ across.T, np.float32)
 
 
 def on_input(values: Array, grid: Grid, size: Size) -> Array:
     """A map on the network's input, between its cells linearly."""
     down, across = (
-        _between(np.arange(length) + 0.5, length, grid, cells)
+        _between(_pixels(length), length, grid, cells)
         for length, cells in zip(size, values.shape, strict=True)
     )
-    return down @ values @ across.T
+    return np.asarray(down @ values @ across.T, np.float32)
 
 
-def _middles(axis: Axis, length: int) -> NDArray[np.float64]:
+def _middles(axis: Axis, length: int) -> Places:
     """Places in the input of the pixels of a photograph that is scaled to a length."""
-    return axis.in_input((np.arange(length) + 0.5) * (axis.photo / length))
+    return axis.in_input(_pixels(length) * (axis.photo / length))
 
 
-def _between(places: NDArray[np.float64], input: int, grid: Grid, cells: int) -> Array:
+def _pixels(length: int) -> Places:
+    return np.arange(length, dtype=np.float64) + 0.5
+
+
+def _between(places: Places, input: int, grid: Grid, cells: int) -> Array:
     """Shares (places, cells) that the cells have in the value at each place; not seen is NaN.
 
     Beyond the first and the last cell their own value holds.

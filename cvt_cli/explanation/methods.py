@@ -17,9 +17,7 @@ from cvt_cli.explanation.geometry import PIXELS, Grid, token_grid
 from cvt_cli.explanation.target import Target
 from cvt_cli.explanation.traced import Trace, TracedCvT
 
-Name = Literal[
-    "layercam", "relevance", "attention", "gradcam", "integrated-gradients", "occlusion"
-]
+Name = Literal["layercam", "relevance", "attention", "gradcam", "integrated-gradients", "occlusion"]
 
 
 @dataclass(frozen=True)
@@ -84,7 +82,7 @@ def check(methods: Sequence[Name], stage: int | None, stages: int) -> None:
         if METHODS[name].captum and importlib.util.find_spec("captum") is None:
             raise UsageError(
                 f"method `{name}` needs captum, which is not installed",
-                hint="pip install 'cvt-cli[explain]'",
+                hint="pip install '.[explain]'",
             )
     if stage is not None and not 0 <= stage < stages:
         accepted = ", ".join(map(str, range(stages)))
@@ -116,7 +114,9 @@ class Maps:
             "occlusion": self._occlusion,
         }[method]
         values = compute(target).detach()
-        grid = self._grid if METHODS[method].by_stage else token_grid(self._network.config, self._last)
+        grid = (
+            self._grid if METHODS[method].by_stage else token_grid(self._network.config, self._last)
+        )
         if values.shape == self._picture.shape[2:]:
             grid = PIXELS
         return Map(
@@ -179,7 +179,7 @@ class Maps:
             # captum watches a module's output, through which gradients must go already.
             picture = self._picture.clone().requires_grad_()
             method = LayerGradCam(self._logit(target), self._network.taps[self._stage])
-            return method.attribute(picture)[0, 0]  # type: ignore[no-any-return]
+            return method.attribute(picture)[0, 0]
 
     def _integrated_gradients(self, target: Target) -> Tensor:
         """(Sundararajan et al. 2017), from the mean colour."""
@@ -187,9 +187,9 @@ class Maps:
 
         with torch.enable_grad():
             method = IntegratedGradients(self._logit(target))
-            return method.attribute(  # type: ignore[no-any-return]
-                self._picture, n_steps=_STEPS, internal_batch_size=_TOGETHER
-            )[0].sum(0)
+            return method.attribute(self._picture, n_steps=_STEPS, internal_batch_size=_TOGETHER)[
+                0
+            ].sum(0)
 
     def _occlusion(self, target: Target) -> Tensor:
         """(Zeiler and Fergus 2014), with the mean colour; overlapping windows are averaged."""
@@ -204,7 +204,7 @@ class Maps:
                 strides=(3, *stride),
                 perturbations_per_eval=_TOGETHER,
             )
-        return found[0].mean(0)  # type: ignore[no-any-return]
+        return found[0].mean(0)
 
     def _logit(self, target: Target):  # type: ignore[no-untyped-def]
         return lambda pictures: target.logit(self._network(pictures))

@@ -74,6 +74,31 @@ def index_of(text: str, labels: Labels) -> int:
     )
 
 
+def pair_of(text: str, labels: Labels) -> tuple[int, int]:
+    """The two classes that ``A,B`` means; a name may have commas of its own.
+
+    Raises:
+        UsageError: they are not two, or not of this model.
+    """
+    parts = text.split(",")
+    if len(parts) < 2:
+        raise UsageError(f"--against `{text}` names one class; accepted are two, as `cat,dog`")
+    failure: UsageError | None = None
+    for place in range(1, len(parts)):
+        try:
+            first, second = (
+                index_of(",".join(some), labels) for some in (parts[:place], parts[place:])
+            )
+        except UsageError as error:
+            failure = failure or error
+            continue
+        if first == second:
+            raise UsageError(f"--against `{text}` names the same class twice")
+        return first, second
+    assert failure is not None
+    raise failure
+
+
 def _one_of(found: list[int], text: str) -> int:
     if len(found) > 1:
         raise UsageError(

@@ -109,7 +109,7 @@ class TracedCvT(nn.Module):
 def _through(
     block: Block, x: Tensor, height: int, width: int, class_token_alone: bool
 ) -> tuple[Tensor, Tensor]:
-    """Tokens (B, N, C) through a block, or the class token alone; and its attention (B, h, N, K)."""
+    """Tokens (B, N, C), or the class token alone, and the block's attention (B, h, N, K)."""
     q, k, v = block.attn.projected(block.norm1(x), height, width, class_token_alone)
     attention = (q @ (k * block.attn.scale).transpose(-2, -1)).softmax(dim=-1)
     x = x[:, :1] if class_token_alone else x

@@ -255,7 +255,7 @@ def predict(inputs: Sequence[str], asked: Asked, load: Load, say: Say) -> Iterat
     asked.check(inputs)
     listing = sources.Listing(inputs, torchrun.is_mine if torchrun.count() > 1 else None)
     if listing.is_empty:
-        raise _no_images(listing)
+        raise no_images(listing)
     with ExitStack() as stack:
         lines: Answered | None = None
         if asked.lines is not None:
@@ -269,7 +269,7 @@ def predict(inputs: Sequence[str], asked: Asked, load: Load, say: Say) -> Iterat
         yield answers
 
 
-def _no_images(listing: sources.Listing) -> CvtError:
+def no_images(listing: sources.Listing) -> CvtError:
     """What is said, before a model is loaded or downloaded, of images that are not there."""
     gone = [name for name, why in listing.missing.items() if why == sources.NO_SUCH_FILE]
     empty = [name for name in listing.missing if name not in gone]
