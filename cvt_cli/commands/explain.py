@@ -22,7 +22,13 @@ FOLDER = "explanations"
 """Where pictures go unless another place is given."""
 
 MethodName = Literal[
-    "layercam", "relevance", "attention", "gradcam", "integrated-gradients", "occlusion"
+    "hirescam",
+    "layercam",
+    "relevance",
+    "attention",
+    "gradcam",
+    "integrated-gradients",
+    "occlusion",
 ]
 
 
@@ -43,7 +49,7 @@ Methods = Annotated[
     options.text_option(
         "NAME",
         f"Method: {options.either(MethodName)}. Can be repeated. The last three need captum "
-        "(pip install '.[explain]'). [default: layercam]",
+        "(pip install '.[explain]'). [default: hirescam]",
         EXPLAIN,
         parser=_method,
         autocompletion=_methods,
@@ -77,7 +83,7 @@ Stage = Annotated[
     int | None,
     options.value_option(
         "N",
-        "Stage of the network whose features layercam and gradcam use: 0, 1 or 2. [default: 1]",
+        "Stage of the network whose features hirescam, layercam and gradcam use: 0, 1 or 2. [default: 1]",
         EXPLAIN,
     ),
 ]

@@ -1,8 +1,10 @@
 """Maps from attention: of each block and head, rolled out, and weighted by gradients.
 
 Keys lie at half the resolution of the tokens: each is a 3x3 convolution of them with stride 2. What
-a query gives to a key is shared equally among the tokens under it, so that rows still sum to 1 and
-blocks can be multiplied.
+a query gives to a key is shared among the tokens under it, so that rows still sum to 1 and blocks
+can be multiplied. Along each axis the middle token gets twice as much as those at its sides, which
+two keys share: so a query that gives the same to every key gives the same to every token, but at
+the border.
 
 Notation as in `model.network`: N tokens and K keys, the class token first in each.
 """
@@ -10,7 +12,7 @@ Notation as in `model.network`: N tokens and K keys, the class token first in ea
 import torch
 from torch import Tensor
 
-from cvt_cli.spec.config import KEY_VALUE_STRIDE, PROJECTION_KERNEL
+from cvt_cli.spec.config import KEY_VALUE_STRIDE
 
 Shape = tuple[int, int]
 
@@ -29,23 +31,26 @@ def to_tokens(attention: Tensor, shape: Shape) -> Tensor:
 
 
 def _under(length: int) -> Tensor:
-    """Along an axis of so many tokens, the equal shares (keys, tokens) of those under each key."""
-    edge = PROJECTION_KERNEL // 2
+    """Along an axis of so many tokens, the shares (keys, tokens) of those under each key."""
     keys = (length - 1) // KEY_VALUE_STRIDE + 1
-    middles = KEY_VALUE_STRIDE * torch.arange(keys)
-    near = ((middles[:, None] - torch.arange(length)).abs() <= edge).float()
+    middles = KEY_VALUE_STRIDE * torch.arange(keys, dtype=torch.float64)
+    away = (middles[:, None] - torch.arange(length)).abs()
+    near = (1 - away / KEY_VALUE_STRIDE).clamp(min=0)
     return near / near.sum(1, keepdim=True)
 
 
 def of_heads(blocks: list[Tensor], shape: Shape) -> Tensor:
-    """What the class token attends to, by block and head, (blocks, h, H, W), of one image.
+    """What the class token gives to the keys, by block and head, of one image.
 
     Args:
         blocks: attention of the last stage's blocks, each (1, h, N or 1, K).
         shape: height and width of the token map.
+
+    Returns:
+        (blocks, h, rows, columns) of the keys, without the class token's own.
     """
-    rows = torch.stack([attention[0, :, 0] for attention in blocks])  # (blocks, h, K)
-    return to_tokens(rows, shape)[..., 1:].unflatten(-1, shape)
+    rows = torch.stack([attention[0, :, 0, 1:] for attention in blocks])
+    return rows.unflatten(-1, tuple((side - 1) // KEY_VALUE_STRIDE + 1 for side in shape))
 
 
 def rollout(blocks: list[Tensor], shape: Shape) -> Tensor:

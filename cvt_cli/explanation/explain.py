@@ -56,6 +56,10 @@ class Explained:
     maps: tuple[Map, ...]
     scores: dict[str, Scores] = field(default_factory=dict)  # by method, and of the baselines
 
+    def title_of(self, one: Map) -> str:
+        """What a map explains, in words."""
+        return self.title if methods.METHODS[one.method].by_class else "whatever the class"
+
     @property
     def title(self) -> str:
         """What is explained, in words."""
@@ -97,7 +101,7 @@ class Explanation:
         assert self.photo is not None
         size = Size(self.photo.height, self.photo.width)
         rows = [
-            (each.title, described(one), self.laid(one, size), one.signed)
+            (each.title_of(one), described(one), self.laid(one, size), one.signed)
             for each in self.explained
             for one in each.maps
         ]

@@ -12,7 +12,7 @@ from cvt_cli.engines.ready import ReadyModel
 from cvt_cli.explanation import faithfulness
 from cvt_cli.explanation.faithfulness import Scores
 from cvt_cli.explanation.geometry import Grid, on_input, token_grid
-from cvt_cli.explanation.methods import STAGE, Map, Maps
+from cvt_cli.explanation.methods import METHODS, STAGE, Map, Maps
 from cvt_cli.explanation.target import Target
 from cvt_cli.explanation.traced import TracedCvT
 from cvt_cli.model import devices
@@ -65,10 +65,16 @@ class TracedEngine:
         methods: tuple[Any, ...],
         stage: int | None,
     ) -> list[list[Map]]:
-        """The maps of a picture (3, H, W) by each method, for each target."""
+        """The maps of a picture (3, H, W) by each method, for each target.
+
+        Those of methods that know no class are among the first target's alone.
+        """
         with computing_in(self._threads), devices.without_tf32():
             maps = Maps(self.network, torch.from_numpy(picture[None]).to(self._device), stage)
-            return [[maps.of(method, target) for method in methods] for target in targets]
+            return [
+                [maps.of(m, target) for m in methods if target is targets[0] or METHODS[m].by_class]
+                for target in targets
+            ]
 
     def scores(
         self, picture: NDArray[np.float32], maps: list[Map], target: Target, seed: int

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from cvt_cli.spec.config import CvTConfig, Size
+from cvt_cli.spec.config import KEY_VALUE_STRIDE, PROJECTION_KERNEL, CvTConfig, Size
 from cvt_cli.spec.preprocessing import Preprocessing
 
 Array = NDArray[np.float32]
@@ -45,6 +45,11 @@ def token_grid(config: CvTConfig, stage: int) -> Grid:
     for one in config.stages[: stage + 1]:
         grid = grid.convolved(one.kernel, one.stride, one.padding)
     return grid
+
+
+def key_grid(tokens: Grid) -> Grid:
+    """Where the keys and values lie that are made of a map of tokens."""
+    return tokens.convolved(PROJECTION_KERNEL, KEY_VALUE_STRIDE, PROJECTION_KERNEL // 2)
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,19 @@ from torch import Tensor
 
 from cvt_cli.base.errors import UsageError
 from cvt_cli.explanation import attention
-from cvt_cli.explanation.geometry import PIXELS, Grid, token_grid
+from cvt_cli.explanation.geometry import PIXELS, Grid, key_grid, token_grid
 from cvt_cli.explanation.target import Target
 from cvt_cli.explanation.traced import Trace, TracedCvT
 
-Name = Literal["layercam", "relevance", "attention", "gradcam", "integrated-gradients", "occlusion"]
+Name = Literal[
+    "hirescam",
+    "layercam",
+    "relevance",
+    "attention",
+    "gradcam",
+    "integrated-gradients",
+    "occlusion",
+]
 
 
 @dataclass(frozen=True)
@@ -32,6 +40,7 @@ class Method:
 
 
 METHODS: dict[Name, Method] = {
+    "hirescam": Method("gradients times the features of a stage", signed=True, by_stage=True),
     "layercam": Method("positive gradients times the features of a stage", by_stage=True),
     "relevance": Method("gradients times attention, through the last stage"),
     "attention": Method("attention, rolled out over the last stage", by_class=False),
@@ -44,8 +53,8 @@ METHODS: dict[Name, Method] = {
     "occlusion": Method("what the answer loses where a window is grey", signed=True, captum=True),
 }
 
-DEFAULT: Name = "layercam"
-"""The one whose maps were the truest of those that need nothing else (docs/commands/explain.md)."""
+DEFAULT: Name = "hirescam"
+"""The truest of those that take one pass and need nothing else (docs/commands/explain.md)."""
 
 STAGE = 1
 """Counted from 0; the one whose maps were the truest. A network with fewer has its last."""
@@ -69,6 +78,7 @@ class Map:
     grid: Grid  # where they lie in the input, along both axes
     stage: int | None = None  # where the method is taken at one
     heads: NDArray[np.float32] | None = None  # attention alone: (blocks, heads, rows, columns)
+    heads_grid: Grid | None = None  # where the keys lie that these are given to
 
     @property
     def signed(self) -> bool:
@@ -106,6 +116,7 @@ class Maps:
     def of(self, method: Name, target: Target) -> Map:
         """The map of a method for a target."""
         compute = {
+            "hirescam": self._hirescam,
             "layercam": self._layercam,
             "relevance": self._relevance,
             "attention": self._attention,
@@ -124,7 +135,7 @@ class Maps:
             _array(values),
             grid,
             self._stage if METHODS[method].by_stage else None,
-            self._heads if method == "attention" else None,
+            *((self._heads, key_grid(grid)) if method == "attention" else ()),
         )
 
     @property
@@ -161,15 +172,25 @@ class Maps:
         gradients = torch.autograd.grad(target.logit(trace.logits)[0], blocks, retain_graph=True)
         return attention.relevance(blocks, list(gradients), self._shape(trace))
 
+    def _hirescam(self, target: Target) -> Tensor:
+        """(Draelos and Carin 2020), which captum lacks."""
+        features, gradient = self._features(target)
+        return (gradient * features)[0].sum(0)
+
     def _layercam(self, target: Target) -> Tensor:
         """(Jiang et al. 2021), which captum lacks."""
+        features, gradient = self._features(target)
+        return (gradient.clamp(min=0) * features)[0].sum(0).clamp(min=0)
+
+    def _features(self, target: Target) -> tuple[Tensor, Tensor]:
+        """A stage's map (1, C, H, W), and the gradient of what is explained by it."""
         with torch.enable_grad():
             trace = self._network.trace(
                 self._picture, gradients_from=min(self._stage + 1, self._last)
             )
             features = trace.maps[self._stage]
             (gradient,) = torch.autograd.grad(target.logit(trace.logits)[0], features)
-        return (gradient.clamp(min=0) * features)[0].sum(0).clamp(min=0)
+        return features.detach(), gradient
 
     def _gradcam(self, target: Target) -> Tensor:
         """(Selvaraju et al. 2017), without its ReLU."""

@@ -87,8 +87,10 @@ class Numbers(WholeFile):
                 self._write(f"{name}/map", found.values)
                 self._write(f"{name}/grid", np.array([found.grid.stride, found.grid.offset]))
                 self._write(f"{name}/photo", one.laid(found))
-                if found.heads is not None:
+                if found.heads is not None and found.heads_grid is not None:
+                    grid = found.heads_grid
                     self._write(f"{name}/heads", found.heads)
+                    self._write(f"{name}/heads_grid", np.array([grid.stride, grid.offset]))
 
     def _finish(self) -> None:
         self._write("paths", np.array(self._paths))
