@@ -26,6 +26,8 @@ COMMANDS = _by_word(
         "predict": "classify classification classifier inference infer run label detect test-image "
         "image show-results",
         "evaluate": "val valid validate validation eval test score accuracy",
+        "explain": "gradcam grad-cam cam heatmap saliency attribution attention interpret why "
+        "visualize visualise explanation",
         "finetune": "train fit fine-tune fine-tuning tune training learn transfer",
         "export": "convert save onnx",
         "benchmark": "bench speed profile timeit",
