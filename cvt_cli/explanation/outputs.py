@@ -101,4 +101,4 @@ class Numbers(WholeFile):
         member = zipfile.ZipInfo(f"{name}.npy")
         member.compress_type = zipfile.ZIP_DEFLATED
         with self._archive.open(member, "w", force_zip64=True) as file:
-            np.lib.format.write_array(file, np.ascontiguousarray(values), allow_pickle=False)
+            np.lib.format.write_array(file, np.asarray(values, order="C"), allow_pickle=False)

@@ -1,0 +1,127 @@
+"""cvt explain as a user meets it."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests_shared import CHELSEA, Result
+
+NANO = ("--model", "cvt-nano-cifar10")
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A photograph in two folders, and a file that is none."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("a", "b"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        Image.open(CHELSEA).resize((90, 60)).save(tmp_path / "photos" / name / "cat.png")
+    (tmp_path / "photos" / "broken.jpg").write_bytes(b"no picture")
+    return tmp_path
+
+
+def test_pictures_are_written_for_all_images_that_can_be_read(cvt, folder: Path) -> None:
+    result = cvt("explain", "photos", *NANO)
+
+    assert result.exit_code == 1
+    assert "error: `photos/broken.jpg`: " in result.stderr
+    assert "1 of 3 images could not be read" in result.stderr
+    assert sorted(p.name for p in Path("explanations").iterdir()) == ["cat-2.png", "cat.png"]
+    with Image.open("explanations/cat.png") as picture:
+        assert picture.width > 3 * 320
+    assert len(result.stdout.splitlines()) == 3  # a head and two images
+
+    again = cvt("explain", "photos", *NANO)
+
+    assert again.exit_code == 1
+    assert "`explanations` exists and was not replaced" in again.stderr
+
+
+def test_what_is_explained_is_what_predict_says(cvt, folder: Path) -> None:
+    inputs = ("photos/a", "photos/b", *NANO)
+    predicted = cvt("predict", *inputs, "--engine", "torch", "--json").json["results"]
+
+    explained = cvt("explain", *inputs, "-k", "2", "--json").json["results"]
+
+    for one, other in zip(explained, predicted, strict=True):
+        assert one["path"] == other["path"]
+        for mine, theirs in zip(one["predictions"], other["predictions"], strict=True):
+            assert (mine["index"], mine["label"]) == (theirs["index"], theirs["label"])
+            assert abs(mine["score"] - theirs["score"]) < 1e-5
+        assert [e["class"] for e in one["explanations"]] == one["predictions"][:2]
+
+
+def test_numbers_and_json_tell_where_the_map_lies(cvt, folder: Path) -> None:
+    result = cvt(
+        "explain", "photos/a", *NANO, "--method", "attention", "--method", "layercam",
+        "--target", "dog", "--npz", "maps.npz", "--json",
+    )  # fmt: skip
+
+    (found,) = result.json["results"]
+    assert found["size"] == [60, 90] and found["seen"] == [15, 0, 75, 60]
+    assert found["not_seen_share"] == pytest.approx(1 / 3, abs=1e-6)
+    attention, layercam = found["explanations"]
+    assert layercam["class"]["label"] == "dog" and layercam["stage"] == 1
+    maps = np.load("maps.npz")
+    assert maps["paths"].tolist() == [found["path"]]
+    assert json.loads(str(maps["conditions"]))["model"] == "cvt-nano-cifar10"
+    assert maps["0/attention/heads"].shape == (3, 5, 2, 2)
+    assert maps["0/attention/heads_grid"].tolist() == [16, 0.5]
+    assert maps["0/layercam/5/map"].shape == (8, 8)
+    photo = maps["0/layercam/5/photo"]
+    assert photo.shape == (60, 90) and photo.dtype == np.float32
+    assert np.isfinite(photo[:, 15:75]).all() and np.isnan(photo[:, :15]).all()
+    left, top, right, bottom = layercam["box"]
+    inside = np.nan_to_num(photo)[top:bottom, left:right].sum()
+    assert inside >= 0.5 * np.nansum(photo)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (("--target", "unicorn"), 2, "this model has no class `unicorn`; it has `airplane`, "),
+        (("--target", "10"), 2, "there is no class 10; this model has 10 classes, counted from 0"),
+        (("--against", "cat"), 2, "--against `cat` names one class; accepted are two"),
+        (("--against", "cat,cat"), 2, "--against `cat,cat` names the same class twice"),
+        (("--against", "cat,dog", "-k", "2"), 2, "--top-k: --against names the classes already"),
+        (("--stage", "3"), 2, "there is no stage 3 in this network; accepted are 0, 1, 2"),
+        (("--method", "magic"), 2, "`magic` is not a method; accepted are hirescam, "),
+        (("-o", "why.jpg"), 2, "--output `why.jpg` is neither a folder nor a picture"),
+        (("-o", "why.png"), 2, "`why.png` is a picture of one image, but there are several"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else None,
+)  # fmt: skip
+def test_what_cannot_be_is_said(
+    cvt: Callable[..., Result], folder: Path, arguments: tuple[str, ...], code: int, message: str
+) -> None:
+    result = cvt("explain", "photos", *NANO, *arguments)
+
+    assert result.exit_code == code
+    assert message in result.stderr
+    assert not list(Path().glob("why*")) and not Path("explanations").exists()
+
+
+def test_a_graph_has_no_gradients(cvt, folder: Path) -> None:
+    Path("model.onnx").write_bytes(b"")
+
+    result = cvt("explain", "photos/a", "--model", "model.onnx")
+
+    assert result.exit_code == 2
+    assert "`model.onnx` is an exported graph: it has no gradients" in result.stderr
+    assert "hint: give the checkpoint that it was exported from" in result.stderr
+
+
+def test_scores_stand_beside_those_of_maps_that_know_nothing(cvt, folder: Path) -> None:
+    result = cvt("explain", "photos/a", "photos/b", *NANO, "--score", "--json")
+
+    found = result.json["scores"]
+    assert found["n"] == 2
+    assert found["methods"].keys() == {"hirescam", "random", "centre"}
+    for row in found["methods"].values():
+        low, high = row["saco"]["interval"]
+        assert -1 <= low <= row["saco"]["mean"] <= high <= 1
+    assert found["methods"]["random"]["saco_above_random"] is None
