@@ -16,6 +16,7 @@ from cvt_cli.checkpoints.locate import Access
 from cvt_cli.spec import published
 from cvt_cli.spec.config import Activation, Size
 from cvt_cli.spec.formats import EngineChoice
+from cvt_cli.spec.preprocessing import Resize
 
 if TYPE_CHECKING:
     import numpy as np
@@ -59,6 +60,8 @@ class Classifier:
     Args:
         model: as after ``--model``; by default ``cvt-21-384-22k``.
         res: input size, as after ``--res``: 384 or "384x512".
+        resize: how images come to that size, against what the checkpoint says: "crop", "squash" or
+            "pad".
         activation: of the MLPs, against what the checkpoint says.
         device: "auto", "cuda", "cuda:1", "mps" or "cpu".
         engine: "auto", "torch", "onnxruntime" or "openvino".
@@ -80,6 +83,7 @@ class Classifier:
         model: str | Path | None = None,
         *,
         res: int | str | None = None,
+        resize: Resize | None = None,
         activation: Activation | None = None,
         device: str = "auto",
         engine: EngineChoice = "auto",
@@ -104,6 +108,7 @@ class Classifier:
         self._made_with: dict[str, Any] = {
             "text": None if model is None else str(model),
             "res": None if res is None else str(res),
+            "resize": resize,
             "activation": activation,
             "device": device,
             "engine": engine,

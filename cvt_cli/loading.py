@@ -5,7 +5,7 @@ Imports torch only inside the functions that need it.
 
 import functools
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -21,6 +21,7 @@ from cvt_cli.spec import published
 from cvt_cli.spec.config import Activation, Size
 from cvt_cli.spec.costs import costs
 from cvt_cli.spec.formats import FORMATS, EngineChoice, EngineName, Runtime
+from cvt_cli.spec.preprocessing import Resize
 
 if TYPE_CHECKING:
     from cvt_cli.engines.protocol import Engine
@@ -62,9 +63,13 @@ def verified(checkpoint: Checkpoint, access: Access) -> Path:
 
 
 def load_checkpoint(
-    text: str, res: str | None, activation: Activation | None, access: Access
+    text: str,
+    res: str | None,
+    activation: Activation | None,
+    access: Access,
+    resize: Resize | None = None,
 ) -> "tuple[Checkpoint, LoadedCheckpoint]":
-    """Find and load a model for torch; ``res`` is what follows ``--res``.
+    """Find and load a model for torch; ``res`` and ``resize`` are what follows the options.
 
     Raises:
         UsageError: there is no such size, or the model is a graph.
@@ -80,7 +85,8 @@ def load_checkpoint(
     stored = verified(checkpoint, access) if checkpoint.snapshot else None
     from cvt_cli.model import weights  # last: what fails above fails without waiting for torch
 
-    return checkpoint, weights.load_checkpoint(checkpoint, size, activation, stored)
+    loaded = weights.load_checkpoint(checkpoint, size, activation, stored)
+    return checkpoint, replace(loaded, preprocessing=loaded.preprocessing.resizing(resize))
 
 
 @dataclass(frozen=True)
@@ -102,6 +108,7 @@ def load_classifier(
     precision: str,
     access: Access,
     *,
+    resize: Resize | None = None,
     engine: EngineChoice = "auto",
     images: int = 1,
     together: int = 1,
@@ -116,13 +123,15 @@ def load_classifier(
         device: where to compute.
         precision: to compute in.
         access: how to fetch what is not here.
+        resize: what follows ``--resize``.
         engine: what follows ``--engine``.
         images: how many there are to answer, for the choice of the engine.
         together: how many of them are computed in one call, for the number of threads.
         or_embedded: take the embedded model where the default one cannot be had.
 
     Raises:
-        UsageError: there is no such size, device or precision, or the engine is not installed.
+        UsageError: there is no such size, device or precision, the engine is not installed, or a
+            graph resizes images by itself.
         CheckpointError, ConfigError: as in `locate.locate` and `weights.load_checkpoint`.
     """
     from cvt_cli.engines.ready import ReadyModel
@@ -132,10 +141,17 @@ def load_classifier(
     checkpoint, size, activation = _found(text, size, activation, access, or_embedded)
     if checkpoint.kind == "graph":
         record = checkpoint.record_at(size, activation)
+        if resize is not None and record.preprocessing_inside:
+            raise UsageError(
+                f"--resize {resize} has no effect: `{checkpoint.path}` resizes images itself, to "
+                f"`{record.preprocessing.resize}`",
+                hint="export the checkpoint with `--with-preprocessing --resize`, or without",
+            )
         running = _run_exported(checkpoint, record, asked)
         access.detail(f"engine {running.name}: `{checkpoint.path}` is an exported file")
-        return ReadyModel(checkpoint, running, record.described)
+        return ReadyModel(checkpoint, running, _resizing(record.described, resize))
     opened = _open(checkpoint, size, activation, access)
+    opened = replace(opened, described=_resizing(opened.described, resize))
     running, why = _run(opened, asked, access)
     access.detail(f"engine {running.name}: {why}")
     return ReadyModel(checkpoint, running, opened.described)
@@ -180,6 +196,11 @@ def _found(
         if text is not None or not or_embedded:
             raise
         return _embedded_instead(error, size, activation, access), None, None
+
+
+def _resizing(described: CheckpointConfig, resize: Resize | None) -> CheckpointConfig:
+    """The same, with images that come to its size in another way, if there is one."""
+    return replace(described, preprocessing=described.preprocessing.resizing(resize))
 
 
 def _embedded_instead(

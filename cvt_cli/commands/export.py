@@ -12,6 +12,7 @@ from cvt_cli.commands import completion, options, output
 from cvt_cli.spec import formats, published
 from cvt_cli.spec.config import Activation
 from cvt_cli.spec.formats import FormatName
+from cvt_cli.spec.preprocessing import Resize
 
 if TYPE_CHECKING:
     from cvt_cli.checkpoints.locate import Access
@@ -134,6 +135,7 @@ def export(
     calibration: Calibration = None,
     verify_data: VerifyData = None,
     res: options.Res = None,
+    resize: options.Resize = None,
     revision: options.Revision = None,
     offline: options.Offline = False,
     activation: options.Activation = None,
@@ -168,7 +170,7 @@ def export(
     _refuse_existing(target, overwrite)
     access = output.access(revision, offline)
     if form == "safetensors":
-        _convert(model, target, layout, res, activation, access, json_output)
+        _convert(model, target, layout, res, resize, activation, access, json_output)
         return
     from cvt_cli.export import verification
 
@@ -183,7 +185,7 @@ def export(
 
         in_precision: formats.FilePrecision = "int8" if int8 else precision
         exporting.check(form, in_precision, with_preprocessing, dynamic_size)
-        checkpoint, loaded = loading.load_checkpoint(model, res, activation, access)
+        checkpoint, loaded = loading.load_checkpoint(model, res, activation, access, resize)
         exporting.refuse_unnamed(loaded, model)
         for message in loaded.notes:
             output.note(message)
@@ -230,6 +232,7 @@ def _convert(
     target: Path,
     layout: "Layout",
     res: str | None,
+    resize: Resize | None,
     activation: Activation | None,
     access: "Access",
     json_output: bool,
@@ -240,7 +243,7 @@ def _convert(
     with files.workplace(target) as folder:
         from cvt_cli.export import convert
 
-        checkpoint, loaded = loading.load_checkpoint(model, res, activation, access)
+        checkpoint, loaded = loading.load_checkpoint(model, res, activation, access, resize)
         record = checkpoint.record_of_export(loaded.described)
         stored, card = loading.verified(checkpoint, access), checkpoint.card
         converted = convert.convert(stored, loaded, card, record, layout, target, folder)

@@ -14,6 +14,7 @@ from cvt_cli.commands import completion, help_pages
 from cvt_cli.spec import published, variants
 from cvt_cli.spec.config import Activation as ActivationName
 from cvt_cli.spec.formats import EngineChoice, PrecisionChoice
+from cvt_cli.spec.preprocessing import Resize as ResizeName
 
 MODEL = "Model"
 DATA = "Data"
@@ -332,6 +333,15 @@ Activation = Annotated[
     value_option(
         "NAME",
         f"Override the checkpoint's activation function: {either(ActivationName)}.",
+        MODEL,
+    ),
+]
+Resize = Annotated[
+    ResizeName | None,
+    value_option(
+        "NAME",
+        "Override how images are resized: crop (only the centre is used), squash (the whole image, "
+        "distorted) or pad (the whole image, with bars). [default: the model's own]",
         MODEL,
     ),
 ]

@@ -113,6 +113,7 @@ def predict(
     images: Images,
     model: options.Model = None,
     res: options.Res = None,
+    resize: options.Resize = None,
     revision: options.Revision = None,
     offline: options.Offline = False,
     activation: options.Activation = None,
@@ -187,6 +188,7 @@ def predict(
         access = output.access(revision, offline, verbose)
         ready = loading.load_classifier(
             model, res, activation, device, precision, access,
+            resize=resize,
             engine=loading.engine_to_go_on_with(made, engine),
             images=loading.MANY_IMAGES if total is None else total,
             together=batch_size if total is None else min(total, batch_size),

@@ -39,6 +39,7 @@ from cvt_cli.evaluation.several_measures import SetMetrics
 from cvt_cli.spec import published
 from cvt_cli.spec.config import Activation
 from cvt_cli.spec.formats import EngineChoice
+from cvt_cli.spec.preprocessing import Resize
 
 Place = str | Path
 
@@ -66,6 +67,7 @@ def evaluate(  # type: ignore[misc]  # the options are the same in both, and are
     groups: Place | None = None,
     skip_unreadable: bool = False,
     res: int | str | None = None,
+    resize: Resize | None = None,
     activation: Activation | None = None,
     exif: bool = False,
     batch_size: int = 64,
@@ -123,6 +125,7 @@ def evaluate(  # type: ignore[misc]  # the options are the same in both, and are
         groups=_path(groups),
         skip_unreadable=skip_unreadable,
         res=None if res is None else str(res),
+        resize=resize,
         activation=activation,
         exif=exif,
         batch_size=batch_size,
@@ -276,12 +279,8 @@ def _loaded(
         access: how to fetch it.
     """
     ready = loading.load_classifier(
-        name,
-        settings.res,
-        settings.activation,
-        settings.device,
-        settings.precision,
-        access,
+        *(name, settings.res, settings.activation, settings.device, settings.precision, access),
+        resize=settings.resize,
         engine=engine,
         images=mine,
         together=min(mine, settings.batch_size),

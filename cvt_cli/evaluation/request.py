@@ -17,6 +17,7 @@ from cvt_cli.spec import published
 from cvt_cli.spec.config import Activation
 from cvt_cli.spec.formats import EngineChoice
 from cvt_cli.spec.labels import Labels
+from cvt_cli.spec.preprocessing import Resize
 
 TOP_K = 5
 """k of the second accuracy, unless another is asked for."""
@@ -35,6 +36,7 @@ class Asked:
     groups: Path | None
     skip_unreadable: bool
     res: str | None
+    resize: Resize | None
     activation: Activation | None
     exif: bool
     batch_size: int

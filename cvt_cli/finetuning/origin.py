@@ -1,6 +1,6 @@
 """What a training run starts from: the weights of a checkpoint, or fresh ones."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from cvt_cli import loading
@@ -48,7 +48,7 @@ def start_of_training(
         CheckpointError, ConfigError: as `loading.load_checkpoint`.
     """
     if model is not None:
-        checkpoint, loaded = loading.load_checkpoint(model, res, activation, access)
+        checkpoint, loaded = loading.load_checkpoint(model, res, activation, access, resize)
         network, notes = loaded.model, loaded.notes
         same = classes in (loaded.labels.names, loaded.labels.wnids)
         if not same or loaded.labels.several != several:
@@ -58,15 +58,10 @@ def start_of_training(
                 f"{len(loaded.labels)} of `{checkpoint.name}`",
             )
         name, repository = Path(checkpoint.name).stem, checkpoint.repository
-        record = _resized(loaded.preprocessing, resize)
+        record = loaded.preprocessing
         return Start(name, network, record, notes, repository, checkpoint.license)
     key = parse_variant(variant or "")
     chosen = VARIANTS[key]
     config = chosen.config.with_classes(len(classes)).with_activation(activation)
     preprocessing = chosen.preprocessing.with_size(Size.of(res) or chosen.size)
-    return Start(key, networks.fresh_model(config, seed), _resized(preprocessing, resize), ())
-
-
-def _resized(preprocessing: Preprocessing, resize: Resize | None) -> Preprocessing:
-    """The preprocessing with another way to bring pictures to its size, if there is one."""
-    return preprocessing if resize is None else replace(preprocessing, resize=resize)
+    return Start(key, networks.fresh_model(config, seed), preprocessing.resizing(resize), ())

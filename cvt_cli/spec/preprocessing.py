@@ -106,6 +106,10 @@ class Preprocessing:
         resize: Resize = "squash" if squash else "crop"
         return replace(self, height=size.height, width=size.width, resize=resize)
 
+    def resizing(self, resize: Resize | None) -> "Preprocessing":
+        """The same, with images that come to the size in another way; None leaves it as it is."""
+        return self if resize is None else replace(self, resize=resize)
+
     @property
     def size(self) -> Size:
         """Of the network's input."""

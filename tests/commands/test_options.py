@@ -15,18 +15,20 @@ from cvt_cli.commands import options
 from tests_shared import CHELSEA
 
 PREDICT = (
-    "--model --revision --offline --res --activation --top-k --threshold --exif --fast-decode "
+    "--model --revision --offline --res --resize --activation --top-k --threshold --exif "
+    "--fast-decode "
     "--background --batch-size --workers --device --engine --precision --verbose --json --jsonl "
     "--csv --resume --parquet --html --features --output"
 )
 EVALUATE = (
-    "--model --revision --offline --label-map --real --groups --skip-unreadable --res --activation "
+    "--model --revision --offline --label-map --real --groups --skip-unreadable --res "
+    "--resize --activation "
     "--exif --batch-size --workers --device --engine --precision --top-k --expect --predictions "
     "--report --verbose --json --split --resume --group-by --scores --confusion"
 )
 EXPORT = (
     "--format --with-preprocessing --dynamic-size --overwrite --precision --int8 --verify-data "
-    "--res --activation --revision --offline --json"
+    "--res --resize --activation --revision --offline --json"
 )
 FINETUNE = (
     "--data-dir --val-fraction --model --revision --offline --variant --res --resize --activation "
@@ -84,7 +86,7 @@ OPTIONS_WITH_EFFECT = [
     ),
     (
         "export x --output x.safetensors",
-        "--format --layout --overwrite --res --activation --revision --offline --json",
+        "--format --layout --overwrite --res --resize --activation --revision --offline --json",
     ),
     ("finetune --data cifar10", FINETUNE),
     (
