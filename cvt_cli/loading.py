@@ -141,17 +141,12 @@ def load_classifier(
     checkpoint, size, activation = _found(text, size, activation, access, or_embedded)
     if checkpoint.kind == "graph":
         record = checkpoint.record_at(size, activation)
-        if resize is not None and record.preprocessing_inside:
-            raise UsageError(
-                f"--resize {resize} has no effect: `{checkpoint.path}` resizes images itself, to "
-                f"`{record.preprocessing.resize}`",
-                hint="export the checkpoint with `--with-preprocessing --resize`, or without",
-            )
+        record.refuse_resizing(resize, checkpoint.path)
         running = _run_exported(checkpoint, record, asked)
         access.detail(f"engine {running.name}: `{checkpoint.path}` is an exported file")
-        return ReadyModel(checkpoint, running, _resizing(record.described, resize))
+        return ReadyModel(checkpoint, running, record.described.resizing(resize))
     opened = _open(checkpoint, size, activation, access)
-    opened = replace(opened, described=_resizing(opened.described, resize))
+    opened = replace(opened, described=opened.described.resizing(resize))
     running, why = _run(opened, asked, access)
     access.detail(f"engine {running.name}: {why}")
     return ReadyModel(checkpoint, running, opened.described)
@@ -196,11 +191,6 @@ def _found(
         if text is not None or not or_embedded:
             raise
         return _embedded_instead(error, size, activation, access), None, None
-
-
-def _resizing(described: CheckpointConfig, resize: Resize | None) -> CheckpointConfig:
-    """The same, with images that come to its size in another way, if there is one."""
-    return replace(described, preprocessing=described.preprocessing.resizing(resize))
 
 
 def _embedded_instead(

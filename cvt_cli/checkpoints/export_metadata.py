@@ -24,7 +24,7 @@ from cvt_cli.checkpoints.folders import CheckpointConfig
 from cvt_cli.spec.config import SMALLEST_SIZE, Activation, CvTConfig, Size, shown
 from cvt_cli.spec.formats import FORMATS, FilePrecision, GraphFormat, by_suffix, format_of
 from cvt_cli.spec.labels import Labels
-from cvt_cli.spec.preprocessing import Preprocessing
+from cvt_cli.spec.preprocessing import Preprocessing, Resize
 
 PIXELS = "pixels"
 """Name of the input of a file with preprocessing inside; else it is `images`."""
@@ -156,6 +156,15 @@ class Record:
                 hint=f"give --res {least} or more, or export the checkpoint as .onnx",
             )
         return replace(self, preprocessing=self.preprocessing.with_size(size))
+
+    def refuse_resizing(self, resize: Resize | None, path: Path) -> None:
+        """Raises UsageError if a way to resize is asked for, and the file does it itself."""
+        if resize is not None and self.preprocessing_inside:
+            raise UsageError(
+                f"--resize {resize} has no effect: `{path}` resizes images itself, to "
+                f"`{self.preprocessing.resize}`",
+                hint="export the checkpoint with `--with-preprocessing --resize`, or without",
+            )
 
     def refuse_other(self, activation: Activation | None, path: Path) -> None:
         """Raises UsageError for an activation that is not the one that the file computes."""

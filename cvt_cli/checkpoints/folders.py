@@ -22,7 +22,7 @@ from cvt_cli.spec.config import (
     shown,
 )
 from cvt_cli.spec.labels import Labels
-from cvt_cli.spec.preprocessing import Preprocessing
+from cvt_cli.spec.preprocessing import Preprocessing, Resize
 from cvt_cli.spec.published import KnownCheckpoint
 from cvt_cli.spec.variants import VARIANTS, preprocessing_of, variant_of
 
@@ -56,6 +56,10 @@ class CheckpointConfig:
 
     def __post_init__(self) -> None:
         self.config.check_size(self.preprocessing.height, self.preprocessing.width)
+
+    def resizing(self, resize: Resize | None) -> "CheckpointConfig":
+        """The same, with images that come to its size in another way, if there is one."""
+        return replace(self, preprocessing=self.preprocessing.resizing(resize))
 
 
 def folder_of(path: Path) -> Path | None:
