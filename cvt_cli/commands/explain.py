@@ -72,7 +72,7 @@ TopK = Annotated[
     int | None,
     options.value_option(
         "N",
-        "Explain the N most likely classes of each image. [default: 1]",
+        "Explain the N most likely classes of each image. [default: 1; 3 with --html]",
         EXPLAIN,
         "--top-k",
         "-k",
@@ -102,10 +102,19 @@ Output = Annotated[
     options.path_option(
         "PLACE",
         "Folder for the pictures, one PNG per image, or for one image a .png file. [default: "
-        "explanations, if neither --npz nor --json is given]",
+        "explanations, if neither --html, --npz nor --json is given]",
         options.OUTPUT,
         "--output",
         "-o",
+    ),
+]
+Html = Annotated[
+    Path | None,
+    options.path_option(
+        "FILE",
+        "Write one page with all images, on which classes, methods, blocks and heads can be "
+        "chosen.",
+        options.OUTPUT,
     ),
 ]
 Npz = Annotated[
@@ -133,6 +142,7 @@ def explain(
     stage: Stage = None,
     score: Score = False,
     place: Output = None,
+    html: Html = None,
     npz: Npz = None,
     overwrite: options.Overwrite = False,
     json_output: options.JsonOrFile = False,
@@ -153,7 +163,7 @@ def explain(
     Examples:
       cvt explain photo.jpg --model cvt-nano-cifar10
       cvt explain photo.jpg --model cvt-nano-cifar10 --against cat,dog -o why.png
-      cvt explain photos/ --model cvt-13 --method layercam --method attention
+      cvt explain photos/ --model cvt-13 --method attention --html page.html
       cvt explain photos/ --model cvt-13 --score --json > scores.json
 
     See also: cvt predict (answers without maps), cvt evaluate (how often they are right)
@@ -161,9 +171,9 @@ def explain(
     torchrun.refuse("an explanation")
     _check_options(ctx, target, against)
     options.refuse_replacing(json_file, overwrite)
-    if place is None and not (npz or json_output or json_file):
+    if place is None and not (html or npz or json_output or json_file):
         place = Path(FOLDER)
-    if not (place or npz or json_file):
+    if not (place or html or npz or json_file):
         options.refuse(ctx, ["--overwrite"], "there is no output file to replace")
     from cvt_cli.checkpoints import locate
     from cvt_cli.explanation import explainer, job
@@ -177,7 +187,7 @@ def explain(
         methods=cast("tuple[MethodName, ...]", tuple(dict.fromkeys(method or [DEFAULT]))),
         targets=tuple(target or ()),
         against=against,
-        top_k=top_k or 1,
+        top_k=top_k or (3 if html else 1),
         stage=stage,
         score=score,
         exif=exif,
@@ -193,7 +203,7 @@ def explain(
 
     printed = json_output or json_file is not None
     results: list[dict[str, Any]] = []
-    with job.explained(images, asked, job.Files(place, None, npz, overwrite), load) as found:
+    with job.explained(images, asked, job.Files(place, html, npz, overwrite), load) as found:
         printer = _Printer(found, quiet=json_output)
         try:
             with output.progress("explaining", found.total) as advance:
@@ -213,7 +223,7 @@ def explain(
         output.write_json(document, json_file)
     if json_output:
         output.print_json(document)
-    _end(found, images, [npz] if npz else [])
+    _end(found, images, [path for path in (html, npz) if path])
 
 
 def _check_options(ctx: typer.Context, target: list[str] | None, against: str | None) -> None:

@@ -75,15 +75,22 @@ def _linear(
 
 def scaled(values: Array, signed: bool) -> Array:
     """A map in 0 … 1 of its scale: from its lowest to its highest value; signed ones keep 0 in the
-    middle. What is not seen stays NaN.
+    middle. The strongest hundredth looks alike, so that single cells do not hide the others. What
+    is not seen stays NaN.
     """
     if not np.isfinite(values).any():
         return values
-    if signed:
-        largest = float(np.nanmax(np.abs(values)))
-        return values / (2 * largest) + 0.5 if largest > 0 else values * 0 + 0.5
-    low, high = float(np.nanmin(values)), float(np.nanmax(values))
-    return (values - low) / (high - low) if high > low else values * 0
+    low, high = (0.0, _largest(np.abs(values))) if signed else (np.nanmin(values), _largest(values))
+    if not high > low:
+        return values * 0 + (0.5 if signed else 0)
+    found = values / (2 * high) + 0.5 if signed else (values - low) / (high - low)
+    return np.clip(found, 0, 1)
+
+
+def _largest(values: Array) -> float:
+    """The value that a hundredth is above; of a map with less than that, the largest."""
+    often = float(np.nanpercentile(values, 99))
+    return often if often > np.nanmin(values) else float(np.nanmax(values))
 
 
 def coloured(values: Array, signed: bool) -> Image.Image:

@@ -14,6 +14,7 @@ from cvt_cli.explanation.explain import Asked, Explanation, explain
 from cvt_cli.explanation.explainer import TracedEngine
 from cvt_cli.explanation.faithfulness import Means
 from cvt_cli.explanation.outputs import Numbers, Pictures, is_picture
+from cvt_cli.explanation.page import Page
 from cvt_cli.images import sources
 from cvt_cli.images.finding import Passed
 from cvt_cli.prediction.predict import no_images
@@ -88,6 +89,8 @@ class Explanations:
 
     def open_files(self, stack: ExitStack, wanted: Files) -> None:
         """Open the files that appear whole when the stack ends without an error."""
+        if wanted.html is not None:
+            self._writers.append(stack.enter_context(Page(wanted.html, self.conditions)))
         if wanted.npz is not None:
             self._writers.append(stack.enter_context(Numbers(wanted.npz, self.conditions)))
 

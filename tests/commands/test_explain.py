@@ -66,7 +66,8 @@ def test_numbers_and_json_tell_where_the_map_lies(cvt, folder: Path) -> None:
     assert found["not_seen_share"] == pytest.approx(1 / 3, abs=1e-6)
     attention, layercam = found["explanations"]
     assert layercam["class"]["label"] == "dog" and layercam["stage"] == 1
-    maps = np.load("maps.npz")
+    with np.load("maps.npz") as file:
+        maps = dict(file)
     assert maps["paths"].tolist() == [found["path"]]
     assert json.loads(str(maps["conditions"]))["model"] == "cvt-nano-cifar10"
     assert maps["0/attention/heads"].shape == (3, 5, 2, 2)
