@@ -4,10 +4,10 @@ Imports torch only inside the functions that need it.
 """
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, get_args
 
 from cvt_cli.base import machine, stamps
 from cvt_cli.base.errors import CheckpointError, CvtError, UnreachableError, UsageError
@@ -20,7 +20,7 @@ from cvt_cli.checkpoints.locate import Access
 from cvt_cli.spec import published
 from cvt_cli.spec.config import Activation, Size
 from cvt_cli.spec.costs import costs
-from cvt_cli.spec.formats import FORMATS, EngineChoice, EngineName, Runtime
+from cvt_cli.spec.formats import FORMATS, EngineChoice, EngineName, Int8, Runtime
 from cvt_cli.spec.preprocessing import Resize
 
 if TYPE_CHECKING:
@@ -33,11 +33,8 @@ MANY_IMAGES = 50
 """From here on OpenVINO's faster rate outweighs its slower start (CvT-13 at 224, two cores)."""
 
 WORTH_PREPARING_MACS = 1_500_000_000_000
-"""Work for each thread, in MACs, from which on a graph is prepared unasked.
-
-It is some 40 s on torch. A runtime saves a quarter of that, and to prepare and to open the graph
-takes 4 s of CvT-13 and some 10 s of W24 (two cores).
-"""
+"""Work for each thread, in MACs, from which on a graph is prepared unasked: some 40 s on torch.
+A runtime saves a quarter of it; preparing and opening takes 4 s of CvT-13, 10 s of W24."""
 
 MOST_UNNAMED_CLASSES = 1000
 """A larger head without a class list is refused: no one can read its answers."""
@@ -105,7 +102,7 @@ def load_classifier(
     res: str | None,
     activation: Activation | None,
     device: str,
-    precision: str,
+    precision: str | Int8,
     access: Access,
     *,
     resize: Resize | None = None,
@@ -121,7 +118,7 @@ def load_classifier(
         res: what follows ``--res``.
         activation: of the MLPs.
         device: where to compute.
-        precision: to compute in.
+        precision: to compute in; "int8" is calibrated on the package's images.
         access: how to fetch what is not here.
         resize: what follows ``--resize``.
         engine: what follows ``--engine``.
@@ -137,7 +134,8 @@ def load_classifier(
     from cvt_cli.engines.ready import ReadyModel
 
     size = Size.of(res)
-    asked = _Asked(engine, device, precision, images, together)
+    in_precision = precision if isinstance(precision, str) else "int8"
+    asked = _Asked(engine, device, in_precision, images, together)
     checkpoint, size, activation = _found(text, size, activation, access, or_embedded)
     if checkpoint.kind == "graph":
         record = checkpoint.record_at(size, activation)
@@ -147,6 +145,13 @@ def load_classifier(
         return ReadyModel(checkpoint, running, record.described.resizing(resize))
     opened = _open(checkpoint, size, activation, access)
     opened = replace(opened, described=opened.described.resizing(resize))
+    if in_precision == "int8":
+        from cvt_cli.export import int8_graphs
+
+        about = checkpoint, opened.described, opened.load, opened.macs
+        return int8_graphs.ready(
+            *about, precision, engine, device, images=images, together=together, access=access
+        )
     running, why = _run(opened, asked, access)
     access.detail(f"engine {running.name}: {why}")
     return ReadyModel(checkpoint, running, opened.described)
@@ -312,12 +317,6 @@ def _run(opened: _Opened, asked: _Asked, access: Access) -> "tuple[Engine, str]"
     if compiled:
         why += f"; for {counted(asked.images, 'image')} it pays to compile the network"
     return CudaEngine(model, place, precision, opened.described.preprocessing, compiled), why
-
-
-def engine_to_go_on_with(made: Mapping[str, Any] | None, asked: EngineChoice) -> EngineChoice:
-    """The engine for what was begun under conditions: its own, unless another is asked for."""
-    begun = next((e for e in get_args(EngineChoice) if made and made.get("engine") == e), asked)
-    return begun if asked == "auto" else asked
 
 
 def _run_exported(checkpoint: Checkpoint, record: Record, asked: _Asked) -> "Engine":

@@ -170,7 +170,9 @@ def evaluate(
     batch_size: options.BatchSize = 64,
     workers: options.Workers = None,
     engine: options.Engine = "auto",
-    precision: options.Precision = "auto",
+    precision: options.AnswersPrecision = "auto",
+    calibration: options.Calibration = None,
+    max_drop: options.MaxDrop = None,
 ) -> None:
     """Measure top-1 and top-5 accuracy on labelled images.
 
@@ -194,6 +196,7 @@ def evaluate(
             hint="name a folder with one folder of images per class, or a known data set: "
             "cvt evaluate cifar10",
         )
+    in_precision = options.quantised(ctx, precision, calibration, max_drop)
     if expect is None:
         options.refuse(ctx, ["--tolerance"], "it needs --expect")
     if resume is not None:
@@ -229,7 +232,7 @@ def evaluate(
                 workers=workers,
                 device=device,
                 engine=engine,
-                precision=precision,
+                precision=in_precision,
                 top_k=top_k,
                 predictions=resume or predictions,
                 resume=resume is not None or resume_predictions,

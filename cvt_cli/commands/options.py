@@ -13,7 +13,7 @@ from cvt_cli.base.errors import UsageError
 from cvt_cli.commands import completion, help_pages
 from cvt_cli.spec import published, variants
 from cvt_cli.spec.config import Activation as ActivationName
-from cvt_cli.spec.formats import EngineChoice, PrecisionChoice
+from cvt_cli.spec.formats import AnswerPrecision, EngineChoice, Int8, PrecisionChoice
 from cvt_cli.spec.preprocessing import Resize as ResizeName
 
 MODEL = "Model"
@@ -156,6 +156,20 @@ def architecture(
     once(written, model, "--model")
     is_variant = variants.is_variant(written) and published.find(written) is None
     return (written, None) if is_variant else (None, written)
+
+
+def quantised(
+    ctx: typer.Context, precision: str, calibration: Path | None, max_drop: float | None
+) -> str | Int8:
+    """The precision with what belongs to int8.
+
+    Raises:
+        UsageError: that is given with another one.
+    """
+    if precision != "int8":
+        refuse(ctx, ["--calibration", "--max-drop"], "it needs --precision int8")
+        return precision
+    return Int8(calibration, max_drop)
 
 
 def refuse_replacing(file: Path | None, overwrite: bool) -> None:
@@ -430,6 +444,37 @@ Precision = Annotated[
         f"Precision: {either(PrecisionChoice)}. auto: bf16 on CUDA GPUs that support it, else "
         "fp32.",
         PERFORMANCE,
+    ),
+]
+AnswersPrecision = Annotated[
+    AnswerPrecision,
+    value_option(
+        "NAME",
+        f"Precision: {either(AnswerPrecision)}. auto: bf16 on CUDA GPUs that support it, else "
+        "fp32; never int8.",
+        PERFORMANCE,
+        "--precision",
+    ),
+]
+Calibration = Annotated[
+    Path | None,
+    path_option(
+        "FOLDER",
+        "Typical images, to measure the value ranges for --precision int8; at most 300 are used. "
+        "[default: a few of the package's]",
+        PERFORMANCE,
+        "--calibration",
+    ),
+]
+MaxDrop = Annotated[
+    float | None,
+    value_option(
+        "POINTS",
+        "Percentage points of top-1 that --precision int8 may lose on the calibration images, by "
+        "their class folders, else by agreement with fp32. Layers stay in fp32 until that holds.",
+        PERFORMANCE,
+        "--max-drop",
+        min=0,
     ),
 ]
 BatchSize = Annotated[

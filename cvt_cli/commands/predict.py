@@ -133,7 +133,9 @@ def predict(
     batch_size: options.BatchSize = 16,
     workers: options.Workers = None,
     engine: options.Engine = "auto",
-    precision: options.Precision = "auto",
+    precision: options.AnswersPrecision = "auto",
+    calibration: options.Calibration = None,
+    max_drop: options.MaxDrop = None,
     exif: options.Exif = True,
     background: options.Background = None,
     fast_decode: FastDecode = False,
@@ -157,6 +159,7 @@ def predict(
     """
     from cvt_cli import loading
     from cvt_cli.checkpoints import locate
+    from cvt_cli.engines.ready import engine_to_go_on_with
     from cvt_cli.prediction import predict as predicting
 
     printed = [name for name, asked in (("--json", json_output), ("--jsonl", jsonl), ("--csv", csv))
@@ -169,6 +172,7 @@ def predict(
         if path is not None:
             written[kind] = path
     _check_options(ctx, printed, written, resume)
+    in_precision = options.quantised(ctx, precision, calibration, max_drop)
     if model is not None:
         locate.check_revision(model, revision)
     asked = predicting.Asked(
@@ -187,9 +191,9 @@ def predict(
     def load(made: dict[str, Any] | None, total: int | None) -> "ReadyModel":
         access = output.access(revision, offline, verbose)
         ready = loading.load_classifier(
-            model, res, activation, device, precision, access,
+            model, res, activation, device, in_precision, access,
             resize=resize,
-            engine=loading.engine_to_go_on_with(made, engine),
+            engine=engine_to_go_on_with(made, engine),
             images=loading.MANY_IMAGES if total is None else total,
             together=batch_size if total is None else min(total, batch_size),
             or_embedded=True,

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 from cvt_cli.base.conditions import names_hash
 from cvt_cli.base.package import __version__
@@ -11,20 +11,27 @@ from cvt_cli.checkpoints.checkpoint import Checkpoint
 from cvt_cli.checkpoints.folders import CheckpointConfig
 from cvt_cli.engines.protocol import Engine
 from cvt_cli.spec.config import Activation
+from cvt_cli.spec.formats import EngineChoice
 from cvt_cli.spec.labels import Labels
 from cvt_cli.spec.preprocessing import Preprocessing
 
 DECIDE = (
     *("model", "revision", "weights_sha256", "classes_sha256", "activation", "preprocessing"),
-    *("engine", "precision", "task", "thresholds"),
+    *("engine", "precision", "calibration", "task", "thresholds"),
 )
 """Those of the conditions of a result that must be the same for it to be gone on with; the last two
-are only there where an image may have several classes."""
+are only there where an image may have several classes, ``calibration`` in int8."""
 
 
 def deciding(conditions: Mapping[str, Any]) -> dict[str, Any]:
     """Those of the conditions that are among `DECIDE`."""
     return {name: conditions[name] for name in DECIDE if name in conditions}
+
+
+def engine_to_go_on_with(made: Mapping[str, Any] | None, asked: EngineChoice) -> EngineChoice:
+    """The engine for what was begun under conditions: its own, unless another is asked for."""
+    begun = next((e for e in get_args(EngineChoice) if made and made.get("engine") == e), asked)
+    return begun if asked == "auto" else asked
 
 
 @dataclass(frozen=True)
@@ -34,6 +41,7 @@ class ReadyModel:
     checkpoint: Checkpoint
     engine: Engine
     described: CheckpointConfig  # at the size and with the activation that it runs with
+    calibration: str | None = None  # hash of the images that a checkpoint was quantised by
 
     @property
     def model(self) -> str:
@@ -94,6 +102,7 @@ class ReadyModel:
             "hardware": self.engine.hardware,
             "precision": self.engine.precision,
             "engine": self.engine.name,
+            **({} if self.calibration is None else {"calibration": self.calibration}),
             "version": __version__,
         }
 

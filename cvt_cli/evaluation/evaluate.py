@@ -18,7 +18,7 @@ from cvt_cli.datasets.held_out import Origin
 from cvt_cli.datasets.labelled import LabelledImages, Split
 from cvt_cli.datasets.table_sets import Told
 from cvt_cli.datasets.torchvision_sets import KNOWN_SETS
-from cvt_cli.engines.ready import ReadyModel
+from cvt_cli.engines.ready import ReadyModel, engine_to_go_on_with
 from cvt_cli.evaluation import (
     annotations,
     measure_outcomes,
@@ -38,7 +38,7 @@ from cvt_cli.evaluation.several_labels import SetCounts, SetOutcomes
 from cvt_cli.evaluation.several_measures import SetMetrics
 from cvt_cli.spec import published
 from cvt_cli.spec.config import Activation
-from cvt_cli.spec.formats import EngineChoice
+from cvt_cli.spec.formats import EngineChoice, Int8
 from cvt_cli.spec.preprocessing import Resize
 
 Place = str | Path
@@ -74,7 +74,7 @@ def evaluate(  # type: ignore[misc]  # the options are the same in both, and are
     workers: int | None = None,
     device: str = "auto",
     engine: EngineChoice = "auto",
-    precision: str = "auto",
+    precision: str | Int8 = "auto",
     top_k: int | None = None,
     predictions: Place | None = None,
     resume: bool = False,
@@ -174,7 +174,7 @@ def _evaluate(names: list[str], settings: Asked, access: Access) -> list[Result]
     subjects: list[Subject] = []
     several = len(names) > 1
     with PredictionFiles(settings.predictions, settings.resume, several, access.say) as written:
-        engine = loading.engine_to_go_on_with(written.made, settings.engine)
+        engine = engine_to_go_on_with(written.made, settings.engine)
         for name in names:
             ready, one = _loaded(name, images, table, settings, engine, len(mine), access)
             models.append(ready)

@@ -15,7 +15,7 @@ from cvt_cli.evaluation import predictions, report, score_files
 from cvt_cli.evaluation.result import Part
 from cvt_cli.spec import published
 from cvt_cli.spec.config import Activation
-from cvt_cli.spec.formats import EngineChoice
+from cvt_cli.spec.formats import EngineChoice, Int8
 from cvt_cli.spec.labels import Labels
 from cvt_cli.spec.preprocessing import Resize
 
@@ -43,7 +43,7 @@ class Asked:
     workers: int | None
     device: str
     engine: EngineChoice
-    precision: str
+    precision: str | Int8
     top_k: int | None  # by default TOP_K
     predictions: Path | None
     resume: bool

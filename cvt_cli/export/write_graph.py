@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +36,9 @@ from cvt_cli.model.network import CvT
 from cvt_cli.spec.config import SMALLEST_SIZE
 from cvt_cli.spec.formats import GraphFormat
 from cvt_cli.spec.preprocessing import Preprocessing
+
+if TYPE_CHECKING:
+    from cvt_cli.export.quantise import Right
 
 PREPROCESSING_FILE = "preprocessing.onnx"
 """Name of what `write` leaves beside a file with preprocessing inside: that alone."""
@@ -104,7 +107,14 @@ def write_onnx(
         onnx.save(graph, temporary)
 
 
-def write(model: CvT, record: Record, form: GraphFormat, path: Path, calibration: Any) -> None:
+def write(
+    model: CvT,
+    record: Record,
+    form: GraphFormat,
+    path: Path,
+    calibration: Any,
+    right: "Right | None" = None,
+) -> None:
     """Write a network as the file that a record describes.
 
     Args:
@@ -114,10 +124,11 @@ def write(model: CvT, record: Record, form: GraphFormat, path: Path, calibration
         path: of the file, in a folder that may hold others: of an ``.xml`` the ``.bin`` beside
             it, and what is needed on the way.
         calibration: for "int8": images, float32 (1, 3, H, W), that can be gone through repeatedly.
+        right: for "int8" with OpenVINO: how often it must be right; layers stay in float32 for it.
 
     Raises:
         UsageError: what writes the format is not installed.
-        CvtError: the disk is full, or the graph cannot be made.
+        CvtError: the disk is full, the graph cannot be made, or is not right often enough.
     """
     try:
         if form == "pt2":
@@ -139,8 +150,10 @@ def write(model: CvT, record: Record, form: GraphFormat, path: Path, calibration
         before = path.with_name(PREPROCESSING_FILE)
         if record.preprocessing_inside:
             _write_preprocessing(preprocessing, before)
-        finish = _finish_onnx if form == "onnx" else _finish_openvino
-        finish(record, onnx_file, before, path, calibration)
+        if form == "onnx":
+            _finish_onnx(record, onnx_file, before, path, calibration)
+        else:
+            _finish_openvino(record, onnx_file, before, path, calibration, right)
     except OSError as error:
         raise files.unwritable(path, error) from error
 
@@ -195,14 +208,19 @@ _TO_COME = f"{'the hash of the .bin':-^64}"
 
 
 def _finish_openvino(
-    record: Record, network: Path, before: Path, path: Path, calibration: Any
+    record: Record,
+    network: Path,
+    before: Path,
+    path: Path,
+    calibration: Any,
+    right: "Right | None",
 ) -> None:
     import openvino
 
     core = openvino.Core()
     model = core.read_model(network)
     if record.precision == "int8":
-        model = quantise.quantise_openvino(model, calibration)
+        model = quantise.quantise_openvino(model, calibration, right)
     if record.preprocessing_inside:
         first = core.read_model(before)
         prepared = first.get_results()[0].input_value(0)

@@ -21,6 +21,7 @@ EngineChoice = Literal["auto", "torch", "onnxruntime", "openvino"]  # what follo
 
 Precision = Literal["fp32", "bf16", "fp16"]  # that a checkpoint is computed in
 PrecisionChoice = Literal["auto", "fp32", "bf16", "fp16"]  # what follows --precision
+AnswerPrecision = Literal["auto", "fp32", "bf16", "fp16", "int8"]  # where nothing is trained
 FilePrecision = Literal["fp32", "fp16", "bf16", "int8"]  # of an exported file
 
 PRECISIONS: dict[EngineName, tuple[Precision, ...]] = {
@@ -29,6 +30,14 @@ PRECISIONS: dict[EngineName, tuple[Precision, ...]] = {
     "openvino": ("fp32", "bf16"),  # bf16 where the processor has it
 }
 """What an engine computes a checkpoint in."""
+
+
+@dataclass(frozen=True)
+class Int8:
+    """Computing a checkpoint in 8-bit integers, whose ranges are measured on images."""
+
+    calibration: Path | None = None  # folder of these images; None are the package's
+    max_drop: float | None = None  # percentage points of top-1 that may be lost on them
 
 
 @dataclass(frozen=True)

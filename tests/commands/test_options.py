@@ -57,6 +57,7 @@ OPTIONS_WITH_EFFECT = [
     # A command in one of its uses, and all options that have an effect there beside what is
     # written: every other one must be refused. A new option has to be put here or be refused.
     ("predict x.jpg", PREDICT),
+    ("predict x.jpg --precision int8", f"{PREDICT} --calibration --max-drop"),
     ("predict x.jpg --model cvt-nano-cifar10", but(PREDICT, "--revision")),
     ("predict x.jpg --jsonl", but(PREDICT, "--json --csv")),
     ("predict x.jpg --resume x.jsonl", but(PREDICT, "--parquet --html --features --output")),

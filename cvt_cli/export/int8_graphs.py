@@ -1,0 +1,201 @@
+"""A checkpoint as a graph in 8-bit integers for OpenVINO: made once as `cvt export --int8`, kept.
+
+Imports torch only inside functions.
+"""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cvt_cli.base import files, locks, machine, places, stamps
+from cvt_cli.base.conditions import Conditions, names_hash
+from cvt_cli.base.errors import CvtError, UsageError
+from cvt_cli.base.package import installing
+from cvt_cli.base.text import counted
+from cvt_cli.checkpoints import export_metadata
+from cvt_cli.checkpoints.checkpoint import Checkpoint
+from cvt_cli.checkpoints.folders import CheckpointConfig
+from cvt_cli.checkpoints.locate import Access
+from cvt_cli.engines import runtimes
+from cvt_cli.engines.ready import ReadyModel
+from cvt_cli.export import prepared_graphs
+from cvt_cli.export.quantise import Right
+from cvt_cli.export.verification import MOST_CALIBRATION_IMAGES, PACKAGED, Arrays, Pictures, verify
+from cvt_cli.spec.formats import Int8
+from cvt_cli.spec.labels import Labels
+
+if TYPE_CHECKING:
+    from cvt_cli.model.network import CvT
+    from cvt_cli.model.weights import LoadedCheckpoint
+
+
+_MOST_VERIFIED = 32
+"""Images on which logits are compared with float32's, which torch computes."""
+
+
+def labels_of(pictures: Pictures, labels: Labels) -> list[int] | None:
+    """The classes of pictures in folders that are named by class or WNID; None if some is not."""
+    places_of: dict[str, list[int]] = {}
+    for index, name in enumerate(labels.names):
+        for known in {name, labels.wnid(index) or name}:
+            places_of.setdefault(known, []).append(index)
+    found = [places_of.get(path.parent.name, []) for path in pictures.paths]
+    return [one[0] for one in found] if all(len(one) == 1 for one in found) else None
+
+
+def ready(
+    checkpoint: Checkpoint,
+    said: CheckpointConfig,
+    load: "Callable[[], LoadedCheckpoint]",
+    macs: int,
+    precision: str | Int8,
+    engine: str,
+    device: str,
+    *,
+    images: int,
+    together: int,
+    access: Access,
+) -> ReadyModel:
+    """A checkpoint that computes in 8-bit integers; the arguments as of `loading.load_classifier`.
+
+    Args:
+        checkpoint: which.
+        said: its network, classes and preprocessing.
+        load: gives its tensors.
+        macs: of one image.
+        precision: "int8", or with what is asked of it.
+        engine: what follows ``--engine``.
+        device: what follows ``--device``.
+        images: how many there are to answer.
+        together: how many of them are computed in one call.
+        access: takes what is being done.
+
+    Raises:
+        UsageError: another device or engine is asked for, or what is needed is not installed.
+        DataError, ImageError: there are no images to calibrate on, or one cannot be read.
+        CvtError: it loses more than is allowed.
+    """
+    if engine not in ("auto", "openvino") or device not in ("auto", "cpu"):
+        what = f"--engine {engine}" if engine not in ("auto", "openvino") else f"--device {device}"
+        raise UsageError(
+            f"{what} does not compute a checkpoint in `int8`; `--engine openvino` does, on the CPU",
+            hint="ONNX Runtime runs a file of `cvt export --int8`"
+            if engine == "onnxruntime"
+            else None,
+        )
+    runtimes.require("openvino")
+    asked = precision if isinstance(precision, Int8) else Int8()
+    path, calibration = open_int8(checkpoint, said, load, asked, access)
+    part = runtimes.part_of(together, images, macs)
+    running = runtimes.open_graph(
+        *("openvino", path, "auto", export_metadata.read(path)), macs=macs * together, part=part
+    )
+    access.detail(f"engine {running.name}: it computes in int8")
+    return ReadyModel(checkpoint, running, said, calibration)
+
+
+def open_int8(
+    checkpoint: Checkpoint,
+    said: CheckpointConfig,
+    load: "Callable[[], LoadedCheckpoint]",
+    asked: Int8,
+    access: Access,
+) -> tuple[Path, str]:
+    """A checkpoint in 8 bits, made now if it is not kept, and a hash of what it was calibrated on.
+
+    Args:
+        checkpoint: which.
+        said: its network, classes and preprocessing.
+        load: gives its tensors.
+        asked: the images, and what may be lost.
+        access: takes what is being done.
+
+    Raises:
+        UsageError: what makes it is not installed.
+        DataError, ImageError: there are no such images, or one cannot be read.
+        CvtError: it loses more than is allowed, whatever layers stay in float32, or its logits are
+            further from float32's than they may be.
+    """
+    folder = asked.calibration or PACKAGED
+    pictures = Pictures.of(folder, MOST_CALIBRATION_IMAGES)
+    fingerprint = names_hash(
+        [f"{stamps.hash_of(path)} {path.parent.name}" for path in pictures.paths]
+    )
+    graph, made_under = prepared_graphs.graph_of(checkpoint, said)
+    conditions = Conditions(
+        {
+            **made_under.values,
+            "precision": "int8",
+            "preprocessing": said.preprocessing.to_json(),
+            "calibration": fingerprint,
+            "max_drop": asked.max_drop,
+            **{name: machine.version_of(name) for name in ("openvino", "nncf")},
+        }
+    )
+    kept = places.graph_path(graph.parent.parent.name, conditions).with_name("model.xml")
+    with_weights = kept.with_suffix(".bin")
+    if not (stamps.is_right(kept) and stamps.is_right(with_weights)):
+        if not runtimes.installed("nncf"):
+            raise UsageError("int8 needs `nncf`, which is not installed", hint=installing("nncf"))
+        what = f"quantising {checkpoint.name}"
+        with locks.locked(kept.with_name("prepare.lock"), what, access.say):
+            if not (stamps.is_right(kept) and stamps.is_right(with_weights)):
+                access.say(
+                    f"{what}, calibrated on {counted(len(pictures), 'image')} "
+                    + ("of the package" if asked.calibration is None else f"of `{folder}`")
+                    + ", once"
+                )
+                _make(kept, conditions, checkpoint, said, load().model, pictures, asked, access)
+    return kept, fingerprint
+
+
+def _verify(made: Path, model: "CvT", pictures: Pictures) -> None:
+    """Raises CvtError if logits are further from float32's than `TOLERANCES` allow in int8."""
+    import torch
+
+    from cvt_cli.model.engine import TorchEngine
+
+    record = export_metadata.read(made)
+    file = runtimes.open_graph("openvino", made, "auto", record)
+    reference = TorchEngine(model, torch.device("cpu"), "fp32")
+    some = Pictures(pictures.paths[:_MOST_VERIFIED])
+    found = verify(reference, file, record, some, None, lambda *_: None)
+    if not found.passed:
+        off = found.images.rms_difference / found.images.spread
+        raise CvtError(
+            f"in int8 the logits of `{record.model}` differ from those in fp32 by {off:.2f} of "
+            f"their standard deviation on {counted(len(some), 'image')}; accepted is "
+            f"{found.tolerance:g}",
+            hint="calibrate on more images like those in use (--calibration FOLDER), or use "
+            "--precision fp32",
+        )
+
+
+def _make(
+    kept: Path,
+    conditions: Conditions,
+    checkpoint: Checkpoint,
+    said: CheckpointConfig,
+    model: "CvT",
+    pictures: Pictures,
+    asked: Int8,
+    access: Access,
+) -> None:
+    from cvt_cli.export import write_graph
+
+    arrays = Arrays(pictures, said.preprocessing)
+    right = None
+    if asked.max_drop is not None:
+        labels = labels_of(pictures, said.labels)
+        right = Right(arrays, labels, asked.max_drop / 100)
+        how = "top-1 on them" if labels else "agreement with fp32 on them (they have no labels)"
+        access.say(f"at most {asked.max_drop:g} points of {how} may be lost")
+    record = checkpoint.record_of_export(said, precision="int8")
+    with files.workplace(kept) as folder:
+        made = folder / kept.name
+        write_graph.write(model, record, "openvino", made, arrays, right)
+        _verify(made, model, pictures)
+        for path in (kept.with_suffix(".bin"), kept):
+            with stamps.making(path, {**conditions.values, "model": checkpoint.name}) as temporary:
+                os.replace(folder / path.name, temporary)

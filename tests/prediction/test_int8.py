@@ -1,0 +1,88 @@
+"""`--precision int8`: quantised once, kept under all that decides it, held to what may be lost."""
+
+from pathlib import Path
+
+import pytest
+
+from cvt_cli.checkpoints import locate
+from cvt_cli.export import int8_graphs
+from cvt_cli.export.verification import Pictures
+from cvt_cli.spec import published
+from tests_shared import CHELSEA
+
+pytest.importorskip("nncf")
+
+IN_INT8 = ["--model", "cvt-nano-cifar10", "--precision", "int8"]
+
+
+@pytest.fixture(scope="module")
+def calibration(cifar10: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two images of each class, in folders of their classes."""
+    folder = tmp_path_factory.mktemp("calibration")
+    for of_class in sorted((cifar10 / "test").iterdir()):
+        (folder / of_class.name).mkdir()
+        for image in sorted(of_class.iterdir())[:2]:
+            (folder / of_class.name / image.name).symlink_to(image)
+    return folder
+
+
+def test_a_checkpoint_is_quantised_once_for_its_images_and_answers_as_in_fp32(
+    cvt_process, own_cache: Path, calibration: Path
+) -> None:
+    arguments = ["predict", CHELSEA, *IN_INT8, "--json", "--calibration"]
+
+    first = cvt_process(*arguments, calibration)
+    again = cvt_process(*arguments, calibration)
+    in_floats = cvt_process("predict", CHELSEA, *IN_INT8[:2], "--json").json
+    (graph,) = own_cache.rglob("*.xml")
+    other = cvt_process(*arguments, calibration / "cat")
+
+    assert "quantising cvt-nano-cifar10, calibrated on 20 images of" in first.stderr
+    assert "quantising" not in again.stderr and again.json == first.json
+    assert (first.json["precision"], first.json["engine"]) == ("int8", "openvino")
+    mine, theirs = (d["results"][0]["predictions"] for d in (first.json, in_floats))
+    assert mine[0]["label"] == theirs[0]["label"]
+    assert mine[0]["score"] == pytest.approx(theirs[0]["score"], abs=0.15)
+    assert mine[0]["score"] != theirs[0]["score"]
+    assert other.json["calibration"] != first.json["calibration"]
+    assert len(list(own_cache.rglob("*.xml"))) == 2 and graph.is_file()
+
+
+@pytest.mark.slow  # a minute
+def test_no_more_than_is_allowed_is_lost_on_the_test_images(
+    cvt_process, cifar10: Path, calibration: Path
+) -> None:
+    result = cvt_process(
+        *("evaluate", cifar10, *IN_INT8, "--json"),
+        *("--calibration", calibration, "--max-drop", "0.3"),
+    )
+
+    assert "at most 0.3 points of top-1 on them may be lost" in result.stderr
+    assert result.json["n"] == 10_000 and result.json["top1_correct"] >= 8868 - 30
+
+
+def test_calibration_images_have_labels_where_all_folders_are_classes(calibration: Path) -> None:
+    labels = locate.embedded(published.CHECKPOINTS["cvt-nano-cifar10"]).described().labels
+    pictures = Pictures.of(calibration)
+
+    found = int8_graphs.labels_of(pictures, labels)
+
+    assert found == [labels.names.index(path.parent.name) for path in pictures.paths]
+    assert int8_graphs.labels_of(Pictures((*pictures.paths, CHELSEA)), labels) is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--precision", "int8", "--engine", "torch"], "--engine torch does not compute"),
+        (["--precision", "int8", "--engine", "onnxruntime"], "--engine onnxruntime does not"),
+        (["--precision", "int8", "--device", "cuda"], "--device cuda does not compute"),
+        (["--max-drop", "1"], "--max-drop"),
+        (["--precision", "bf16", "--calibration", "."], "--calibration"),
+    ],
+)
+def test_what_does_not_go_with_int8_is_a_usage_error(cvt, arguments, message: str) -> None:
+    result = cvt("predict", CHELSEA, "--model", "cvt-nano-cifar10", *arguments)
+
+    assert result.exit_code == 2
+    assert message in result.stderr
