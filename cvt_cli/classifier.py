@@ -2,7 +2,7 @@
 
 import io
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from cvt_cli.engines.ready import ReadyModel
+    from cvt_cli.explanation.explain import Explanation
+    from cvt_cli.explanation.explainer import TracedEngine
+    from cvt_cli.explanation.methods import Name
     from cvt_cli.prediction.answers import Answer, Prediction
     from cvt_cli.prediction.classify import Wishes
 
@@ -118,6 +121,7 @@ class Classifier:
         self._top_k, self._batch_size, self._exif = top_k, batch_size, exif
         self._background = background
         self._ready: ReadyModel | None = self._load()
+        self._explainer: tuple[ReadyModel, TracedEngine] | None = None
 
     def _load(self) -> "ReadyModel":
         revision, offline = self._access
@@ -148,7 +152,7 @@ class Classifier:
         )
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_ready": None}
+        return {**self.__dict__, "_ready": None, "_explainer": None}
 
     @overload
     def __call__(self, images: Mapping[str, Any]) -> dict[str, Any]: ...  # type: ignore[overload-overlap]
@@ -171,7 +175,9 @@ class Classifier:
         """
         if isinstance(images, Mapping) or _is_frame(images):
             return self._answered(images)
-        found = [list(answer.predictions) for answer in self._readable(images)]
+        from cvt_cli.prediction.answers import Predictions
+
+        found = [Predictions(answer.predictions) for answer in self._readable(images)]
         return found if _several(images) else found[0]
 
     def features(self, images: "One | Iterable[One]") -> "NDArray[np.float32]":
@@ -188,6 +194,37 @@ class Classifier:
             blank = self.features(np.zeros((8, 8, 3), np.uint8))
             return np.empty((0, *blank.shape), blank.dtype)
         return np.stack(found) if _several(images) else found[0]  # type: ignore[arg-type,return-value]
+
+    def explain(
+        self,
+        images: "One | Iterable[One]",
+        *,
+        method: "Name | Sequence[Name] | None" = None,
+        target: str | int | None = None,
+        against: str | None = None,
+        stage: int | None = None,
+        top_k: int = 1,
+        score: bool = False,
+    ) -> "Explanation | list[Explanation]":
+        """Why it says what it says of an image, or of several; each draws itself in a notebook.
+
+        ``.map`` is the first map on the photograph, float32 (height, width), ``.panel()`` a Pillow
+        image of all. Arguments are the options of ``cvt explain``; the network is loaded once.
+
+        Raises:
+            ImageError: an image cannot be read.
+            UsageError: there is no such class, stage or method, or the model is a graph.
+        """
+        from cvt_cli.explanation import from_python
+
+        if self._explainer is None:
+            self._explainer = from_python.load(self._made_with, *self._access)
+        asked = from_python.asked(
+            method, target, against, stage, top_k, score, self._exif, self._background
+        )
+        sources = (_source(image, number) for number, image in enumerate(_listed(images)))
+        found = from_python.explained(self._explainer, sources, asked)
+        return found if _several(images) else found[0]
 
     def answers(self, images: "One | Iterable[One]") -> "Iterator[Answer]":
         """An answer for each image as soon as it is known, with an ``error`` if it is unreadable.

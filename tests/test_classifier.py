@@ -259,3 +259,28 @@ def test_what_no_classifier_can_be_made_with_is_refused_when_it_is_made() -> Non
         assert said in str(raised.value)
     with pytest.raises(UsageError, match="the path is empty"):
         Classifier("")
+
+
+def test_an_explanation_draws_itself_and_is_of_what_the_classifier_says() -> None:
+    classify = Classifier("cvt-nano-cifar10")
+
+    why = classify.explain(CHELSEA)
+    both = classify.explain([CHELSEA, Image.open(CHELSEA)], method=["attention"], target="dog")
+
+    first = classify(CHELSEA)[0]
+    said = why.explained[0].prediction
+    assert said.label == first.label and abs(said.score - first.score) < 1e-5
+    assert why.map.shape == (300, 451)
+    assert "data:image/png;base64," in why._repr_html_() and "cat (73.6 %)" in why._repr_html_()
+    assert [one.explained[0].prediction.label for one in both] == ["dog", "dog"]
+    assert np.nanmax(np.abs(both[0].map - both[1].map)) < 1e-6
+    assert pickle.loads(pickle.dumps(classify)).explain(CHELSEA).box(why.explained[0].maps[0])
+    with pytest.raises(UsageError, match="there is no method `magic`"):
+        classify.explain(CHELSEA, method="magic")
+
+
+def test_predictions_are_a_list_that_a_notebook_shows_as_a_table() -> None:
+    found = Classifier("cvt-nano-cifar10", top_k=2)(CHELSEA)
+
+    assert isinstance(found, list) and len(found) == 2
+    assert '<td style="text-align: left">cat</td><td>0.7356</td>' in found._repr_html_()

@@ -89,6 +89,9 @@ class Map:
 def check(methods: Sequence[Name], stage: int | None, stages: int) -> None:
     """Raises UsageError for a method that is not installed, or a stage that there is not."""
     for name in methods:
+        if name not in METHODS:  # from Python
+            accepted = ", ".join(f"`{one}`" for one in METHODS)
+            raise UsageError(f"there is no method `{name}`; accepted are {accepted}")
         if METHODS[name].captum and importlib.util.find_spec("captum") is None:
             raise UsageError(
                 f"method `{name}` needs captum, which is not installed",

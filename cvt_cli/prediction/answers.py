@@ -29,6 +29,15 @@ class Prediction:
     score: float  # probability, 0 … 1, of all the model's classes
 
 
+class Predictions(list[Prediction]):
+    """The predictions of one image, the likeliest first; a notebook shows them as a table."""
+
+    def _repr_html_(self) -> str:
+        from cvt_cli.prediction import pages
+
+        return pages.template("predictions.html").render(predictions=list(self))
+
+
 @dataclass(frozen=True)
 class Answer:
     """What the model says of one image, or why it cannot."""
