@@ -127,8 +127,7 @@ def load_classifier(
         or_embedded: take the embedded model where the default one cannot be had.
 
     Raises:
-        UsageError: there is no such size, device or precision, the engine is not installed, or a
-            graph resizes images by itself.
+        UsageError: no such size, device, precision or engine here, or a graph resizes by itself.
         CheckpointError, ConfigError: as in `locate.locate` and `weights.load_checkpoint`.
     """
     from cvt_cli.engines.ready import ReadyModel
@@ -154,6 +153,13 @@ def load_classifier(
         )
     running, why = _run(opened, asked, access)
     access.detail(f"engine {running.name}: {why}")
+    if precision == "auto" and images > MANY_IMAGES:
+        from cvt_cli.engines.bf16_advice import advise
+
+        def other(name: EngineName) -> "Engine":
+            return _run(opened, replace(asked, precision="bf16", engine=name), access)[0]
+
+        advise(running, other, opened.described.preprocessing, images, opened.macs, access.say)
     return ReadyModel(checkpoint, running, opened.described)
 
 
@@ -323,8 +329,7 @@ def _run_exported(checkpoint: Checkpoint, record: Record, asked: _Asked) -> "Eng
     """The engine for a file that `cvt export` wrote, on its own runtime.
 
     Raises:
-        UsageError: it takes no such device or precision, or runs on no such engine, or that is
-            not installed.
+        UsageError: it takes no such device, precision or engine, or that is not installed.
         CheckpointError: it is damaged.
     """
     path, form = checkpoint.path, checkpoint.format
@@ -358,12 +363,8 @@ def _choose_engine(
     """The engine asked for; for "auto" the fastest for this work; and why.
 
     On a CPU a prepared graph on a runtime that is installed beats torch: it starts in a fraction of
-    the time. OpenVINO is faster by the image and slower to start than ONNX Runtime.
-
-    Args:
-        asked: of the engine.
-        macs: of one image.
-        prepared: whether the graph is there; asked only if that decides.
+    the time. OpenVINO is faster by the image and slower to start than ONNX Runtime. Whether the
+    graph is there is asked only if that decides.
 
     Raises:
         UsageError: a runtime is asked for that is not installed, or on another device than a CPU.
