@@ -73,6 +73,8 @@ def compare(
         output.print_json(document)
         return
     output.emit(_summary(found, printable(str(a)), printable(str(b))))
+    for line in _measures(found):
+        output.emit(line)
     if not found.changed:
         output.emit("\nno image's predicted class changed")
         return
@@ -110,6 +112,27 @@ def _summary(found: "Comparison", a: str, b: str) -> str:
         f"only B       {found.only_b}\n"
         f"both wrong   {found.both_wrong}"
     )
+
+
+_SHOWN = {
+    "balanced_accuracy": "balanced", "micro_f1": "micro F1", "macro_f1": "macro F1",
+    "sample_f1": "sample F1",
+}  # fmt: skip
+"""Measures that a person is shown, where there are any; ``--json`` has all."""
+
+
+def _measures(found: "Comparison") -> list[str]:
+    lines = []
+    for name, word in _SHOWN.items():
+        one = found.measures.get(name)
+        if one is None or one.a is None or one.b is None or one.interval is None:
+            continue
+        low, high = (100 * end for end in one.interval)
+        lines.append(
+            f"{word:<12} {100 * one.a:.2f} %, {100 * one.b:.2f} %  (B minus A "
+            f"{100 * (one.b - one.a):+.2f} points; 95 % interval {low:+.2f} to {high:+.2f})"
+        )
+    return lines
 
 
 def _classes(one: "Line", other: "Line") -> tuple[str, str]:

@@ -29,6 +29,7 @@ class Origin:
     fingerprint: str  # of all of these, and of those that could not be read
     chosen_from: tuple[Path, int, str]  # root, n, fingerprint of what holds `validation`
     fold: frozenset[str] = frozenset()  # names of the images that another fold trains on
+    table: Path | None = None  # that names the images
 
     def trained_on(
         self, images: LabelledImages, opened: Callable[[], LabelledImages]
@@ -56,7 +57,11 @@ class Origin:
 
     def _is_named(self, images: LabelledImages) -> bool:
         """Whether images of the run's folder are its data: several tables may lie in one folder."""
-        return images.table is None or images.table.table.name == Path(self.data).name
+        if images.table is None:
+            return True
+        if self.table is None:  # of a run that does not say where its table lies
+            return images.table.table.name == Path(self.data).name
+        return _same(images.table.table, self.table)
 
     def _are(self, images: LabelledImages, n: int, fingerprint: str) -> bool:
         """Whether these are images that training began with; other numbers need no reading."""
@@ -76,7 +81,8 @@ class Origin:
             DataError: they are not all among these.
         """
         root, n, fingerprint = self.chosen_from
-        if not _same(images.root, root) and not self._are(images, n, fingerprint):
+        known = _same(images.root, root) and self._is_named(images)
+        if not known and not self._are(images, n, fingerprint):
             say(
                 f"`{images.root}` is not the data of `{self.run}` by its path or its contents; "
                 "the images that the run held out are found by their names"
@@ -118,6 +124,7 @@ def origin_of(model: str) -> Origin | None:
                     prints[0],
                     (Path(split["root"]), n if aside else data["val_n"], prints[-1]),
                     fold,
+                    Path(data["table"]) if data.get("table") else None,
                 )
             except (OSError, ValueError, LookupError, TypeError, AttributeError):
                 return None

@@ -3,7 +3,7 @@
 import csv
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,8 @@ import numpy as np
 
 from cvt_cli.base.errors import DataError, UsageError
 from cvt_cli.base.text import as_utf8
+from cvt_cli.evaluation import paired_measures
+from cvt_cli.evaluation.paired_measures import Difference
 from cvt_cli.prediction.answer_tables import require_parquet
 from cvt_cli.prediction.answers import BETWEEN, NONE
 
@@ -33,6 +35,7 @@ class Line:
     predicted: str | None  # the likeliest class; None if the image could not be read
     wnid: str | None  # of `predicted`, if known; two classes of ImageNet are called crane
     sha256: str | None = None  # of the image's file; tables do not say it
+    several: bool = False  # the classes are sets of them, joined by `BETWEEN`
 
     def answers_as(self, other: "Line") -> bool:
         """Whether both have the same likeliest class."""
@@ -52,6 +55,7 @@ class Comparison:
     changed: tuple[tuple[Line, Line], ...]  # A's and B's line where the likeliest class differs
     only_in_a: int  # images that B's file lacks, and that are left out
     only_in_b: int
+    measures: Mapping[str, Difference] = field(default_factory=dict)
     differ: int = 0  # images that have one path in both and another content, where both say it
 
     @property
@@ -99,6 +103,7 @@ class Comparison:
             "only_a_right": self.only_a,
             "only_b_right": self.only_b,
             "both_wrong": self.both_wrong,
+            "measures": {name: one.to_json() for name, one in self.measures.items()},
             "changed": [
                 {"path": a.path, "label": a.label, "a": _class(a), "b": _class(b)}
                 for a, b in self.changed
@@ -146,6 +151,7 @@ def compare(a: Sequence[Line], b: Sequence[Line]) -> Comparison:
         changed=tuple((one, other) for one, other in pairs if not one.answers_as(other)),
         only_in_a=len(a) - len(pairs),
         only_in_b=len(b) - len(pairs),
+        measures=paired_measures.measure(pairs),
         differ=sum(
             bool(one.sha256 and other.sha256 and one.sha256 != other.sha256) for one, other in pairs
         ),
@@ -218,7 +224,8 @@ def _line(row: Mapping[str, Any], where: str) -> Line:
         # Tables hold odd file names escaped, JSON may hold them as they are.
         return as_utf8(value) if value else None
 
-    if "labels" in row:  # an image may have several, or none
+    several = "labels" in row
+    if several:  # an image may have several, or none
         row = {**row, "label": _sorted(row["labels"])}
         if not row.get("error"):
             row["label_1"] = _sorted(row.get("predicted"))
@@ -228,7 +235,7 @@ def _line(row: Mapping[str, Any], where: str) -> Line:
         raise DataError(f"{where} lacks path, label or correct", hint=_HINT)
     if (error is None) == (predicted is None) or (error is not None and correct):
         raise DataError(f"{where} has neither a prediction nor an error", hint=_HINT)
-    return Line(path, label, correct, predicted, text("wnid_1"), text("sha256"))
+    return Line(path, label, correct, predicted, text("wnid_1"), text("sha256"), several)
 
 
 def _sorted(names: Any) -> str:

@@ -43,7 +43,7 @@ def bootstrap(
     said[answered >= 0] = places[len(actual) :]
     cells, of_cell = np.unique(right * (len(known) + 1) + said, return_inverse=True)
     parts = draws(of_cell, len(cells), weights, groups, len(known))
-    return of_draws(parts, lambda drawn: summary(_margins_of(cells, drawn, len(known))))
+    return of_draws(parts, lambda drawn: summary(margins_of(cells, drawn, len(known))))
 
 
 def of_draws(
@@ -99,7 +99,7 @@ def draws(
         yield drawn
 
 
-def _margins_of(cells: NDArray[np.int64], drawn: NDArray[np.float64], classes: int) -> Margins:
+def margins_of(cells: NDArray[np.int64], drawn: NDArray[np.float64], classes: int) -> Margins:
     """The counts of each class from those of the cells (R, cells), whose answer may be none."""
     actual, answered = np.divmod(cells, classes + 1)
     shape = (len(drawn), classes)

@@ -45,7 +45,7 @@ def set_summary(of: Margins) -> dict[str, NDArray[np.float64]]:
 
 
 @dataclass(frozen=True)
-class _Cells:
+class Cells:
     """The different pairs of right and answered classes, of which there are fewer than images."""
 
     truth: NDArray[np.float64]  # (K, C)
@@ -53,6 +53,11 @@ class _Cells:
     f1: NDArray[np.float64]  # (K,) of an image with these
     exact: NDArray[np.float64]  # (K,)
     of: NDArray[np.int64]  # (n,) the pair of each image
+
+    def take(self, places: NDArray[np.int64]) -> "Cells":
+        """The pairs at some places, which no image is asked for."""
+        of = (self.truth[places], self.said[places], self.f1[places], self.exact[places])
+        return Cells(*of, places)
 
     def numbers(self, drawn: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
         """All numbers, each (R,), where each pair counts so much (R, K)."""
@@ -67,9 +72,9 @@ class _Cells:
         }
 
 
-def _cells(
+def cells_of(
     truth: NDArray[np.bool_], said: NDArray[np.bool_], readable: NDArray[np.bool_]
-) -> _Cells:
+) -> Cells:
     """An image without a class that is answered with none is right; an unreadable one never is."""
     bits = np.packbits(np.column_stack([truth, said, readable]), axis=1)
     rows = np.ascontiguousarray(bits).view(np.dtype((np.void, bits.shape[1]))).reshape(-1)
@@ -79,7 +84,7 @@ def _cells(
     sizes = right.sum(axis=1) + answered.sum(axis=1)
     f1 = np.where(sizes == 0, 1.0, 2 * both / np.maximum(sizes, 1)) * seen
     exact = (right == answered).all(axis=1) & seen
-    return _Cells(
+    return Cells(
         right.astype(np.float64), answered.astype(np.float64), f1, exact.astype(np.float64),
         of.reshape(-1),
     )  # fmt: skip
@@ -150,7 +155,7 @@ def measure(
     readable = outcomes.answered[rows] != NO_ANSWER
     weight = None if weights is None else weights[rows]
     drawn, count = drawn_together(groups, rows)
-    cells = _cells(right, said, readable)
+    cells = cells_of(right, said, readable)
     of_cells = np.bincount(cells.of, weight, len(cells.f1))[None].astype(np.float64)
     found = {name: float(value[0]) for name, value in cells.numbers(of_cells).items()}
     ranges = {}

@@ -105,6 +105,7 @@ def _data(job: Job, val_fraction: float) -> dict[str, Any]:
     return {
         "name": job.settings.data,
         "root": str(images.training.root.resolve()),
+        **({"table": str(table.table.resolve())} if (table := images.training.table) else {}),
         "classes": len(counts),
         "train_n": len(images.training),
         "val_n": len(images.validation),

@@ -14,6 +14,7 @@ import pytest
 import typer
 from PIL import Image
 from pyarrow import parquet
+from sklearn import metrics as sk
 from statsmodels.stats.contingency_tables import mcnemar
 from typer.testing import CliRunner
 
@@ -139,6 +140,48 @@ def test_images_are_paired_by_path_and_counted() -> None:
     assert (found.n, found.correct_a, found.correct_b) == (5, 2, 3)
     assert found.difference == pytest.approx(20)
     assert (found.only_in_a, found.only_in_b) == (1, 0)
+
+
+def test_measures_of_both_are_those_of_scikit_learn_with_paired_intervals() -> None:
+    generator = np.random.default_rng(0)
+    right = generator.choice(["a", "b", "c"], 400, p=[0.8, 0.15, 0.05])
+    a, b = (
+        np.where(generator.random(400) < share, right, generator.choice(["a", "b", "x"], 400))
+        for share in (0.4, 0.8)
+    )
+
+    found = comparison.compare(
+        *([line(f"{n}", str(x), str(y)) for n, (x, y) in enumerate(zip(right, of, strict=True))]
+          for of in (a, b))
+    ).measures  # fmt: skip
+
+    for side, answers in (("a", a), ("b", b)):
+        of, classes = (right, answers), {"labels": ["a", "b", "c"], "average": "macro"}
+        wanted = {
+            "balanced_accuracy": sk.recall_score(*of, **classes, zero_division=0),
+            "macro_f1": sk.f1_score(*of, **classes, zero_division=0),
+            "matthews": sk.matthews_corrcoef(*of),
+            "kappa": sk.cohen_kappa_score(*of),
+        }
+        values = {name: getattr(found[name], side) for name in wanted}
+        assert values == pytest.approx(wanted, rel=1e-12)
+    for name, one in found.items():
+        assert one.interval is not None and one.difference is not None, name
+        assert one.interval[0] < one.difference < one.interval[1]
+        if name in ("macro_f1", "kappa"):
+            assert one.interval[0] > 0
+    # Pairing matters: both are right of the same images, so the difference is as sure as can be.
+    same = comparison.compare([line("x", "a", "a"), line("y", "b", "a")], A_AND_B).measures
+    assert same["macro_f1"].interval == (0, 0) and same["macro_f1"].a == pytest.approx(1 / 3)
+
+
+A_AND_B = [line("x", "a", "a"), line("y", "b", "a")]
+
+
+def test_measures_are_left_out_where_two_classes_have_one_name() -> None:
+    crane = Line("1", "crane", False, "crane", "n03126707")
+
+    assert comparison.compare([crane], [crane]).measures == {}
 
 
 def test_images_of_one_path_are_paired_in_their_order() -> None:

@@ -428,6 +428,20 @@ def test_another_table_in_the_same_folder_is_not_what_was_trained_on(
     assert other.exit_code == 0, other.stderr
     assert other.json["n_trained_on"] is None
 
+    # One of the same name elsewhere is another one too, unless it says the same.
+    moved = tmp_path / "elsewhere" / "train.csv"
+    moved.parent.mkdir()
+    told = ("--images", tmp_path / "set", "--model", tmp_path / "r", "--json")
+    shutil.copy(tmp_path / "set" / "train.csv", moved)
+    same = cvt("evaluate", moved, *told)
+    lines = moved.read_text().splitlines()
+    moved.write_text("\n".join([*lines[:30], lines[-1].rpartition(",")[0] + ",0"]) + "\n")
+    changed = cvt("evaluate", moved, *told)
+
+    assert same.json["n_trained_on"] == trained.json["train_n"]
+    assert changed.exit_code == 0, changed.stderr
+    assert changed.json["n_trained_on"] is None
+
 
 def test_a_dry_run_checks_times_and_writes_nothing(cvt, digits: Path, tmp_path: Path) -> None:
     result = cvt(

@@ -220,6 +220,11 @@ def test_tables_of_predictions_are_compared(cvt, model: Path, table: Path, tmp_p
     for one in found:
         assert one["accuracy_a"] == one["accuracy_b"] == whole["exact_match"]
         assert one["changed"] == [] and one["n"] == 70
+        assert {"micro_f1", "macro_f1", "sample_f1"} <= one["measures"].keys()
+        for name, measure in one["measures"].items():
+            value = whole["measures"][name]["value"]
+            assert measure["a"] == measure["b"] == pytest.approx(value, **EXACT)
+            assert measure["interval"] == [0, 0]
 
 
 def test_two_processes_give_the_numbers_of_one(
