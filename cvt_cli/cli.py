@@ -16,6 +16,7 @@ from cvt_cli.base.package import __version__
 from cvt_cli.commands import (
     benchmark,
     cache,
+    card,
     compare,
     count_params,
     download,
@@ -182,7 +183,7 @@ def main(
 COMMANDS = {
     "Use": (predict.predict, evaluate.evaluate, explain.explain, compare.compare),
     "Train": (finetune.finetune,),
-    "Ship": (export.export, benchmark.benchmark, push.push),
+    "Ship": (export.export, benchmark.benchmark, card.card, push.push),
     "Look up": (models.models, info.info, download.download, flops.flops,
                 count_params.count_params),
 }  # fmt: skip

@@ -129,7 +129,7 @@ def test_pages_and_package_tell_the_same(cvt) -> None:
     command = re.search(r"^\| command \| `(cvt finetune .+)` \|$", card, re.MULTILINE)[1]
     page = (ROOT / "docs" / "commands" / "finetune.md").read_text()
     assert command in page.replace(" \\\n    ", " ")
-    top1 = re.search(r"^\| top-1 on the 10,000 test images \| (.+ %) \((\d+) of", card, re.M)
+    top1 = re.search(r"^\| top-1 \| (.+ %) \((\d+) of 10000; ", card, re.M)
     for page in (ROOT / "README.md", ROOT / "docs" / "commands" / "evaluate.md"):
         assert f"top-1   {top1[1]}  ({top1[2]} of 10000;" in page.read_text()
 

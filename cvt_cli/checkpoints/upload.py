@@ -118,9 +118,7 @@ def push(
     size = human_bytes(sum(files[name] for name in changed))
     where = _describe(before, private, changed)
     say(f"pushing {', '.join(changed)} ({size}) of `{folder}` to {url}, {where}")
-    commit = _commit(
-        [folder / name for name in changed], repository, before, private, say, progress
-    )
+    commit = _commit(folder, changed, repository, before, private, say, progress)
     return Pushed(folder, repository, url, commit, before is None, True, files)
 
 
@@ -200,12 +198,18 @@ class _Sent(io.BufferedReader):
 
 
 def _commit(
-    paths: list[Path], repository: str, before: Any, private: bool, say: Say, progress: Progress
+    folder: Path,
+    names: list[str],
+    repository: str,
+    before: Any,
+    private: bool,
+    say: Say,
+    progress: Progress,
 ) -> str:
     """Make the repository if need be, send the files, and give the commit that holds them."""
     from huggingface_hub import CommitOperationAdd
 
-    api = client()
+    api, paths = client(), [folder / name for name in names]
     with ExitStack() as opened, warnings.catch_warnings(record=True) as caught:
         try:
             files = [opened.enter_context(_Sent(path)) for path in paths]
@@ -214,7 +218,7 @@ def _commit(
             raise upload_checks.unreadable(error) from None
         try:
             operations = [
-                CommitOperationAdd(path.name, file) for path, file in zip(paths, files, strict=True)
+                CommitOperationAdd(name, file) for name, file in zip(names, files, strict=True)
             ]
             if before is None:
                 create = partial(api.create_repo, private=private or None, exist_ok=True)

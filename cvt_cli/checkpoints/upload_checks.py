@@ -12,6 +12,9 @@ from cvt_cli.spec import costs
 FILES = (folders.CONFIG_FILE, folders.PREPROCESSING_FILE, folders.WEIGHTS_FILE, folders.CARD_FILE)
 """What is sent of a folder; the card may be missing."""
 
+EVAL_RESULTS = ".eval_results/*.yaml"
+"""The results in the hub's present form, which are sent too."""
+
 
 def checkpoint_of(run: Path) -> Path:
     """The checkpoint folder that is meant: a training run's best epoch, or the folder itself.
@@ -112,7 +115,9 @@ def check_folder(folder: Path, say: Say) -> dict[str, int]:
         )
     for note in described.notes:
         say(note.partition("; --")[0])  # whoever loads it has the options, not this command
-    return {name: (folder / name).stat().st_size for name in FILES if (folder / name).is_file()}
+    results = sorted(path for path in folder.glob(EVAL_RESULTS) if path.is_file())
+    names = [*FILES, *(path.relative_to(folder).as_posix() for path in results)]
+    return {name: (folder / name).stat().st_size for name in names if (folder / name).is_file()}
 
 
 def unreadable(error: OSError) -> CheckpointError:

@@ -110,7 +110,10 @@ def benchmark(
     data: JobData = None,
     rounds: Rounds = 5,
     device: options.Device = "auto",
+    energy: options.Energy = False,
+    country: options.Country = None,
     plot: Plot = None,
+    card: options.CardFolder = None,
     overwrite: options.Overwrite = False,
     json_output: options.JsonOrFile = False,
     json_file: options.JsonFile = None,
@@ -132,8 +135,12 @@ def benchmark(
     torchrun.refuse("a benchmark")
     if job is not None:
         options.refuse(ctx, ["--plot"], "--job draws no picture")
+        options.refuse(ctx, ["--card", "--energy"], "it has no effect with --job")
     elif data is not None:
         raise UsageError("--data needs --job", hint="--job predict, evaluate or finetune")
+    if not energy:
+        options.refuse(ctx, ["--country"], "it needs --energy")
+    from cvt_cli.cards import gather
     from cvt_cli.evaluation import figures
     from cvt_cli.export import benchmark as measuring
     from cvt_cli.export import benchmark_sides
@@ -149,8 +156,15 @@ def benchmark(
         options.refuse(ctx, ["--precision"], "an exported file has its own precision")
     if plot is not None:
         figures.check(plot)
-    elif json_file is None:
+    elif json_file is None and card is None:
         options.refuse(ctx, ["--overwrite"], "there is no output file to replace")
+    if card is not None:
+        if len(networks) > 1 or against is not None:
+            raise UsageError(
+                "--card takes the rates of one model",
+                hint="name one model, and leave out --against",
+            )
+        gather.check(card, overwrite=overwrite)
     for file in (plot, json_file):
         options.refuse_replacing(file, overwrite)
     if job is not None:
@@ -165,6 +179,8 @@ def benchmark(
         against=_parts(against or ""),
         rounds=rounds,
         device=device,
+        energy=energy,
+        country=country,
         say=output.note,
         progress=output.progress,
     )
@@ -172,6 +188,9 @@ def benchmark(
         figures.draw_benchmark(found.to_json(), plot)
     if json_file is not None:
         output.write_json(found.to_json(), json_file)
+    if card is not None:
+        sources = [("the result", found.to_json())]
+        gather.add(card, sources, output.note, overwrite=overwrite)
     if json_output:
         output.print_json(found.to_json())
     else:
@@ -295,6 +314,7 @@ def _print(found: "Benchmark", baseline: str) -> None:
             *(("model",) if several else ()),
             *("engine", "", "batch", "images/s", "range", "ratio", "of peak", "start"),
             *("first call", "peak memory"),
+            *(("energy",) if found.energy else ()),
         ),
         [
             (
@@ -309,6 +329,7 @@ def _print(found: "Benchmark", baseline: str) -> None:
                 f"{row.startup_sec:.2f} s",
                 f"{row.first_call_sec:.2f} s",
                 human_bytes(row.peak_memory_bytes),
+                *((f"{row.joules_per_image:.3g} J",) if row.joules_per_image else ()),
             )
             for row in found.rows
         ],
@@ -320,6 +341,8 @@ def _print(found: "Benchmark", baseline: str) -> None:
             f"ratio: images/s divided by those of {printable(baseline)}, at the same batch size "
             "and in the\nsame round; the median of the rounds, or the range where they do not agree"
         )
+    if found.energy:
+        output.emit(f"energy: of one image; {found.energy['method']}")
     output.emit(
         "of peak: share of the rate of a plain matrix product in the same precision (torch)\n"
         f"start: from a new process until the engine can be called\n{shown}"

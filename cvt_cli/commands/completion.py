@@ -53,6 +53,14 @@ def engines(incomplete: str) -> list[str]:
     return [before + comma + name for name in _beginning(last, names)]
 
 
+def trackers(incomplete: str) -> list[str]:
+    """Tools that follow a run, the last of a list with commas."""
+    from cvt_cli.tracking.trackers import TRACKERS
+
+    before, comma, last = incomplete.rpartition(",")
+    return [before + comma + name for name in _beginning(last, TRACKERS)]
+
+
 BY_METAVAR: dict[str, Complete] = {"MODEL": models, "DATA": data, "RUN": runs, "DEVICE": devices}
 """What completes the value of an option that the help calls so."""
 

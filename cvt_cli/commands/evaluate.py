@@ -154,6 +154,7 @@ def evaluate(
     offline: options.Offline = False,
     activation: options.Activation = None,
     report: Report = None,
+    card: options.CardFolder = None,
     predictions: Predictions = None,
     resume: Resume = None,
     scores: Scores = None,
@@ -173,6 +174,8 @@ def evaluate(
     precision: options.AnswersPrecision = "auto",
     calibration: options.Calibration = None,
     max_drop: options.MaxDrop = None,
+    energy: options.Energy = False,
+    country: options.Country = None,
 ) -> None:
     """Measure top-1 and top-5 accuracy on labelled images.
 
@@ -206,7 +209,7 @@ def evaluate(
     elif resume_predictions and predictions and predictions.suffix.lower() == ".jsonl":
         now = f"--resume {shlex.quote(str(predictions))}"
         output.note(f"note: --resume takes the file itself now: `{now}`, without --predictions")
-    if not (predictions or report or scores or confusion or json_file):
+    if not (predictions or report or scores or confusion or json_file or card):
         options.refuse(ctx, ["--overwrite"], "there is no output file to replace")
     options.refuse_replacing(json_file, overwrite)
     with torchrun.joined():
@@ -239,6 +242,9 @@ def evaluate(
                 scores=scores,
                 confusion=confusion,
                 report=report,
+                card=card,
+                energy=energy,
+                country=country,
                 overwrite=overwrite,
                 access=output.access(revision, offline, verbose),
             )

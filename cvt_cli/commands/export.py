@@ -126,6 +126,7 @@ def export(
     model_argument: ModelArgument = None,
     target: Target = None,
     form: Format = None,
+    card: options.CardFolder = None,
     overwrite: options.Overwrite = False,
     with_preprocessing: WithPreprocessing = False,
     dynamic_size: DynamicSize = False,
@@ -157,6 +158,7 @@ def export(
     See also: cvt predict --model FILE (run the file), cvt benchmark (measure its speed)
     """
     from cvt_cli import loading
+    from cvt_cli.cards import gather
 
     torchrun.refuse("an export")
     model = options.once(model_argument, model, "--model")
@@ -168,6 +170,8 @@ def export(
     form = formats.resolve(form, target)
     _check_options(ctx, form, precision, int8, calibration)
     _refuse_existing(target, overwrite)
+    if card is not None:
+        gather.check(card, overwrite=overwrite)
     access = output.access(revision, offline)
     if form == "safetensors":
         _convert(model, target, layout, res, resize, activation, access, json_output)
@@ -211,6 +215,8 @@ def export(
     else:
         _print(result, model)
     result.refuse_if_failed()
+    if card is not None:
+        gather.add(card, [("the result", result.to_json())], output.note, overwrite=overwrite)
 
 
 def _default_target(model: str, form: FormatName, precision: str) -> Path:
@@ -271,6 +277,7 @@ def _check_options(
             "safetensors files hold a checkpoint's tensors as they are; use it with onnx, "
             "openvino or pt2",
         )  # fmt: skip
+        options.refuse(ctx, ["--card"], "nothing is measured of a copy of the tensors")
     else:
         options.refuse(ctx, ["--layout"], "only safetensors files have tensor names to choose")
     if int8 and precision != "fp32":

@@ -47,6 +47,7 @@ def finetune(
     offline: options.Offline = False,
     activation: options.Activation = None,
     run: finetune_options.Output = None,
+    track: finetune_options.Track = None,
     json_output: options.Json = False,
     recipe: finetune_options.Recipe = None,
     epochs: finetune_options.Epochs = None,
@@ -74,6 +75,8 @@ def finetune(
     sync_bn: finetune_options.SyncBatchNorm = False,
     accumulate: finetune_options.Accumulate = 1,
     checkpoint_activations: finetune_options.CheckpointActivations = False,
+    energy: options.Energy = False,
+    country: options.Country = None,
 ) -> None:
     """Train on labelled images, from a checkpoint or from scratch.
 

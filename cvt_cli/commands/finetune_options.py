@@ -235,6 +235,16 @@ Strict = Annotated[
         "--strict",
     ),
 ]
+Track = Annotated[
+    str | None,
+    options.text_option(
+        "NAMES",
+        "Also send settings, curves and card to: tensorboard, trackio, wandb or mlflow; several "
+        "with commas. [default: tensorboard, if installed]",
+        options.OUTPUT,
+        autocompletion=completion.trackers,
+    ),
+]
 Output = Annotated[
     Path | None,
     options.path_option(

@@ -129,6 +129,10 @@ SPELLINGS: dict[str, dict[str, str]] = {
             "--sync-bn": "sync-batchnorm syncbn",
             "--seed": "random-seed manual-seed random-state",
             "--class-weights balanced": "balanced class-balanced",
+            "--track": "report-to logger loggers trackers log-with",
+            "--track wandb": "log-wandb wandb use-wandb",
+            "--track tensorboard": "tensorboard log-tensorboard tb",
+            "--track mlflow": "mlflow log-mlflow",
             "--freeze backbone": "freeze-backbone freeze-encoder",
             "--recipe linear-probe": "linear-probe linprobe feature-extract",
         }
@@ -191,7 +195,7 @@ WITHOUT: dict[str, dict[str, str]] = {
         "the best epoch and the last state are always kept": "save-total-limit= save-period= "
         "save-steps= checkpoint-hist= overwrite-output-dir save-every=",
         "progress is always shown, and kept in `metrics.csv`": "log-interval= logging-steps= "
-        "print-freq= log-wandb wandb report-to= tensorboard logger= log-every= eval-steps=",
+        "print-freq= log-every= eval-steps=",
     },
     "predict": {
         "give `--features FILE.npz` for the vectors": "forward-features embed embedding",

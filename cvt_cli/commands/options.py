@@ -505,6 +505,27 @@ Background = Annotated[
         DATA,
     ),
 ]
+Energy = Annotated[
+    bool,
+    flag("Also measure or estimate the energy used, with codecarbon.", PERFORMANCE, "--energy"),
+]
+Country = Annotated[
+    str | None,
+    text_option(
+        "CODE",
+        "With --energy: country whose electricity the CO2 is estimated for, such as DEU.",
+        PERFORMANCE,
+    ),
+]
+CardFolder = Annotated[
+    Path | None,
+    path_option(
+        "FOLDER",
+        "Also put the result into the model card of this run or checkpoint folder (cvt card).",
+        OUTPUT,
+        "--card",
+    ),
+]
 Overwrite = Annotated[bool, flag("Replace existing output files.", OUTPUT, "--overwrite")]
 Verbose = Annotated[
     bool,

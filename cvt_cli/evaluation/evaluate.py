@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, overload
@@ -11,8 +12,9 @@ from cvt_cli.base import machine, places, streams, torchrun
 from cvt_cli.base.errors import UsageError
 from cvt_cli.base.progress import Say, silent, unheard
 from cvt_cli.base.text import counted
+from cvt_cli.cards import gather
 from cvt_cli.checkpoints.locate import Access
-from cvt_cli.datasets import held_out
+from cvt_cli.datasets import datacheck, held_out
 from cvt_cli.datasets.classes import match_classes
 from cvt_cli.datasets.held_out import Origin
 from cvt_cli.datasets.labelled import LabelledImages, Split
@@ -81,6 +83,9 @@ def evaluate(  # type: ignore[misc]  # the options are the same in both, and are
     scores: Place | None = None,
     confusion: Place | None = None,
     report: Place | None = None,
+    card: Place | None = None,
+    energy: bool = False,
+    country: str | None = None,
     overwrite: bool = False,
     revision: str | None = None,
     offline: bool = False,
@@ -139,6 +144,9 @@ def evaluate(  # type: ignore[misc]  # the options are the same in both, and are
         scores=_path(scores),
         confusion=_path(confusion),
         report=_path(report),
+        card=_path(card),
+        energy=energy,
+        country=country,
         overwrite=overwrite,
     )
     access = access or Access(streams.say, silent, revision, offline)
@@ -195,17 +203,18 @@ def _evaluate(names: list[str], settings: Asked, access: Access) -> list[Result]
             written.save(new)
 
         try:
-            run_models.judge(
-                subjects,
-                images,
-                indices=left,
-                hashes=written.needs_hashes,
-                batch_size=settings.batch_size,
-                exif=settings.exif,
-                workers=threads,
-                after_batch=after_batch,
-                progress=progress,
-            )
+            with settings.metered() as energy:
+                run_models.judge(
+                    subjects,
+                    images,
+                    indices=left,
+                    hashes=written.needs_hashes,
+                    batch_size=settings.batch_size,
+                    exif=settings.exif,
+                    workers=threads,
+                    after_batch=after_batch,
+                    progress=progress,
+                )
         except KeyboardInterrupt:
             if rank == 0:
                 if written.needs_hashes:
@@ -219,7 +228,8 @@ def _evaluate(names: list[str], settings: Asked, access: Access) -> list[Result]
         _add_up(subjects, len(images), mine)
     results = []
     for ready, one, origin in zip(models, subjects, origins, strict=True):
-        results.append(_result(ready, one, origin, images, settings, access.offline))
+        found = _result(ready, one, origin, images, settings, access.offline)
+        results.append(found if energy is None else replace(found, energy=energy.to_json()))
         if rank == 0:
             _write(ready, one, images, results[-1], settings, several, access.say)
         if settings.report is not None and rank == 0:
@@ -232,6 +242,9 @@ def _evaluate(names: list[str], settings: Asked, access: Access) -> list[Result]
             else:
                 path = report.report_on(folder, document, one, images, settings.exif)
             access.say(f"written: `{path}`")
+    if settings.card is not None and rank == 0:
+        sources = [("the result", results[0].to_json())]
+        gather.add(settings.card, sources, access.say, overwrite=settings.overwrite)
     return results
 
 
@@ -396,4 +409,8 @@ def _result(
         published=published_beside(ready.model, ready.preprocessing, metrics),
         split=settings.split,
         n_trained_on=None if seen is None else len(seen),
+        date=gather.today(),
+        fingerprint=datacheck.fingerprint(images, settings.workers or machine.threads())
+        if settings.card is not None and torchrun.rank() == 0
+        else None,
     )

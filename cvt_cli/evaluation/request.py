@@ -1,5 +1,6 @@
 """What an evaluation is asked for, and what of it cannot be, as values."""
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
@@ -7,6 +8,7 @@ from typing import get_args
 from cvt_cli.base import files, places
 from cvt_cli.base.errors import DataError, UsageError, refuse_no_number
 from cvt_cli.base.progress import Progress, Say, silent
+from cvt_cli.cards import gather
 from cvt_cli.datasets.labelled import LabelledImages, Split
 from cvt_cli.datasets.layouts import check_told, open_dataset
 from cvt_cli.datasets.table_sets import Told
@@ -18,6 +20,8 @@ from cvt_cli.spec.config import Activation
 from cvt_cli.spec.formats import EngineChoice, Int8
 from cvt_cli.spec.labels import Labels
 from cvt_cli.spec.preprocessing import Resize
+from cvt_cli.tracking import energy
+from cvt_cli.tracking.energy import Energy
 
 TOP_K = 5
 """k of the second accuracy, unless another is asked for."""
@@ -51,6 +55,13 @@ class Asked:
     confusion: Path | None
     report: Path | None
     overwrite: bool
+    card: Path | None = None
+    energy: bool = False
+    country: str | None = None
+
+    def metered(self) -> AbstractContextManager[Energy | None]:
+        """Inside of it the energy is measured, if that was asked for."""
+        return energy.measured(self.country) if self.energy else nullcontext()
 
     def opened(
         self, part: Split, offline: bool, say: Say, progress: Progress = silent
@@ -112,6 +123,10 @@ def check(names: list[str], asked: Asked) -> None:
         raise UsageError(f"split is `{asked.split}`; accepted is `val`")
     if not names:
         raise UsageError("no model to evaluate")
+    if asked.country is not None and not asked.energy:
+        raise UsageError("--country: it needs --energy")
+    if asked.energy:
+        energy.check(asked.country)
     if asked.groups is not None and asked.told.group_by is not None:
         raise UsageError("--groups and --group-by both define groups; give only one of the two")
     predictions.check(asked.predictions, asked.resume, len(names))
@@ -146,6 +161,12 @@ def check(names: list[str], asked: Asked) -> None:
             files.refuse_replacing(written, asked.overwrite)
             for one in written:
                 files.refuse_unwritable(one)
+    if asked.card is not None:
+        if len(names) > 1:
+            raise UsageError(
+                "--card takes the result of one model", hint="evaluate them one by one"
+            )
+        gather.check(asked.card, overwrite=asked.overwrite)
     if asked.report is not None:
         folders = [asked.report / name for name in called] if len(names) > 1 else [asked.report]
         files.refuse_replacing([folder / "index.html" for folder in folders], asked.overwrite)

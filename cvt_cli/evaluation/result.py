@@ -33,6 +33,9 @@ class Result:
     published: PublishedScores | None
     split: Part | None
     n_trained_on: int | None  # images that the model was trained on; None if that is not known
+    date: str  # when it was measured
+    fingerprint: str | None = None  # of the images, where a card asked for it
+    energy: dict[str, Any] | None = None  # that all of it took, as the documented keys
 
     @property
     def model(self) -> str:
@@ -49,6 +52,9 @@ class Result:
             "record": self.published and asdict(self.published),
             "split": self.split,
             "n_trained_on": self.n_trained_on,
+            "date": self.date,
+            "fingerprint": self.fingerprint,
+            "energy": self.energy,
         }
 
 

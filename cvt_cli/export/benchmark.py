@@ -20,10 +20,13 @@ from cvt_cli.base import files, machine
 from cvt_cli.base.errors import UsageError
 from cvt_cli.base.progress import Progress, Say
 from cvt_cli.base.text import counted
+from cvt_cli.cards import gather
 from cvt_cli.export import benchmark_peers
 from cvt_cli.export.benchmark_peers import exports
 from cvt_cli.export.benchmark_sides import Network, Side, sides_of
 from cvt_cli.export.benchmark_worker import Worker, random_network
+from cvt_cli.tracking import energy as energies
+from cvt_cli.tracking.energy import Energy
 
 if TYPE_CHECKING:
     from cvt_cli.spec.formats import Precision
@@ -33,6 +36,9 @@ MOST_APART = 2.0
 
 VERSIONS = ("cvt-cli", "torch", "onnxruntime", "openvino", "transformers")
 """The packages whose versions a result depends on."""
+
+ENERGY_SEC = 5.0
+"""That every side computes for, to know its energy: some looks at counters a second apart."""
 
 _PEAK_SIZE = 2048
 """Rows of the square matrices whose product shows what the processor can do."""
@@ -57,6 +63,7 @@ class Row:
     first_call_sec: float
     share_of_peak: float | None  # of a matrix product's rate in the same precision, in turn
     peak_memory_bytes: int  # of the process; on CUDA, of the device
+    joules_per_image: float | None = None  # of the whole machine, where that was measured
 
     def to_json(self) -> dict[str, Any]:
         """The documented keys."""
@@ -74,6 +81,7 @@ class Row:
             "first_call_sec": self.first_call_sec,
             "share_of_peak": self.share_of_peak,
             "peak_memory_bytes": self.peak_memory_bytes,
+            "joules_per_image": self.joules_per_image,
         }
 
 
@@ -87,6 +95,8 @@ class Benchmark:
     rounds: int
     versions: Mapping[str, str]
     rows: tuple[Row, ...]
+    date: str  # when it was measured
+    energy: Mapping[str, Any] | None = None  # of all sides together, as the documented keys
 
     @property
     def single(self) -> Network | None:
@@ -106,6 +116,8 @@ class Benchmark:
             "hardware": self.hardware,
             "rounds": self.rounds,
             "versions": self.versions,
+            "date": self.date,
+            "energy": self.energy,
             "rows": [row.to_json() for row in self.rows],
         }
 
@@ -119,6 +131,8 @@ def benchmark(
     against: Sequence[str],
     rounds: int,
     device: str,
+    energy: bool = False,
+    country: str | None = None,
     say: Say,
     progress: Progress,
 ) -> Benchmark:
@@ -132,6 +146,8 @@ def benchmark(
         against: `benchmark_peers.PEERS`; the ratios are to the first.
         rounds: how often every side has its turn.
         device: what follows ``--device``.
+        energy: measure it too, in more turns.
+        country: for the CO2 of it.
         say: told what is measured.
         progress: of the rounds.
 
@@ -144,6 +160,8 @@ def benchmark(
             raise UsageError(f"`{networks[0].name}` runs on the CPU here, not on `{device}`")
     from cvt_cli.model import devices
 
+    if energy:
+        energies.check(country)
     place = devices.choose_device(device)
     networks = [n if n.file else replace(n, device=str(place)) for n in networks]
     sides = sides_of(networks, engines, precisions, batch_sizes, against)
@@ -152,6 +170,7 @@ def benchmark(
         f"{title_of(networks)}; {place}, {hardware}; {counted(len(sides), 'configuration')}, "
         f"{counted(rounds, 'round')}"
     )
+    used: list[Energy] | None = [] if energy else None
     with files.workplace(Path(tempfile.gettempdir(), "cvt-benchmark")) as folder:
         rows = measure(
             sides,
@@ -159,10 +178,14 @@ def benchmark(
             ratios=bool(against) or len(networks) > 1,
             folder=folder,
             progress=progress,
+            energy=used,
+            country=country,
         )
     return Benchmark(
-        tuple(networks), str(place), hardware, rounds, machine.versions(VERSIONS), tuple(rows)
-    )
+        tuple(networks), str(place), hardware, rounds, machine.versions(VERSIONS), tuple(rows),
+        gather.today(),
+        energies.added([one.to_json() for one in used]) if used else None,
+    )  # fmt: skip
 
 
 def title_of(networks: Sequence[Network]) -> str:
@@ -190,6 +213,8 @@ def measure(
     against_peak: bool = True,
     folder: Path,
     progress: Progress,
+    energy: list[Energy] | None = None,
+    country: str | None = None,
 ) -> list[Row]:
     """Measure every side in turn.
 
@@ -200,6 +225,8 @@ def measure(
         against_peak: whether to measure the rate of a matrix product too, for the share of it.
         folder: for graphs.
         progress: of the rounds.
+        energy: where that is to be measured, takes what each side used, in order.
+        country: for the CO2 of it.
 
     Raises:
         UsageError: a side does not compute in its precision here.
@@ -243,8 +270,28 @@ def measure(
                 for index in order:
                     rates[index].append(workers[index].turn())
                     advance(1, "")
+        joules: list[float | None] = [None] * len(workers)
+        if energy is not None:
+            with progress("energy", len(workers), unit="turns") as advance:
+                for index, worker in enumerate(workers):
+                    used, joules[index] = _energy_of(worker, country)
+                    energy.append(used)
+                    advance(1, "")
         memory = [worker.stop() for worker in workers]
-    return _rows(workers, rates, peaks, memory, ratios)
+    rows = _rows(workers, rates, peaks, memory, ratios)
+    return [replace(row, joules_per_image=j) for row, j in zip(rows, joules, strict=True)]
+
+
+def _energy_of(worker: Worker, country: str | None) -> tuple[Energy, float]:
+    """The energy of a side that computes without a pause, and its joules for an image."""
+    images, before = 0.0, time.perf_counter()
+    end = before + ENERGY_SEC
+    with energies.measured(country, every_sec=1.0) as used:
+        while before < end:
+            rate = worker.turn()
+            now = time.perf_counter()
+            images, before = images + rate * (now - before), now
+    return used, energies.JOULES * used.kwh / images
 
 
 def _rows(

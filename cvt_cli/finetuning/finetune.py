@@ -276,6 +276,7 @@ def _going_on(
         progress,
     )
     job = starts.job_of(plan, settings, images, device, from_options.workers_of(options, device))
+    job = replace(job, **from_options.followed(options))
     run = Run(job, say=access.say, progress=progress)
     return Prepared(job, None, lambda: run.go_on(folder))
 

@@ -1,5 +1,7 @@
 """From what a run is told to what it trains: its images, and the job that it is."""
 
+from typing import Any
+
 import torch
 
 from cvt_cli.base import machine, places, torchrun
@@ -16,6 +18,7 @@ from cvt_cli.finetuning.job import Images, Job
 from cvt_cli.finetuning.settings import Options
 from cvt_cli.model import devices
 from cvt_cli.spec import published
+from cvt_cli.tracking import energy, trackers
 
 
 def model_of(options: Options) -> str | None:
@@ -66,7 +69,21 @@ def job_of(
         workers_of(options, device),
         start.repository,
         start.license,
+        **followed(options),
+        scratch=bool(options.variant),
     )
+
+
+def followed(options: Options) -> dict[str, Any]:
+    """How a run is followed, as fields of its job: by which tools, and whether its energy is
+    measured; raises UsageError as `trackers.parsed` and `energy.check`."""
+    if options.energy:
+        energy.check(options.country)
+    return {
+        "track": None if options.track is None else trackers.parsed(options.track),
+        "energy": bool(options.energy),
+        "country": options.country,
+    }
 
 
 def opened(options: Options, data: str, told: Told, say: Say, progress: Progress) -> LabelledImages:

@@ -89,6 +89,10 @@ class Job:
     workers: int  # processes that decode
     repository: str | None = None  # of the hub, where it starts from one
     license: str | None = None  # of what it starts from, where that is known
+    track: tuple[str, ...] | None = None  # tools that are told its figures; None: see `Feed`
+    energy: bool = False  # measure it
+    country: str | None = None  # for the CO2 of it
+    scratch: bool = False  # it starts from fresh weights, and ``name`` is a variant
 
     @property
     def labels(self) -> Labels:

@@ -67,7 +67,7 @@ def plan_of(
         "version": PLAN_VERSION,
         "data": _data(job, val_fraction),
         "model": _model(job),
-        "settings": _settings(job),
+        "settings": settings_json(job),
         "class_weights": _class_weights(job),
         "processes": torchrun.count(),
         "workers": job.workers,
@@ -82,7 +82,7 @@ def plan_of(
     }
 
 
-def _settings(job: Job) -> dict[str, Any]:
+def settings_json(job: Job) -> dict[str, Any]:
     """All of them but for those of several labels an image, where there is nothing of that."""
     values = {**asdict(job.settings), "recipe": job.settings.recipe.to_json()}
     for name in ("separator", "threshold_for"):
@@ -128,6 +128,7 @@ def _model(job: Job) -> dict[str, Any]:
         "start": job.name,
         "repository": job.repository,
         "license": job.license,
+        "scratch": job.scratch,
         "params": sum(p.numel() for p in job.model.parameters()),
         "trained_params": sum(p.numel() for p in trained.parameters() if p.requires_grad),
         "config": folders.transformers_config(job.model.config, job.labels, __version__),

@@ -28,6 +28,7 @@ from cvt_cli.finetuning.trainer import Trainer
 from cvt_cli.model.network import CvT
 from cvt_cli.spec.preprocessing import Preprocessing
 from cvt_cli.spec.recipes import AUGMENTATIONS
+from cvt_cli.spec.variants import VARIANTS
 
 
 @dataclass(frozen=True)
@@ -218,6 +219,7 @@ def job_of(
         workers,
         start.get("repository"),  # the version before does not say it
         start.get("license"),
+        scratch=start.get("scratch", start["start"] in VARIANTS),
     )
 
 

@@ -24,11 +24,11 @@ from typing import Any
 from cvt_cli.base import files, locks, torchrun
 from cvt_cli.base.conditions import json_hash
 from cvt_cli.base.progress import Progress, Say, silent, unheard
-from cvt_cli.finetuning import plan, preparation, results, resume
+from cvt_cli.finetuning import plan, preparation, results, resume, run_card
 from cvt_cli.finetuning.job import Job
 from cvt_cli.finetuning.probe_run import solve
 from cvt_cli.finetuning.results import Result
-from cvt_cli.finetuning.resume import STATE_FILE, WHOLE_BEST, Position
+from cvt_cli.finetuning.resume import STATE_FILE, WHOLE_BEST, Epoch, Position
 from cvt_cli.finetuning.stop import Stop
 from cvt_cli.finetuning.training_loop import Loop
 from cvt_cli.model import engine
@@ -56,6 +56,7 @@ class Run:
         self._log: Path | None = None
         self._started = perf_counter()
         self._stop = Stop()
+        self._part: Epoch | None = None  # what came of one that was ended early
         self._saved = ""  # what of it is on the disk, for who interrupts it
         self.batches = preparation.batches_of(job, self._say)
         self.trainer = preparation.trainer_of(job, self.batches) if job.takes_steps else None
@@ -90,6 +91,7 @@ class Run:
                 preparation.check_free(folder)  # another process may have been faster
                 images = self.job.images
                 split = {
+                    "begun": run_card.now(),
                     "seed": self.job.settings.seed,
                     "root": str(images.validation.root.resolve()),
                     "validation": list(images.validation.names),
@@ -147,7 +149,9 @@ class Run:
             try:
                 position = first()
                 self._log = folder / "log.txt"
-                return self._trained(folder, position)
+                with run_card.metered(folder, self.job):
+                    self._train(folder, position)
+                return results.finish(folder, self.job, position, self._part)
             except KeyboardInterrupt:
                 self._say(
                     f"interrupted{self._saved}; to continue: cvt finetune --resume "
@@ -157,14 +161,14 @@ class Run:
                 )
                 raise
 
-    def _trained(self, folder: Path, position: Position) -> Result:
+    def _train(self, folder: Path, position: Position) -> None:
         if self.trainer is None:
             row = solve(self.job, folder, self._say, self.progress)
             position.rows, position.best, position.seconds = [row], 1, row.elapsed
             for place in ("best", "last"):
-                results.keep(folder / place, self.job.model, self.job, self.batches, row, 1)
+                run_card.keep(folder / place, self.job.model, self.job, self.batches, row, 1)
             results.write_metrics(folder, position.rows)
-            return results.finish(folder, self.job, position)
+            return
         loop = Loop(
             self.job,
             self.batches,
@@ -177,8 +181,7 @@ class Run:
             say=self._say,
             progress=self.progress,
         )
-        part = loop.train()
-        return results.finish(folder, self.job, position, part)
+        self._part = loop.train()
 
     def _save(self, folder: Path, position: Position) -> None:
         with self._stop.later():  # what is said of the state is noted before anybody may ask

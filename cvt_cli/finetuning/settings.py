@@ -42,14 +42,15 @@ OF_A_RECIPE = {
 """Options that override a field of the recipe, and which."""
 
 _TOLD_ANEW = frozenset(
-    "--resume --data --data-dir --images --offline --device --gpus --workers --max-time".split()
+    "--resume --data --data-dir --images --offline --device --gpus --workers --max-time "
+    "--track --energy --country".split()
 )
 """What a run that goes on may be told anew, since its weights do not depend on it."""
 
 _OF_STEPS = frozenset(
     "--epochs --lr --warmup-epochs --weight-decay --clip --augment --freeze --patience --max-time "
     "--sampler --select --threshold-for --accumulate --checkpoint-activations --sync-bn --gpus "
-    "--workers".split()
+    "--workers --track".split()
 )
 """What a linear probe, which takes no steps, has no use for."""
 
@@ -112,6 +113,9 @@ class Options:
     precision: str | None = None  # by default "auto"
     checkpoint_activations: bool | None = None  # compute each block twice, to save memory
     workers: int | None = None  # processes that decode
+    track: str | None = None  # tools that are told the figures, with commas between
+    energy: bool | None = None  # measure it
+    country: str | None = None  # whose electricity the CO2 is estimated for
     resume: Path | None = None  # the run to go on with
     output: Path | None = None  # the run folder to make
 
@@ -175,6 +179,8 @@ class Options:
         """Raises UsageError if something is missing, or has no effect beside the rest."""
         if self.max_time:
             parse_duration(self.max_time)
+        if not self.energy:
+            self.refuse(["--country"], "it needs --energy")
         if self.resume is not None:
             if settled := [option for option in self.told if option not in _TOLD_ANEW]:
                 raise UsageError(
@@ -311,7 +317,7 @@ class CommandOptions(Options):
 
 SETTLED_ELSEWHERE = frozenset(
     "data_dir allow_overlap folds val_fraction model revision offline variant res resize "
-    "activation device precision workers resume output gpus dry_run".split()
+    "activation device precision workers track energy country resume output gpus dry_run".split()
 )
 """Options of which the images are made, the model, the device, the folder and the processes."""
 

@@ -2,22 +2,20 @@
 
 import shlex
 from collections.abc import Callable
-from contextlib import closing, nullcontext
-from dataclasses import asdict
 from pathlib import Path
 from time import perf_counter
 
 from cvt_cli.base import torchrun
 from cvt_cli.base.progress import Progress, Say
-from cvt_cli.finetuning import results, tensorboard
+from cvt_cli.finetuning import plan, results, run_card
 from cvt_cli.finetuning.batches import Batches, workers_watched
 from cvt_cli.finetuning.job import Job
 from cvt_cli.finetuning.resume import WHOLE_BEST, Epoch, Position
 from cvt_cli.finetuning.stop import Stop
-from cvt_cli.finetuning.tensorboard import Events
 from cvt_cli.finetuning.trainer import Trainer
 from cvt_cli.finetuning.validation import validate
 from cvt_cli.finetuning.watch import Watch
+from cvt_cli.tracking.feed import Feed
 
 SAVE_EVERY_SEC = 60.0
 """Between two states in the middle of an epoch, unless writing one takes long."""
@@ -67,7 +65,7 @@ class Loop:
         heaviest = 1.0 if weights is None else float(weights.max())
         guessed = 2 if job.several else len(job.labels)  # of several, each is guessed by itself
         self._watch = Watch(guessed, recipe, precision, heaviest)
-        self._events: Events | None = None
+        self._feed: Feed | None = None
 
     def train(self) -> Epoch | None:
         """Train on.
@@ -85,10 +83,13 @@ class Loop:
                 f"continuing at step {self.trainer.step_number} of {self._total}, epoch "
                 f"{min(self.trainer.step_number, self._total - 1) // self._per_epoch + 1}"
             )
-        if torchrun.rank() == 0 and tensorboard.available():
-            self._events = Events(self.folder / "events", self.trainer.step_number)
-        with nullcontext() if self._events is None else closing(self._events):
+        if torchrun.rank() != 0:
             return self._train()
+        track, settings = self.job.track, plan.settings_json(self.job)
+        with Feed(track, self.folder, settings, self.trainer.step_number, self._say) as self._feed:
+            part = self._train()
+            self._feed.card = self.folder / "best" / "README.md"
+            return part
 
     def _train(self) -> Epoch | None:
         position = self.position
@@ -169,9 +170,9 @@ class Loop:
                     self._save()
                     saved = perf_counter()
                     interval = max(SAVE_EVERY_SEC, 50 * (saved - now))
-                if self._events is not None and trainer.step_number % 50 == 0:
+                if self._feed is not None and trainer.step_number % 50 == 0 and self._feed.wanted:
                     values = {"loss": float(loss), "learning_rate": rate}
-                    self._events.add(trainer.step_number, values)
+                    self._feed.add(trainer.step_number, values)
         self._watch.all_good(trainer.model.parameters())
         return _WHOLE
 
@@ -223,12 +224,8 @@ class Loop:
         if torchrun.rank() == 0:
             self._keep(row, is_best)
             results.write_metrics(self.folder, position.rows)
-            if self._events is not None:
-                of_row = asdict(row)
-                main = "val_map" if self.job.several else "val_top1"
-                values = {key: of_row[key] for key in ("training_loss", "val_loss", main)}
-                known = {key: value for key, value in values.items() if value is not None}
-                self._events.add(self.trainer.step_number, known)
+            if self._feed is not None:
+                self._feed.add(self.trainer.step_number, results.figures_of(row))
         self._say_row(row, is_best)
 
     def _keep_part(self, part: Epoch) -> None:
@@ -249,7 +246,7 @@ class Loop:
     def _keep(self, row: Epoch, is_best: bool) -> None:
         for place in ("best", "last") if is_best else ("last",):
             model = self.trainer.best_model
-            results.keep(self.folder / place, model, self.job, self.batches, row, self._epochs)
+            run_card.keep(self.folder / place, model, self.job, self.batches, row, self._epochs)
 
     def _say_row(self, row: Epoch, is_best: bool, what: str = "") -> None:
         self._say(

@@ -113,7 +113,9 @@ def test_what_finetune_made_can_be_pushed_as_it_is(
 
     assert pushed.exit_code == 0, pushed.stderr
     assert "metadata" not in pushed.stderr  # the hub has nothing to say of the card
-    assert held(hub) == content(tmp_path / "run" / "best")
+    results = ".eval_results/cvt.yaml"
+    best = tmp_path / "run" / "best"
+    assert held(hub) == content(best) | {results: (best / results).read_bytes()}
     assert somebody.run("info", NAME, "--json").json["classes"] == ["0", "1"]
 
 

@@ -24,11 +24,11 @@ EVALUATE = (
     "--model --revision --offline --label-map --real --groups --skip-unreadable --res "
     "--resize --activation "
     "--exif --batch-size --workers --device --engine --precision --top-k --expect --predictions "
-    "--report --verbose --json --split --resume --group-by --scores --confusion"
+    "--report --verbose --json --split --resume --group-by --scores --confusion --card"
 )
 EXPORT = (
     "--format --with-preprocessing --dynamic-size --overwrite --precision --int8 --verify-data "
-    "--res --resize --activation --revision --offline --json"
+    "--res --resize --activation --revision --offline --json --card"
 )
 FINETUNE = (
     "--data-dir --val-fraction --model --revision --offline --variant --res --resize --activation "
@@ -37,11 +37,11 @@ FINETUNE = (
     "--clip --augment --class-weights --sampler --select --patience --max-time --seed --device "
     "--gpus --sync-bn --precision --checkpoint-activations --workers --resume --dry-run --output "
     "--json --strict "
-    "--group-by --allow-overlap --folds"
+    "--group-by --allow-overlap --folds --track"
 )
 BENCHMARK = (
     "--variant --model --res --engine --precision --batch-size --against --rounds --device --plot "
-    "--json --job"
+    "--json --job --card"
 )
 
 
@@ -115,7 +115,7 @@ OPTIONS_WITH_EFFECT = [
     (
         "finetune --resume x",
         "--resume --data --data-dir --images --offline --device --gpus --workers --max-time --json "
-        "--strict",
+        "--strict --track",
     ),
     ("finetune x --folds 3", but(FINETUNE, "--data-dir --max-time --gpus --sync-bn")),
     (
@@ -137,9 +137,12 @@ OPTIONS_WITH_EFFECT = [
         "--clip --augment --class-weights --sampler --select --patience --max-time --seed "
         "--device --gpus --sync-bn --precision --checkpoint-activations --workers --resume "
         "--dry-run --output --json "
-        "--strict --group-by --allow-overlap --folds",
+        "--strict --group-by --allow-overlap --folds --track",
     ),
     ("push nowhere user/name", "--private --json"),
+    ("card cvt-13", "--add --revision --offline --output --json"),
+    ("card x", "--add --offline --output --overwrite --json"),
+    ("card --check x", "--check --json"),
     ("cache list", "--json"),
     ("cache path", "--json"),
     ("cache verify", "--json"),

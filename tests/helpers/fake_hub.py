@@ -141,7 +141,8 @@ class Hub:
         """Publish a folder's files, or these, as a repository with a branch main."""
         files = folder_or_files
         if isinstance(files, Path):
-            files = {path.name: path.read_bytes() for path in sorted(files.iterdir())}
+            paths = sorted(path for path in files.rglob("*") if path.is_file())
+            files = {path.relative_to(files).as_posix(): path.read_bytes() for path in paths}
         self.repositories[name] = Repository({"main": Commit(files)}, **faults)
         return self.repositories[name]
 

@@ -10,8 +10,8 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from cvt_cli.base.errors import CvtError
-from cvt_cli.finetuning import tensorboard
-from cvt_cli.finetuning.tensorboard import Events
+from cvt_cli.tracking import tensorboard
+from cvt_cli.tracking.tensorboard import Events
 
 
 def read(folder: Path) -> dict[str, list[tuple[int, float]]]:
@@ -64,7 +64,7 @@ def test_a_resumed_run_replaces_what_was_written_after_its_state(tmp_path: Path)
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from cvt_cli.finetuning.tensorboard import Events
+from cvt_cli.tracking.tensorboard import Events
 
 events = Events(Path(sys.argv[1]), 0)
 for step in range(5):
@@ -107,7 +107,7 @@ FULL = """
 import resource, sys
 from pathlib import Path
 from cvt_cli.base.errors import CvtError
-from cvt_cli.finetuning.tensorboard import Events
+from cvt_cli.tracking.tensorboard import Events
 
 events = Events(Path(sys.argv[1]), 0)
 resource.setrlimit(resource.RLIMIT_FSIZE, (200, resource.RLIM_INFINITY))
@@ -134,7 +134,7 @@ def test_a_file_that_can_grow_no_more_is_said_and_what_is_in_it_can_be_read(tmp_
 def test_tensorflow_has_no_part_in_it(tmp_path: Path) -> None:
     (tmp_path / "tensorflow.py").write_text("raise SystemExit('TensorFlow was asked')")
     script = (
-        "import sys; from pathlib import Path; from cvt_cli.finetuning.tensorboard import Events\n"
+        "import sys; from pathlib import Path; from cvt_cli.tracking.tensorboard import Events\n"
         "Events(Path(sys.argv[1]), 0).add(1, {'loss': 2.0})"
     )
     paths = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
@@ -157,7 +157,7 @@ def test_it_is_known_whether_events_can_be_written(monkeypatch: pytest.MonkeyPat
 
 
 def test_a_module_imports_nothing_of_it_before_it_is_used() -> None:
-    script = "import cvt_cli.finetuning.tensorboard, sys; print('tensorboard' in sys.modules)"
+    script = "import cvt_cli.tracking.tensorboard, sys; print('tensorboard' in sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, env=dict(os.environ)
     )

@@ -1,0 +1,1 @@
+"""Model cards: what was measured of a checkpoint, in one document."""

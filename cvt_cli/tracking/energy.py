@@ -1,0 +1,164 @@
+"""How much energy work takes, by codecarbon's offline tracker (extra ``energy``); it asks nobody.
+
+What can be measured depends on the machine, and the method is part of every result: counters of
+the processor (RAPL), of NVIDIA cards (NVML), or an estimate by the processor's rating and load.
+It is of the whole machine, other work included.
+"""
+
+import logging
+import socket
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any
+
+from cvt_cli.base.errors import UsageError
+from cvt_cli.base.package import installing
+
+JOULES = 3.6e6
+"""In a kWh."""
+
+EVERY_SEC = 15.0
+"""Between two looks at the power, where work is long; short work has more."""
+
+
+@dataclass
+class Energy:
+    """What some work took; the values are there once it is over."""
+
+    kwh: float = 0.0
+    seconds: float = 0.0
+    method: str = ""
+    country: str | None = None  # of whose electricity the CO2 is
+    co2_kg: float | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """The documented keys of ``energy``."""
+        return {
+            "kwh": self.kwh,
+            "joules": JOULES * self.kwh,
+            "seconds": self.seconds,
+            "method": self.method,
+            "country": self.country,
+            "co2_kg": self.co2_kg,
+        }
+
+
+def check(country: str | None) -> None:
+    """Refuse what cannot be measured, before there is any work.
+
+    Raises:
+        UsageError: codecarbon is not installed, or it knows no such country.
+    """
+    if find_spec("codecarbon") is None:
+        raise UsageError("--energy needs `codecarbon`", hint=installing("energy"))
+    if country is not None and country.upper() not in _countries():
+        raise UsageError(
+            f"--country is `{country}`; accepted are the three letters of ISO 3166, such as DEU, "
+            "FRA or USA"
+        )
+
+
+def _countries() -> Mapping[str, Any]:
+    """What is known of the electricity of countries, by their codes."""
+    with _no_socket():
+        from codecarbon.input import DataSource
+
+    found: Mapping[str, Any] = DataSource().get_global_energy_mix_data()
+    return found
+
+
+@contextmanager
+def _no_socket() -> Iterator[None]:
+    """Inside of it nobody opens a socket to see whether there is IPv6, as urllib3 does when it is
+    imported."""
+    before, socket.has_ipv6 = socket.has_ipv6, False
+    try:
+        yield
+    finally:
+        socket.has_ipv6 = before
+
+
+@contextmanager
+def measured(country: str | None = None, every_sec: float = EVERY_SEC) -> Iterator[Energy]:
+    """Measure what is done inside; the values are filled when it ends, also by an error.
+
+    Args:
+        country: code of it, for the CO2; by default what codecarbon's own configuration says.
+        every_sec: between two looks at the power.
+    """
+    with _no_socket():
+        from codecarbon import OfflineEmissionsTracker
+        from codecarbon.core.config import get_hierarchical_config
+
+    country = country or get_hierarchical_config().get("country_iso_code")
+    # Without a country the CO2 is not used; any number in its place asks for none.
+    place = {"country_iso_code": country.upper()} if country else {
+        "force_carbon_intensity_g_co2e_kwh": 1.0
+    }  # fmt: skip
+    logging.getLogger("codecarbon").setLevel(logging.CRITICAL)
+    tracker = OfflineEmissionsTracker(
+        measure_power_secs=every_sec,
+        save_to_file=False,
+        save_to_api=False,
+        log_level="critical",
+        allow_multiple_runs=True,
+        tracking_mode="machine",
+        **place,
+    )
+    found = Energy(country=country and country.upper())
+    tracker.start()
+    began = time.perf_counter()
+    try:
+        yield found
+    finally:
+        found.seconds = time.perf_counter() - began
+        tracker.stop()
+        data = tracker.final_emissions_data
+        found.kwh = data.energy_consumed
+        found.co2_kg = data.emissions if country else None
+        found.method = _method(tracker)
+
+
+def _method(tracker: Any) -> str:
+    """How it was measured, in words."""
+    parts = []
+    for part in tracker._hardware:
+        kind = type(part).__name__
+        if kind == "CPU":
+            mode, rating = getattr(part, "_mode", ""), getattr(part, "_tdp", None)
+            parts.append(_of_processor(mode, rating))
+        elif kind == "GPU":
+            parts.append("NVML")
+        elif kind == "RAM":
+            parts.append("memory by its size, an estimate")
+        else:  # an Apple chip's powermetrics, a Raspberry Pi's own counter
+            parts.append(f"{kind}'s own counters")
+    return f"{', '.join(dict.fromkeys(parts))}; of the whole machine"
+
+
+def _of_processor(mode: str, rating: float | None) -> str:
+    if mode == "intel_rapl":
+        return "RAPL package counters"
+    if mode in ("windows_emi", "intel_power_gadget"):
+        return "the processor's own counters"
+    watts = f"{rating:.0f} W rating" if rating else "a rating"
+    return f"{watts} x load, an estimate" if "load" in mode else f"{watts}, an estimate"
+
+
+def added(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """The energy of work that was done in parts; None of none."""
+    if not parts:
+        return None
+    known = [one["co2_kg"] for one in parts]
+    kwh = sum(one["kwh"] for one in parts)
+    return {
+        "kwh": kwh,
+        "joules": JOULES * kwh,
+        "seconds": sum(one["seconds"] for one in parts),
+        "method": "; ".join(dict.fromkeys(one["method"] for one in parts)),
+        "country": parts[-1]["country"],
+        "co2_kg": None if None in known else sum(known),
+    }

@@ -1,0 +1,320 @@
+"""`cvt card`: what was measured meets in one document; results of something else are refused."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from huggingface_hub import ModelCard
+from huggingface_hub.constants import REPOCARD_NAME
+from huggingface_hub.repocard_data import model_index_to_eval_results
+
+from cvt_cli.cards import markdown, parts
+from cvt_cli.model import weights
+from tests_shared import TESTS
+
+KEPT = TESTS / "kept"
+NOT_MEASURED = "Not measured: "
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was evaluated and benchmarked into its card, and the JSON of the evaluation."""
+    from unittest import mock
+
+    from typer.testing import CliRunner
+
+    from cvt_cli.cli import app
+
+    folder = tmp_path_factory.mktemp("card")
+    images, run = shutil.copytree(KEPT / "images", folder / "images"), folder / "run"
+    for line in (
+        ["finetune", images, "--model", KEPT / "model", "--epochs", 2, "--val-fraction", 0.3,
+         "--batch-size", 8, "--workers", 0, "--output", run],
+        ["evaluate", images, "--model", run, "--split", "val", "--engine", "torch",
+         "--card", run, "--json", folder / "val.json"],
+        ["benchmark", run, "--engine", "torch", "--rounds", 1, "--batch-size", 1,
+         "--card", run, "--json", folder / "speed.json"],
+    ):  # fmt: skip
+        words = [str(word) for word in line]
+        with mock.patch("sys.argv", ["cvt", *words]):
+            done = CliRunner().invoke(app, words, catch_exceptions=False)
+        assert done.exit_code == 0, done.stderr
+    return folder
+
+
+@pytest.fixture
+def run(measured: Path, tmp_path: Path) -> Path:
+    """A copy of it that a test may spoil."""
+    shutil.copytree(measured / "images", tmp_path / "images")
+    return shutil.copytree(measured / "run", tmp_path / "run")
+
+
+def card_of(run: Path) -> str:
+    return (run / "best" / REPOCARD_NAME).read_text()
+
+
+def lines_not_measured(text: str) -> list[str]:
+    return [line for line in text.splitlines() if NOT_MEASURED in line]
+
+
+def test_after_training_evaluation_and_benchmark_two_things_are_not_measured(
+    measured: Path,
+) -> None:
+    text = card_of(measured / "run")
+
+    robustness, energy = lines_not_measured(text)
+    assert "unknown inputs" in robustness
+    assert "`cvt finetune --energy`" in energy and "`cvt benchmark --energy`" in energy
+    assert "[More Information Needed]" not in text
+    said = json.loads((measured / "val.json").read_text())
+    low, high = (100 * bound for bound in said["top1_interval"])
+    assert (
+        f"| top-1 | {100 * said['top1']:.2f} % ({said['top1_correct']} of 9; {low:.2f} to "
+        f"{high:.2f}) |"
+    ) in text
+    assert said["fingerprint"] in text and said["weights_sha256"][:16] in text
+    assert "the images that the best epoch was chosen by" in text
+    rate = json.loads((measured / "speed.json").read_text())["rows"][0]["images_per_sec"]
+    assert f"| torch | fp32 | 1 | {rate:.1f} (" in text
+    for label in ("blue", "green", "red"):
+        assert f"| {label} | 7 |" in text  # images to train on
+    assert re.search(r"Started 2\d{3}-.*; ended 2\d{3}-", text)
+    assert str(measured) not in text  # no folder of this machine
+
+
+def test_the_hubs_client_reads_both_forms_of_the_results_back(measured: Path) -> None:
+    best = measured / "run" / "best"
+    said = json.loads((measured / "val.json").read_text())
+
+    card = ModelCard.load(best / REPOCARD_NAME)
+    _, found = model_index_to_eval_results(card.data.to_dict()["model-index"])
+
+    (top1,) = [one for one in found if one.metric_name == "top-1"]
+    assert top1.metric_value == said["top1"] and top1.dataset_name == "images"
+    assert top1.dataset_args == {"fingerprint": said["fingerprint"]}
+    assert card.data.library_name == "transformers" and "cvt-cli" in card.data.tags
+    assert set(card.data.metrics) == {"accuracy", "f1"}
+    entries = yaml.safe_load((best / ".eval_results" / "cvt.yaml").read_text())
+    hub = pytest.importorskip("huggingface_hub")
+    if not hasattr(hub, "parse_eval_result_entries"):  # the lowest client that is allowed
+        return
+    parsed = hub.parse_eval_result_entries(entries)
+    assert [one.value for one in parsed] == [one.metric_value for one in found]
+    assert hub.eval_result_entries_to_yaml(parsed) == entries
+    assert said["fingerprint"] in parsed[0].notes
+
+
+def test_text_that_was_edited_stays_and_the_rest_is_written_anew(cvt, run: Path) -> None:
+    path = run / "best" / REPOCARD_NAME
+    text = card_of(run)
+    text = text.replace("**Developed by:** not stated", "**Developed by:** Ada")
+    text = text.replace("## Uses\n", "## Uses\n\nMine.\n")
+    text = text.replace("tags:\n- image-classification\n", "language: en\ntags:\n- signs\n", 1)
+    text = text.replace("<!-- cvt: citation", "Between the parts.\n\n<!-- cvt: citation")
+    path.write_text(text.replace("pipeline_tag: image-classification", "pipeline_tag: other"))
+    (run / "best" / "card.json").write_text(
+        (run / "best" / "card.json").read_text().replace('"seed": 0', '"seed": 77')
+    )
+
+    result = cvt("card", run)
+
+    assert result.exit_code == 0, result.stderr
+    assert result.stdout == f"{path}\n"
+    now = path.read_text()
+    assert "**Developed by:** Ada" in now and "## Uses\n\nMine.\n" in now
+    assert "Between the parts.\n\n<!-- cvt: citation" in now
+    assert "| seed | 77 |" in now
+    header = ModelCard(now).data.to_dict()
+    assert header["language"] == "en" and header["pipeline_tag"] == "other"
+    assert "edited by hand and kept as it is: tags, pipeline_tag, details, uses;" in (
+        result.stderr.replace("pipeline_tag, tags", "tags, pipeline_tag")
+    )
+    assert result.stderr.rstrip().endswith("written anew: training")
+
+    again = cvt("card", run)
+    assert path.read_text() == now and "nothing has changed" in again.stderr
+
+
+def test_a_part_that_was_removed_with_its_marks_is_written_again(cvt, run: Path) -> None:
+    path = run / "best" / REPOCARD_NAME
+    whole = path.read_text()
+    path.write_text(re.sub(r"<!-- cvt: uses .*?<!-- /cvt -->\n\n", "", whole, flags=re.DOTALL))
+
+    result = cvt("card", run)
+
+    assert path.read_text() == whole and "written anew: uses" in result.stderr
+
+
+def test_a_card_that_somebody_else_wrote_is_not_replaced(cvt, run: Path) -> None:
+    path = run / "best" / REPOCARD_NAME
+    path.write_text("# Mine\n")
+
+    for line in (("card", run), ("evaluate", run.parent / "images", "--model", run, "--card", run)):
+        refused = cvt(*line)
+        assert refused.exit_code == 1 and "has no marks of `cvt card`" in refused.stderr
+        assert path.read_text() == "# Mine\n"
+
+    assert cvt("card", run, "--overwrite").exit_code == 0
+    assert path.read_text().startswith("---\n")
+
+
+def changed(document: dict[str, Any], **values: Any) -> dict[str, Any]:
+    found = {**document, **values}
+    return {name: value for name, value in found.items() if value is not ...}
+
+
+@pytest.mark.parametrize(
+    ("kind", "values", "said"),
+    [
+        ("val", {"weights_sha256": "0" * 64}, "it is of weights with SHA-256 000000000000…, where"),
+        ("val", {"classes_sha256": "0" * 64}, "other class names, or these in another order"),
+        ("val", {"fingerprint": "0" * 64}, "of other images than the result of"),
+        ("val", {"n": 8}, "images: 8, where the card has 9"),
+        ("val", {"engine": ...}, "is a damaged result of `cvt evaluate`: it has no `engine`"),
+        ("val", {"version": "99.0.0"}, "was written by version 99.0.0 of cvt, which is newer"),
+        ("speed", {"macs": 5}, "it is of `macs` 5, where the model has 75048"),
+        ("speed", {"height": 64}, "it is of `height` 64, where the model has 32"),
+        ("speed", {"versions": {"cvt-cli": "99.0.0"}}, "was written by version 99.0.0"),
+    ],
+)
+def test_a_result_of_something_else_is_refused_with_what_differs(
+    cvt, measured: Path, run: Path, tmp_path: Path, kind: str, values: dict[str, Any], said: str
+) -> None:
+    document = json.loads((measured / f"{kind}.json").read_text())
+    file = tmp_path / "other.json"
+    file.write_text(json.dumps(changed(document, **values)))
+    before = card_of(run)
+
+    result = cvt("card", run, "--add", file)
+
+    assert result.exit_code == 1
+    assert f"`{file}`" in result.stderr and said in result.stderr
+    assert card_of(run) == before
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ('{"n": 3', "cannot be read as JSON"),
+        ("[]", "holds no result of a command of cvt"),
+        ('{"mine": 1}', "is not the result of a command that a card takes"),
+    ],
+)
+def test_a_file_that_holds_no_result_is_refused(
+    cvt, run: Path, tmp_path: Path, content: str, said: str
+) -> None:
+    (tmp_path / "x.json").write_text(content)
+
+    result = cvt("card", run, "--add", tmp_path / "x.json")
+
+    assert result.exit_code == 1 and said in result.stderr
+
+
+def test_a_result_takes_the_place_of_the_one_before_of_the_same_data(
+    cvt, measured: Path, run: Path
+) -> None:
+    result = cvt("card", run, "--add", measured / "val.json", "--json")
+
+    assert result.exit_code == 0, result.stderr
+    assert "takes the place of what was there of `cvt evaluate`" in result.stderr
+    kept = json.loads((run / "best" / "card.json").read_text())["results"]
+    assert [one["kind"] for one in kept] == ["benchmark", "evaluation"][::-1]
+    assert result.json["kept"] == [] and result.json["eval_results"][0]["value"] >= 0
+
+
+def test_results_of_weights_that_are_there_no_more_leave_the_card(cvt, run: Path) -> None:
+    best = weights.load(run / "best")
+    with torch.no_grad():
+        best.model.head.bias.add_(1.0)
+    card = card_of(run)
+    weights.save(run / "best", best.model, best.labels, best.preprocessing, card)
+
+    result = cvt("card", run)
+
+    assert result.exit_code == 0, result.stderr
+    assert "a result of `cvt evaluate` on" in result.stderr and "is left out" in result.stderr
+    assert "on other images than those; `cvt evaluate" in card_of(run)
+
+
+def test_a_damaged_record_or_one_of_a_newer_version_is_refused(cvt, run: Path) -> None:
+    path = run / "best" / "card.json"
+    for content, said in (
+        ("{", "cannot be read"),
+        ('{"version": 2}', "is of version 2; this version of cvt reads version 1"),
+        ('{"version": 1, "training": null, "results": [{"kind": "x"}]}', "damaged result"),
+    ):
+        path.write_text(content)
+        result = cvt("card", run)
+        assert result.exit_code == 1 and said in result.stderr
+
+
+def test_check_says_what_a_card_lacks(cvt, measured: Path, tmp_path: Path) -> None:
+    template = ModelCard.from_template(ModelCard("---\nlicense: mit\n---\n").data)
+    (tmp_path / "empty.md").write_text(str(template))
+
+    empty = cvt("card", "--check", tmp_path / "empty.md", "--json")
+    ours = cvt("card", "--check", measured / "run" / "best" / REPOCARD_NAME)
+
+    assert empty.exit_code == 1
+    assert len([x for x in empty.json["lacks"] if "[More Information Needed]" in x]) >= 35
+    assert "the header has no `library_name`" in empty.json["lacks"]
+    assert ours.exit_code == 1  # the model that it was trained from has no license
+    assert [x for x in ours.stdout.splitlines() if x.startswith("lacks")] == [
+        "lacks           the header has no `license`"
+    ]
+    assert len([x for x in ours.stdout.splitlines() if x.startswith("not measured")]) == 2
+    assert "not stated      Developed by" in ours.stdout
+
+
+def test_a_model_without_a_folder_has_its_card_printed_or_written_where_it_is_told(
+    cvt, tmp_path: Path
+) -> None:
+    printed = cvt("card", "cvt-nano-cifar10")
+    file = tmp_path / "card.md"
+    written = cvt("card", "cvt-nano-cifar10", "-o", file)
+
+    assert printed.exit_code == written.exit_code == 0
+    assert file.read_text() == printed.stdout
+    assert ModelCard(printed.stdout).data.model_name == "cvt-nano-cifar10"
+    file.write_text("mine")
+    assert cvt("card", "cvt-nano-cifar10", "-o", file).exit_code == 1
+    assert file.read_text() == "mine"
+
+
+def test_no_name_can_break_a_card() -> None:
+    odd = "a|b <!-- /cvt --> *x* `y` [z](w)\n# h & <b>"
+
+    shown = markdown.table(("class",), [(odd,)])
+    text = parts.merged({}, {"one": shown, "two": "2"}, None).text
+
+    assert shown.count("\n") == 2 and shown.splitlines()[-1].count("|") == 2
+    assert "<b>" not in shown and "<!--" not in shown
+    assert parts.edited(text) == []
+    assert parts.merged({}, {"one": shown, "two": "2"}, text).text == text
+
+
+def test_the_card_of_a_run_from_a_hub_says_what_it_comes_from(machine, hub, tmp_path: Path) -> None:
+    files = {path.name: path.read_bytes() for path in (KEPT / "model").iterdir()}
+    hub.add("someone/tiny", {**files, "README.md": b"---\nlicense: CC0-1.0\n---\n# Tiny\n"})
+    run = tmp_path / "run"
+
+    result = machine.run(
+        "finetune", "--data", KEPT / "images", "--model", "someone/tiny", "--val-fraction", 0.3,
+        "--epochs", 3, "--warmup-epochs", 0.1, "--batch-size", 8, "--workers", 0, "--max-time",
+        "0s", "-o", run,
+    )  # fmt: skip
+    assert result.exit_code == 0, result.stderr
+    gone_on = machine.run("finetune", "--resume", run, "--max-time", "1h", "--json")
+
+    assert gone_on.exit_code == 0, gone_on.stderr
+    said = ModelCard.load(run / "best" / "README.md").data
+    assert (said.base_model, said.license) == ("someone/tiny", "cc0-1.0")
+    assert said.to_dict()["base_model_relation"] == "finetune"
+    top1 = next(one for one in said.eval_results if one.metric_name == "top-1")
+    assert top1.metric_value == gone_on.json["val_top1"]
+    assert (top1.dataset_name, top1.dataset_split) == ("images", "train, a part held out")
