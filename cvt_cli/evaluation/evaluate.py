@@ -10,7 +10,7 @@ from typing import Any, overload
 from cvt_cli import loading
 from cvt_cli.base import machine, places, streams, torchrun
 from cvt_cli.base.errors import UsageError
-from cvt_cli.base.progress import Say, silent, unheard
+from cvt_cli.base.progress import silent, unheard
 from cvt_cli.base.text import counted
 from cvt_cli.cards import gather
 from cvt_cli.checkpoints.locate import Access
@@ -24,12 +24,9 @@ from cvt_cli.engines.ready import ReadyModel, engine_to_go_on_with
 from cvt_cli.evaluation import (
     annotations,
     measure_outcomes,
-    predictions,
-    report,
     run_models,
-    score_files,
     several_measures,
-    several_report,
+    written_files,
 )
 from cvt_cli.evaluation.metrics import Metrics
 from cvt_cli.evaluation.predictions import PredictionFiles
@@ -231,20 +228,7 @@ def _evaluate(names: list[str], settings: Asked, access: Access) -> list[Result]
         found = _result(ready, one, origin, images, settings, access.offline)
         results.append(found if energy is None else replace(found, energy=energy.to_json()))
         if rank == 0:
-            _write(ready, one, images, results[-1], settings, several, access.say)
-        if settings.report is not None and rank == 0:
-            folder = settings.report
-            if several:
-                folder = folder / predictions.name_in_files(ready.model)
-            document = results[-1].to_json()
-            if one.labels.several:
-                path = several_report.write_report(folder, document)
-            else:
-                path = report.report_on(folder, document, one, images, settings.exif)
-            access.say(f"written: `{path}`")
-    if settings.card is not None and rank == 0:
-        sources = [("the result", results[0].to_json())]
-        gather.add(settings.card, sources, access.say, overwrite=settings.overwrite)
+            written_files.write(ready, one, images, results[-1], settings, several, access.say)
     return results
 
 
@@ -343,29 +327,6 @@ def _add_up(subjects: Sequence[Subject], total: int, mine: Sequence[int]) -> Non
         counted = one.result.n + (len(one.result.failures) if one.result.skipped else 0)
         if counted != total:
             raise AssertionError(f"{one.result.n} images were counted of {total}")
-
-
-def _write(
-    ready: ReadyModel,
-    one: Subject,
-    images: LabelledImages,
-    result: Result,
-    settings: Asked,
-    several: bool,
-    say: Say,
-) -> None:
-    """Write the files of probabilities and of the confusion matrix that were asked for."""
-    name = predictions.name_in_files(ready.model) if several else None
-    if settings.scores is not None:
-        path = predictions.named_for(settings.scores, name)
-        conditions = {**ready.conditions(), "data": settings.data, "exif": settings.exif}
-        score_files.write_scores(path, one, images, conditions)
-        say(f"written: `{path}`")
-    if settings.confusion is not None:
-        path = predictions.named_for(settings.confusion, name)
-        assert isinstance(result.metrics, Metrics)  # it was refused of several labels
-        score_files.write_confusion(path, result.metrics.measures, one.labels)
-        say(f"written: `{path}`")
 
 
 def _metrics(one: Subject, images: LabelledImages, settings: Asked) -> Metrics | SetMetrics:
