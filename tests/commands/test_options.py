@@ -24,7 +24,7 @@ EVALUATE = (
     "--model --revision --offline --label-map --real --groups --skip-unreadable --res "
     "--resize --activation "
     "--exif --batch-size --workers --device --engine --precision --top-k --expect --predictions "
-    "--report --verbose --json --split --resume --group-by --scores --confusion --card"
+    "--report --verbose --json --split --resume --group-by --scores --confusion --card --energy"
 )
 EXPORT = (
     "--format --with-preprocessing --dynamic-size --overwrite --precision --int8 --verify-data "
@@ -37,11 +37,11 @@ FINETUNE = (
     "--clip --augment --class-weights --sampler --select --patience --max-time --seed --device "
     "--gpus --sync-bn --precision --checkpoint-activations --workers --resume --dry-run --output "
     "--json --strict "
-    "--group-by --allow-overlap --folds --track"
+    "--group-by --allow-overlap --folds --track --energy"
 )
 BENCHMARK = (
     "--variant --model --res --engine --precision --batch-size --against --rounds --device --plot "
-    "--json --job --card"
+    "--json --job --card --energy"
 )
 
 
@@ -115,7 +115,7 @@ OPTIONS_WITH_EFFECT = [
     (
         "finetune --resume x",
         "--resume --data --data-dir --images --offline --device --gpus --workers --max-time --json "
-        "--strict --track",
+        "--strict --track --energy",
     ),
     ("finetune x --folds 3", but(FINETUNE, "--data-dir --max-time --gpus --sync-bn")),
     (
@@ -128,7 +128,7 @@ OPTIONS_WITH_EFFECT = [
         "--data --val-fraction --model --revision --offline --variant --res --resize --activation "
         "--recipe "
         "--show-recipe --batch-size --class-weights --seed --device --precision --resume "
-        "--dry-run --output --json --strict --group-by --allow-overlap --folds",
+        "--dry-run --output --json --strict --group-by --allow-overlap --folds --energy",
     ),
     (
         "finetune --data x --variant nano",
@@ -137,11 +137,11 @@ OPTIONS_WITH_EFFECT = [
         "--clip --augment --class-weights --sampler --select --patience --max-time --seed "
         "--device --gpus --sync-bn --precision --checkpoint-activations --workers --resume "
         "--dry-run --output --json "
-        "--strict --group-by --allow-overlap --folds --track",
+        "--strict --group-by --allow-overlap --folds --track --energy",
     ),
     ("push nowhere user/name", "--private --json"),
     ("card cvt-13", "--add --revision --offline --output --json"),
-    ("card x", "--add --offline --output --overwrite --json"),
+    ("card cvt-nano-cifar10", "--add --offline --output --json"),
     ("card --check x", "--check --json"),
     ("cache list", "--json"),
     ("cache path", "--json"),
