@@ -64,8 +64,9 @@ def procedure(training: Training) -> Markdown:
         pairs.append(
             (
                 "best epoch",
-                f"{training['epoch']} of {training['epochs']}"
-                + (f" (step {training['step']})" if training["step"] else ""),
+                f"{training['epoch']}"
+                + (f" (step {training['step']})" if training["step"] else "")
+                + f" of {training['epochs']}",
             )
         )
     return rows(pairs)

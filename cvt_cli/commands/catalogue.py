@@ -9,6 +9,7 @@ from typing import Any
 from cvt_cli import loading
 from cvt_cli.base import places
 from cvt_cli.base.errors import CheckpointError, CvtError, UnreachableError, UsageError
+from cvt_cli.cards import published_facts
 from cvt_cli.checkpoints import cache, folders, hub, hub_client, locate
 from cvt_cli.checkpoints.cache import Snapshot
 from cvt_cli.checkpoints.checkpoint import Checkpoint
@@ -102,6 +103,18 @@ class Description:
         path = self.here.folder / folders.CARD_FILE if self.here and self.here.folder else None
         return path if path and path.is_file() else None
 
+    def _published(self) -> dict[str, Any]:
+        """What is published of one of the seven; None of any other."""
+        known = published.CHECKPOINTS.get(self.name)
+        if known is None or known.scores is None:
+            return {"scores": None, "pretrained_on": None, "limits": None}
+        shares = ("paper_top1", "top1", "top5", "real", "v2")
+        return {
+            "scores": {key: round(getattr(known.scores, key) / 100, 4) for key in shares},
+            "pretrained_on": published_facts.pretrained_on(known),
+            "limits": published_facts.limits(known),
+        }
+
     def to_json(self) -> dict[str, Any]:
         """The documented keys."""
         config, labels, preprocessing = (
@@ -126,6 +139,7 @@ class Description:
             "weights_sha256": self.weights_sha256,
             "license": self.license,
             "card": self.here.card if self.here else None,
+            **self._published(),
             "notes": list(self.notes),
         }
 

@@ -1,11 +1,12 @@
 """``cvt info``: what one checkpoint is."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from cvt_cli.commands import completion, options, output
 from cvt_cli.spec.config import Size
+from cvt_cli.spec.published import MEASURED_BY
 from cvt_cli.spec.variants import variant_of
 
 
@@ -27,8 +28,8 @@ def info(
 ) -> None:
     """Show what a model is: classes, input size, source, license.
 
-    For published models no download is needed; for other repositories only config and card are
-    downloaded, not the weights.
+    Published models also show accuracy, pre-training and limits (cvt card has more), and need no
+    download; for other repositories only config and card are downloaded, not the weights.
 
     Examples:
       cvt info cvt-13
@@ -55,6 +56,7 @@ def info(
         ("activation", found.described.config.activation),
         ("parameters", f"{document['params']:,}"),
         ("MACs", f"{document['macs']:,} for one image"),
+        *_published(document),
         ("repository", found.repository or "none"),
         ("revision", found.revision or "none"),
         ("weights", str(found.weights or "not on this machine")),
@@ -65,3 +67,20 @@ def info(
     output.emit(found.name)
     for name, value in rows:
         output.emit(f"  {name:<11} {value}")
+
+
+def _published(document: dict[str, Any]) -> list[tuple[str, str]]:
+    """The short of a published model's card."""
+    scores = document["scores"]
+    if scores is None:
+        return []
+    shares = {name: f"{100 * value:.2f}".rstrip("0").rstrip(".") for name, value in scores.items()}
+    limits = [("limits" if not number else "", line) for number, line in
+              enumerate(document["limits"])]  # fmt: skip
+    return [
+        ("accuracy", f"top-1 {shares['top1']} %, top-5 {shares['top5']} % on ImageNet-1k "
+         f"({MEASURED_BY}); {shares['paper_top1']} % in the paper"),
+        ("", f"top-1 {shares['real']} % by ReaL's labels, {shares['v2']} % on ImageNet-V2"),
+        ("trained on", document["pretrained_on"]),
+        *limits,
+    ]  # fmt: skip

@@ -104,7 +104,7 @@ OPTIONS_WITH_EFFECT = [
     ("flops cvt-13", "--res --num-classes --json"),
     ("count-params nano", "--num-classes --json"),
     ("benchmark nano", but(BENCHMARK, "--variant --model")),
-    ("benchmark --job predict --data x", f"{but(BENCHMARK, '--plot')} --data"),
+    ("benchmark --job predict --data x", f"{but(BENCHMARK, '--plot --card --energy')} --data"),
     ("flops --variant 13", "--res --num-classes --json"),
     ("flops --model cvt-13", "--res --num-classes --json"),
     ("count-params", "--variant --model --num-classes --json"),
