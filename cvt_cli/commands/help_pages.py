@@ -15,7 +15,7 @@ from typing import Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from cvt_cli.commands import output
+from cvt_cli.commands import output, plain_values
 
 ARGUMENTS = "Arguments"
 COMMANDS = "Commands"
@@ -35,7 +35,11 @@ SEE_ALSO = "See also:"
 
 
 class Command(TyperCommand):
-    """A command whose help is such a page."""
+    """A command whose help is such a page, and which takes plain values without pydantic."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        plain_values.spare_pydantic(self.get_params(ctx))
+        return super().parse_args(ctx, args)
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         output.print_help(page(self, ctx))
@@ -46,6 +50,10 @@ class Command(TyperCommand):
 
 class Group(TyperGroup):
     """A command that has commands; its help lists them in sections."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        plain_values.spare_pydantic(self.get_params(ctx))
+        return super().parse_args(ctx, args)
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         output.print_help(page(self, ctx))

@@ -134,6 +134,7 @@ def test_a_prepared_graph_is_taken_by_itself_and_needs_no_torch(prepared: Path) 
         "except SystemExit as e: assert not e.code\n"
         "assert 'onnxruntime' in sys.modules\n"
         "heavy = {'torch', 'torchvision', 'huggingface_hub', 'safetensors', 'onnx', 'ssl'}\n"
+        "heavy |= {'pydantic', 'rich'}\n"
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)"
     )
 
