@@ -21,15 +21,7 @@ EXPLAIN = "Explanation"
 FOLDER = "explanations"
 """Where pictures go unless another place is given."""
 
-MethodName = Literal[
-    "hirescam",
-    "layercam",
-    "relevance",
-    "attention",
-    "gradcam",
-    "integrated-gradients",
-    "occlusion",
-]
+MethodName = Literal["occlusion", "hirescam", "layercam", "relevance", "attention"]
 
 
 def _methods(incomplete: str) -> list[str]:
@@ -48,8 +40,8 @@ Methods = Annotated[
     list[str] | None,
     options.text_option(
         "NAME",
-        f"Method: {options.either(MethodName)}. Can be repeated. The last three need captum "
-        "(pip install '.[explain]'). [default: hirescam]",
+        f"Method: {options.either(MethodName)}. Can be repeated. occlusion takes about 50 "
+        "passes through the network, the others one. [default: occlusion]",
         EXPLAIN,
         parser=_method,
         autocompletion=_methods,
@@ -83,8 +75,7 @@ Stage = Annotated[
     int | None,
     options.value_option(
         "N",
-        "Stage of the network whose features hirescam, layercam and gradcam use: 0, 1 or 2. "
-        "[default: 1]",
+        "Stage of the network whose features hirescam and layercam use: 0, 1 or 2. [default: 1]",
         EXPLAIN,
     ),
 ]

@@ -1,6 +1,5 @@
 """The methods by name, and the maps that they give of one picture."""
 
-import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,15 +16,7 @@ from cvt_cli.explanation.geometry import PIXELS, Grid, key_grid, token_grid
 from cvt_cli.explanation.target import Target
 from cvt_cli.explanation.traced import Trace, TracedCvT
 
-Name = Literal[
-    "hirescam",
-    "layercam",
-    "relevance",
-    "attention",
-    "gradcam",
-    "integrated-gradients",
-    "occlusion",
-]
+Name = Literal["occlusion", "hirescam", "layercam", "relevance", "attention"]
 
 
 @dataclass(frozen=True)
@@ -36,31 +27,22 @@ class Method:
     signed: bool = False  # values below 0 speak against the class
     by_class: bool = True  # the map depends on the class
     by_stage: bool = False  # it is taken at a stage that can be chosen
-    captum: bool = False
 
 
 METHODS: dict[Name, Method] = {
+    "occlusion": Method("what the answer loses where a window is covered", signed=True),
     "hirescam": Method("gradients times the features of a stage", signed=True, by_stage=True),
     "layercam": Method("positive gradients times the features of a stage", by_stage=True),
     "relevance": Method("gradients times attention, through the last stage"),
     "attention": Method("attention, rolled out over the last stage", by_class=False),
-    "gradcam": Method(
-        "mean gradients times the features of a stage", signed=True, by_stage=True, captum=True
-    ),
-    "integrated-gradients": Method(
-        "gradients by the pixel, summed from grey to the image", signed=True, captum=True
-    ),
-    "occlusion": Method("what the answer loses where a window is grey", signed=True, captum=True),
 }
+"""Those that are truer than a random map on every set of images that they were measured on."""
 
-DEFAULT: Name = "hirescam"
-"""The truest of those that take one pass and need nothing else (docs/commands/explain.md)."""
+DEFAULT: Name = "occlusion"
+"""The truest of them (docs/commands/explain.md has the figures)."""
 
 STAGE = 1
 """Counted from 0; the one whose maps were the truest. A network with fewer has its last."""
-
-_STEPS = 32
-"""Of integrated gradients; from 32 on the maps change little."""
 
 _WINDOWS = 4
 """Windows of occlusion side by side; they overlap by half."""
@@ -87,16 +69,11 @@ class Map:
 
 
 def check(methods: Sequence[Name], stage: int | None, stages: int) -> None:
-    """Raises UsageError for a method that is not installed, or a stage that there is not."""
+    """Raises UsageError for a method or a stage that there is not."""
     for name in methods:
         if name not in METHODS:  # from Python
             accepted = ", ".join(f"`{one}`" for one in METHODS)
             raise UsageError(f"there is no method `{name}`; accepted are {accepted}")
-        if METHODS[name].captum and importlib.util.find_spec("captum") is None:
-            raise UsageError(
-                f"method `{name}` needs captum, which is not installed",
-                hint="pip install '.[explain]'",
-            )
     if stage is not None and not 0 <= stage < stages:
         accepted = ", ".join(map(str, range(stages)))
         raise UsageError(f"there is no stage {stage} in this network; accepted are {accepted}")
@@ -123,8 +100,6 @@ class Maps:
             "layercam": self._layercam,
             "relevance": self._relevance,
             "attention": self._attention,
-            "gradcam": self._gradcam,
-            "integrated-gradients": self._integrated_gradients,
             "occlusion": self._occlusion,
         }[method]
         values = compute(target).detach()
@@ -195,43 +170,26 @@ class Maps:
             (gradient,) = torch.autograd.grad(target.logit(trace.logits)[0], features)
         return features.detach(), gradient
 
-    def _gradcam(self, target: Target) -> Tensor:
-        """(Selvaraju et al. 2017), without its ReLU."""
-        from captum.attr import LayerGradCam
-
-        with torch.enable_grad():
-            # captum watches a module's output, through which gradients must go already.
-            picture = self._picture.clone().requires_grad_()
-            method = LayerGradCam(self._logit(target), self._network.taps[self._stage])
-            return method.attribute(picture)[0, 0]
-
-    def _integrated_gradients(self, target: Target) -> Tensor:
-        """(Sundararajan et al. 2017), from the mean colour."""
-        from captum.attr import IntegratedGradients
-
-        with torch.enable_grad():
-            method = IntegratedGradients(self._logit(target))
-            return method.attribute(self._picture, n_steps=_STEPS, internal_batch_size=_TOGETHER)[
-                0
-            ].sum(0)
-
     def _occlusion(self, target: Target) -> Tensor:
-        """(Zeiler and Fergus 2014), with the mean colour; overlapping windows are averaged."""
-        from captum.attr import Occlusion
-
-        window = [max(1, side // _WINDOWS) for side in self._picture.shape[2:]]
-        stride = [max(1, side // 2) for side in window]
+        """(Zeiler and Fergus 2014), with the mean colour; where windows overlap, their mean."""
+        height, width = self._picture.shape[2:]
+        places = [(rows, columns) for rows in _windows(height) for columns in _windows(width)]
+        covered = self._picture.new_zeros(len(places), 1, height, width)
+        for number, (rows, columns) in enumerate(places):
+            covered[number, 0, rows, columns] = 1
         with torch.no_grad():
-            found = Occlusion(self._logit(target)).attribute(
-                self._picture,
-                sliding_window_shapes=(3, *window),
-                strides=(3, *stride),
-                perturbations_per_eval=_TOGETHER,
-            )
-        return found[0].mean(0)
+            pictures = (self._picture * (1 - some) for some in covered.split(_TOGETHER))
+            told = torch.cat([target.logit(self._network(some)) for some in pictures])
+            lost = target.logit(self._network(self._picture)) - told  # (windows,)
+        times = covered.sum((0, 1))
+        return torch.einsum("n,nyx->yx", lost, covered[:, 0]) / times
 
-    def _logit(self, target: Target):  # type: ignore[no-untyped-def]
-        return lambda pictures: target.logit(self._network(pictures))
+
+def _windows(length: int) -> list[slice]:
+    """Windows along an axis, which overlap by half."""
+    window = max(1, length // _WINDOWS)
+    stride = max(1, window // 2)
+    return [slice(at, at + window) for at in range(0, length - window + stride, stride)]
 
 
 def _blocks(trace: Trace) -> list[Tensor]:

@@ -94,3 +94,18 @@ def test_hirescam_and_layercam_are_products_of_gradients_and_features_as_autogra
     hirescam, layercam = (maps.of(name, Target(2)).values for name in ("hirescam", "layercam"))
     assert np.abs(hirescam - product.sum(0).numpy()).max() < 1e-6 * np.abs(hirescam).max()
     assert np.abs(layercam - positive.numpy()).max() < 1e-6 * layercam.max()
+
+
+@pytest.mark.parametrize("size", [(64, 96), (70, 45)])
+def test_occlusion_is_the_one_that_captum_computes(size: tuple[int, int]) -> None:
+    from captum.attr import Occlusion
+
+    network, images = TracedCvT(golden_model(TINY)).double(), golden_input(1, *size).double()
+    window = [side // 4 for side in size]
+    wanted = Occlusion(lambda pictures: network(pictures)[:, 2]).attribute(
+        images, sliding_window_shapes=(3, *window), strides=(3, *(side // 2 for side in window))
+    )
+
+    found = Maps(network, images).of("occlusion", Target(2)).values
+
+    assert np.abs(found - wanted[0, 0].numpy()).max() < 1e-6 * np.abs(found).max()
