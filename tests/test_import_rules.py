@@ -98,6 +98,7 @@ def test_the_page_for_developers_lists_every_file() -> None:
         "completion.py",
         "habits.py",
         "help_pages.py",
+        "plain_values.py",
         "finetune_options.py",
     }
     present = {p.name for p in files - of_commands} | shared
