@@ -73,7 +73,7 @@ PARSED_ONLY = {
     r"^cvt cache remove ": "it needs a model of the hub's",
     r"(?<!nano-)cifar10( |$)": "a data set of 170 MB",
     r"--gpus ": "GPUs",
-    r"--against transformers": "minutes, and a machine for itself",
+    r"--against (transformers|timm-loop)": "minutes, and a machine for itself",
     r"^cvt compare a.jsonl b.jsonl --changed 3": "what was said of 10,000 images",
     r"^torchrun ": "tests/finetuning/test_distributed.py and others start two processes",
 }
@@ -82,6 +82,7 @@ PARSED_ONLY = {
 SLOW = {
     r"^cvt export ": "half a minute",
     r"^cvt benchmark ": "half a minute",
+    r"--precision int8": "half a minute",
     r"^cvt finetune (?!--resume|--show-recipe)(?!.*--dry-run)": "minutes",
     r"\.onnx|\.xml|\.pt2": "what an export has written",
 }
