@@ -141,9 +141,11 @@ def test_the_peak_of_every_map_lies_in_the_bright_square_and_moves_with_it(
     ]  # fmt: skip
     paths = [with_square(tmp_path / f"{i}.png", case, square) for i, square in enumerate(squares)]
 
-    methods = (
-        tuple(METHODS) if name == "crop" else ("hirescam", "layercam", "relevance", "attention")
-    )
+    methods: tuple[str, ...] = ("hirescam", "layercam", "relevance", "attention")
+    if name == "384x512":  # whose passes take long
+        methods = ("attention",)
+    elif name == "crop":
+        methods = tuple(METHODS)
 
     found = explained(tmp_path / "model", paths, methods)
 
