@@ -5,6 +5,7 @@ A graph is a file that `graphs` wrote: float32 images (B, 3, H, W), normalised, 
 is an extra of the package.
 """
 
+import io
 import os
 import threading
 from collections.abc import Callable
@@ -321,7 +322,9 @@ def _compiled_once(
     if os.access(path.parent, os.W_OK):
         try:
             with stamps.making(kept, made_under) as temporary:
-                temporary.write_bytes(compiled.export_model().getbuffer())
+                blob = io.BytesIO()
+                compiled.export_model(blob)  # what it gives back without one differs by version
+                temporary.write_bytes(blob.getbuffer())
         except CvtError as error:
             say(f"{error}; OpenVINO compiles the graph anew each time")
     return compiled, None

@@ -91,7 +91,7 @@ def _write_parquet(
             ("path", pyarrow.string()),
             ("label", pyarrow.list_(text) if several else text),
             ("index", pyarrow.list_(number) if several else number),
-            ("scores", pyarrow.list_(pyarrow.float32(), count)),
+            ("scores", pyarrow.list_(pyarrow.float32())),
         ],
         metadata={"cvt": json.dumps(told)},
     )
@@ -104,16 +104,18 @@ def _write_parquet(
                 if not several
                 else [[names.names[label] for label in of_image] for of_image in right]
             )
-            values = pyarrow.array(part.reshape(-1), pyarrow.float32())
+            # Not lists of a fixed size: no pyarrow before 23 reads those with one that is missing.
+            missing = np.isnan(part[:, 0])
+            ends = np.cumsum(np.where(missing, 0, count), dtype=np.int32)
+            offsets = pyarrow.array(np.append(np.int32(0), ends), mask=np.append(missing, False))
+            values = pyarrow.array(part[~missing].reshape(-1), pyarrow.float32())
             table.write_table(
                 pyarrow.Table.from_arrays(
                     [
                         pyarrow.array([as_utf8(data.names[row]) for row in rows]),
                         pyarrow.array(named, schema.field("label").type),
                         pyarrow.array(right, schema.field("index").type),
-                        pyarrow.FixedSizeListArray.from_arrays(
-                            values, count, mask=pyarrow.array(np.isnan(part[:, 0]))
-                        ),
+                        pyarrow.ListArray.from_arrays(offsets, values),
                     ],
                     schema=schema,
                 )

@@ -9,6 +9,7 @@ import atexit
 import contextlib
 import gc
 import importlib
+import importlib.util
 import io
 import json
 import os
@@ -130,8 +131,10 @@ def leave(status: int) -> None:
 
 
 def warm_up(names: list[str]) -> None:
-    """Import the modules, and all of each package that ends with ``.*``."""
+    """Import the modules that are installed, and all of each package that ends with ``.*``."""
     for name in names:
+        if importlib.util.find_spec(name.partition(".")[0]) is None:
+            continue
         package = importlib.import_module(name.removesuffix(".*"))
         if name.endswith(".*"):
             for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
