@@ -191,16 +191,8 @@ def _limits(about: About) -> Markdown:
         found.append("It answers with one of its classes whatever the picture shows.")
     for document in _evaluated(about):
         where = shown_results.data_name(document)
-        named = [one for one in document["classes"] if one.get("recall", one.get("accuracy"))
-                 is not None]  # fmt: skip
-        if named:
-            worst = min(named, key=lambda one: one.get("recall", one.get("accuracy")))
-            value = worst.get("recall", worst.get("accuracy"))
-            found.append(
-                f"On {escaped(where)} the worst class is {escaped(worst['label'])}: "
-                f"{shown_results.with_interval(value, worst.get('interval'))} of its "
-                f"{counted(worst['n'], 'image')} are found."
-            )
+        if worst := shown_results.worst_class(document):
+            found.append(f"On {escaped(where)} the worst class is {escaped(worst)}.")
         if told := shown_results.confusions(document):
             found.append(told)
     if about.known and about.known.embedded:
@@ -342,6 +334,8 @@ def _in_short(about: About, found: Fields) -> Markdown:
         name, value = shown_results.headline(one)
         where = shown_results.part_of(one, facts)
         pairs.append((f"{name}, {shown_results.data_name(one)}", f"{value}, on {where}"))
+        if worst := shown_results.worst_class(one):
+            pairs.append(("its worst class", worst))
     if known := about.published:
         assert known.scores is not None
         pairs.append(

@@ -181,6 +181,17 @@ def classes(document: Document) -> Markdown:
     return Markdown(intro + table(head, body))
 
 
+def worst_class(document: Document) -> str:
+    """The class of which the smallest share is found; empty where no class has images."""
+    rates = [(one.get("recall", one.get("accuracy")), one) for one in document["classes"]]
+    known = [(rate, one) for rate, one in rates if rate is not None]
+    if not known:
+        return ""
+    rate, one = min(known, key=lambda pair: pair[0])
+    shown = with_interval(rate, one.get("interval"))
+    return f"{one['label']}: {shown} of its {counted(one['n'], 'image')} are found"
+
+
 def groups(document: Document) -> Markdown:
     """The accuracy of each group, and the largest gap."""
     found = document["groups"]

@@ -282,7 +282,7 @@ def measure(
     return [replace(row, joules_per_image=j) for row, j in zip(rows, joules, strict=True)]
 
 
-def _energy_of(worker: Worker, country: str | None) -> tuple[Energy, float]:
+def _energy_of(worker: Worker, country: str | None) -> tuple[Energy, float | None]:
     """The energy of a side that computes without a pause, and its joules for an image."""
     images, before = 0.0, time.perf_counter()
     end = before + ENERGY_SEC
@@ -291,7 +291,7 @@ def _energy_of(worker: Worker, country: str | None) -> tuple[Energy, float]:
             rate = worker.turn()
             now = time.perf_counter()
             images, before = images + rate * (now - before), now
-    return used, energies.JOULES * used.kwh / images
+    return used, None if used.kwh is None else energies.JOULES * used.kwh / images
 
 
 def _rows(

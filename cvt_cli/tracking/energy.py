@@ -8,6 +8,7 @@ It is of the whole machine, other work included.
 import logging
 import socket
 import time
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ EVERY_SEC = 15.0
 class Energy:
     """What some work took; the values are there once it is over."""
 
-    kwh: float = 0.0
+    kwh: float | None = None  # None: codecarbon failed
     seconds: float = 0.0
     method: str = ""
     country: str | None = None  # of whose electricity the CO2 is
@@ -38,7 +39,7 @@ class Energy:
         """The documented keys of ``energy``."""
         return {
             "kwh": self.kwh,
-            "joules": JOULES * self.kwh,
+            "joules": self.kwh and JOULES * self.kwh,
             "seconds": self.seconds,
             "method": self.method,
             "country": self.country,
@@ -99,27 +100,40 @@ def measured(country: str | None = None, every_sec: float = EVERY_SEC) -> Iterat
         "force_carbon_intensity_g_co2e_kwh": 1.0
     }  # fmt: skip
     logging.getLogger("codecarbon").setLevel(logging.CRITICAL)
-    tracker = OfflineEmissionsTracker(
-        measure_power_secs=every_sec,
-        save_to_file=False,
-        save_to_api=False,
-        log_level="critical",
-        allow_multiple_runs=True,
-        tracking_mode="machine",
-        **place,
-    )
-    found = Energy(country=country and country.upper())
-    tracker.start()
+    with _no_socket(), _unwarned():
+        tracker = OfflineEmissionsTracker(
+            measure_power_secs=every_sec,
+            save_to_file=False,
+            save_to_api=False,
+            log_level="critical",
+            allow_multiple_runs=True,
+            tracking_mode="machine",
+            **place,
+        )
+        found = Energy(country=country and country.upper())
+        tracker.start()
     began = time.perf_counter()
     try:
         yield found
     finally:
         found.seconds = time.perf_counter() - began
-        tracker.stop()
-        data = tracker.final_emissions_data
-        found.kwh = data.energy_consumed
-        found.co2_kg = data.emissions if country else None
-        found.method = _method(tracker)
+        with _no_socket(), _unwarned():
+            tracker.stop()
+        # It catches its own errors, and then has no figures.
+        data = getattr(tracker, "final_emissions_data", None)
+        found.method = "codecarbon gave no figures"
+        if data is not None:
+            found.kwh = data.energy_consumed
+            found.co2_kg = data.emissions if country else None
+            found.method = _method(tracker)
+
+
+@contextmanager
+def _unwarned() -> Iterator[None]:
+    """Inside of it what codecarbon warns of is for its developers."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def _method(tracker: Any) -> str:
@@ -150,6 +164,7 @@ def _of_processor(mode: str, rating: float | None) -> str:
 
 def added(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
     """The energy of work that was done in parts; None of none."""
+    parts = [one for one in parts if one["kwh"] is not None]
     if not parts:
         return None
     known = [one["co2_kg"] for one in parts]

@@ -1,0 +1,30 @@
+"""The lines that a card shows for other tools run as they stand there."""
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests_shared import CHELSEA, TESTS, python
+
+
+@pytest.mark.slow
+def test_the_code_of_a_card_runs_as_it_is(cvt, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(CHELSEA, "photo.jpg")
+    shutil.copytree(TESTS / "kept" / "model", "MODEL")
+    text = cvt("card", "MODEL", "-o", "card.md") and Path("card.md").read_text()
+    exported = cvt("export", "MODEL", "--output", "model.onnx", "--with-preprocessing")
+    assert exported.exit_code == 0, exported.stderr
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert len(blocks) == 2
+    shell = re.search(r"```bash\n(.*?)```", text, re.DOTALL)[1]
+
+    answers = [python(block) for block in blocks]
+
+    for answer in answers:
+        assert answer.exit_code == 0, answer.stderr
+        assert any(label in answer.stdout for label in ("blue", "green", "red"))
+    for line in re.findall(r"^cvt (.+)$", shell, re.MULTILINE):
+        assert cvt(*line.split()).exit_code == 0
