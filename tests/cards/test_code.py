@@ -6,14 +6,18 @@ from pathlib import Path
 
 import pytest
 
-from tests_shared import CHELSEA, TESTS, python
+from cvt_cli.model import weights
+from cvt_cli.spec.labels import Labels
+from cvt_cli.spec.preprocessing import Preprocessing
+from tests_shared import CHELSEA, TINY, golden_model, python
 
 
 @pytest.mark.slow
 def test_the_code_of_a_card_runs_as_it_is(cvt, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     shutil.copy(CHELSEA, "photo.jpg")
-    shutil.copytree(TESTS / "kept" / "model", "MODEL")
+    labels = Labels(tuple("abcdefghij"))
+    weights.save(Path("MODEL"), golden_model(TINY), labels, Preprocessing(64, 64, "crop"), "")
     text = cvt("card", "MODEL", "-o", "card.md") and Path("card.md").read_text()
     exported = cvt("export", "MODEL", "--output", "model.onnx", "--with-preprocessing")
     assert exported.exit_code == 0, exported.stderr
@@ -25,6 +29,6 @@ def test_the_code_of_a_card_runs_as_it_is(cvt, tmp_path: Path, monkeypatch) -> N
 
     for answer in answers:
         assert answer.exit_code == 0, answer.stderr
-        assert any(label in answer.stdout for label in ("blue", "green", "red"))
+        assert re.search(r"\b[a-j]\b", answer.stdout)
     for line in re.findall(r"^cvt (.+)$", shell, re.MULTILINE):
         assert cvt(*line.split()).exit_code == 0
