@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from cvt_cli.base import torchrun
-from cvt_cli.base.errors import UsageError
+from cvt_cli.base.errors import CvtError, UsageError
 from cvt_cli.base.text import counted
 from cvt_cli.commands import options, output
 from cvt_cli.spec.published import AGREEMENT, DEFAULT_MODEL
@@ -191,6 +191,7 @@ def evaluate(
     See also: cvt compare (two models on the same images), cvt finetune (train a better one)
     """
     from cvt_cli.evaluation import evaluate as evaluating
+    from cvt_cli.evaluation.result import NotWritten
 
     data = options.once(data_argument, data, "--data")
     if data is None:
@@ -212,6 +213,7 @@ def evaluate(
     if not (predictions or report or scores or confusion or json_file or card):
         options.refuse(ctx, ["--overwrite"], "there is no output file to replace")
     options.refuse_replacing(json_file, overwrite)
+    unwritten: CvtError | None = None
     with torchrun.joined():
         try:
             results = evaluating.evaluate(
@@ -248,6 +250,8 @@ def evaluate(
                 overwrite=overwrite,
                 access=output.access(revision, offline, verbose),
             )
+        except NotWritten as error:
+            results, unwritten = error.results, error
         except KeyboardInterrupt:
             lines = resume or predictions
             if lines is not None and lines.suffix.lower() == ".jsonl" and len(model or ()) < 2:
@@ -270,6 +274,8 @@ def evaluate(
             if json_file is not None:
                 output.write_json(document, json_file)
             _print(results, skip_unreadable, document if json_output else None)
+        if unwritten is not None:
+            raise unwritten
         torchrun.gather(None)  # one that fails ends the others: the one that speaks comes first
     if missed or (results[0].metrics.failures and not skip_unreadable):
         raise typer.Exit(1)

@@ -9,7 +9,7 @@ from typing import Any, overload
 
 from cvt_cli import loading
 from cvt_cli.base import machine, places, streams, torchrun
-from cvt_cli.base.errors import UsageError
+from cvt_cli.base.errors import CvtError, UsageError
 from cvt_cli.base.progress import silent, unheard
 from cvt_cli.base.text import counted
 from cvt_cli.cards import gather
@@ -31,7 +31,7 @@ from cvt_cli.evaluation import (
 from cvt_cli.evaluation.metrics import Metrics
 from cvt_cli.evaluation.predictions import PredictionFiles
 from cvt_cli.evaluation.request import TOP_K, Asked, check, check_task
-from cvt_cli.evaluation.result import Part, Result, published_beside
+from cvt_cli.evaluation.result import NotWritten, Part, Result, published_beside
 from cvt_cli.evaluation.run_models import Subject
 from cvt_cli.evaluation.several_labels import SetCounts, SetOutcomes
 from cvt_cli.evaluation.several_measures import SetMetrics
@@ -110,6 +110,7 @@ def evaluate(  # type: ignore[misc]  # the options are the same in both, and are
         The result; a list of results, in order, if models were given as a sequence.
 
     Raises:
+        NotWritten: a file could not be written; the error has the results.
         CvtError: one of its children, as the command explains it.
     """
     asked: Sequence[Place]
@@ -227,8 +228,12 @@ def _evaluate(names: list[str], settings: Asked, access: Access) -> list[Result]
     for ready, one, origin in zip(models, subjects, origins, strict=True):
         found = _result(ready, one, origin, images, settings, access.offline)
         results.append(found if energy is None else replace(found, energy=energy.to_json()))
-        if rank == 0:
-            written_files.write(ready, one, images, results[-1], settings, several, access.say)
+    if rank == 0:
+        try:
+            for ready, one, found in zip(models, subjects, results, strict=True):
+                written_files.write(ready, one, images, found, settings, several, access.say)
+        except CvtError as error:
+            raise NotWritten(error, results) from error
     return results
 
 

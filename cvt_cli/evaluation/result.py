@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from cvt_cli.base.errors import CvtError
 from cvt_cli.evaluation.metrics import Metrics
 from cvt_cli.evaluation.several_measures import SetMetrics
 from cvt_cli.spec import published
@@ -78,3 +79,16 @@ def published_beside(
         verdict=f"{verdict} the third-party measurement: {100 * apart:+.2f} points, "
         f"where {100 * most:.1f} count as the same",
     )
+
+
+class NotWritten(CvtError):
+    """A file of an evaluation could not be written.
+
+    Args:
+        why: what failed.
+        results: what was measured all the same.
+    """
+
+    def __init__(self, why: CvtError, results: list[Result]) -> None:
+        super().__init__(str(why), why.hint)
+        self.exit_code, self.results = why.exit_code, results

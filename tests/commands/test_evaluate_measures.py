@@ -265,3 +265,15 @@ def test_lines_and_report_say_how_classes_fare_and_what_can_be_answered_alone(
     assert row["at_most"] == 0.05 and row["risk"] <= 0.05
     assert f"{row['wrong']} of {row['n']}" in page and f"{row['threshold']:.3f}" in page
     assert "<polyline" in page and "How many answers need no check?" in page
+
+
+def test_what_was_measured_is_printed_though_the_report_cannot_be_written(
+    machine: Machine, few: Path, tmp_path: Path
+) -> None:
+    machine.popen = {"largest_file": 20_000}
+
+    said = machine.run("evaluate", few, *NANO, "--report", tmp_path / "r", "--json")
+
+    assert said.exit_code == 1 and "error: cannot write `" in said.stderr
+    assert said.json["n"] == len(list(few.rglob("*.png")))
+    assert not (tmp_path / "r" / "index.html").exists()
