@@ -160,7 +160,7 @@ def explain(
     See also: cvt predict (answers without maps), cvt evaluate (how often they are right)
     """
     torchrun.refuse("an explanation")
-    _check_options(ctx, target, against)
+    _check_options(ctx, target, against, method)
     options.refuse_replacing(json_file, overwrite)
     if place is None and not (html or npz or json_output or json_file):
         place = Path(FOLDER)
@@ -217,8 +217,15 @@ def explain(
     _end(found, images, [path for path in (html, npz) if path])
 
 
-def _check_options(ctx: typer.Context, target: list[str] | None, against: str | None) -> None:
+def _check_options(
+    ctx: typer.Context,
+    target: list[str] | None,
+    against: str | None,
+    method: list[str] | None,
+) -> None:
     """Raises UsageError for options that exclude each other."""
+    if not {"hirescam", "layercam"} & set(method or ()):
+        options.refuse(ctx, ["--stage"], "it is of --method hirescam and layercam")
     if against is not None:
         options.refuse(ctx, ["--target"], "--against names the classes; give only one of the two")
     if against is not None or target:

@@ -11,7 +11,7 @@ import typer
 from typer.main import get_command
 
 from cvt_cli.cli import app
-from cvt_cli.commands import options
+from cvt_cli.commands import explain, options
 from tests_shared import CHELSEA
 
 PREDICT = (
@@ -25,6 +25,10 @@ EVALUATE = (
     "--resize --activation "
     "--exif --batch-size --workers --device --engine --precision --top-k --expect --predictions "
     "--report --verbose --json --split --resume --group-by --scores --confusion --card --energy"
+)
+EXPLAIN = (
+    "--model --revision --offline --res --activation --method --target --against --top-k --score "
+    "--output --html --npz --json --verbose --exif --background --device --workers --overwrite"
 )
 EXPORT = (
     "--format --with-preprocessing --dynamic-size --overwrite --precision --int8 --verify-data "
@@ -67,6 +71,11 @@ OPTIONS_WITH_EFFECT = [
         f"{but(PREDICT, AND_NO_CLASSES)} --overwrite",
     ),
     ("predict x.jpg -o x.npz", f"{but(PREDICT, AND_NO_CLASSES)} --overwrite"),
+    ("explain x.jpg", EXPLAIN),
+    ("explain x.jpg --method layercam", f"{EXPLAIN} --stage"),
+    ("explain x.jpg --json", but(EXPLAIN, "--overwrite --json")),
+    ("explain x.jpg --target cat", but(EXPLAIN, "--against --top-k")),
+    ("explain x.jpg --against cat,dog", but(EXPLAIN, "--target --top-k")),
     ("evaluate --data x", EVALUATE),
     ("evaluate x", EVALUATE),
     ("evaluate x.csv", f"{EVALUATE} --columns --images --separator"),
@@ -251,7 +260,7 @@ def test_every_value_is_read_by_a_parser_that_refuses_an_empty_one(cvt, command:
 
 
 PARSERS: tuple[Callable[[str], Any], ...] = (
-    options.text, options.place, options.path, options.source, options.device,
+    options.text, options.place, options.path, options.source, options.device, explain._method,
 )  # fmt: skip
 
 
