@@ -164,7 +164,7 @@ def load_classifier(
 
 
 def load_to_explain(
-    text: str | None,
+    text: str | Checkpoint | None,
     res: str | None,
     activation: Activation | None,
     access: Access,

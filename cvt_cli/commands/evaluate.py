@@ -131,6 +131,16 @@ Report = Annotated[
     ),
 ]
 
+Explain = Annotated[
+    bool,
+    options.flag(
+        "With --report: beside each of the surest mistakes, a map of what speaks for the wrong "
+        "class (cvt explain). Takes about 50 passes through the network per mistake.",
+        options.OUTPUT,
+        "--explain",
+    ),
+]
+
 
 def evaluate(
     ctx: typer.Context,
@@ -154,6 +164,7 @@ def evaluate(
     offline: options.Offline = False,
     activation: options.Activation = None,
     report: Report = None,
+    explain: Explain = False,
     card: options.CardFolder = None,
     predictions: Predictions = None,
     resume: Resume = None,
@@ -244,6 +255,7 @@ def evaluate(
                 scores=scores,
                 confusion=confusion,
                 report=report,
+                explain=explain,
                 card=card,
                 energy=energy,
                 country=country,

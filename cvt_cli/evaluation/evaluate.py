@@ -80,6 +80,7 @@ def evaluate(  # type: ignore[misc]  # the options are the same in both, and are
     scores: Place | None = None,
     confusion: Place | None = None,
     report: Place | None = None,
+    explain: bool = False,
     card: Place | None = None,
     energy: bool = False,
     country: str | None = None,
@@ -142,6 +143,7 @@ def evaluate(  # type: ignore[misc]  # the options are the same in both, and are
         scores=_path(scores),
         confusion=_path(confusion),
         report=_path(report),
+        explain=explain,
         card=_path(card),
         energy=energy,
         country=country,
@@ -231,7 +233,7 @@ def _evaluate(names: list[str], settings: Asked, access: Access) -> list[Result]
     if rank == 0:
         try:
             for ready, one, found in zip(models, subjects, results, strict=True):
-                written_files.write(ready, one, images, found, settings, several, access.say)
+                written_files.write(ready, one, images, found, settings, several, access)
         except CvtError as error:
             raise NotWritten(error, results) from error
     return results

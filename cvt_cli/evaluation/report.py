@@ -11,10 +11,12 @@ from numpy.typing import NDArray
 
 from cvt_cli.base import files
 from cvt_cli.datasets.labelled import LabelledImages
-from cvt_cli.evaluation import report_charts
+from cvt_cli.evaluation import mistakes, report_charts
+from cvt_cli.evaluation.mistakes import Mistake
 from cvt_cli.evaluation.report_charts import ClassScore
 from cvt_cli.evaluation.run_models import Subject
-from cvt_cli.prediction import classify, pages, shareable
+from cvt_cli.explanation import drawing
+from cvt_cli.prediction import pages, shareable
 from cvt_cli.spec.published import MEASURED_BY
 
 _EXTREMES = 15
@@ -28,28 +30,6 @@ _FEW = 12
 
 _CALIBRATED = 0.02
 """How far mean probability and accuracy may be apart to be called the same."""
-
-
-@dataclass(frozen=True)
-class Mistake:
-    """A wrong answer."""
-
-    path: str  # below the data's root
-    label: str  # the true class
-    predicted: str
-    score: float  # probability of the predicted class, 0 … 1
-    thumbnail: bytes  # JPEG
-    link: str | None = None  # from the page to the image's own file
-
-    @property
-    def said(self) -> str:
-        """What the model said, in words."""
-        return f"predicted {self.predicted} ({100 * self.score:.0f} %), labelled {self.label}"
-
-    @property
-    def is_small(self) -> bool:
-        """Whether the picture has so few pixels that they are better shown as squares."""
-        return max(pages.jpeg_size(self.thumbnail)) <= pages.SMALL_PIXELS
 
 
 def check(folder: Path) -> None:
@@ -66,7 +46,7 @@ def write_report(
     document: dict[str, Any],
     matrix: NDArray[np.int64],
     names: Sequence[str],
-    mistakes: Sequence[Mistake],
+    wrong: Sequence[Mistake],
     num_classes: int | None = None,
 ) -> Path:
     """Write ``index.html`` into a folder, which is made if need be.
@@ -77,7 +57,7 @@ def write_report(
         matrix: images (C, C), row = true class, column = predicted class; answers that are none
             of these classes are in no column.
         names: of the C classes, in the order of the document's ``classes``.
-        mistakes: the surest wrong answers first.
+        wrong: the surest wrong answers first.
         num_classes: of the model, which may know more than the data has; by default C.
 
     Returns:
@@ -99,7 +79,8 @@ def write_report(
         classes=_classes(scores),
         calibration=_calibration(document),
         alone=report_charts.alone(document.get("risk_coverage")),
-        mistakes=mistakes,
+        mistakes=wrong,
+        ramp=drawing.ramp(True) if any(one.overlay for one in wrong) else None,
     )
 
 
@@ -140,7 +121,12 @@ def write_page(
 
 
 def report_on(
-    folder: Path, document: dict[str, Any], one: Subject, data: LabelledImages, exif: bool
+    folder: Path,
+    document: dict[str, Any],
+    one: Subject,
+    data: LabelledImages,
+    exif: bool,
+    overlays: Mapping[str, bytes] | None = None,
 ) -> Path:
     """Write the page of a model that was evaluated, with its surest mistakes.
 
@@ -150,26 +136,16 @@ def report_on(
         one: the model, with what was counted.
         data: the images.
         exif: whether they were turned upright.
+        overlays: of `mistakes.explain`, if that was asked for.
 
     Returns:
         The path of the page.
     """
-    where = {name: index for index, name in enumerate(data.names)}
-    names = one.labels.names
-    mistakes = [
-        Mistake(
-            name,
-            names[right],
-            names[answered],
-            score,
-            classify.thumbnail(data.load(where[name], exif)),
-            shareable.link(str(data.root / name), folder),
-        )
-        for score, name, right, answered in one.result.mistakes
-    ]
+    found = mistakes.gather(folder, one, data, exif, overlays or {})
     present, matrix = one.result.matrix()
+    names = one.labels.names
     labels = [names[label] for label in present]
-    return write_report(folder, document, matrix, labels, mistakes, len(names))
+    return write_report(folder, document, matrix, labels, found, len(names))
 
 
 # --- the headline numbers

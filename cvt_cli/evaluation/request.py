@@ -13,7 +13,7 @@ from cvt_cli.datasets.labelled import LabelledImages, Split
 from cvt_cli.datasets.layouts import check_told, open_dataset
 from cvt_cli.datasets.table_sets import Told
 from cvt_cli.datasets.torchvision_sets import check_data_dir
-from cvt_cli.evaluation import predictions, report, score_files
+from cvt_cli.evaluation import mistakes, predictions, report, score_files
 from cvt_cli.evaluation.result import Part
 from cvt_cli.spec import published
 from cvt_cli.spec.config import Activation
@@ -58,6 +58,7 @@ class Asked:
     card: Path | None = None
     energy: bool = False
     country: str | None = None
+    explain: bool = False
 
     def metered(self) -> AbstractContextManager[Energy | None]:
         """Inside of it the energy is measured, if that was asked for."""
@@ -103,6 +104,7 @@ def check_task(model: str, labels: Labels, images: LabelledImages, asked: Asked)
         ("--top-k", asked.top_k),
         ("--real", asked.real),
         ("--confusion", asked.confusion),
+        ("--explain", asked.explain or None),
     ):
         if value is not None:
             raise UsageError(f"{option}: it has no effect where an image has several labels")
@@ -123,6 +125,8 @@ def check(names: list[str], asked: Asked) -> None:
         raise UsageError(f"split is `{asked.split}`; accepted is `val`")
     if not names:
         raise UsageError("no model to evaluate")
+    if asked.explain:
+        mistakes.check(names, asked.report)
     if asked.country is not None and not asked.energy:
         raise UsageError("--country: it needs --energy")
     if asked.energy:

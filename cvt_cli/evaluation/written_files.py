@@ -1,10 +1,10 @@
 """What an evaluation writes besides its lines: scores, confusions, a page, the model card."""
 
-from cvt_cli.base.progress import Say
 from cvt_cli.cards import gather
+from cvt_cli.checkpoints.locate import Access
 from cvt_cli.datasets.labelled import LabelledImages
 from cvt_cli.engines.ready import ReadyModel
-from cvt_cli.evaluation import predictions, report, score_files, several_report
+from cvt_cli.evaluation import mistakes, predictions, report, score_files, several_report
 from cvt_cli.evaluation.metrics import Metrics
 from cvt_cli.evaluation.request import Asked
 from cvt_cli.evaluation.result import Result
@@ -18,9 +18,10 @@ def write(
     result: Result,
     settings: Asked,
     several: bool,
-    say: Say,
+    access: Access,
 ) -> None:
     """Write what was asked for: probabilities, the confusion matrix, a page, the model card."""
+    say = access.say
     name = predictions.name_in_files(ready.model) if several else None
     if settings.scores is not None:
         path = predictions.named_for(settings.scores, name)
@@ -38,7 +39,10 @@ def write(
         if one.labels.several:
             path = several_report.write_report(folder, document)
         else:
-            path = report.report_on(folder, document, one, images, settings.exif)
+            overlays = (
+                mistakes.explain(ready, one, images, settings, access) if settings.explain else {}
+            )
+            path = report.report_on(folder, document, one, images, settings.exif, overlays)
         say(f"written: `{path}`")
     if settings.card is not None:
         sources = [("the result", result.to_json())]

@@ -184,3 +184,16 @@ def png(picture: Image.Image) -> bytes:
     buffer = io.BytesIO()
     picture.save(buffer, "PNG", optimize=True)
     return buffer.getvalue()
+
+
+def jpeg(picture: Image.Image) -> bytes:
+    """The bytes of a JPEG file, whose colours are as fine as its light."""
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=85, subsampling=0)
+    return buffer.getvalue()
+
+
+def ramp(signed: bool) -> str:
+    """A scale's colours for a style sheet."""
+    table = colours(signed)
+    return ", ".join("#" + bytes(table[i].tolist()).hex() for i in range(0, 256, 15))

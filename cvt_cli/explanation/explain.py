@@ -232,7 +232,7 @@ def _explanations(
             picture = transform.preprocess(image, ready.preprocessing)
         except ImageError as error:
             return str(error)
-        return _Prepared(picture, _drawn(image), Size(image.height, image.width))
+        return _Prepared(picture, drawn(image), Size(image.height, image.width))
 
     workers = asked.workers or machine.threads()
     for number, (source, one) in enumerate(ahead(prepare, sources, workers, _WAITING)):
@@ -273,7 +273,7 @@ def predictions(logits: NDArray[np.float32], labels: Labels) -> Callable[[int], 
     return lambda i: Prediction(int(i), labels.wnid(i), labels.names[i], float(scores[i]))
 
 
-def _drawn(image: Image.Image) -> Image.Image:
+def drawn(image: Image.Image) -> Image.Image:
     """A photograph at the size at which it is drawn."""
     scale = SHOWN_PIXELS / max(image.size)
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))

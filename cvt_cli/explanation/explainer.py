@@ -7,6 +7,7 @@ import torch
 from numpy.typing import NDArray
 
 from cvt_cli import loading
+from cvt_cli.checkpoints.checkpoint import Checkpoint
 from cvt_cli.checkpoints.locate import Access
 from cvt_cli.engines.ready import ReadyModel
 from cvt_cli.explanation import faithfulness
@@ -106,7 +107,7 @@ class TracedEngine:
 
 
 def load(
-    text: str | None,
+    text: str | Checkpoint | None,
     res: str | None,
     activation: Activation | None,
     device: str,

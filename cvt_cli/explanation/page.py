@@ -1,7 +1,6 @@
 """A page of explanations: a click chooses class, method, block and head, a slider fades the map."""
 
 import base64
-import io
 import json
 import tempfile
 from collections.abc import Mapping
@@ -60,7 +59,7 @@ class Page(WholeFile):
             title=f"Why {model} answers so: {pages.images(self._count)}",
             day=f"{pages.now():%Y-%m-%d}",
             scales=json.dumps([_base64(drawing.colours(signed)) for signed in (False, True)]),
-            ramps=[_ramp(signed) for signed in (False, True)],
+            ramps=[drawing.ramp(signed) for signed in (False, True)],
             about=pages.about(self._conditions, data=pages.images(self._count)),
         )
 
@@ -79,8 +78,8 @@ class Page(WholeFile):
             error=None,
             number=self._count,
             link=shareable.link(one.path, self._folder),
-            photo=_jpeg(one.photo),
-            overlay=_jpeg(drawing.overlaid(one.photo, laid, first.signed)),
+            photo=drawing.jpeg(one.photo),
+            overlay=drawing.jpeg(drawing.overlaid(one.photo, laid, first.signed)),
             width=size.width,
             height=size.height,
             title=one.explained[0].title,
@@ -153,18 +152,6 @@ def _quantised(values: NDArray[np.float32], signed: bool) -> str:
 
 def _base64(values: NDArray[np.uint8]) -> str:
     return base64.b64encode(values.tobytes()).decode()
-
-
-def _ramp(signed: bool) -> str:
-    """A scale's colours for a style sheet."""
-    table = drawing.colours(signed)
-    return ", ".join("#" + bytes(table[i].tolist()).hex() for i in range(0, 256, 15))
-
-
-def _jpeg(picture: Any) -> bytes:
-    buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=85, subsampling=0)
-    return buffer.getvalue()
 
 
 def _script_safe(value: Any) -> str:

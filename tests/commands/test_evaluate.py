@@ -1,6 +1,8 @@
 """`cvt evaluate` at the command line: one result, however it is run."""
 
+import base64
 import csv
+import io
 import json
 import os
 import pickle
@@ -300,6 +302,46 @@ def test_the_report_is_one_page(cvt, cut: Path, tmp_path: Path) -> None:
     links = [unquote(link) for link in re.findall(r'class="picture" href="([^"]+)"', page)]
     assert len(links) == 24
     assert all((tmp_path / "report" / link).resolve().is_relative_to(cut) for link in links)
+
+
+def test_the_report_explains_the_mistakes(cvt, cifar10: Path, tmp_path: Path) -> None:
+    wrong = tmp_path / "data" / "dog"  # two cats that are labelled as dogs
+    wrong.mkdir(parents=True)
+    (tmp_path / "data" / "cat").mkdir()
+    for number, image in enumerate(sorted((cifar10 / "test" / "cat").iterdir())[:3]):
+        shutil.copy(image, (tmp_path / "data" / "cat" if number == 2 else wrong) / image.name)
+    arguments = ["evaluate", tmp_path / "data", *NANO, "--json", "--explain"]
+
+    alone = cvt(*arguments)
+    result = cvt(*arguments, "--report", tmp_path / "report")
+
+    assert alone.exit_code == 2 and "--explain: it needs --report" in alone.stderr
+    mistakes = result.json["n"] - result.json["top1_correct"]
+    assert 1 <= mistakes <= 3
+    page = (tmp_path / "report" / "index.html").read_text()
+    pairs = re.findall(
+        r'class="picture pair".*?<img[^>]*jpeg;base64,([^"]+)"><img[^>]*jpeg;base64,([^"]+)"', page
+    )
+    assert len(pairs) == mistakes
+    assert "for the labelled class to for the predicted one" in page
+    for photo, overlay in (map(base64.b64decode, pair) for pair in pairs):
+        assert Image.open(io.BytesIO(photo)).size == (32, 32)
+        drawn = Image.open(io.BytesIO(overlay))
+        assert drawn.size == (320, 320)
+        blue_to_yellow = np.asarray(drawn, np.float32)[..., :2].mean(2) - np.asarray(drawn)[..., 2]
+        assert np.ptp(blue_to_yellow) > 40  # a map lies on it
+
+
+def test_an_exported_graph_cannot_explain_its_mistakes(cvt, tmp_path: Path) -> None:
+    (tmp_path / "nano.onnx").write_bytes(b"")
+    model = ["--model", tmp_path / "nano.onnx", "--report", tmp_path / "report"]
+
+    result = cvt("evaluate", tmp_path, *model, "--explain")
+
+    assert result.exit_code == 2
+    assert "--explain: " in result.stderr and "is an exported graph" in result.stderr
+    assert "hint: give the checkpoint that it was exported from" in result.stderr
+    assert not (tmp_path / "report").exists()
 
 
 @pytest.mark.parametrize("arguments", [[], ["--skip-unreadable"]], ids=["wrong", "left out"])

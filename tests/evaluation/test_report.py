@@ -16,7 +16,8 @@ from PIL import Image
 from cvt_cli.base.errors import CvtError
 from cvt_cli.evaluation import figures, report_charts
 from cvt_cli.evaluation.counts import Counts
-from cvt_cli.evaluation.report import Mistake, write_report
+from cvt_cli.evaluation.mistakes import Mistake
+from cvt_cli.evaluation.report import write_report
 from cvt_cli.spec.labels import Labels
 
 SECTIONS = [
