@@ -1,7 +1,12 @@
 """cvt explain as a user meets it."""
 
 import json
-from collections.abc import Callable
+import os
+import re
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -114,6 +119,43 @@ def test_a_graph_has_no_gradients(cvt, folder: Path) -> None:
     assert result.exit_code == 2
     assert "`model.onnx` is an exported graph: it has no gradients" in result.stderr
     assert "hint: give the checkpoint that it was exported from" in result.stderr
+
+
+@pytest.fixture
+def python_takes_ctrl_c() -> Iterator[None]:
+    """Ctrl-C raises KeyboardInterrupt, and is afterwards what it was."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_says_how_many_are_explained_and_ends_with_130(
+    cvt: Callable[..., Result], folder: Path, python_takes_ctrl_c: None
+) -> None:
+    def press() -> None:
+        deadline = time.monotonic() + 60
+        while not Path("maps/cat.png").exists() and time.monotonic() < deadline:
+            time.sleep(0.002)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    pressing = threading.Thread(target=press)
+    pressing.start()
+    result = cvt("explain", *["photos/a"] * 500, *NANO, "-o", "maps", "--html", "page.html")
+    pressing.join()
+
+    assert result.exit_code == 130
+    said = re.search(r"^stopped after (\d+) images?$", result.stderr, re.MULTILINE)
+    assert said and 1 <= int(said[1]) < 500
+    assert not Path("page.html").exists()  # which appears whole or not at all
+
+
+@pytest.mark.parametrize(("typed", "near"), [("--methods", "--method"), ("--targett", "--target")])
+def test_a_near_option_is_named(cvt: Callable[..., Result], typed: str, near: str) -> None:
+    result = cvt("explain", "photo.jpg", typed, "cat")
+
+    assert (result.exit_code, result.stdout) == (2, "")
+    said = result.stderr.partition(f"No such option: {typed}")[2]
+    assert re.search(rf"{near}\b(?!s)", said), result.stderr
 
 
 def test_scores_stand_beside_those_of_maps_that_know_nothing(cvt, folder: Path) -> None:

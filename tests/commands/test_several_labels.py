@@ -250,7 +250,11 @@ def test_one_label_and_several_are_told_apart_in_words(
     several = cvt("evaluate", class_folders(tmp_path / "f", {"cat": 1, "dog": 1}), "--model", model)
     needless = [
         cvt("evaluate", table, "--model", model, *option)
-        for option in (("--top-k", 3), ("--confusion", tmp_path / "m.csv"))
+        for option in (
+            ("--top-k", 3),
+            ("--confusion", tmp_path / "m.csv"),
+            ("--report", tmp_path / "r", "--explain"),
+        )
     ]
     missed = cvt("evaluate", table, "--model", model, "--expect", 0.99)
 
