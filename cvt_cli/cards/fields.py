@@ -119,7 +119,10 @@ def _common(about: About) -> Fields:
             f"{escaped(about.sizes())}.{_speed(about)}"
         ),
         **_measured(about),
-        "model_examination": "none was done",
+        "model_examination": Markdown(
+            f"{code(f'cvt explain IMAGE --model {argument}')} draws what an answer rests on, and "
+            "with `--score` measures how true the drawing is."
+        ),
         "hardware_type": "not known",
         "hours_used": "not known",
         "cloud_provider": NOT_RECORDED,

@@ -51,7 +51,6 @@ def fields(about: About, found: Mapping[str, Any]) -> dict[str, Any]:
             f"{MEASURED_AT})."
         ),
         "calibration": found["calibration"] or found["testing_data"],
-        "model_examination": NOT_PUBLISHED,
         "hardware_type": NOT_PUBLISHED,
         "hours_used": NOT_PUBLISHED,
         "cloud_provider": NOT_PUBLISHED,
