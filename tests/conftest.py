@@ -125,6 +125,14 @@ def cvt() -> Callable[..., Result]:
 
 
 @pytest.fixture
+def python_takes_ctrl_c() -> Iterator[None]:
+    """Ctrl-C raises KeyboardInterrupt, and is afterwards what it was."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture
 def hub() -> Iterator[Hub]:
     """A hub on 127.0.0.1 without repositories."""
     with Hub() as hub:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from cvt_cli.base import torchrun
-from cvt_cli.base.errors import CvtError, UsageError
+from cvt_cli.base.errors import UsageError
 from cvt_cli.base.text import counted
 from cvt_cli.commands import options, output
 from cvt_cli.spec.published import AGREEMENT, DEFAULT_MODEL
@@ -202,7 +202,7 @@ def evaluate(
     See also: cvt compare (two models on the same images), cvt finetune (train a better one)
     """
     from cvt_cli.evaluation import evaluate as evaluating
-    from cvt_cli.evaluation.result import NotWritten
+    from cvt_cli.evaluation.result import NotWritten, WritingInterrupted
 
     data = options.once(data_argument, data, "--data")
     if data is None:
@@ -224,7 +224,7 @@ def evaluate(
     if not (predictions or report or scores or confusion or json_file or card):
         options.refuse(ctx, ["--overwrite"], "there is no output file to replace")
     options.refuse_replacing(json_file, overwrite)
-    unwritten: CvtError | None = None
+    unwritten: NotWritten | WritingInterrupted | None = None
     with torchrun.joined():
         try:
             results = evaluating.evaluate(
@@ -262,7 +262,7 @@ def evaluate(
                 overwrite=overwrite,
                 access=output.access(revision, offline, verbose),
             )
-        except NotWritten as error:
+        except (NotWritten, WritingInterrupted) as error:
             results, unwritten = error.results, error
         except KeyboardInterrupt:
             lines = resume or predictions

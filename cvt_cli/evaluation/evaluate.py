@@ -31,7 +31,7 @@ from cvt_cli.evaluation import (
 from cvt_cli.evaluation.metrics import Metrics
 from cvt_cli.evaluation.predictions import PredictionFiles
 from cvt_cli.evaluation.request import TOP_K, Asked, check, check_task
-from cvt_cli.evaluation.result import NotWritten, Part, Result, published_beside
+from cvt_cli.evaluation.result import NotWritten, Part, Result, WritingInterrupted, published_beside
 from cvt_cli.evaluation.run_models import Subject
 from cvt_cli.evaluation.several_labels import SetCounts, SetOutcomes
 from cvt_cli.evaluation.several_measures import SetMetrics
@@ -236,6 +236,8 @@ def _evaluate(names: list[str], settings: Asked, access: Access) -> list[Result]
                 written_files.write(ready, one, images, found, settings, several, access)
         except CvtError as error:
             raise NotWritten(error, results) from error
+        except KeyboardInterrupt:
+            raise WritingInterrupted(results) from None
     return results
 
 

@@ -92,3 +92,11 @@ class NotWritten(CvtError):
     def __init__(self, why: CvtError, results: list[Result]) -> None:
         super().__init__(str(why), why.hint)
         self.exit_code, self.results = why.exit_code, results
+
+
+class WritingInterrupted(KeyboardInterrupt):
+    """Ctrl-C came while the files of an evaluation were written; ``results`` were measured."""
+
+    def __init__(self, results: list[Result]) -> None:
+        super().__init__()
+        self.results = results

@@ -9,7 +9,9 @@ import pickle
 import random
 import re
 import shutil
+import signal
 import tarfile
+import threading
 import time
 import zipfile
 from pathlib import Path
@@ -330,6 +332,33 @@ def test_the_report_explains_the_mistakes(cvt, cifar10: Path, tmp_path: Path) ->
         assert drawn.size == (320, 320)
         blue_to_yellow = np.asarray(drawn, np.float32)[..., :2].mean(2) - np.asarray(drawn)[..., 2]
         assert np.ptp(blue_to_yellow) > 40  # a map lies on it
+
+
+def test_ctrl_c_while_the_mistakes_are_explained_loses_no_result(
+    cvt, cifar10: Path, tmp_path: Path, python_takes_ctrl_c: None
+) -> None:
+    (tmp_path / "data" / "cat").mkdir(parents=True)
+    wrong = tmp_path / "data" / "dog"
+    shutil.copytree(cifar10 / "test" / "frog", wrong)
+    for image in sorted(wrong.iterdir())[30:]:
+        image.unlink()
+    shutil.copy(next((cifar10 / "test" / "cat").iterdir()), tmp_path / "data" / "cat")
+
+    def press() -> None:
+        deadline = time.monotonic() + 60
+        while not (tmp_path / "s.npy").exists() and time.monotonic() < deadline:
+            time.sleep(0.002)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    pressing = threading.Thread(target=press)
+    pressing.start()
+    written = ["--scores", tmp_path / "s.npy", "--report", tmp_path / "report"]
+    result = cvt("evaluate", tmp_path / "data", *NANO, "--json", "--explain", *written)
+    pressing.join()
+
+    assert result.exit_code == 130
+    assert result.json["n"] == 31
+    assert not (tmp_path / "report" / "index.html").exists()
 
 
 def test_an_exported_graph_cannot_explain_its_mistakes(cvt, tmp_path: Path) -> None:

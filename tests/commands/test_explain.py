@@ -6,7 +6,7 @@ import re
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -119,14 +119,6 @@ def test_a_graph_has_no_gradients(cvt, folder: Path) -> None:
     assert result.exit_code == 2
     assert "`model.onnx` is an exported graph: it has no gradients" in result.stderr
     assert "hint: give the checkpoint that it was exported from" in result.stderr
-
-
-@pytest.fixture
-def python_takes_ctrl_c() -> Iterator[None]:
-    """Ctrl-C raises KeyboardInterrupt, and is afterwards what it was."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
 
 
 def test_ctrl_c_says_how_many_are_explained_and_ends_with_130(
