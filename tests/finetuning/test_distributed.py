@@ -202,7 +202,7 @@ def test_two_processes_say_of_the_best_epoch_what_evaluate_says_of_it(
         assert best[column] == f"{judged[key]:.6g}"
     assert float(best["val_loss"]) == pytest.approx(judged["loss"], abs=6e-6)
     card = (run / "best" / "README.md").read_text()
-    assert f" % ({judged['top1_correct']} of 100)" in card
+    assert f" % ({judged['top1_correct']} of 100; " in card
     assert "top-5" not in card  # of five classes it says nothing
 
 
