@@ -2,10 +2,7 @@
 
 import base64
 import json
-import tempfile
-from collections.abc import Mapping
-from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,43 +12,26 @@ from cvt_cli.explanation.explain import Explained, Explanation, described
 from cvt_cli.explanation.geometry import Axis, Grid
 from cvt_cli.explanation.methods import METHODS, Map
 from cvt_cli.prediction import pages, shareable
-from cvt_cli.prediction.whole_files import WholeFile
+from cvt_cli.prediction.whole_files import CardsPage
 
 _MOST_CELLS = 96
 """Cells of a map along an axis that the page holds at most; of more, means are taken."""
 
-_CARDS = "<!-- cards -->\n"
-"""Where the cards stand in the template; no text that is put into it can hold this unescaped."""
 
-
-class Page(WholeFile):
-    """A self-contained HTML page; the cards wait in a file without a name until the last is there.
+class Page(CardsPage):
+    """A self-contained HTML page with a card for each image.
 
     The browser draws the maps from their numbers, with the arithmetic of `geometry` and the colours
     of `drawing`. Without a script each card shows the first map.
     """
 
-    def __init__(self, path: Path, conditions: Mapping[str, Any]) -> None:
-        self._conditions, self._folder = conditions, path.parent
-        super().__init__(path)
-
     def _begin(self) -> None:
-        self._file: IO[bytes] = self._stack.enter_context(self._temporary.open("wb"))
-        folder = self._temporary.parent
-        self._cards: IO[bytes] = self._stack.enter_context(tempfile.TemporaryFile(dir=folder))
+        super()._begin()
         self._count = 0
 
     def _add(self, one: Explanation) -> None:
         self._count += 1
         self._cards.write(self._card(one).encode())
-
-    def _finish(self) -> None:
-        start, _, end = self._page().partition(_CARDS)
-        self._file.write(start.encode())
-        self._cards.seek(0)
-        while part := self._cards.read(2**20):
-            self._file.write(part)
-        self._file.write(end.encode())
 
     def _page(self) -> str:
         model = shareable.title(str(self._conditions["model"]))

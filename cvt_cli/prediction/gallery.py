@@ -1,16 +1,14 @@
 """A page of thumbnails with their answers: one HTML file that needs nothing else."""
 
-import tempfile
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from cvt_cli.base.text import as_utf8
 from cvt_cli.prediction import pages, shareable
 from cvt_cli.prediction.answers import BETWEEN, NONE, UNKNOWN, Answer
-from cvt_cli.prediction.whole_files import WholeFile
+from cvt_cli.prediction.whole_files import CardsPage
 
 UNSURE = 0.5
 """Probability of the likeliest class below which an answer is marked as unsure, where the user
@@ -22,9 +20,6 @@ _CHIPS = 12
 _LONG = 1.8
 """Longer side by shorter from which a picture is shown whole, and not cut to a square."""
 
-_CARDS = "<!-- cards -->\n"
-"""Where the cards stand in the template; no text that is put into it can hold this unescaped."""
-
 
 @dataclass(frozen=True)
 class _Written:
@@ -35,21 +30,14 @@ class _Written:
     size: int  # in bytes
 
 
-class Page(WholeFile):
+class Page(CardsPage):
     """A self-contained HTML page of thumbnails with their answers, the least sure of them first.
 
-    What stands at the top and the order are known with the last answer: until then the cards wait
-    in a file without a name, and a few numbers of each in memory.
+    Their order is known with the last answer: until then a few numbers of each are in memory.
     """
 
-    def __init__(self, path: Path, conditions: Mapping[str, Any]) -> None:
-        self._conditions, self._folder = conditions, path.parent
-        super().__init__(path)
-
     def _begin(self) -> None:
-        self._file: IO[bytes] = self._stack.enter_context(self._temporary.open("wb"))
-        folder = self._temporary.parent
-        self._cards: IO[bytes] = self._stack.enter_context(tempfile.TemporaryFile(dir=folder))
+        super()._begin()
         self._written: list[_Written] = []
         self._classes: Counter[str] = Counter()
         self._unsure = self._unreadable = 0
@@ -60,16 +48,12 @@ class Page(WholeFile):
         self._written.append(_Written(score, self._cards.tell(), len(content)))
         self._cards.write(content)
 
-    def _finish(self) -> None:
-        start, _, end = self._page().partition(_CARDS)
-        self._file.write(start.encode())
+    def _in_order(self) -> Iterator[bytes]:
         for one in sorted(self._written, key=lambda one: one.score):
             self._cards.seek(one.offset)
-            self._file.write(self._cards.read(one.size))
-        self._file.write(end.encode())
+            yield self._cards.read(one.size)
 
     def _page(self) -> str:
-        """The page without its cards."""
         count, common = len(self._written), self._classes.most_common()
         return pages.template("gallery.html").render(
             title=f"{pages.images(count)} classified by "

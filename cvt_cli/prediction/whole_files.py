@@ -1,9 +1,11 @@
 """Files that appear when all of them is written, and not at all where that fails."""
 
+import tempfile
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import IO, Any, Self
 
 from cvt_cli.base import files
 from cvt_cli.base.errors import CvtError
@@ -64,3 +66,42 @@ class WholeFile:
                 self._stack.__exit__(type(failure), failure, failure.__traceback__)
                 raise
         self._stack.__exit__(kind, error, trace)
+
+
+CARDS = "<!-- cards -->\n"
+"""Where they stand in a page's template; no text that is put into it can hold this unescaped."""
+
+
+class CardsPage(WholeFile):
+    """An HTML page of cards. What stands above them is known with the last item: until then they
+    wait in a file without a name.
+
+    Args:
+        conditions: of what is shown.
+    """
+
+    def __init__(self, path: Path, conditions: Mapping[str, Any]) -> None:
+        self._conditions, self._folder = conditions, path.parent
+        super().__init__(path)
+
+    def _begin(self) -> None:
+        self._file: IO[bytes] = self._stack.enter_context(self._temporary.open("wb"))
+        folder = self._temporary.parent
+        self._cards: IO[bytes] = self._stack.enter_context(tempfile.TemporaryFile(dir=folder))
+
+    def _finish(self) -> None:
+        start, _, end = self._page().partition(CARDS)
+        self._file.write(start.encode())
+        for part in self._in_order():
+            self._file.write(part)
+        self._file.write(end.encode())
+
+    def _page(self) -> str:
+        """The page without its cards."""
+        raise NotImplementedError
+
+    def _in_order(self) -> Iterator[bytes]:
+        """The cards, as they come on the page: as they were written."""
+        self._cards.seek(0)
+        while part := self._cards.read(2**20):
+            yield part
