@@ -42,6 +42,18 @@ def test_a_run_is_trained_to_its_end(cvt, run: str) -> None:
     assert judged.exit_code == 0 and judged.json["top1"] > 0.7
 
 
+def test_training_goes_on_past_a_card_that_somebody_spoiled_and_keeps_it(cvt) -> None:
+    spoiled = "# Größe\n".encode("latin-1")
+    Path("run/best/README.md").write_bytes(spoiled)
+
+    result = cvt("finetune", "--resume", "run")
+
+    assert result.exit_code == 0, result.stderr
+    assert Path("run/best/README-2.md").read_bytes() == spoiled
+    assert "it is kept as `run/best/README-2.md`" in result.stderr
+    assert "<!-- cvt: summary" in Path("run/best/README.md").read_text()
+
+
 def test_a_run_in_the_background_is_not_stopped_by_the_ctrl_c_that_its_shell_ignores(
     cvt, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -96,7 +96,7 @@ def replacing(path: Path) -> Iterator[Path]:
             try:
                 refuse_replaced(path)
             except CvtError as error:
-                kept = _beside(place)
+                kept = beside(place)
                 os.replace(temporary, kept)
                 raise CvtError(
                     f"{error}; what was made here is kept as `{kept}`", error.hint
@@ -210,7 +210,7 @@ def _holds_something(path: Path) -> bool:
     return bool(path.is_file() and path.stat().st_size or path.is_dir() and any(path.iterdir()))
 
 
-def _beside(place: Path) -> Path:
+def beside(place: Path) -> Path:
     """A name like this one that nothing has."""
     number = 2
     while os.path.lexists(kept := place.with_name(f"{place.stem}-{number}{place.suffix}")):

@@ -52,6 +52,34 @@ def growing(path: Path, what: str, say: Say) -> Iterator[BinaryIO]:
 
 
 @contextmanager
+def folder(path: Path, what: str, say: Say) -> Iterator[None]:
+    """Hold the lock of a folder that is there, which leaves no file behind; see `locked`.
+
+    Args:
+        path: of the folder.
+        what: is being done in it, for the message to who has to wait.
+        say: called once with that message.
+
+    Raises:
+        CvtError: it cannot be opened.
+    """
+    if fcntl is None:
+        yield
+        return
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError as error:
+        raise files.unwritable(path, error) from error
+    try:
+        if not files.hold(descriptor):
+            say(f"another process is {what}; waiting for it")
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
 def locked(path: Path, what: str, say: Say) -> Iterator[None]:
     """Hold a lock file, so that of several processes one does the work and the others wait.
 

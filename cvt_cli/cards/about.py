@@ -51,9 +51,15 @@ class About:
     @property
     def subject(self) -> Subject:
         """What its results must be of."""
-        labels, (height, width) = self.described.labels, self.described.preprocessing.size
-        classes = names_hash([*labels.names, *(wnid or "" for wnid in labels.wnids or ())])
-        return Subject(self.name, self.weights_sha256, classes, self.costs.macs, height, width)
+        labels = self.described.labels
+        return Subject(
+            self.name,
+            self.weights_sha256,
+            names_hash([*labels.names, *(wnid or "" for wnid in labels.wnids or ())]),
+            self.costs.macs,
+            self.described.preprocessing.to_json(),
+            self.described.config.activation,
+        )
 
     @property
     def is_here(self) -> bool:

@@ -36,13 +36,45 @@ def compose(about: About, before: str | None = None) -> Merged:
         about: what is known of it.
         before: the card that there is, with the marks of this template.
     """
+    return parts.merged(header.header(about), _written(about), before)
+
+
+def _written(about: About) -> dict[str, str]:
+    """The text of each part, by name."""
     template = markdown.environment().get_template("card.md")
     context = template.new_context(fields(about))
-    written = {
+    return {
         name: re.sub(r"\n{3,}", "\n\n", "".join(block(context)).strip())
         for name, block in template.blocks.items()
     }
-    return parts.merged(header.header(about), written, before)
+
+
+def why_not_shown(about: About) -> str:
+    """What keeps a card from showing what is known, as the first words of a damaged value's error;
+    empty where nothing does. What is known may come from files of others."""
+    try:
+        header.header(about), header.entries(about), _written(about)
+    except (  # what a value of another type, or one that is missing, ends in
+        LookupError, TypeError, ValueError, AttributeError, ArithmeticError, StopIteration,
+    ) as error:  # fmt: skip
+        return f"{type(error).__name__}: {error}"
+    return ""
+
+
+def read(path: Path) -> str | None:
+    """A card, its lines ended as ours are; None where there is none.
+
+    Raises:
+        CheckpointError: it cannot be read, is not UTF-8, or larger than any card.
+    """
+    try:
+        found = text.read_text(path, most=LARGEST_CONFIG_BYTES)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise CheckpointError(f"`{path}` cannot be read: {reason}") from None
+    return found.replace("\r\n", "\n")  # of an editor on Windows
 
 
 def before_in(folder: Path, *, overwrite: bool = False) -> str | None:
@@ -52,14 +84,8 @@ def before_in(folder: Path, *, overwrite: bool = False) -> str | None:
         CheckpointError: somebody else wrote it, and it may not be replaced; or it is not UTF-8.
     """
     path = folder / folders.CARD_FILE
-    try:
-        found = text.read_text(path, most=LARGEST_CONFIG_BYTES)
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise CheckpointError(f"`{path}` cannot be read: {reason}") from None
-    if parts.is_ours(found):
+    found = read(path)
+    if found is None or parts.is_ours(found):
         return found
     if overwrite:
         return None
@@ -154,13 +180,13 @@ def check(content: str) -> Checked:
     except CheckpointError as error:
         lacks.append(str(error))
     body = parts.body_of(content)
-    headings = re.findall(r"^#{1,6} +(.+?) *$", body, re.MULTILINE)
-    plain = {heading.partition(" [")[0] for heading in headings}
+    headings = re.findall(r"^#{1,6} +(.+)$", body, re.MULTILINE)
+    plain = {heading.partition(" [")[0].strip() for heading in headings}
     lacks += [f"there is no section `{name}`" for name in HEADINGS if name not in plain]
     section, not_measured, not_stated = "", [], []
     for line in body.splitlines():
-        if match := re.match(r"#{1,6} +(.+?) *$", line):
-            section = match[1]
+        if match := re.match(r"#{1,6} +(.+)$", line):
+            section = match[1].strip()
         label = re.match(r"- \*\*(.+?):\*\*", line)
         where = label[1] if label else section
         if NEEDED in line:

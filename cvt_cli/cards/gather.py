@@ -2,11 +2,13 @@
 
 import datetime
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from cvt_cli.base.errors import CheckpointError
+from cvt_cli.base import locks
+from cvt_cli.base.errors import CheckpointError, DataError
 from cvt_cli.base.progress import Say
 from cvt_cli.cards import about as abouts
 from cvt_cli.cards import card, record
@@ -42,6 +44,11 @@ def folder_of(path: Path) -> Path:
     )
 
 
+def alone(folder: Path, say: Say) -> AbstractContextManager[None]:
+    """A checkpoint's card is read and written inside of it by one process at a time."""
+    return locks.folder(folder, f"writing the card of `{folder}`", say)
+
+
 def check(path: Path, *, overwrite: bool = False) -> None:
     """Raises CheckpointError for what `add` would refuse, before anything is measured for it."""
     folder = folder_of(path)
@@ -56,16 +63,29 @@ def about_folder(folder: Path) -> About:
         CheckpointError, ConfigError: it is damaged.
     """
     checkpoint = Checkpoint.at(folder)
-    return abouts.of_checkpoint(checkpoint, checkpoint.described(), record.read(folder))
+    about = abouts.of_checkpoint(checkpoint, checkpoint.described(), record.read(folder))
+    if why := card.why_not_shown(about):
+        raise CheckpointError(
+            f"`{folder / record.RECORD_FILE}` holds what a card cannot be made of: {why}",
+            hint=record.how_to_mend(folder),
+        )
+    return about
 
 
 def with_results(about: About, sources: Sources, say: Say, *, overwrite: bool = False) -> About:
     """A checkpoint with more results, and without those of other weights.
 
     Raises:
-        DataError: a result that is not of it; see `record.with_results`.
+        DataError: a result that is not of it, or damaged; see `record.with_results`.
     """
     found, left_out = record.without_other_weights(about.record, about.subject)
+    for source, document in sources:
+        alone = record.Record(
+            about.record.training,
+            ({"kind": record.kind_of(document, source), "document": document},),
+        )
+        if why := card.why_not_shown(replace(about, record=alone)):
+            raise DataError(f"{source} is a damaged result, of which a card cannot be made: {why}")
     found, replaced = record.with_results(
         found, about.subject, sources, today(), overwrite=overwrite
     )
@@ -82,7 +102,8 @@ def add(path: Path, sources: Sources, say: Say, *, overwrite: bool = False) -> M
         DataError: a result that is not of it.
     """
     folder = folder_of(path)
-    about = with_results(about_folder(folder), sources, say, overwrite=overwrite)
-    made = card.save(folder, about, overwrite=overwrite)
+    with alone(folder, say):
+        about = with_results(about_folder(folder), sources, say, overwrite=overwrite)
+        made = card.save(folder, about, overwrite=overwrite)
     card.say_changes(made, folder / folders.CARD_FILE, say)
     return made

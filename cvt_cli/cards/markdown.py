@@ -25,8 +25,7 @@ def escaped(text: str) -> str:
     if isinstance(text, Markdown):
         return text
     line = " ".join(as_utf8(text).split())
-    line = "".join(_ENTITIES.get(c, c) for c in line)
-    return _SPECIAL.sub(r"\\\1", line)
+    return "".join(_ENTITIES.get(c, c) for c in _SPECIAL.sub(r"\\\1", line))
 
 
 def code(text: str) -> Markdown:
@@ -34,7 +33,7 @@ def code(text: str) -> Markdown:
     line = " ".join(as_utf8(str(text)).split())
     if "|" not in line and "<" not in line and "`" not in line:
         return Markdown(f"`{line}`")
-    return Markdown("<code>" + "".join(_ENTITIES.get(c, c) for c in line) + "</code>")
+    return Markdown(f"<code>{escaped(line)}</code>")
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> Markdown:

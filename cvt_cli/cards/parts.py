@@ -15,16 +15,21 @@ stays as it is. What stands outside of the parts stays too.
 
 import hashlib
 import json
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from cvt_cli.base.errors import CheckpointError
 
-_PART = re.compile(r"<!-- cvt: (\w+) ([0-9a-f]{8}) -->\n(.*?)\n?<!-- /cvt -->", re.DOTALL)
+_BEGIN = re.compile(r"<!-- cvt: (\w+) ([0-9a-f]{8}) -->\n")
+_END = "<!-- /cvt -->"
 _HEADER = re.compile(r"\A\s*---[ \t]*\r?\n(.*?)\r?\n---[ \t]*(?:\r?\n|\Z)", re.DOTALL)
 _NOTE = re.compile(r"^# cvt: (.*)$", re.MULTILINE)
+
+_MOST_VALUES = 100_000
+"""In a header, what an alias stands for counted each time: YAML repeats with a few characters."""
 
 
 @dataclass(frozen=True)
@@ -36,29 +41,55 @@ class Merged:
     kept: tuple[str, ...]  # those that were edited by hand, and are as they were
 
 
+@dataclass(frozen=True)
+class _Part:
+    """A part of a card as it is found."""
+
+    name: str
+    mark: str
+    content: str
+    start: int
+    end: int
+
+    @property
+    def edited(self) -> bool:
+        return _hash(self.content) != self.mark
+
+
+def _found(text: str) -> Iterator[_Part]:
+    """The parts of a card, in order; what has no end is none."""
+    at = 0
+    while (begin := _BEGIN.search(text, at)) and (end := text.find(_END, begin.end())) >= 0:
+        at = end + len(_END)
+        yield _Part(begin[1], begin[2], text[begin.end() : end], begin.start(), at)
+
+
 def _hash(text: str) -> str:
     return hashlib.sha256(text.strip().encode()).hexdigest()[:8]
 
 
 def _hash_of(value: Any) -> str:
-    return _hash(json.dumps(value, sort_keys=True, default=str))
+    try:
+        return _hash(json.dumps(value, sort_keys=True, default=str))
+    except TypeError:  # YAML has keys that are no text; none of ours
+        return _hash(repr(value))
 
 
 def _marked(name: str, text: str) -> str:
     text = text.strip().replace("<!-- /cvt", "&lt;!-- /cvt")
-    return f"<!-- cvt: {name} {_hash(text)} -->\n{text}\n<!-- /cvt -->"
+    return f"<!-- cvt: {name} {_hash(text)} -->\n{text}\n{_END}"
 
 
 def is_ours(text: str) -> bool:
     """Whether a card has the marks of this template."""
-    return _PART.search(text) is not None
+    return any(_found(text))
 
 
 def header_of(text: str) -> dict[str, Any]:
     """The header of a card, as the hub reads it; empty where there is none.
 
     Raises:
-        CheckpointError: it is no YAML, or no table of names and values.
+        CheckpointError: it is no YAML, no table of names and values, or too large a one.
     """
     import yaml
 
@@ -67,7 +98,9 @@ def header_of(text: str) -> dict[str, Any]:
         return {}
     try:
         found = yaml.safe_load(match[1])
-    except (yaml.YAMLError, RecursionError) as error:
+    except (  # a date or a number that there is none of is not YAMLError
+        yaml.YAMLError, RecursionError, ValueError, TypeError, AttributeError, LookupError,
+    ) as error:  # fmt: skip
         raise CheckpointError(
             f"the header of the model card is no YAML: {' '.join(str(error).split())}",
             hint="it stands between the two lines `---` at the top; correct it",
@@ -76,7 +109,24 @@ def header_of(text: str) -> dict[str, Any]:
         return {}
     if not isinstance(found, dict):
         raise CheckpointError("the header of the model card does not hold names and values")
+    if _values(found, {}) > _MOST_VALUES:
+        raise CheckpointError(
+            f"the header of the model card stands for more than {_MOST_VALUES:,} values",
+            hint="write them out in place of aliases (`*name`), or remove them",
+        )
     return found
+
+
+def _values(value: Any, known: dict[int, float]) -> float:
+    """How many values there are, what several places share counted in each; what holds itself has
+    no end of them."""
+    if not isinstance(value, dict | list | tuple | set):
+        return 1
+    if id(value) not in known:
+        known[id(value)] = math.inf
+        inner = [*value, *value.values()] if isinstance(value, dict) else value
+        known[id(value)] = 1 + sum(_values(one, known) for one in inner)
+    return known[id(value)]
 
 
 def body_of(text: str) -> str:
@@ -87,7 +137,7 @@ def body_of(text: str) -> str:
 
 def edited(text: str) -> list[str]:
     """The parts of a card that were edited by hand."""
-    return [name for name, mark, content in _PART.findall(text) if _hash(content) != mark]
+    return [part.name for part in _found(text) if part.edited]
 
 
 def merged(header: Mapping[str, Any], parts: Mapping[str, str], before: str | None) -> Merged:
@@ -106,22 +156,21 @@ def merged(header: Mapping[str, Any], parts: Mapping[str, str], before: str | No
         body = "\n\n".join(_marked(name, text) for name, text in parts.items())
         return Merged(f"{_written_header(header, header)}\n{body}\n", (*header, *parts), ())
     top, changed, kept = _merged_header(header, before)
-    body, seen = body_of(before), set()
-
-    def renewed(match: re.Match[str]) -> str:
-        name, mark, content = match.groups()
-        if name not in parts or name in seen:
-            return match[0]
-        seen.add(name)
-        if _hash(content) != mark:
-            kept.append(name)
-            return match[0]
-        now = _marked(name, parts[name])
-        if now != match[0]:
-            changed.append(name)
-        return now
-
-    body = _PART.sub(renewed, body)
+    old, seen, at = body_of(before), set[str](), 0
+    pieces: list[str] = []
+    for part in _found(old):
+        shown = old[part.start : part.end]
+        now = shown
+        if part.name in parts and part.name not in seen:
+            seen.add(part.name)
+            if part.edited:
+                kept.append(part.name)
+            else:
+                now = _marked(part.name, parts[part.name])
+                changed += [part.name] * (now != shown)
+        pieces += [old[at : part.start], now]
+        at = part.end
+    body = "".join([*pieces, old[at:]])
     order = list(parts)
     for place, name in enumerate(order):
         if name in seen:
@@ -134,9 +183,9 @@ def merged(header: Mapping[str, Any], parts: Mapping[str, str], before: str | No
 
 
 def _inserted(body: str, text: str, after: str | None) -> str:
-    for match in _PART.finditer(body):
-        if match[1] == after:
-            return f"{body[: match.end()]}\n\n{text}{body[match.end() :]}"
+    for part in _found(body):
+        if part.name == after:
+            return f"{body[: part.end]}\n\n{text}{body[part.end :]}"
     return f"{text}\n\n{body}"
 
 

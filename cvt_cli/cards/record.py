@@ -8,6 +8,7 @@ The card is drawn from it. It stays on this machine: it is not sent to a hub.
 """
 
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -49,8 +50,13 @@ class Subject:
     weights_sha256: str | None  # None where the weights are not on this machine
     classes_sha256: str
     macs: int
-    height: int
-    width: int
+    preprocessing: Mapping[str, Any]
+    activation: str
+
+    @property
+    def size(self) -> dict[str, int]:
+        """Of the network's input, by its names in results."""
+        return {name: self.preprocessing[name] for name in ("height", "width")}
 
 
 @dataclass(frozen=True)
@@ -81,7 +87,7 @@ def read(folder: Path) -> Record:
         CheckpointError: it is damaged, or of a newer version.
     """
     path = folder / RECORD_FILE
-    hint = f"move `{path}` away; what it held can be added again: cvt card FOLDER --add FILE"
+    hint = how_to_mend(folder)
     try:
         found = text.read_json(path)
         version = found["version"]
@@ -100,6 +106,12 @@ def read(folder: Path) -> Record:
         return Record()
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise CheckpointError(f"`{path}` cannot be read: {error}", hint=hint) from None
+
+
+def how_to_mend(folder: Path) -> str:
+    """What to do about a damaged record."""
+    path = folder / RECORD_FILE
+    return f"move `{path}` away; what it held can be added again: cvt card FOLDER --add FILE"
 
 
 def documents_in(path: Path) -> list[dict[str, Any]]:
@@ -251,11 +263,7 @@ def _same(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
 def _refuse_other(kind: Kind, document: Mapping[str, Any], subject: Subject, source: str) -> None:
     differs = []
     if kind == "benchmark":
-        for name, own in (
-            ("macs", subject.macs), ("height", subject.height), ("width", subject.width),
-        ):  # fmt: skip
-            if document[name] != own:
-                differs.append(f"`{name}` {document[name]}, where the model has {own}")
+        differs += _differences(document, {"macs": subject.macs, **subject.size})
     else:
         found, own_hash = document["weights_sha256"], subject.weights_sha256
         if own_hash is None:
@@ -270,11 +278,35 @@ def _refuse_other(kind: Kind, document: Mapping[str, Any], subject: Subject, sou
         classes = document.get("classes_sha256", subject.classes_sha256)
         if classes != subject.classes_sha256:
             differs.append("other class names, or these in another order")
+        if kind == "evaluation":  # of an export they are those of the file, which may be another
+            differs += _differences(document, {"activation": subject.activation})
+            told = document["preprocessing"]
+            told = told if isinstance(told, Mapping) else {}
+            differs += [f"preprocessing {one}" for one in _differences(told, subject.preprocessing)]
     if differs:
         raise DataError(
             f"{source} is not a result of `{subject.name}`: it is of {'; of '.join(differs)}",
             hint=f"measure it: cvt {_COMMANDS[kind]} … --card, or name the model that it is of",
         )
+
+
+def _differences(document: Mapping[str, Any], own: Mapping[str, Any]) -> list[str]:
+    """What of a result is otherwise than of the model, each as a phrase."""
+    cropped = own.get("resize") == "crop"  # else no crop's share has an effect
+    return [
+        f"`{name}` {json.dumps(document.get(name))}, where the model has {json.dumps(value)}"
+        for name, value in own.items()
+        if not _alike(document.get(name), value) and (cropped or name != "crop_pct")
+    ]
+
+
+def _alike(one: Any, other: Any) -> bool:
+    """Whether two JSON values are the same, but for the last bits of numbers."""
+    if isinstance(one, list | tuple) and isinstance(other, list | tuple):
+        return len(one) == len(other) and all(map(_alike, one, other))
+    if isinstance(one, int | float) and isinstance(other, int | float):
+        return math.isclose(one, other, rel_tol=1e-6)
+    return bool(one == other)
 
 
 def _refuse_other_images(before: Mapping[str, Any], now: Mapping[str, Any], source: str) -> None:

@@ -1,13 +1,14 @@
 """``cvt card``: everything that is known of a model, in one document."""
 
 import sys
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from cvt_cli.base import files, text
-from cvt_cli.base.errors import DataError, UsageError
+from cvt_cli.base.errors import CheckpointError, DataError, UsageError
 from cvt_cli.commands import completion, options, output
 
 if TYPE_CHECKING:
@@ -98,22 +99,25 @@ def card(
     sources = [
         (f"`{path}`", document) for path in add or () for document in record.documents_in(path)
     ]
-    about, folder = _about(model, access)
-    about = gather.with_results(about, sources, output.note, overwrite=overwrite)
-    if file is None and folder is not None:
-        made = cards.save(folder, about, overwrite=overwrite)
-        path: Path | None = folder / "README.md"
-        assert path is not None
+    folder, path = _folder(model, access), file
+    if file is not None:
+        files.refuse_overwriting([file], map(str, add or ()))
+    with nullcontext() if folder is None else gather.alone(folder, output.note):
+        about = gather.about_folder(folder) if folder else _about(model, access)
+        about = gather.with_results(about, sources, output.note, overwrite=overwrite)
+        if file is None and folder is not None:
+            made = cards.save(folder, about, overwrite=overwrite)
+            path = folder / "README.md"
+        elif file is not None:
+            made = cards.compose(about, _before(file, overwrite))
+            files.refuse_unwritable(file)
+            files.write_text(file, made.text)
+        else:
+            made = cards.compose(about)
+            if overwrite:
+                options.refuse(ctx, ["--overwrite"], "the card is printed, and no file is replaced")
+    if path is not None:
         cards.say_changes(made, path, output.note)
-    elif file is not None:
-        path, made = file, cards.compose(about, _before(file, overwrite))
-        files.refuse_unwritable(file)
-        files.write_text(file, made.text)
-        cards.say_changes(made, file, output.note)
-    else:
-        path, made = None, cards.compose(about)
-        if overwrite:
-            options.refuse(ctx, ["--overwrite"], "the card is printed, and no file is replaced")
     if json_output:
         output.print_json(
             {
@@ -131,20 +135,25 @@ def card(
         output.emit(str(path))
 
 
-def _about(model: str, access: "Access") -> "tuple[About, Path | None]":
-    """What a name means, and the folder that its card belongs into; None where it has none."""
+def _folder(model: str, access: "Access") -> Path | None:
+    """The folder of a name, which its card belongs into; None where it has none."""
+    from cvt_cli.checkpoints.locate import Repository, find
+
+    found = find(model, access)
+    return found.folder if not isinstance(found, Repository) and found.kind == "folder" else None
+
+
+def _about(model: str, access: "Access") -> "About":
+    """What the name of a model without a folder of its own means."""
     from cvt_cli.cards import about as abouts
-    from cvt_cli.cards import gather, record
+    from cvt_cli.cards import record
     from cvt_cli.checkpoints.locate import Repository, find
     from cvt_cli.commands import catalogue
 
-    found = find(model, access)
-    if not isinstance(found, Repository) and found.kind == "folder" and found.folder is not None:
-        return gather.about_folder(found.folder), found.folder
-    said = catalogue.describe(model, access)
+    found, said = find(model, access), catalogue.describe(model, access)
     if said.here is None:
         assert isinstance(found, Repository) and found.known is not None
-        about = abouts.About(
+        return abouts.About(
             said.name,
             said.described,
             known=found.known,
@@ -152,25 +161,21 @@ def _about(model: str, access: "Access") -> "tuple[About, Path | None]":
             revision=said.revision,
             license=said.license,
         )
-        return about, None
     kept = record.Record()
     if said.here.kind == "embedded" and said.here.folder is not None:
         kept = record.read(said.here.folder)
-    return abouts.of_checkpoint(said.here, said.described, kept), None
+    return abouts.of_checkpoint(said.here, said.described, kept)
 
 
 def _before(file: Path, overwrite: bool) -> str | None:
     """The card in a file that is to be written; its edited text is kept."""
+    from cvt_cli.cards import card as cards
     from cvt_cli.cards import parts
 
-    try:
-        found = text.read_text(file)
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError):
-        found = ""
-    if parts.is_ours(found):
-        return found
+    with suppress(CheckpointError):  # what is no text is none of ours
+        found = cards.read(file)
+        if found is None or parts.is_ours(found):
+            return found
     files.refuse_replacing([file], overwrite)
     return None
 
@@ -179,10 +184,14 @@ def _check(file: Path, json_output: bool) -> None:
     from cvt_cli.cards import card as cards
 
     try:
-        content = sys.stdin.read() if str(file) == "-" else text.read_text(file)
+        if str(file) == "-":
+            content: str | None = text.decoded(sys.stdin.buffer.read())
+        else:
+            content = cards.read(file)
     except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise DataError(f"`{file}` cannot be read: {reason}") from None
+        raise DataError(f"stdin cannot be read: {error}") from None
+    if content is None:
+        raise DataError(f"`{file}` does not exist")
     found = cards.check(content)
     if json_output:
         output.print_json({"file": str(file), **found.to_json()})

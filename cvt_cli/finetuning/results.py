@@ -12,6 +12,7 @@ import torch
 
 from cvt_cli.base import files, torchrun
 from cvt_cli.base.package import __version__
+from cvt_cli.base.progress import Say
 from cvt_cli.evaluation import figures, metrics
 from cvt_cli.finetuning import run_card
 from cvt_cli.finetuning.job import Job
@@ -101,7 +102,7 @@ def _named(several: bool, values: dict[str, Any]) -> dict[str, Any]:
     return {names.get(key, key): v for key, v in values.items() if key not in left_out}
 
 
-def finish(folder: Path, job: Job, position: Position, part: Epoch | None = None) -> Result:
+def finish(folder: Path, job: Job, position: Position, part: Epoch | None, say: Say) -> Result:
     """Write results.json and, where there is matplotlib, curves.png; give the result.
 
     Args:
@@ -109,6 +110,7 @@ def finish(folder: Path, job: Job, position: Position, part: Epoch | None = None
         job: that was trained.
         position: how far it has come.
         part: what came of the epoch that it was stopped in.
+        say: told of a card that is moved aside.
     """
     settings = job.settings
     rows = position.rows if part is None else [*position.rows, part]
@@ -161,7 +163,7 @@ def finish(folder: Path, job: Job, position: Position, part: Epoch | None = None
             main = ("val_map", "mAP") if job.several else ("val_top1", "Top-1")
             figures.draw_curves(curves, folder / "curves.png", folder.resolve().name, main)
         files.write_text(folder / "results.json", json.dumps(result.to_json(), indent=1) + "\n")
-        run_card.finish(folder, result.seconds)
+        run_card.finish(folder, result.seconds, say)
     return result
 
 

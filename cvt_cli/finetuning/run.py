@@ -151,7 +151,7 @@ class Run:
                 self._log = folder / "log.txt"
                 with run_card.metered(folder, self.job):
                     self._train(folder, position)
-                return results.finish(folder, self.job, position, self._part)
+                return results.finish(folder, self.job, position, self._part, self._say)
             except KeyboardInterrupt:
                 self._say(
                     f"interrupted{self._saved}; to continue: cvt finetune --resume "
@@ -166,7 +166,9 @@ class Run:
             row = solve(self.job, folder, self._say, self.progress)
             position.rows, position.best, position.seconds = [row], 1, row.elapsed
             for place in ("best", "last"):
-                run_card.keep(folder / place, self.job.model, self.job, self.batches, row, 1)
+                run_card.keep(
+                    folder / place, self.job.model, self.job, self.batches, row, 1, self._say
+                )
             results.write_metrics(folder, position.rows)
             return
         loop = Loop(

@@ -15,15 +15,17 @@ import torch
 from cvt_cli.base import files, text, torchrun
 from cvt_cli.base.errors import CheckpointError, CvtError
 from cvt_cli.base.package import __version__
+from cvt_cli.base.progress import Say
 from cvt_cli.base.text import counted
 from cvt_cli.cards import about as abouts
-from cvt_cli.cards import card
+from cvt_cli.cards import card, gather
 from cvt_cli.cards.about import About
 from cvt_cli.cards.header import EVAL_RESULTS
+from cvt_cli.cards.parts import Merged
 from cvt_cli.cards.record import RECORD_FILE, Record
 from cvt_cli.cards.record import read as read_record
 from cvt_cli.checkpoints.checkpoint import Checkpoint
-from cvt_cli.checkpoints.folders import BEST, CheckpointConfig
+from cvt_cli.checkpoints.folders import BEST, CARD_FILE, CheckpointConfig
 from cvt_cli.evaluation import metrics
 from cvt_cli.finetuning.batches import Batches
 from cvt_cli.finetuning.job import Job, parts_of_a_step
@@ -36,11 +38,13 @@ from cvt_cli.tracking import energy
 from cvt_cli.tracking.energy import Energy
 
 
-def keep(folder: Path, model: CvT, job: Job, batches: Batches, row: Epoch, epochs: int) -> None:
+def keep(
+    folder: Path, model: CvT, job: Job, batches: Batches, row: Epoch, epochs: int, say: Say
+) -> None:
     """Write a checkpoint, with a model card that says how it came about.
 
-    What was edited by hand of an earlier card stays. Neither the card nor what belongs to it ever
-    stands beside weights that it does not tell of.
+    What was edited by hand of an earlier card stays; one of somebody else is moved aside. Neither
+    the card nor what belongs to it ever stands beside weights that it does not tell of.
 
     Args:
         folder: ``RUN/best`` or ``RUN/last``.
@@ -49,22 +53,46 @@ def keep(folder: Path, model: CvT, job: Job, batches: Batches, row: Epoch, epoch
         batches: that it was trained on.
         row: what came of the epoch.
         epochs: that the run is to have.
+        say: told of a card that is moved aside.
     """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise files.unwritable(folder, error) from error
+    with gather.alone(folder, say):
+        _keep(folder, model, job, batches, row, epochs, say)
+
+
+def _keep(
+    folder: Path, model: CvT, job: Job, batches: Batches, row: Epoch, epochs: int, say: Say
+) -> None:
     labels = job.labels
     if row.thresholds is not None:
         labels = replace(labels, thresholds=tuple(row.thresholds))
     record = Record(_facts(job, batches, row, epochs, _begun(folder.parent)))
     described = CheckpointConfig(model.config, labels, job.preprocessing)
     about = About(abouts.name_of(folder), described, record, license=job.license)
-    before = card.before_in(folder, overwrite=True)
-    try:
-        made = card.compose(about, before).text
-    except CheckpointError:  # somebody spoiled its header
-        made = card.compose(about).text
+    made = _composed(about, folder, say).text
     for name in (RECORD_FILE, EVAL_RESULTS):
         card.remove(folder / name)
     weights.save(folder, model, labels, job.preprocessing, made)
     card.write(folder, replace(about, files=abouts.sizes_of(folder)), made)
+
+
+def _composed(about: About, folder: Path, say: Say) -> Merged:
+    """The card over that of an earlier epoch. One that cannot be gone on with, as of somebody else,
+    is moved aside: a training does not end for it."""
+    path = folder / CARD_FILE
+    try:
+        return card.compose(about, card.before_in(folder))
+    except CheckpointError as error:
+        kept = files.beside(path)
+        try:
+            path.rename(kept)
+        except OSError as why:
+            raise files.unwritable(kept, why) from why
+        say(f"{error}; it is kept as `{kept}`, and a new one is written")
+        return card.compose(about)
 
 
 def _begun(run: Path) -> str | None:
@@ -179,9 +207,14 @@ def energy_of(run: Path) -> dict[str, Any] | None:
     return energy.added(_energy_parts(run))
 
 
-def finish(folder: Path, seconds: float) -> None:
+def finish(folder: Path, seconds: float, say: Say) -> None:
     """Say in the best epoch's card when the run ended, and what all of it took."""
     best = folder / BEST
+    with gather.alone(best, say):
+        _finish(folder, best, seconds, say)
+
+
+def _finish(folder: Path, best: Path, seconds: float, say: Say) -> None:
     try:
         record = read_record(best)
         checkpoint = Checkpoint.at(best)
@@ -192,7 +225,8 @@ def finish(folder: Path, seconds: float) -> None:
         return
     facts = {**record.training, "finished": now(), "seconds": seconds}
     facts["energy"] = energy_of(folder)
-    card.save(best, replace(about, record=replace(record, training=facts)), overwrite=True)
+    about = replace(about, record=replace(record, training=facts))
+    card.write(best, about, _composed(about, best, say).text)
 
 
 def _used(job: Job) -> dict[str, str]:

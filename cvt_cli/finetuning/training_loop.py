@@ -246,7 +246,9 @@ class Loop:
     def _keep(self, row: Epoch, is_best: bool) -> None:
         for place in ("best", "last") if is_best else ("last",):
             model = self.trainer.best_model
-            run_card.keep(self.folder / place, model, self.job, self.batches, row, self._epochs)
+            run_card.keep(
+                self.folder / place, model, self.job, self.batches, row, self._epochs, self._say
+            )
 
     def _say_row(self, row: Epoch, is_best: bool, what: str = "") -> None:
         self._say(

@@ -1,8 +1,10 @@
 """`cvt card`: what was measured meets in one document; results of something else are refused."""
 
 import json
+import os
 import re
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +142,102 @@ def test_text_that_was_edited_stays_and_the_rest_is_written_anew(cvt, run: Path)
     assert path.read_text() == now and "nothing has changed" in again.stderr
 
 
+def test_what_was_measured_with_other_preprocessing_is_printed_and_not_in_the_card(
+    cvt, run: Path
+) -> None:
+    before = card_of(run)
+
+    result = cvt("evaluate", run.parent / "images", "--model", run, "--split", "val",
+                 "--engine", "torch", "--resize", "pad", "--card", run)  # fmt: skip
+
+    assert result.exit_code == 1 and result.stdout.startswith("top-1")
+    assert 'it is of preprocessing `resize` "pad", where the model has "crop"' in result.stderr
+    assert card_of(run) == before
+
+
+def test_edits_of_an_editor_that_ends_lines_as_windows_does_are_kept(cvt, run: Path) -> None:
+    path = run / "best" / REPOCARD_NAME
+    text = card_of(run).replace("**Developed by:** not stated", "**Developed by:** Ada")
+    path.write_bytes(text.replace("\n", "\r\n").encode())
+
+    result = cvt("card", run)
+
+    assert result.exit_code == 0, result.stderr
+    assert "edited by hand and kept as it is: details;" in result.stderr
+    assert card_of(run) == text
+
+
+def test_a_card_is_written_by_one_process_at_a_time(cvt, measured: Path, run: Path) -> None:
+    import fcntl
+    from threading import Thread
+
+    document = json.loads((measured / "val.json").read_text())
+    (run / "more.json").write_text(json.dumps({**document, "data": "others"}))
+    before, found = card_of(run), []
+    with (run / "best" / "config.json").open() as file:  # keeps the descriptor's number taken
+        holder = os.open(run / "best", os.O_RDONLY)
+        fcntl.flock(holder, fcntl.LOCK_EX)
+        thread = Thread(target=lambda: found.append(cvt("card", run, "--add", run / "more.json")))
+        thread.start()
+        thread.join(1.0)
+        assert thread.is_alive() and card_of(run) == before
+        os.close(holder)
+        thread.join()
+        assert file.readable()
+
+    assert found[0].exit_code == 0 and "another process is writing the card of" in found[0].stderr
+    assert sorted(p.name for p in (run / "best").iterdir() if "lock" in p.name) == []
+
+
+@pytest.mark.parametrize(
+    ("header", "said"),
+    [
+        ("a: &a [x, x]\n" + "".join(f"{b}: &{b} [{f'*{a}, ' * 9}]\n" for a, b in zip(
+            "abcdefgh", "bcdefghi", strict=True)), "stands for more than 100,000 values"),
+        ("a: &a [*a]", "stands for more than 100,000 values"),
+        ("released: 2026-13-45", "is no YAML"),
+    ],
+)  # fmt: skip
+def test_a_header_that_stands_for_too_much_or_for_no_value_is_refused(
+    cvt, run: Path, header: str, said: str
+) -> None:
+    path = run / "best" / REPOCARD_NAME
+    path.write_text(card_of(run).replace("---\n", f"---\n{header}\n", 1))
+
+    refused, checked = cvt("card", run), cvt("card", "--check", path)
+
+    assert refused.exit_code == 1 and said in refused.stderr
+    assert checked.exit_code == 1 and said in checked.stdout
+
+
+def test_keys_of_a_header_may_be_numbers(cvt, run: Path) -> None:
+    path = run / "best" / REPOCARD_NAME
+    path.write_text(card_of(run).replace("---\n", "---\nlabels: {0: cat, dog: 1}\n", 1))
+
+    assert cvt("card", run).exit_code == 0
+    assert ModelCard(card_of(run)).data.to_dict()["labels"] == {0: "cat", "dog": 1}
+
+
+def test_a_large_card_of_somebody_is_checked_in_seconds(cvt, tmp_path: Path) -> None:
+    file = tmp_path / "marks.md"
+    file.write_text("<!-- cvt: a 00000000 -->\n" * 40_000 + "# " + " " * 100_000 + "x\n")
+
+    began = time.process_time()
+    assert cvt("card", "--check", file).exit_code == 1
+
+    assert time.process_time() - began < 5
+
+
+def test_a_card_is_not_written_over_a_result_that_it_is_given(
+    cvt, measured: Path, run: Path, tmp_path: Path
+) -> None:
+    file = shutil.copy(measured / "speed.json", tmp_path / "speed.json")
+
+    refused = cvt("card", run, "--add", file, "--output", file, "--overwrite")
+
+    assert refused.exit_code == 2 and "is an input" in refused.stderr
+
+
 def test_a_part_that_was_removed_with_its_marks_is_written_again(cvt, run: Path) -> None:
     path = run / "best" / REPOCARD_NAME
     whole = path.read_text()
@@ -175,6 +273,11 @@ def changed(document: dict[str, Any], **values: Any) -> dict[str, Any]:
         ("val", {"classes_sha256": "0" * 64}, "other class names, or these in another order"),
         ("val", {"fingerprint": "0" * 64}, "of other images than the result of"),
         ("val", {"n": 8}, "images: 8, where the card has 9"),
+        ("val", {"activation": "gelu"}, 'it is of `activation` "gelu", where the model has'),
+        ("val", {"preprocessing": {"height": 64}}, "it is of preprocessing `height` 64, where the"),
+        ("val", {"top1_interval": "x"}, "is a damaged result, of which a card cannot be made"),
+        ("val", {"confusions": [{"label": None}]}, "is a damaged result, of which a card cannot"),
+        ("speed", {"rows": [{"engine": []}]}, "is a damaged result, of which a card cannot be"),
         ("val", {"engine": ...}, "is a damaged result of `cvt evaluate`: it has no `engine`"),
         ("val", {"version": "99.0.0"}, "was written by version 99.0.0 of cvt, which is newer"),
         ("speed", {"macs": 5}, "it is of `macs` 5, where the model has 75048"),
@@ -247,6 +350,7 @@ def test_a_damaged_record_or_one_of_a_newer_version_is_refused(cvt, run: Path) -
         ("{", "cannot be read"),
         ('{"version": 2}', "is of version 2; this version of cvt reads version 1"),
         ('{"version": 1, "training": null, "results": [{"kind": "x"}]}', "damaged result"),
+        ('{"version": 1, "training": {"seed": 1}, "results": []}', "holds what a card cannot be"),
     ):
         path.write_text(content)
         result = cvt("card", run)
@@ -294,6 +398,8 @@ def test_no_name_can_break_a_card() -> None:
 
     assert shown.count("\n") == 2 and shown.splitlines()[-1].count("|") == 2
     assert "<b>" not in shown and "<!--" not in shown
+    assert r"| a&#124;b &lt;!-- /cvt --&gt; \*x\* \`y\` \[z\](w) \# h &amp; &lt;b&gt; |" in shown
+    assert markdown.code("a|*b*") == r"<code>a&#124;\*b\*</code>"
     assert parts.edited(text) == []
     assert parts.merged({}, {"one": shown, "two": "2"}, text).text == text
 
