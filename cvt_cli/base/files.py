@@ -268,11 +268,25 @@ def _machine() -> str:
     return hashlib.sha256(platform.node().encode()).hexdigest()[:6]
 
 
-def _claimed_file(place: Path) -> tuple[Path, int]:
+def claimed(place: Path, *, private: bool = False) -> tuple[Path, int]:
+    """A temporary file named like ``place``, and the lock on it; what killed processes left there
+    is removed.
+
+    Args:
+        place: in whose folder it is.
+        private: none but this user may read it.
+
+    Raises:
+        OSError: there can be none.
+    """
+    return _claimed_file(_place_of(place), 0o600 if private else 0o666)
+
+
+def _claimed_file(place: Path, mode: int = 0o666) -> tuple[Path, int]:
     """A new empty file, with the permissions that the umask leaves, and the lock on it."""
     while True:
         temporary = _temporary_name(place)
-        descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666)
+        descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_RDWR, mode)
         if hold(descriptor) and is_still(temporary, descriptor):
             return temporary, descriptor
         os.close(descriptor)  # swept in the moment before it was locked

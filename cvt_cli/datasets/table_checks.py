@@ -6,6 +6,7 @@ Each check raises DataError, or gives what the user should know and returns what
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -122,7 +123,11 @@ def as_here(names: Packed, root: Path, say: Say) -> bool:
 
 
 def without_repeats(
-    rows: Rows, hashes: NDArray[np.int64], parts: NDArray[np.int32] | None, say: Say
+    rows: Rows,
+    hashes: NDArray[np.int64],
+    parts: NDArray[np.int32] | None,
+    groups: NDArray[np.int32] | None,
+    say: Say,
 ) -> NDArray[np.int64]:
     """The rows but for those that repeat another one of their part.
 
@@ -130,35 +135,33 @@ def without_repeats(
         rows: of the table.
         hashes: (n,) of their names as they are now.
         parts: of each.
+        groups: of each.
         say: told of what is left out.
 
     Raises:
-        DataError: two rows give one image two classes.
+        DataError: two rows give one image two classes or groups, or of one part two weights.
     """
-    labels, names = rows.coded["label"], rows.names
+    labels, names, weights = rows.coded["label"], rows.names, rows.weights
     order = np.argsort(hashes, kind="stable").astype(np.int32)
-    hashes = hashes[order]
-    alike = hashes[1:] == hashes[:-1]
+    ordered = hashes[order]
+    alike = ordered[1:] == ordered[:-1]
     one, other = order[:-1][alike], order[1:][alike]
-    del order, alike, hashes  # which are large
+    del order, alike, ordered  # which are large
     same = names.equal(one, other)
     one, other = one[same], other[same]
-    differ = labels.codes[one] != labels.codes[other]
-    against = np.flatnonzero(differ)
-    if len(against):
-        shown = against[np.argsort(one[against])[:SHOWN]]
-        told = "; ".join(
-            f"`{names[a]}` is `{labels.names[labels.codes[a]]}` in {rows.place(a)} and "
-            f"`{labels.names[labels.codes[b]]}` in {rows.place(b)}"
-            for a, b in zip(one[shown].tolist(), other[shown].tolist(), strict=True)
-        )
-        raise DataError(
-            f"`{rows.table.path}` gives {counted(len(against), 'image')} two classes: {told}"
-            + ("; …" if len(against) > SHOWN else ""),
-            hint="take one of the rows out",
-        )
+    _refuse_two(rows, "class", labels.codes, labels.names, one, other)
+    if groups is not None:
+        _refuse_two(rows, "group", groups, rows.coded["group"].names, one, other)
+    if parts is not None:  # one image may be in one part twice, and in another one in between
+        some = np.union1d(one, other)
+        some = some[np.lexsort((some, parts[some], hashes[some]))]
+        one, other = some[:-1], some[1:]
+        same = (parts[one] == parts[other]) & names.equal(one, other)
+        one, other = one[same], other[same]
+    if weights is not None:
+        _refuse_two(rows, "weight", weights, None, one, other)
     mask = np.zeros(len(rows), bool)
-    mask[other if parts is None else other[parts[one] == parts[other]]] = True
+    mask[other] = True
     if not mask.any():
         return np.arange(len(rows))
     say(
@@ -166,6 +169,46 @@ def without_repeats(
         f"{rows.places(mask)}"
     )
     return np.flatnonzero(~mask)
+
+
+def _refuse_two(
+    rows: Rows,
+    what: str,
+    values: NDArray[Any],
+    named: Sequence[str] | None,
+    one: NDArray[Any],
+    other: NDArray[Any],
+) -> None:
+    """Raises DataError where one image has two values, in pairs of rows.
+
+    Args:
+        rows: of the table.
+        what: the values are.
+        values: (n,) of each row.
+        named: what they are indices into; None says them themselves.
+        one: rows.
+        other: rows of the same images.
+    """
+    against = np.flatnonzero(values[one] != values[other])
+    if not len(against):
+        return
+
+    def said(row: int) -> str:
+        shown = f"{values[row]:g}" if named is None else named[values[row]]
+        return f"`{shown}` in {rows.place(row)}"
+
+    shown = against[np.argsort(one[against])[:SHOWN]]
+    told = "; ".join(
+        f"`{rows.names[a]}` is {said(a)} and {said(b)}"
+        for a, b in zip(one[shown].tolist(), other[shown].tolist(), strict=True)
+    )
+    many = {"class": "classes"}.get(what, f"{what}s")
+    leave = "" if what == "class" else f", or leave the column out with --columns {what}="
+    raise DataError(
+        f"`{rows.table.path}` gives {counted(len(against), 'image')} two {many}: {told}"
+        + ("; …" if len(against) > SHOWN else ""),
+        hint=f"take one of the rows out{leave}",
+    )
 
 
 def refuse_wrong_folder(names: Packed, root: Path, first_place: str) -> None:

@@ -1,6 +1,7 @@
 """The rows of a table of labelled images, taken piece after piece into a few bytes each."""
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,9 @@ from cvt_cli.images.table_files import Piece, Table
 
 BETWEEN = "\x1f"
 """Between the classes of an image, where a table does not have them as one text."""
+
+_NOTHING = re.compile(r"^(?:\./+)+|(?<=[^/]/)(?:\./|/)+")
+"""Parts of a path that lead nowhere: "./" at its start, and "//" or "/./" in it."""
 
 SHOWN = 5
 """Rows or classes that a message names."""
@@ -84,6 +88,12 @@ def _joined(values: Sequence[Any]) -> str | None:
         return None
 
 
+def _shown(value: Any) -> str:
+    """A value as a message has it: a picture may be in the place of a label."""
+    shown = repr(value)
+    return shown if len(shown) <= 100 else f"{shown[:99]}…"
+
+
 class Reading:
     """Takes a table's pieces, and says what is wrong with their rows."""
 
@@ -128,10 +138,10 @@ class Reading:
         if joined is None or "" in values or "\0" in joined:
             for place, path in enumerate(values):
                 if not isinstance(path, str) or not path or "\0" in path:
-                    what = "no path" if path in (None, "") else f"{path!r} as its path"
+                    what = "no path" if path in (None, "") else f"{_shown(path)} as its path"
                     raise self._wrong(piece, place, f"has {what}")
-        if joined is not None and "./" in joined:
-            return [path.removeprefix("./") for path in values]
+        if joined is not None and ("./" in joined or "//" in joined):
+            return [p if "://" in p else _NOTHING.sub("", p) for p in values]
         return values
 
     def _texts(self, piece: Piece, values: Sequence[Any], role: str) -> Sequence[str]:
@@ -159,9 +169,11 @@ class Reading:
             self._listed = True
             parts = [self._text(piece, place, one, role) for one in value]
             if any(not part.strip() or BETWEEN in part for part in parts):
-                raise self._wrong(piece, place, f"has {value!r} as its labels, one of them empty")
+                raise self._wrong(
+                    piece, place, f"has {_shown(value)} as its labels, one of them empty"
+                )
             return BETWEEN.join(parts)
-        raise self._wrong(piece, place, f"has {value!r} as its {role}")
+        raise self._wrong(piece, place, f"has {_shown(value)} as its {role}")
 
     def _marked(self, piece: Piece) -> list[str]:
         """The classes of each row whose columns have a 1."""
@@ -174,7 +186,7 @@ class Reading:
                 raise self._wrong(
                     piece,
                     place,
-                    f"has {values[place]!r} for the class `{name}`; accepted are 0 and 1",
+                    f"has {_shown(values[place])} for the class `{name}`; accepted are 0 and 1",
                 )
             marks[:, number] = np.array([known[str(value)] for value in values], np.uint8)
         sets, of = np.unique(marks, axis=0, return_inverse=True)
@@ -193,7 +205,7 @@ class Reading:
                 found[place] = math.nan
             if not 0 < found[place] < math.inf:  # so for NaN
                 raise self._wrong(
-                    piece, place, f"has the weight {value!r}; accepted are numbers above 0"
+                    piece, place, f"has the weight {_shown(value)}; accepted are numbers above 0"
                 )
         return found
 

@@ -257,7 +257,7 @@ def _read(path: Path, told: Told, size: int, progress: Progress) -> _Whole:
     else:
         if checks.as_here(names, root, notes.append):
             hashes = np.fromiter(map(hash, names), np.int64, len(names))
-        kept = checks.without_repeats(rows, hashes, parts, notes.append)
+        kept = checks.without_repeats(rows, hashes, parts, groups, notes.append)
     labels, weights = rows.coded["label"], rows.weights
     if len(kept) < len(rows):
         names = names.take(kept).alone()

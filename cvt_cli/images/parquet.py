@@ -6,7 +6,7 @@ import shutil
 import tempfile
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -14,14 +14,15 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from cvt_cli.base import limits
+from cvt_cli.base import files, limits
 from cvt_cli.base.errors import CvtError, DataError, ImageError
 from cvt_cli.base.text import human_bytes
 from cvt_cli.images import decode
-from cvt_cli.images.table_files import ROWS, Piece, Table, require_pyarrow
+from cvt_cli.images.table_files import ROWS, Piece, Table, refuse_repeated, require_pyarrow
 
-_PICTURES = 256
-"""Rows that are held at once where each has a picture."""
+_PICTURES = 8
+"""Rows that are held at once where each has a picture, which may be large, whatever is said of it
+in the file: one picture may stand there for many rows."""
 
 
 class Parquet(Table):
@@ -60,21 +61,26 @@ class Parquet(Table):
         with self._opened() as file:
             return file.schema_arrow
 
-    @property
+    @cached_property
     def columns(self) -> tuple[str, ...]:
-        return tuple(self._schema.names)
+        names = tuple(self._schema.names)
+        refuse_repeated(names, self.path)
+        return names
 
     @cached_property
     def holding_bytes(self) -> frozenset[str]:
         from pyarrow import types
 
-        def is_bytes(kind: Any) -> bool:
+        def holds_bytes(kind: Any) -> bool:
             if _is_struct(kind):
                 index = kind.get_field_index("bytes")
                 return index >= 0 and is_bytes(kind.field(index).type)
+            return is_bytes(kind)
+
+        def is_bytes(kind: Any) -> bool:
             return bool(types.is_binary(kind) or types.is_large_binary(kind))
 
-        return frozenset(field.name for field in self._schema if is_bytes(field.type))
+        return frozenset(field.name for field in self._schema if holds_bytes(field.type))
 
     def class_names(self, column: str) -> tuple[str, ...] | None:
         """As the library `datasets` writes them beside the schema."""
@@ -83,8 +89,15 @@ class Parquet(Table):
             names = about["info"]["features"][column]["names"]
         except (KeyError, ValueError, TypeError):
             return None
-        known = isinstance(names, list) and all(isinstance(name, str) for name in names)
-        return tuple(names) if known else None
+        if not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+            return None
+        if len(set(names)) < len(names):
+            twice = next(name for name in names if names.count(name) > 1)
+            raise DataError(
+                f"`{self.path}` calls two classes of its column `{column}` `{twice}`",
+                hint="give each class a name of its own",
+            )
+        return tuple(names)
 
     def pieces(
         self, wanted: Sequence[str], advance: Callable[[int], None] = lambda read: None
@@ -131,10 +144,11 @@ class Parquet(Table):
                 )
             leaf = f"{column}.bytes" if of_struct else column
 
-            def each() -> Iterator[bytes | None]:
+            def each() -> Iterator[Any]:
                 for batch in file.iter_batches(_PICTURES, columns=[leaf]):
-                    found = batch.column(column).to_pylist()
-                    yield from ((row and row["bytes"]) if of_struct else row for row in found)
+                    found = batch.column(column)
+                    for one in found.flatten()[0] if of_struct else found:
+                        yield one.as_buffer()
 
             return Pictures(each())
 
@@ -169,12 +183,16 @@ class Pictures:
     be all of the file; here each is read by itself, in any order, by any thread and process.
     """
 
-    def __init__(self, contents: Iterable[bytes | None]) -> None:
-        handle, self.path = tempfile.mkstemp(prefix="cvt-pictures-")
-        weakref.finalize(self, _remove, self.path, os.getpid())
+    def __init__(self, contents: Iterable[Any]) -> None:
+        place = Path(tempfile.gettempdir(), "cvt-pictures")
+        try:
+            self.path, handle = files.claimed(place, private=True)
+        except OSError as error:
+            raise files.unwritable(place, error) from None
+        weakref.finalize(self, _remove, self.path, handle, os.getpid())
         ends = [0]
         try:
-            with open(handle, "wb") as file:
+            with open(self.path, "wb") as file:
                 for content in contents:
                     file.write(content or b"")
                     ends.append(file.tell())
@@ -204,9 +222,9 @@ class Pictures:
             return file.read(self.size(row))
 
 
-def _remove(path: str, process: int) -> None:
+def _remove(path: Path, handle: int, process: int) -> None:
     if os.getpid() == process:  # not by a process that was forked
-        try:
-            os.unlink(path)
-        except OSError:
-            pass
+        with suppress(OSError):
+            path.unlink()
+        with suppress(OSError):
+            os.close(handle)

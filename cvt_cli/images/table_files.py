@@ -94,8 +94,13 @@ def open_table(path: Path) -> Table:
     """The table in a file.
 
     Raises:
-        UsageError: it is Parquet, and pyarrow is not installed.
+        UsageError: it is Parquet, and pyarrow is not installed; or what can be read once only.
     """
+    if path.exists() and not path.is_file():
+        raise UsageError(
+            f"`{path}` is no regular file, and a table is read more than once",
+            hint="write it into a file",
+        )
     suffix = path.suffix.lower()
     if suffix == ".parquet":
         from cvt_cli.images.parquet import Parquet
@@ -150,7 +155,8 @@ class _Meter:
         self._told = now
 
 
-def _refuse_repeated(columns: Sequence[str], path: Path) -> None:
+def refuse_repeated(columns: Sequence[str], path: Path) -> None:
+    """Raises DataError if there are no columns, or two of one name."""
     if not columns:
         raise DataError(f"`{path}` is empty: its first line must name its columns")
     if twice := [name for name in columns if columns.count(name) > 1]:
@@ -180,7 +186,7 @@ class Csv(Table):
         with _opened(self.path) as (lines, _):
             first = self._taken(csv.reader(lines, delimiter=self.delimiter, strict=True), 1)
         names = tuple(name.strip() for row in first for name in row)
-        _refuse_repeated(names, self.path)
+        refuse_repeated(names, self.path)
         return names
 
     def _taken(self, reader: Any, count: int) -> list[list[str]]:
@@ -236,7 +242,7 @@ class JsonLines(Table):
             found = dict.fromkeys(
                 name for _, row in islice(self._rows(lines), ROWS) for name in row
             )
-        _refuse_repeated(tuple(found), self.path)
+        refuse_repeated(tuple(found), self.path)
         return tuple(found)
 
     def _rows(self, lines: TextIO) -> Iterator[tuple[int, dict[str, Any]]]:

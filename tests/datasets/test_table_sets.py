@@ -2,6 +2,10 @@
 
 import csv
 import json
+import os
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -266,6 +270,37 @@ def test_rows_against_each_other_are_refused_and_repeated_ones_left_out(cvt, fol
     assert "`cat/001.png` is `cat` in line 3 and `dog` in line 17" in against.stderr
 
 
+@pytest.mark.parametrize(
+    ("rows", "header", "said"),
+    [
+        ([*ROWS, ("cat//./001.png", "dog")], ("path", "label"), "`cat` in line 3 and `dog` in"),
+        ([(p, c, p) for p, c in [*ROWS, ("./././cat/001.png", "cat")]], ("path", "label", "group"),
+         "two groups: `cat/001.png` is `cat/001.png` in line 3 and `./././cat/001.png` in line 17"),
+        ([(p, c, 1) for p, c in ROWS] + [("cat/001.png", "cat", 2)], ("path", "label", "weight"),
+         "two weights: `cat/001.png` is `1` in line 3 and `2` in line 17"),
+    ],
+)  # fmt: skip
+def test_rows_that_give_one_image_two_labels_groups_or_weights_are_refused_however_it_is_written(
+    cvt, folder: Path, rows: list[tuple[Any, ...]], header: tuple[str, ...], said: str
+) -> None:
+    result = cvt("evaluate", written(folder / "t.csv", rows, header), *NANO)
+
+    assert result.exit_code == 1 and said in result.stderr
+
+
+def test_a_row_is_a_repeated_one_also_where_one_of_another_part_is_between(
+    cvt, folder: Path
+) -> None:
+    parts = [("cat/001.png", "cat", part) for part in ("test", "train", "test", "train")]
+    rows = [(path, label, "test") for path, label in ROWS if path != "cat/001.png"]
+    table = written(folder / "t.csv", [*parts, *rows], ("path", "label", "split"))
+
+    result = cvt("evaluate", table, *NANO, "--json")
+
+    assert result.json["n"] == 15
+    assert "2 rows of" in result.stderr and "left out: lines 4, 5" in result.stderr
+
+
 def test_a_label_that_is_near_another_one_is_named_and_not_merged(cvt, folder: Path) -> None:
     rows = [*ROWS[:-1], (ROWS[-1][0], "Ship ")]
     table = written(folder / "t.csv", rows, ("path", "label"))
@@ -352,6 +387,59 @@ def test_pictures_in_parquet_that_are_none_are_reported_by_their_rows(cvt, tmp_p
     assert result.exit_code == 1
     assert result.json["n"] == 4 and result.json["n_failed"] == 2
     assert "row 2`: not an image" in result.stderr and "row 3`: empty (0 bytes)" in result.stderr
+
+
+def test_what_a_parquet_file_may_hold_in_place_of_pictures_and_classes_is_refused(
+    cvt, tmp_path: Path
+) -> None:
+    pictures, labels = [picture(1), picture(2)], ["cat", "dog"]
+    twice = {"info": {"features": {"label": {"names": ["cat", "cat"]}}}}
+    numbers = pyarrow.table({"path": ["1.png", "2.png"], "label": [0, 1]})
+    tables = {
+        "nested": pyarrow.table({"image": [{"bytes": {"bytes": b}} for b in pictures],
+                                 "label": labels}),
+        "same": pyarrow.Table.from_arrays([labels, labels, labels], ["path", "label", "label"]),
+        "twice": numbers.replace_schema_metadata({"huggingface": json.dumps(twice)}),
+    }  # fmt: skip
+    said = {}
+    for name, table in tables.items():
+        parquet.write_table(table, tmp_path / f"{name}.parquet")
+        result = cvt("evaluate", tmp_path / f"{name}.parquet", *NANO)
+        assert result.exit_code == 1
+        said[name] = result.stderr
+
+    assert "row 1 has {'bytes': {'bytes': b'" in said["nested"] and len(said["nested"]) < 300
+    assert "has two columns that are called `label`" in said["same"]
+    assert "calls two classes of its column `label` `cat`" in said["twice"]
+
+
+def test_pictures_of_a_process_that_was_killed_are_removed_by_the_next_one(
+    cvt, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+    (tmp_path / "tmp").mkdir()
+    table = pyarrow.table({"image": [picture(n) for n in (1, 4)], "label": ["cat", "dog"]})
+    parquet.write_table(table, tmp_path / "t.parquet")
+    code = (
+        "import os, sys; from pathlib import Path; from cvt_cli.images.parquet import Parquet\n"
+        "kept = Parquet(Path(sys.argv[1])).pictures('image'); os.kill(os.getpid(), 9)"
+    )
+    own = {**os.environ, "TMPDIR": tempfile.gettempdir()}
+    subprocess.run([sys.executable, "-c", code, tmp_path / "t.parquet"], env=own, check=False)
+    [left] = (tmp_path / "tmp").iterdir()
+    private = left.stat().st_mode & 0o077 == 0
+
+    result = cvt("evaluate", tmp_path / "t.parquet", *NANO, "--json")
+
+    assert private and result.json["n"] == 2 and not left.exists()
+
+
+def test_a_table_that_can_be_read_only_once_is_refused(cvt, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "t.csv")
+
+    result = cvt("evaluate", tmp_path / "t.csv", *NANO)
+
+    assert result.exit_code == 2 and "is no regular file" in result.stderr
 
 
 def test_an_option_of_tables_is_refused_for_folders(cvt, folder: Path) -> None:
