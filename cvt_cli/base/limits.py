@@ -63,6 +63,9 @@ _PROCESSORS = machine.processors()
 LARGEST_WAITING = max(512, 64 * _PROCESSORS) * _MIB
 """Bytes of whole pictures that wait together for a model that prepares them itself."""
 
+LARGEST_AHEAD = max(256, 32 * _PROCESSORS) * _MIB
+"""Bytes of prepared images that wait while one that comes before them takes long to decode."""
+
 
 class Budget:
     """Bytes that the threads of this process may hold together; who wants more waits for room.

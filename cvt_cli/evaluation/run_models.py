@@ -19,7 +19,7 @@ from cvt_cli.evaluation.counts import Counts
 from cvt_cli.evaluation.outcomes import Outcomes
 from cvt_cli.evaluation.several_labels import JudgedSet, SetCounts, SetOutcomes, judged
 from cvt_cli.prediction.answers import Prediction
-from cvt_cli.prediction.classify import ahead, batches, top_predictions, waiting_bytes
+from cvt_cli.prediction.classify import ahead, batches, top_predictions
 from cvt_cli.spec.labels import Labels
 from cvt_cli.spec.preprocessing import Preprocessing
 
@@ -176,8 +176,8 @@ def judge(
     apart = any(isinstance(one.engine, Apart) for one in subjects)
     before = [one.result.seconds for one in subjects]
     with progress("evaluating", len(wanted)) as advance:
-        ready = ahead(prepare, wanted, workers, 2 * batch_size, _waiting_bytes)
-        chunks = batches(ready, batch_size, _waiting_bytes)
+        ready = ahead(prepare, wanted, workers, 2 * batch_size, _bytes_of)
+        chunks = batches(ready, batch_size, _bytes_of)
         for chunk, finishes in with_begun(chunks, begin, apart):
             for one, finish, earlier in zip(subjects, finishes, before, strict=True):
                 _count(one, finish, chunk, data)
@@ -188,8 +188,11 @@ def judge(
             advance(len(chunk), f"{what} {subjects[0].result.top1:.4f}")
 
 
-def _waiting_bytes(ready: "_Prepared") -> int:
-    return 0 if isinstance(ready.arrays, str) else sum(map(waiting_bytes, ready.arrays))
+def _bytes_of(ready: "_Prepared") -> int:
+    """Of an image's arrays, some of which are several models'."""
+    if isinstance(ready.arrays, str):
+        return 0
+    return sum({id(array): array.nbytes for array in ready.arrays}.values())
 
 
 _Finish = Callable[[], NDArray[np.float32]]

@@ -31,7 +31,10 @@ THUMBNAIL_PIXELS = 224
 
 
 _SMALL = 16 * 1024**2
-"""Bytes up to which a prepared image may wait uncounted; 384x384 has 1.8 million."""
+"""Bytes up to which a prepared image is not large; 384x384 has 1.8 million."""
+
+_ANY_RESULT = 4096
+"""Bytes that are counted for any result that waits, whatever it is."""
 
 
 class Loadable(Protocol):
@@ -101,7 +104,7 @@ def classify(
         return array, thumbnail(image) if wishes.thumbnails else None
 
     def size(ready: tuple[NDArray[Any], bytes | None] | str) -> int:
-        return 0 if isinstance(ready, str) else waiting_bytes(ready[0])
+        return 0 if isinstance(ready, str) else ready[0].nbytes
 
     def begin(chunk: list[tuple[Loadable, Any]]) -> Callable[[], Iterable[NDArray[np.float32]]]:
         arrays = [ready[0] for _, ready in chunk if not isinstance(ready, str)]
@@ -127,83 +130,110 @@ def classify(
                 yield Answer(source.name, found, answer=given, thumbnail=ready[1])
 
 
-def waiting_bytes(array: NDArray[Any]) -> int:
-    """What an image counts towards `limits.LARGEST_WAITING`: none but a large picture whole."""
-    return array.nbytes if array.nbytes > _SMALL else 0
-
-
-def _nothing(result: object) -> int:
-    return 0
-
-
 def ahead(
     work: Callable[[Item], Result],
     items: Iterable[Item],
     workers: int,
     most: int,
-    size: Callable[[Result], int] = _nothing,
+    size: Callable[[Result], int] | None = None,
 ) -> Iterator[tuple[Item, Result]]:
     """Every item with what ``work`` makes of it, in order; threads work ahead of who asks.
 
     Args:
         work: called in a thread for every item.
-        items: taken one by one, no more than ``most`` ahead.
+        items: taken one by one, no more than ``most`` ahead. If ``size`` is known, more are taken
+            where threads would have nothing to do while one makes the next result to be given, as
+            of a picture that is a hundred times as large as others.
         workers: threads.
-        most: results that wait at the same time.
+        most: results that wait at the same time; more as long as they have fewer bytes than
+            `limits.LARGEST_AHEAD`.
         size: of a result, in bytes; work is begun on no other item but the next to be given while
-            results of more than `limits.LARGEST_WAITING` wait.
+            large ones of more than `limits.LARGEST_WAITING` wait.
     """
-    room = threading.Condition()
-    made = 0  # bytes of results that were not given yet
+    changed = threading.Condition()
+    done: dict[int, int] = {}  # bytes of the results that were not given yet, by their numbers
+    held = large = 0  # bytes of them, and of those of them that are large
     given = 0  # results; the next one is made in any case, since it is waited for
     ended = False
+    furthest = most  # so many shall wait, since threads had nothing to do
 
     def in_turn(number: int, item: Item) -> Result:
-        nonlocal made
-        if made > limits.LARGEST_WAITING:
-            with room:
-                room.wait_for(lambda: made <= limits.LARGEST_WAITING or number == given or ended)
-        result = work(item)
-        if bytes_made := size(result):
-            with room:
-                made += bytes_made
-        return result
+        nonlocal held, large
+        if large > limits.LARGEST_WAITING:
+            with changed:
+                changed.wait_for(
+                    lambda: large <= limits.LARGEST_WAITING or number == given or ended
+                )
+        made = 0
+        try:
+            result = work(item)
+            made = 0 if size is None else size(result)
+            return result
+        finally:
+            with changed:
+                done[number] = made
+                held += made + _ANY_RESULT
+                large += _counted(made)
+                changed.notify_all()
 
     def next_one() -> tuple[Item, Result]:
-        nonlocal made, given
+        nonlocal held, large, given
         item, future = waiting.popleft()
         result = future.result()
-        with room:
-            made -= size(result)
+        with changed:
+            made = done.pop(given)
+            held -= made + _ANY_RESULT
+            large -= _counted(made)
             given += 1
-            room.notify_all()
+            changed.notify_all()
         return item, result
+
+    def has_room() -> bool:
+        undone = len(waiting) - len(done)
+        further = given not in done and undone <= workers
+        return held < limits.LARGEST_AHEAD and (
+            further or (len(waiting) <= furthest and undone <= most)
+        )
+
+    def goes_further() -> bool:
+        """Whether one more is begun before the next is given; waits until that is clear."""
+        if size is None:
+            return False
+        with changed:
+            changed.wait_for(lambda: given in done or has_room())
+            return has_room()
 
     pool = ThreadPoolExecutor(workers)
     waiting: deque[tuple[Item, Future[Result]]] = deque()
     try:
         for number, item in enumerate(items):
             waiting.append((item, pool.submit(in_turn, number, item)))
-            if len(waiting) > most:
+            while len(waiting) > most and not goes_further():
                 yield next_one()
+            furthest = max(furthest, len(waiting))
         while waiting:
             yield next_one()
     finally:
-        with room:
+        with changed:
             ended = True
-            room.notify_all()
+            changed.notify_all()
         pool.shutdown(wait=False, cancel_futures=True)
 
 
+def _counted(size: int) -> int:
+    """What a result counts towards `limits.LARGEST_WAITING`: none but a large picture whole."""
+    return size if size > _SMALL else 0
+
+
 def batches(
-    ready: Iterable[tuple[Item, Result]], count: int, size: Callable[[Result], int] = _nothing
+    ready: Iterable[tuple[Item, Result]], count: int, size: Callable[[Result], int]
 ) -> Iterator[list[tuple[Item, Result]]]:
-    """Lists of ``count``, or of fewer that together are larger than `limits.LARGEST_WAITING`."""
+    """Lists of ``count``, or of fewer large ones that have over `limits.LARGEST_WAITING` bytes."""
     batch: list[tuple[Item, Result]] = []
     total = 0
     for item, result in ready:
         batch.append((item, result))
-        total += size(result)
+        total += _counted(size(result))
         if len(batch) == count or total > limits.LARGEST_WAITING:
             yield batch
             batch, total = [], 0
