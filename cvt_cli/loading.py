@@ -169,13 +169,9 @@ def load_to_explain(
     activation: Activation | None,
     access: Access,
     or_embedded: bool = False,
+    resize: Resize | None = None,
 ) -> "tuple[Checkpoint, LoadedCheckpoint, int]":
-    """Find and load a model for torch, and its MACs; as `load_classifier`.
-
-    Raises:
-        UsageError: there is no such size, or the model is a graph.
-        CheckpointError, ConfigError: as in `locate.locate` and `weights.load_checkpoint`.
-    """
+    """Find and load a model for torch, and its MACs; arguments and errors as `load_checkpoint`."""
     checkpoint, size, activation = _found(text, Size.of(res), activation, access, or_embedded)
     if checkpoint.kind == "graph":
         raise UsageError(
@@ -183,7 +179,9 @@ def load_to_explain(
             hint="give the checkpoint that it was exported from",
         )
     opened = _open(checkpoint, size, activation, access)
-    return checkpoint, opened.load(), opened.macs
+    loaded = opened.load()
+    how = loaded.preprocessing.resizing(resize)
+    return checkpoint, replace(loaded, preprocessing=how), opened.macs
 
 
 def _found(

@@ -279,6 +279,17 @@ def test_an_explanation_draws_itself_and_is_of_what_the_classifier_says() -> Non
         classify.explain(CHELSEA, method="magic")
 
 
+def test_an_explanation_sees_the_picture_as_the_answer_did() -> None:
+    pixels = np.zeros((40, 120, 3), np.uint8)
+    pixels[:, :20] = 255
+    classify = Classifier("cvt-nano-cifar10", resize="squash", engine="torch")
+
+    found = classify.explain(pixels, method="attention")
+
+    assert found.predictions[0].score == pytest.approx(classify(pixels)[0].score, abs=1e-5)
+    assert np.isfinite(found.map).all()  # a crop would not see the ends
+
+
 def test_predictions_are_a_list_that_a_notebook_shows_as_a_table() -> None:
     found = Classifier("cvt-nano-cifar10", top_k=2)(CHELSEA)
 

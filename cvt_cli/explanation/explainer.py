@@ -20,6 +20,7 @@ from cvt_cli.model import devices
 from cvt_cli.model.engine import computing_in, threads_for
 from cvt_cli.spec.config import Activation, Size
 from cvt_cli.spec.formats import Precision
+from cvt_cli.spec.preprocessing import Resize
 
 if TYPE_CHECKING:
     from cvt_cli.model.weights import LoadedCheckpoint
@@ -113,6 +114,7 @@ def load(
     device: str,
     access: Access,
     or_embedded: bool = False,
+    resize: Resize | None = None,
 ) -> tuple[ReadyModel, TracedEngine]:
     """Find and load a model to be explained; arguments and errors as of `load_classifier`.
 
@@ -120,6 +122,8 @@ def load(
         UsageError: besides, it is a graph, which has no gradients.
     """
     place = devices.choose_device(device)
-    checkpoint, loaded, macs = loading.load_to_explain(text, res, activation, access, or_embedded)
+    checkpoint, loaded, macs = loading.load_to_explain(
+        text, res, activation, access, or_embedded, resize
+    )
     engine = TracedEngine(loaded, place, macs)
     return ReadyModel(checkpoint, engine, loaded.described), engine

@@ -21,10 +21,10 @@ def load(
 ) -> tuple[ReadyModel, TracedEngine]:
     """The network of a classifier, from what that was made with."""
     access = Access(streams.say, silent, revision, offline)
-    text, res, activation, device = (
-        made_with[name] for name in ("text", "res", "activation", "device")
+    text, res, resize, activation, device = (
+        made_with[name] for name in ("text", "res", "resize", "activation", "device")
     )
-    return explainer.load(text, res, activation, device, access)
+    return explainer.load(text, res, activation, device, access, resize=resize)
 
 
 def asked(

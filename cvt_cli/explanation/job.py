@@ -1,5 +1,6 @@
 """Images that inputs name, explained, and the files that this goes to."""
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -49,6 +50,19 @@ class Files:
         files.refuse_overwriting(written, [one.removeprefix("@") for one in inputs])
         files.refuse_replacing(written, self.overwrite)
 
+    def is_spared(self, name: str) -> bool:
+        """True of every image; raises UsageError for one that a picture could replace."""
+        place = self.pictures
+        if place is None or is_picture(place) or not is_picture(Path(name)):
+            return True
+        folder = os.path.dirname(name) or "."
+        if place.is_dir() and os.path.isdir(folder) and os.path.samefile(place, folder):
+            raise UsageError(
+                f"`{name}` is an input, and a picture in `{place}` could replace it",
+                hint="give --output a folder of its own",
+            )
+        return True
+
 
 class Explanations:
     """The explanations, each of which is in its files when it is given; gone through once.
@@ -67,14 +81,14 @@ class Explanations:
         engine: TracedEngine,
         asked: Asked,
         listing: sources.Listing,
-        pictures: Path | None,
+        pictures: Pictures | None,
     ) -> None:
         self.ready, self.total = ready, listing.total
         self.answered = self.failed = 0
         self.means = Means()
         self._asked, self._listing = asked, listing
         self._found = explain(ready, engine, listing, asked)
-        self._pictures = None if pictures is None else Pictures(pictures)
+        self._pictures = pictures
         self._writers: list[WholeFile] = []
 
     @cached_property
@@ -127,7 +141,7 @@ def explained(
         CvtError: there are no images, or a file cannot be written.
     """
     wanted.check(inputs)
-    listing = sources.Listing(inputs)
+    listing = sources.Listing(inputs, wanted.is_spared)
     if listing.is_empty:
         raise no_images(listing)
     if wanted.pictures is not None and is_picture(wanted.pictures) and listing.total != 1:
@@ -136,6 +150,8 @@ def explained(
             hint="name a folder, or a page with --html",
         )
     with ExitStack() as stack:
-        found = Explanations(*load(), asked, listing, wanted.pictures)
+        place = wanted.pictures
+        pictures = None if place is None else Pictures(place, wanted.overwrite)
+        found = Explanations(*load(), asked, listing, pictures)
         found.open_files(stack, wanted)
         yield found

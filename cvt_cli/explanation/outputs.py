@@ -14,16 +14,20 @@ from cvt_cli.explanation import drawing
 from cvt_cli.explanation.explain import Explanation
 from cvt_cli.prediction.whole_files import WholeFile
 
+_MOST_BYTES = 200
+"""Of an image's name in that of its picture; a name of a file may have 255."""
+
 
 class Pictures:
     """A PNG for each image: the photograph, each map, and both over each other.
 
     Args:
         place: a ``.png`` for one image, or a folder, which is made.
+        overwrite: replace pictures of these names, as of a process that writes there meanwhile.
     """
 
-    def __init__(self, place: Path) -> None:
-        self._place, self._taken = place, set[str]()
+    def __init__(self, place: Path, overwrite: bool = False) -> None:
+        self._place, self._taken, self._overwrite = place, set[str](), overwrite
 
     def write(self, one: Explanation) -> Path | None:
         """The file that was written; None for an image that could not be read.
@@ -34,6 +38,7 @@ class Pictures:
         if one.error is not None:
             return None
         path = self._place if is_picture(self._place) else self._place / self._name(one.path)
+        files.refuse_replacing([path], self._overwrite)
         with files.replacing(path) as temporary:
             temporary.write_bytes(drawing.png(one.panel()))
         return path
@@ -41,7 +46,8 @@ class Pictures:
     def _name(self, of: str) -> str:
         """The image's own name, with a number where another image has it already."""
         stem = text.as_utf8(PurePath(of.rpartition("://")[2]).stem).strip("-.") or "image"
-        stem = "".join(c if c.isprintable() and c not in '/\\:*?"<>|' else "_" for c in stem)[:100]
+        stem = "".join(c if c.isprintable() and c not in '/\\:*?"<>|' else "_" for c in stem)
+        stem = stem.encode()[:_MOST_BYTES].decode(errors="ignore")
         name, number = f"{stem}.png", 1
         while name.casefold() in self._taken:
             number += 1

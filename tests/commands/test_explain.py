@@ -6,6 +6,7 @@ import re
 import signal
 import threading
 import time
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -44,6 +45,50 @@ def test_pictures_are_written_for_all_images_that_can_be_read(cvt, folder: Path)
 
     assert again.exit_code == 1
     assert "`explanations` exists and was not replaced" in again.stderr
+
+
+@pytest.mark.parametrize("inputs", [["photos/a"], ["photos"], ["photos/a/*.png"], ["@list.txt"]])
+def test_no_photograph_is_replaced_by_its_picture(cvt, folder: Path, inputs: list[str]) -> None:
+    Path("list.txt").write_text("photos/b/cat.png\nphotos/a/cat.png\n")
+    before = Path("photos/a/cat.png").read_bytes()
+
+    result = cvt("explain", *inputs, *NANO, "--output", "photos/a", "--overwrite")
+
+    assert result.exit_code == 2
+    assert "`photos/a/cat.png` is an input, and a picture in `photos/a` could" in result.stderr
+    assert Path("photos/a/cat.png").read_bytes() == before
+
+
+def test_a_picture_of_another_process_is_not_replaced(
+    cvt, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cvt_cli.explanation import explainer
+
+    load = explainer.load
+
+    def meanwhile(*arguments: object, **named: object) -> object:
+        Path("explanations").mkdir()
+        Path("explanations/cat.png").write_text("another's")
+        return load(*arguments, **named)
+
+    monkeypatch.setattr(explainer, "load", meanwhile)
+    result = cvt("explain", "photos/a", *NANO, "--method", "attention")
+
+    assert result.exit_code == 1
+    assert "`explanations/cat.png` exists and was not replaced" in result.stderr
+    assert Path("explanations/cat.png").read_text() == "another's"
+
+
+def test_an_image_in_an_archive_may_have_a_name_that_no_file_can_have(cvt, folder: Path) -> None:
+    name = 120 * "猫"
+    with zipfile.ZipFile("photos.zip", "w") as archive:
+        archive.write("photos/a/cat.png", f"{name}.png")
+
+    result = cvt("explain", "photos.zip", *NANO, "--method", "attention")
+
+    assert result.exit_code == 0, result.stderr
+    (picture,) = Path("explanations").iterdir()
+    assert name.startswith(picture.stem) and len(picture.stem) > 60
 
 
 def test_what_is_explained_is_what_predict_says(cvt, folder: Path) -> None:
