@@ -1,8 +1,10 @@
 """The app: which commands there are, and the one place where errors become messages."""
 
+import copy
 import errno
 import os
 import signal
+import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -129,7 +131,7 @@ class _App(help_pages.Group):
             from cvt_cli.commands import habits
 
             ours = error if isinstance(error, UsageError) else _as_ours(error)
-            raise habits.explain(self, self._words) or ours from None
+            raise habits.explain(typer.main.get_command(app), self._words) or ours from None
 
 
 def _as_ours(error: Any) -> UsageError:
@@ -146,7 +148,26 @@ def _as_ours(error: Any) -> UsageError:
     return UsageError(message, f"`{path} --help` lists its options")
 
 
-app = typer.Typer(
+class _Cvt(typer.Typer):
+    """An app that makes the options of the command alone that it is started with."""
+
+    def for_words(self, words: Sequence[str]) -> typer.Typer:
+        """The app as far as these words after ``cvt`` need it: with one command, or whole."""
+        asked = [one for one in self.registered_commands if [one.name] == list(words[:1])]
+        if not asked:
+            return self
+        found = copy.copy(self)
+        found.registered_commands, found.registered_groups = asked, []
+        return found
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        from_shell = not args and "args" not in kwargs
+        return typer.Typer.__call__(
+            self.for_words(sys.argv[1:]) if from_shell else self, *args, **kwargs
+        )
+
+
+app = _Cvt(
     cls=_App,
     no_args_is_help=True,
     pretty_exceptions_enable=False,

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from cvt_cli.cli import app
 from small_sets import class_folders
 
 NANO = "cvt-nano-cifar10"
@@ -112,3 +113,24 @@ def test_a_current_folder_that_was_deleted_is_a_sentence(
 
     assert said.exit_code == 1
     assert said.stderr.startswith("error: the current folder cannot be used: No such file")
+
+
+@pytest.mark.parametrize(
+    ("words", "commands"),
+    [
+        (["flops", "--json"], ["flops"]),
+        (["predict"], ["predict"]),
+        (["cache", "path"], None),
+        (["train"], None),
+        (["--help"], None),
+        ([], None),
+    ],
+)
+def test_a_command_that_is_started_makes_no_other_commands_options(
+    words: list[str], commands: list[str] | None
+) -> None:
+    made = app.for_words(words)
+
+    every = [command.name for command in app.registered_commands]
+    assert [command.name for command in made.registered_commands] == (commands or every)
+    assert bool(made.registered_groups) == (commands is None)
