@@ -44,6 +44,15 @@ def labels_of(pictures: Pictures, labels: Labels) -> list[int] | None:
     return [one[0] for one in found] if all(len(one) == 1 for one in found) else None
 
 
+def fingerprint(pictures: Pictures, max_drop: float | None, labels: Labels) -> str:
+    """A hash of what a graph was calibrated on: contents, folders, and what may be lost of which
+    classes, which decides the layers that stay in float32."""
+    found = [f"{stamps.hash_of(path)} {path.parent.name}" for path in pictures.paths]
+    if max_drop is not None:
+        found += [f"max drop {max_drop}", names_hash(labels.names)]
+    return names_hash(found)
+
+
 def ready(
     checkpoint: Checkpoint,
     said: CheckpointConfig,
@@ -119,17 +128,16 @@ def open_int8(
     """
     folder = asked.calibration or PACKAGED
     pictures = Pictures.of(folder, MOST_CALIBRATION_IMAGES)
-    fingerprint = names_hash(
-        [f"{stamps.hash_of(path)} {path.parent.name}" for path in pictures.paths]
-    )
+    calibration = fingerprint(pictures, asked.max_drop, said.labels)
     graph, made_under = prepared_graphs.graph_of(checkpoint, said)
     conditions = Conditions(
         {
             **made_under.values,
             "precision": "int8",
             "preprocessing": said.preprocessing.to_json(),
-            "calibration": fingerprint,
+            "calibration": calibration,
             "max_drop": asked.max_drop,
+            "processor": machine.processor(),  # what may be lost was measured on it
             **{name: machine.version_of(name) for name in ("openvino", "nncf")},
         }
     )
@@ -147,7 +155,7 @@ def open_int8(
                     + ", once"
                 )
                 _make(kept, conditions, checkpoint, said, load().model, pictures, asked, access)
-    return kept, fingerprint
+    return kept, calibration
 
 
 def _verify(made: Path, model: "CvT", pictures: Pictures) -> None:

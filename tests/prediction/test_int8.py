@@ -1,5 +1,6 @@
 """`--precision int8`: quantised once, kept under all that decides it, held to what may be lost."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -69,6 +70,19 @@ def test_calibration_images_have_labels_where_all_folders_are_classes(calibratio
 
     assert found == [labels.names.index(path.parent.name) for path in pictures.paths]
     assert int8_graphs.labels_of(Pictures((*pictures.paths, CHELSEA)), labels) is None
+
+
+def test_a_file_in_int8_is_gone_on_with_only_where_as_much_may_be_lost_of_the_same_classes(
+    calibration: Path,
+) -> None:
+    labels = locate.embedded(published.CHECKPOINTS["cvt-nano-cifar10"]).described().labels
+    others = dataclasses.replace(labels, names=labels.names[::-1])
+    pictures = Pictures.of(calibration)
+
+    made = [(None, labels), (None, others), (1.0, labels), (2.0, labels), (1.0, others)]
+    found = [int8_graphs.fingerprint(pictures, *one) for one in made]
+
+    assert found[0] == found[1] and len(set(found)) == 4
 
 
 @pytest.mark.parametrize(
