@@ -306,6 +306,7 @@ def _trained(about: About, facts: Mapping[str, Any]) -> Fields:
         "hardware_requirements": facts["hardware"],
         "software": facts["software"],
         "co2_emitted": f"{1000 * emitted:.3g} g, estimated for {facts['energy']['country']}"
+        + training.part_measured(facts)
         if emitted is not None
         else "not computed: no country was given (--country)" if took
         else not_measured("cvt finetune --energy --country CODE"),

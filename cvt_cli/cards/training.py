@@ -116,7 +116,16 @@ def hours(training: Training) -> str:
 def energy(training: Training) -> str | None:
     """What it took of energy; None where that was not measured."""
     found = training.get("energy")
-    return None if not found else energy_text(found)
+    return None if not found else energy_text(found) + part_measured(training)
+
+
+def part_measured(training: Training) -> str:
+    """How much of the training was measured, where that is not all of it: a part was killed, or
+    went on where nothing measures."""
+    measured, took = training["energy"].get("seconds"), training["seconds"]
+    if measured is None or measured > 0.98 * took - 1:
+        return ""
+    return f"; measured during {duration(measured)} of {duration(took)} of training"
 
 
 def energy_text(found: Mapping[str, Any]) -> str:

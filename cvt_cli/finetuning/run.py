@@ -149,7 +149,7 @@ class Run:
             try:
                 position = first()
                 self._log = folder / "log.txt"
-                with run_card.metered(folder, self.job):
+                with run_card.metered(folder, self.job, self._say):
                     self._train(folder, position)
                 return results.finish(folder, self.job, position, self._part, self._say)
             except KeyboardInterrupt:

@@ -14,7 +14,7 @@ import torch
 
 from cvt_cli.base import files, text, torchrun
 from cvt_cli.base.errors import CheckpointError, CvtError
-from cvt_cli.base.package import __version__
+from cvt_cli.base.package import __version__, installing
 from cvt_cli.base.progress import Say
 from cvt_cli.base.text import counted
 from cvt_cli.cards import about as abouts
@@ -178,20 +178,29 @@ ENERGY_FILE = "energy.json"
 
 
 @contextmanager
-def metered(run: Path, job: Job) -> Iterator[None]:
-    """Inside of it the energy is measured, if that was asked for, and added to what earlier parts
-    of the run took."""
-    if not job.energy or torchrun.rank() != 0:
+def metered(run: Path, job: Job, say: Say) -> Iterator[None]:
+    """Inside of it the energy is measured, if that was asked for or is of a run that goes on, and
+    added to what earlier parts of the run took. Of a part that is killed no figures are known."""
+    parts = _energy_parts(run)
+    if torchrun.rank() != 0 or not (job.energy or parts):
         yield
         return
-    used: Energy | None = None
+    if not energy.available():
+        say(f"this part's energy is not measured: codecarbon is missing; {installing('energy')}")
+        yield
+        return
+    country = job.country or (parts[-1]["country"] if parts else None)
+    used = Energy(country=country)
+    _write_parts(run, [*parts, used.to_json()])
     try:
-        with energy.measured(job.country) as used:
+        with energy.measured(country) as used:
             yield
     finally:
-        if used is not None:
-            parts = [*_energy_parts(run), used.to_json()]
-            files.write_text(run / ENERGY_FILE, json.dumps(parts, indent=1) + "\n")
+        _write_parts(run, [*parts, used.to_json()])
+
+
+def _write_parts(run: Path, parts: list[dict[str, Any]]) -> None:
+    files.write_text(run / ENERGY_FILE, json.dumps(parts, indent=1) + "\n")
 
 
 def _energy_parts(run: Path) -> list[dict[str, Any]]:
@@ -199,7 +208,9 @@ def _energy_parts(run: Path) -> list[dict[str, Any]]:
         found = text.read_json(run / ENERGY_FILE)
     except (OSError, ValueError):
         return []
-    return found if isinstance(found, list) else []
+    needed = Energy().to_json().keys()
+    found = found if isinstance(found, list) else []
+    return [one for one in found if isinstance(one, dict) and one.keys() >= needed]
 
 
 def energy_of(run: Path) -> dict[str, Any] | None:

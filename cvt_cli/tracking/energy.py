@@ -5,6 +5,7 @@ the processor (RAPL), of NVIDIA cards (NVML), or an estimate by the processor's 
 It is of the whole machine, other work included.
 """
 
+import configparser
 import logging
 import socket
 import time
@@ -51,15 +52,38 @@ def check(country: str | None) -> None:
     """Refuse what cannot be measured, before there is any work.
 
     Raises:
-        UsageError: codecarbon is not installed, or it knows no such country.
+        UsageError: codecarbon is not installed, knows no such country, or its own configuration is
+            damaged.
     """
-    if find_spec("codecarbon") is None:
+    if not available():
         raise UsageError("--energy needs `codecarbon`", hint=installing("energy"))
+    told = "--country" if country is not None else "`country_iso_code` in codecarbon's own settings"
+    country = country if country is not None else _configured()
     if country is not None and country.upper() not in _countries():
         raise UsageError(
-            f"--country is `{country}`; accepted are the three letters of ISO 3166, such as DEU, "
+            f"{told} is `{country}`; accepted are the three letters of ISO 3166, such as DEU, "
             "FRA or USA"
         )
+
+
+def available() -> bool:
+    """Whether energy can be measured at all."""
+    return find_spec("codecarbon") is not None
+
+
+def _configured() -> str | None:
+    """The country that codecarbon's own settings name; raises UsageError for damaged ones."""
+    with _no_socket():
+        from codecarbon.core.config import get_hierarchical_config
+
+    try:
+        found = get_hierarchical_config().get("country_iso_code")
+    except (configparser.Error, ValueError) as error:
+        raise UsageError(
+            f"codecarbon's own settings cannot be read: {' '.join(str(error).split())}",
+            hint="correct or remove `.codecarbon.config`, here and in your home folder",
+        ) from None
+    return None if found is None else str(found)
 
 
 def _countries() -> Mapping[str, Any]:
@@ -92,9 +116,8 @@ def measured(country: str | None = None, every_sec: float = EVERY_SEC) -> Iterat
     """
     with _no_socket():
         from codecarbon import OfflineEmissionsTracker
-        from codecarbon.core.config import get_hierarchical_config
 
-    country = country or get_hierarchical_config().get("country_iso_code")
+    country = country or _configured()
     # Without a country the CO2 is not used; any number in its place asks for none.
     place = {"country_iso_code": country.upper()} if country else {
         "force_carbon_intensity_g_co2e_kwh": 1.0
@@ -174,6 +197,7 @@ def added(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
         "joules": JOULES * kwh,
         "seconds": sum(one["seconds"] for one in parts),
         "method": "; ".join(dict.fromkeys(one["method"] for one in parts)),
-        "country": parts[-1]["country"],
+        "country": ", ".join(dict.fromkeys(one["country"] for one in parts if one["country"]))
+        or None,
         "co2_kg": None if None in known else sum(known),
     }

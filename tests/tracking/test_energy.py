@@ -92,6 +92,51 @@ def test_a_run_and_its_card_say_what_the_training_took(cvt, tmp_path: Path, sock
     assert sockets == []
 
 
+def test_a_run_that_goes_on_is_measured_on_and_what_is_not_measured_is_said(
+    cvt, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    begun = cvt(
+        "finetune", KEPT / "images", "--model", KEPT / "model", "--epochs", 60, "--val-fraction",
+        0.3, "--batch-size", 8, "--workers", 0, "-o", run, "--energy", "--country", "DEU",
+        "--max-time", "1s",
+    )  # fmt: skip
+    assert begun.exit_code == 0, begun.stderr
+    (first,) = json.loads((run / "energy.json").read_text())
+
+    whole = shutil.copytree(run, tmp_path / "whole")
+    assert cvt("finetune", "--resume", whole, "--max-time", "1s").exit_code == 0
+
+    parts = json.loads((whole / "energy.json").read_text())
+    found = json.loads((whole / "results.json").read_text())["energy"]
+    assert [one["country"] for one in parts] == ["DEU", "DEU"] and parts[0] == first
+    assert found["kwh"] == pytest.approx(sum(one["kwh"] for one in parts))
+    assert "measured during" not in (whole / "best" / "README.md").read_text()
+
+    killed = {**first, "kwh": None, "joules": None, "seconds": 0.0, "co2_kg": None}
+    (run / "energy.json").write_text(json.dumps([killed]))
+    assert cvt("finetune", "--resume", run, "--max-time", "1s").exit_code == 0
+
+    card = (run / "best" / "README.md").read_text()
+    assert card.count("; measured during 0:") == 2  # the energy, and the CO2
+
+
+def test_settings_of_codecarbon_that_are_damaged_or_name_no_country_are_refused(
+    cvt, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for settings, said in (
+        ("nonsense", "codecarbon's own settings cannot be read: File contains no section headers"),
+        (
+            "[codecarbon]\ncountry_iso_code=QQQ",
+            "`country_iso_code` in codecarbon's own settings is",
+        ),
+    ):
+        Path(".codecarbon.config").write_text(settings)
+        result = cvt("evaluate", KEPT / "images", "--model", KEPT / "model", "--energy")
+        assert result.exit_code == 2 and said in result.stderr
+
+
 def test_evaluate_and_benchmark_say_it_and_their_cards_too(cvt, tmp_path: Path) -> None:
     shutil.copytree(KEPT / "run", tmp_path / "run")
     evaluated = cvt(
