@@ -25,6 +25,18 @@ _BRIEF_SPINS = "1000"
 """Some 20 us, as most parts of a layer take; libgomp's own choice is milliseconds."""
 
 
+def python() -> list[str]:
+    """How a process of ours starts another one in Python: it looks for modules where this one does.
+
+    Of itself ``python -m`` takes what is called so in the working folder, before all others.
+    """
+    try:
+        looks_here = os.getcwd() in {os.path.realpath(place) for place in sys.path}
+    except OSError:  # the working folder has gone
+        looks_here = False
+    return [sys.executable, *([] if looks_here else ["-P"])]
+
+
 def processors() -> int:
     """How many processors this process may use; a container's quota is rounded up to them."""
     own = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from cvt_cli.base import torchrun
+from cvt_cli.base import machine, torchrun
 from cvt_cli.base.errors import UsageError
 from cvt_cli.base.progress import silent, unheard
 from cvt_cli.base.text import counted
@@ -172,7 +172,7 @@ def _start_on(gpus: int, device: str) -> None:
             hint="leave out --gpus to train on what is here",
         )
     if gpus > 1 and torchrun.count() == 1:
-        start = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+        start = [*machine.python(), "-m", "torch.distributed.run", "--standalone"]
         command = [*start, f"--nproc-per-node={gpus}", "-m", "cvt_cli", *sys.argv[1:]]
         os.execv(sys.executable, command)
 

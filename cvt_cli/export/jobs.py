@@ -12,7 +12,6 @@ import shlex
 import shutil
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -241,7 +240,7 @@ def _ours(
     engine: EngineName, precision: Precision, data: str, network: Network, task: Task, folder: Path
 ) -> _Side:
     """A command of ours, with its output replaced in every round."""
-    cvt = [sys.executable, "-m", "cvt_cli"]
+    cvt = [*machine.python(), "-m", "cvt_cli"]
     how = ["--model", task.model, "--precision", precision, "--device", task.device]
     made = folder / f"ours-{engine}-{precision}"
     if task.job == "finetune":
@@ -280,7 +279,7 @@ def _peer(name: str, task: Task, network: Network, folder: Path) -> _Side:
 
 def _peer_command(task: Task, path: Path) -> list[str]:
     path.write_text(json.dumps(asdict(task)))
-    return [sys.executable, "-m", "cvt_cli.export.job_peers", str(path)]
+    return [*machine.python(), "-m", "cvt_cli.export.job_peers", str(path)]
 
 
 def _run(command: Sequence[str], environment: Mapping[str, str]) -> tuple[float, int]:

@@ -8,16 +8,17 @@ and said at the end.
 
 import contextlib
 import json
+import os
 import queue
+import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cvt_cli.base import files
+from cvt_cli.base import files, machine
 from cvt_cli.base.errors import CvtError
 from cvt_cli.base.progress import Say
 from cvt_cli.tracking import tensorboard, trackers
@@ -41,7 +42,7 @@ class _Process:
         self._waiting: queue.Queue[bytes | None] = queue.Queue(MOST_WAITING)
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "cvt_cli.tracking.worker", name],
+                [*machine.python(), "-m", "cvt_cli.tracking.worker", name],
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
@@ -77,14 +78,21 @@ class _Process:
             self._waiting.put(None, timeout=max(0.0, until - time.monotonic()))
             code = self.process.wait(max(0.0, until - time.monotonic()))
         except (queue.Full, subprocess.TimeoutExpired):
-            self.process.kill()
-            self.process.wait()
-            self._emptied()
+            self.kill()
             return f"did not take everything within {END_SEC:.0f} s, and was stopped"
         self._emptied()
         if self.failed or code:
             return self.last_words()
         return f"did not take {self.dropped} records" if self.dropped else None
+
+    def kill(self) -> None:
+        """End it at once, with whatever the tool has started."""
+        with contextlib.suppress(OSError):
+            if hasattr(os, "killpg"):
+                os.killpg(self.process.pid, signal.SIGKILL)  # it leads a session of its own
+            self.process.kill()
+        self.process.wait()
+        self._emptied()
 
     def _emptied(self) -> None:
         """Let the thread end, whose pipe nobody reads any more."""
@@ -192,10 +200,17 @@ class Feed:
             self._events = None
         until = time.monotonic() + END_SEC
         record = {"finish": how, "card": self.card and str(self.card)}
-        for one in self._processes:
-            if (wrong := one.end(record, until)) and one.name not in self._said:
-                self._say(f"tracking by {one.name} {wrong} (all it said is in `{one.log}`)")
-        self._processes = []
+        try:
+            for one in self._processes:
+                if (wrong := one.end(record, until)) and one.name not in self._said:
+                    self._say(f"tracking by {one.name} {wrong} (all it said is in `{one.log}`)")
+        except BaseException:  # as Ctrl-C, by whom does not want to wait
+            for one in self._processes:
+                if one.process.poll() is None:
+                    one.kill()
+            raise
+        finally:
+            self._processes = []
 
 
 def _flat(values: Mapping[str, Any], before: str = "") -> dict[str, Any]:

@@ -55,7 +55,9 @@ class _Kept:
 
     def write(self, **values: str) -> None:
         self.values |= values
-        self.path.write_text(json.dumps(self.values) + "\n")
+        whole = self.path.with_suffix(".tmp")  # killed in between, the run would begin another
+        whole.write_text(json.dumps(self.values) + "\n")
+        os.replace(whole, self.path)
 
 
 class _Trackio:
@@ -157,7 +159,10 @@ def serve(name: str, lines: Iterable[str]) -> None:
     os.environ.update({key: value for key, value in QUIET.items() if key not in os.environ})
     backend: Backend | None = None
     for line in lines:
-        record = json.loads(line)
+        try:
+            record = json.loads(line)
+        except ValueError:  # half a line: whoever trained was killed
+            break
         if begin := record.get("begin"):
             backend = _BACKENDS[name](Path(begin["run"]), begin["settings"])
             continue

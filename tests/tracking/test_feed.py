@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import sqlite3
+import threading
 import time
 from pathlib import Path
 
@@ -174,6 +175,65 @@ def test_a_tool_that_fails_is_said_once_and_the_training_goes_on(cvt, place: Pat
     assert json.loads(Path("run/results.json").read_text())["epochs"] == 2
     assert json.loads(Path("run/tracking/trackers.json").read_text()) == ["mlflow", "tensorboard"]
     assert list(Path("run/events").iterdir())
+
+
+CHILD = """
+import pathlib, subprocess, sys, time
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+pathlib.Path("child").write_text(str(child.pid))
+time.sleep(60)
+"""
+"""A tool that starts a process of its own and stalls."""
+
+
+@pytest.mark.parametrize("ctrl_c", [False, True])
+def test_of_a_tool_that_stalls_no_process_is_left(
+    place: Path, monkeypatch: pytest.MonkeyPatch, python_takes_ctrl_c: None, ctrl_c: bool
+) -> None:
+    (place / "guard" / "trackio.py").write_text(CHILD)
+    run = place / "run"
+    run.mkdir()
+    said: list[str] = []
+    feed = Feed(("trackio",), run, {}, 0, said.append)
+    process = feed._processes[0].process
+    while not (child := place / "child").exists() or not child.read_text():
+        time.sleep(0.02)
+
+    if ctrl_c:
+        threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
+        with pytest.raises(KeyboardInterrupt):
+            feed.end("stopped")
+    else:
+        monkeypatch.setattr(feeding, "END_SEC", 0.3)
+        feed.end("finished")
+        assert "did not take everything" in said[-1]
+
+    assert process.poll() == -signal.SIGKILL
+    for _ in range(100):
+        if state_of(int(child.read_text())) in ("", "Z"):
+            return
+        time.sleep(0.05)
+    pytest.fail("the tool's own process is still there")
+
+
+def state_of(pid: int) -> str:
+    """One letter for what a process does; empty where there is none."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return ""
+
+
+def test_a_tool_is_not_looked_for_in_the_working_folder(place: Path) -> None:
+    (place / "guard" / "trackio.py").write_text("print('the installed one'); raise SystemExit")
+    for name in ("trackio", "secrets"):
+        (place / f"{name}.py").write_text("print('of the working folder'); raise SystemExit")
+    (place / "run").mkdir()
+    feed = Feed(("trackio",), place / "run", {}, 0, print)
+    log = feed._processes[0].log
+    feed.end("finished")
+
+    assert log.read_text() == "the installed one\n"
 
 
 def test_a_tool_that_is_not_known_or_not_installed_is_refused(
