@@ -26,6 +26,9 @@ OTHER_SUFFIXES = HEIF_SUFFIXES | frozenset(
 )
 """Suffixes of pictures that a folder is not searched for, which is said."""
 
+_ARCHIVES = re.compile(r"\.(zip|7z|rar|tgz|tbz2?|txz|tar(\.(gz|bz2|xz|zst))?)$")
+"""How names of archives end, in small letters; of pictures in one inside nothing is known."""
+
 _NO_PICTURES = frozenset(
     (
         "__macosx",  # macOS, in archives
@@ -55,14 +58,19 @@ class Passed:
 
     folders: set[str] = field(default_factory=set)  # with their paths
     files: Counter[str] = field(default_factory=Counter)  # by suffix
+    archives: Counter[str] = field(default_factory=Counter)  # in folders and archives, by suffix
     links: set[str] = field(default_factory=set)  # to folders, with the links' own paths
     replaced: set[str] = field(default_factory=set)  # members of archives, by a later one
 
     def add_file(self, name: str) -> None:
-        """Count a file that was passed over, if it is a picture by its suffix."""
+        """Count a file that was passed over, if it is a picture or an archive by its suffix."""
+        if name.startswith("."):
+            return
         suffix = os.path.splitext(name)[1].lower()
-        if suffix in OTHER_SUFFIXES and not name.startswith("."):
+        if suffix in OTHER_SUFFIXES:
             self.files[suffix] += 1
+        elif found := _ARCHIVES.search(name.lower()):
+            self.archives[found[0]] += 1
 
     def add(self, archive: "Passed") -> None:
         """Learn what an archive's index passed over; again is harmless."""
@@ -72,9 +80,13 @@ class Passed:
     def __str__(self) -> str:
         """A sentence; empty if there is nothing to say."""
         parts = []
-        if self.files:
-            kinds = ", ".join(f"{count} {suffix}" for suffix, count in self.files.most_common())
-            parts.append(f"files of other image types ({kinds})")
+        for counts, what in (
+            (self.files, "files of other image types"),
+            (self.archives, "archives, which are read only where they are named themselves"),
+        ):
+            if counts:
+                kinds = ", ".join(f"{count} {suffix}" for suffix, count in counts.most_common())
+                parts.append(f"{what} ({kinds})")
         if self.folders:
             # In an order that is the same every time, also of names that are equally common.
             names = Counter(os.path.basename(folder) for folder in sorted(self.folders))

@@ -214,6 +214,24 @@ def test_other_pictures_in_a_folder_are_named(cvt, tmp_path: Path) -> None:
     assert beside.stderr == f"{said}\n"
 
 
+def test_archives_in_a_folder_or_in_an_archive_are_named_since_they_are_not_opened(
+    cvt, tmp_path: Path
+) -> None:
+    inside = tmp_path / "all"
+    inside.mkdir()
+    shutil.copy(BOATS, inside)
+    for name in ("a.zip", "b.tar.gz", "c.tgz", ".hidden.zip", "notes.gz"):
+        (inside / name).write_bytes(b"an archive")
+    packed = [shutil.make_archive(str(tmp_path / "all"), kind, inside) for kind in ("zip", "tar")]
+
+    for place in (inside, *packed):
+        result = cvt("predict", place, *NANO, "--jsonl")
+        assert result.exit_code == 0 and len(result.json_lines) == 1
+        assert result.stderr.startswith("skipped: archives, which are read only where they are ")
+        assert all(f"1 {kind}" in result.stderr for kind in (".zip", ".tar.gz", ".tgz"))
+        assert "2 " not in result.stderr
+
+
 def test_a_local_address_is_written_in_results_as_it_was_given(cvt, folder: Path) -> None:
     given = [f"file://{folder}", f"FILE://{folder}/2.JPG", f"file://{folder}/1*.jpg"]
 
