@@ -345,14 +345,15 @@ def _summary(result: "Exported") -> list[str]:
             f"Pillow's, {100 * parity.share_differing:.3f} % of values differ "
             f"({counted(parity.n, 'image')})"
         )
-    torch, file = (1000 / row.images_per_sec for row in result.speed)
+    taken = result.speed
+    file, torch = 1000 * taken.file_sec, 1000 * taken.torch_sec
     speed = f"one image at a time: {file:.1f} ms, torch {torch:.1f} ms"
-    ratio, ratios = result.speed[1].ratio, result.speed[1].ratios
-    if ratio is not None:
-        speed += f"; {ratio:.1f} times as fast (median of 5 rounds)"
-    elif ratios is not None:
+    if taken.ratio is not None:
+        speed += f"; {taken.ratio:.1f} times as fast (median of 5 rounds)"
+    else:
+        low, high = taken.ratios
         speed += (
-            f"; the 5 rounds do not agree ({ratios[0]:.1f} to {ratios[1]:.1f} times as fast): "
+            f"; the 5 rounds do not agree ({low:.1f} to {high:.1f} times as fast): "
             "other processes are busy"
         )
     lines.append(speed)

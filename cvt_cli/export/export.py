@@ -1,28 +1,31 @@
 """A checkpoint to a file that runs elsewhere, verified before it has its name."""
 
 import json
-from dataclasses import dataclass, replace
+import statistics
+import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from PIL import Image
 
 from cvt_cli.base import files, machine
 from cvt_cli.base.errors import CheckpointError, CvtError, UsageError
 from cvt_cli.base.package import installing
 from cvt_cli.base.progress import Progress, Say
 from cvt_cli.base.text import counted
-from cvt_cli.checkpoints.checkpoint import Checkpoint
 from cvt_cli.checkpoints.export_metadata import Record
 from cvt_cli.engines import runtimes
-from cvt_cli.engines.protocol import Engine
+from cvt_cli.engines.protocol import Engine, prepared
 from cvt_cli.export import benchmark, verification, write_graph
-from cvt_cli.export.benchmark import Row
-from cvt_cli.export.benchmark_sides import Network, Side
 from cvt_cli.export.preprocessing_graph import InsidePreprocessing, require
 from cvt_cli.export.verification import Parity, Pictures, Verification
 from cvt_cli.model.engine import ExportedEngine, TorchEngine
 from cvt_cli.model.weights import LoadedCheckpoint
+from cvt_cli.spec.costs import costs
 from cvt_cli.spec.formats import FORMATS, FilePrecision, GraphFormat, second_file
 
 FAILED = ".failed"
@@ -30,7 +33,20 @@ FAILED = ".failed"
 
 SPEED_ROUNDS = 5
 
+_TURN_SEC = 0.1
+"""Each of the two computes at least this long in every round."""
+
 _VERSIONS = ("cvt-cli", "torch", "onnx", "onnxruntime", "openvino", "nncf", "pillow")
+
+
+@dataclass(frozen=True)
+class Speed:
+    """A file beside torch in float32 on the CPU: seconds of a call, medians of the rounds."""
+
+    torch_sec: float
+    file_sec: float
+    ratios: tuple[float, float]  # least and largest of the rounds: how many times as fast
+    ratio: float | None  # their median; None where the rounds do not agree
 
 
 @dataclass(frozen=True)
@@ -42,7 +58,7 @@ class Exported:
     engine: str
     record: Record
     verification: Verification
-    speed: tuple[Row, Row]  # torch's in float32 on the CPU, and the file's; of one image at a time
+    speed: Speed  # of one image at a time
     verified_on: str  # the images that it was compared on, in words
     calibrated_on: int | None  # number of images that its ranges were measured on, for "int8"
 
@@ -85,10 +101,10 @@ class Exported:
             "speed": {
                 "batch_size": 1,
                 "rounds": SPEED_ROUNDS,
-                "torch_latency_sec": 1 / self.speed[0].images_per_sec,
-                "latency_sec": 1 / self.speed[1].images_per_sec,
-                "ratio": self.speed[1].ratio,
-                "ratio_range": self.speed[1].ratios and list(self.speed[1].ratios),
+                "torch_latency_sec": self.speed.torch_sec,
+                "latency_sec": self.speed.file_sec,
+                "ratio": self.speed.ratio,
+                "ratio_range": list(self.speed.ratios),
             },
             "versions": machine.versions(_VERSIONS),
         }
@@ -184,33 +200,20 @@ def export(
     arrays = calibration and verification.Arrays(calibration, record.preprocessing)
     write_graph.write(loaded.model, record, form, made, arrays)
     say(f"checking it in its own runtime on {counted(len(verify_on), 'image')} and on noise")
-    file = open_file(form, made, record)
-    reference = TorchEngine(loaded.model, torch.device("cpu"), "fp32")
+    macs = costs(record.model, record.config, *record.preprocessing.size).macs
+    file = open_file(form, made, record, macs)
+    reference = TorchEngine(loaded.model, torch.device("cpu"), "fp32", macs)
     parity = _parity(form, record, workplace, verify_on) if record.preprocessing_inside else None
     sizes = 2 if record.dynamic_size else 1
     total = len(verify_on) + sizes * max(verification.BATCHES)
     with progress("verifying", total) as advance:
         found = verification.verify(reference, file, record, verify_on, parity, advance)
-    engine = file.name
-    del file, reference  # their threads would disturb what is measured next
-    network = Network.of_graph(Checkpoint.at(made))
-    sides = [
-        Side("torch", "fp32", 1, replace(network, file=None, record=None)),
-        Side(engine, record.precision, 1, network),  # type: ignore[arg-type]
-    ]
-    speed = benchmark.measure(
-        sides,
-        rounds=SPEED_ROUNDS,
-        ratios=True,
-        against_peak=False,
-        folder=workplace,
-        progress=progress,
-    )
+    speed = _in_turn(reference, file, record, progress)
     path = target if found.passed else target.with_name(target.name + FAILED)
     _rename(made, path)
     packaged = verify_on.paths[0].parent == verification.PACKAGED
     result = Exported(
-        path, form, engine, record, found, (speed[0], speed[1]),
+        path, form, file.name, record, found, speed,
         f"{counted(len(verify_on), 'image')} " + ("of the package" if packaged else "given"),
         len(calibration) if calibration else None,
     )  # fmt: skip
@@ -218,8 +221,37 @@ def export(
     return result
 
 
-def open_file(form: GraphFormat, path: Path, record: Record) -> Engine:
-    """An exported file in its own runtime.
+def _in_turn(torch: Engine, file: Engine, record: Record, progress: Progress) -> Speed:
+    """Time calls with one image, torch and the file in turn."""
+    pixels = np.random.default_rng(0).integers(0, 256, (*record.preprocessing.size, 3), np.uint8)
+    given = Image.fromarray(pixels)
+    sides = [(one, prepared(one, given, record.preprocessing)[None]) for one in (torch, file)]
+    counts = [max(1, round(_TURN_SEC / _seconds(*side, calls=1))) for side in sides]
+    rounds: list[list[float]] = []
+    with progress("timing", SPEED_ROUNDS, unit="turns") as advance:
+        for _ in range(SPEED_ROUNDS):
+            turn = []
+            for (engine, array), calls in zip(sides, counts, strict=True):
+                engine(array)  # what the other one left in the caches is gone
+                turn.append(_seconds(engine, array, calls))
+            rounds.append(turn)
+            advance(1, "")
+    ratios = [one / other for one, other in rounds]
+    torch_sec, file_sec = (statistics.median(one) for one in zip(*rounds, strict=True))
+    ratio = statistics.median(ratios) if benchmark.agree(ratios) else None
+    return Speed(torch_sec, file_sec, (min(ratios), max(ratios)), ratio)
+
+
+def _seconds(engine: Engine, array: NDArray[Any], calls: int) -> float:
+    """How long a call takes, on the average of so many."""
+    started = time.perf_counter()
+    for _ in range(calls):
+        engine(array)
+    return (time.perf_counter() - started) / calls
+
+
+def open_file(form: GraphFormat, path: Path, record: Record, macs: int) -> Engine:
+    """An exported file in its own runtime, with the threads that one image of ``macs`` pays for.
 
     Raises:
         UsageError: that is not installed.
@@ -227,8 +259,8 @@ def open_file(form: GraphFormat, path: Path, record: Record) -> Engine:
     """
     engine = FORMATS[form].engines[0]
     if engine == "torch":
-        return ExportedEngine(path, record)
-    return runtimes.open_graph(engine, path, "auto", record)
+        return ExportedEngine(path, record, macs)
+    return runtimes.open_graph(engine, path, "auto", record, macs=macs)
 
 
 def _parity(form: GraphFormat, record: Record, workplace: Path, pictures: Pictures) -> Parity:

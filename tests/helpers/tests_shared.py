@@ -87,6 +87,7 @@ class Result:
 
     @property
     def json(self) -> Any:
+        assert self.stdout, f"printed nothing, exit code {self.exit_code}: {self.stderr}"
         return json.loads(self.stdout)
 
     @property
