@@ -30,16 +30,26 @@ from tests_shared import TESTS, Machine, torchrun_environment
 KEPT = TESTS / "kept"
 
 
-@pytest.fixture(scope="module")
-def digits(signdigits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three of the ten classes with few images: train/ and val/."""
-    root = tmp_path_factory.mktemp("digits")
-    for split, count in (("train", 60), ("val", 20)):
+def three_digits(signdigits: Path, root: Path, train: int, val: int) -> Path:
+    """Three of the ten classes with so many images each: train/ and val/."""
+    for split, count in (("train", train), ("val", val)):
         for name in ("0", "1", "5"):
             (root / split / name).mkdir(parents=True)
             for path in sorted((signdigits / split / name).iterdir())[:count]:
                 shutil.copy(path, root / split / name)
     return root
+
+
+@pytest.fixture(scope="module")
+def digits(signdigits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """60 and 24 images."""
+    return three_digits(signdigits, tmp_path_factory.mktemp("digits"), 20, 8)
+
+
+@pytest.fixture(scope="module")
+def learnable(signdigits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """180 and 60 images, which are enough to learn from."""
+    return three_digits(signdigits, tmp_path_factory.mktemp("learnable"), 60, 20)
 
 
 SHORT = ["--epochs", 2, "--warmup-epochs", 0.5, "--batch-size", 16, "--lr", 2e-3]
@@ -55,13 +65,13 @@ def trained(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_training_from_scratch_learns_and_leaves_what_is_needed(
-    cvt, digits: Path, tmp_path: Path
+    cvt, learnable: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
     options = ["--epochs", 8, "--warmup-epochs", 1, "--batch-size", 16, "--lr", 2e-3]
 
     result = cvt(
-        "finetune", "--data", digits, "--variant", "nano", "--augment", "crop-flip",
+        "finetune", "--data", learnable, "--variant", "nano", "--augment", "crop-flip",
         *options, "-o", run, "--json",
     )  # fmt: skip
 
@@ -87,7 +97,7 @@ def test_training_from_scratch_learns_and_leaves_what_is_needed(
     card = (run / "best" / "README.md").read_text()
     assert "Not measured: on other images than those; `cvt evaluate DATA " in card
 
-    evaluated = cvt("evaluate", "--data", digits, "--model", run / "best", "--json")
+    evaluated = cvt("evaluate", "--data", learnable, "--model", run / "best", "--json")
     assert evaluated.exit_code == 0
     assert evaluated.json["n"] == 60 and evaluated.json["n_failed"] == 0
     assert evaluated.json["top1"] > 0.5 and evaluated.json["top5"] == 1.0
@@ -257,7 +267,7 @@ def test_unreadable_images_are_left_out_and_listed(cvt, digits: Path, tmp_path: 
     assert "warning: 1 image was left out: cannot be read" in result.stderr
     assert "some could not be read" in result.stderr
     assert f"1 left out, cannot be read: 1/{bad[0].name}: not an image" in result.stderr
-    assert (result.json["train_n"], result.json["n_unreadable"]) == (179, 1)
+    assert (result.json["train_n"], result.json["n_unreadable"]) == (59, 1)
     dry = cvt("finetune", tmp_path / "data", "--variant", "nano", "--dry-run")
     strict = cvt("finetune", tmp_path / "data", "--variant", "nano", "--dry-run", "--strict")
     assert (dry.exit_code, strict.exit_code) == (0, 1)
@@ -333,9 +343,9 @@ def test_unreadable_images_count_as_wrong_and_are_listed(
     bad = cvt("evaluate", "--data", tmp_path / "val", "--model", trained, "--json")
 
     assert bad.exit_code == 1
-    assert (bad.json["n"], bad.json["n_failed"]) == (61, 1)
+    assert (bad.json["n"], bad.json["n_failed"]) == (25, 1)
     assert bad.json["top1_correct"] == good.json["top1_correct"]
-    assert bad.json["top1"] == good.json["top1_correct"] / 61
+    assert bad.json["top1"] == good.json["top1_correct"] / 25
     assert "broken.jpg`: not an image" in bad.stderr
 
 
@@ -371,8 +381,8 @@ def test_a_batch_larger_than_the_data_is_made_smaller_with_its_rate(
     )  # fmt: skip
 
     assert result.exit_code == 0, result.stderr
-    assert "batch size 180: limited by the number of training images" in result.stderr
-    assert result.json["recipe"]["learning_rate"] == pytest.approx(0.002 * 180 / 2048)
+    assert "batch size 60: limited by the number of training images" in result.stderr
+    assert result.json["recipe"]["learning_rate"] == pytest.approx(0.002 * 60 / 2048)
 
 
 def test_without_val_a_part_of_every_class_is_set_aside(cvt, digits: Path, tmp_path: Path) -> None:
@@ -381,14 +391,14 @@ def test_without_val_a_part_of_every_class_is_set_aside(cvt, digits: Path, tmp_p
         "-o", tmp_path / "r", "--json",
     )  # fmt: skip
 
-    assert (result.json["train_n"], result.json["val_n"]) == (144, 36)
+    assert (result.json["train_n"], result.json["val_n"]) == (48, 12)
     split = json.loads((tmp_path / "r" / "split.json").read_text())
-    assert sorted(name[0] for name in split["validation"]) == ["0"] * 12 + ["1"] * 12 + ["5"] * 12
+    assert sorted(name[0] for name in split["validation"]) == ["0"] * 4 + ["1"] * 4 + ["5"] * 4
     best = tmp_path / "r" / "best"
     whole = cvt("evaluate", "--data", digits / "train", "--model", best)
-    assert "trained 144 of these 180 images were trained on; --split val" in whole.stdout
+    assert "trained 48 of these 60 images were trained on; --split val" in whole.stdout
     held = cvt("evaluate", "--data", digits / "train", "--model", best, "--split", "val", "--json")
-    assert (held.json["n"], held.json["n_trained_on"]) == (36, 0)
+    assert (held.json["n"], held.json["n_trained_on"]) == (12, 0)
     assert held.json["top1"] == result.json["val_top1"]
     assert held.json["top5"] == result.json["val_top5"]
     other = cvt("evaluate", "--data", digits / "val", "--model", best, "--json")
@@ -398,7 +408,7 @@ def test_without_val_a_part_of_every_class_is_set_aside(cvt, digits: Path, tmp_p
         archive.add(digits / "train", "packed")
     for place in ("moved", "packed.tar"):
         whole = cvt("evaluate", "--data", tmp_path / place, "--model", best)
-        assert "trained 144 of these 180 images were trained on; --split val" in whole.stdout
+        assert "trained 48 of these 60 images were trained on; --split val" in whole.stdout
     one = next((tmp_path / "moved").glob("*/*"))
     one.write_bytes(one.read_bytes() + b"-")  # other data, with the same names
     changed = cvt("evaluate", "--data", tmp_path / "moved", "--model", best, "--json")
@@ -452,20 +462,20 @@ def test_a_dry_run_checks_times_and_writes_nothing(cvt, digits: Path, tmp_path: 
     assert result.exit_code == 0, result.stderr
     assert not (tmp_path / "r").exists()
     plan = result.json
-    assert plan["step_images"] == 24 and plan["steps_per_epoch"] == 8 and plan["steps"] == 160
+    assert plan["step_images"] == 24 and plan["steps_per_epoch"] == 3 and plan["steps"] == 60
     rate = plan["settings"]["recipe"]["learning_rate"]
     assert rate == pytest.approx(5e-4 * 24 / 64)
-    assert plan["data"]["smallest_n"] == 60 and plan["data"]["unreadable"] == []
+    assert plan["data"]["smallest_n"] == 20 and plan["data"]["unreadable"] == []
     assert 0 < plan["model"]["trained_params"] < plan["model"]["params"] == 831_011
-    assert plan["timed_steps"] == 3 and plan["step_sec"] > 0 and plan["estimated_sec"] > 0
+    assert plan["timed_steps"] == 2 and plan["step_sec"] > 0 and plan["estimated_sec"] > 0
     assert plan["peak_memory_bytes"] > 1e8
     for words in (
-        "180 training images and 60 validation images (from its `val`)",
+        "60 training images and 24 validation images (from its `val`)",
         "all were read",
         "peak learning rate 0.000188 for 24 images per step (8 x 3 accumulated)",
         "warm-up 1 epoch, crop-flip",
-        "160 steps in 20 epochs, seed 0",
-        "measured on 3); peak memory so far",
+        "60 steps in 20 epochs, seed 0",
+        "measured on 2); peak memory so far",
     ):
         assert words in result.stderr
 
@@ -612,7 +622,7 @@ def test_seed_device_activation_and_the_place_of_known_sets_are_kept_in_the_run(
     )  # fmt: skip
 
     assert result.exit_code == 0, result.stderr
-    assert (result.json["seed"], result.json["device"], result.json["train_n"]) == (5, "cpu", 162)
+    assert (result.json["seed"], result.json["device"], result.json["train_n"]) == (5, "cpu", 54)
     assert weights.load(tmp_path / "r" / "best").model.config.activation == "gelu"
 
 
@@ -902,7 +912,7 @@ def test_frozen_parts_stay_as_the_checkpoint_has_them(cvt, digits: Path, tmp_pat
 def test_a_run_stops_when_no_epoch_is_better(cvt, digits: Path, tmp_path: Path) -> None:
     result = cvt(
         "finetune", "--data", digits, "--variant", "nano", "--epochs", 50, "--warmup-epochs", 0,
-        "--lr", 1e-8, "--batch-size", 90, "--patience", 2, "-o", tmp_path / "r", "--json",
+        "--lr", 1e-8, "--batch-size", 30, "--patience", 2, "-o", tmp_path / "r", "--json",
     )  # fmt: skip
 
     assert result.exit_code == 0, result.stderr
@@ -922,12 +932,12 @@ def test_a_run_stops_when_its_time_is_over(cvt, digits: Path, tmp_path: Path) ->
 
 
 def test_a_linear_probe_solves_the_head_on_fixed_features(
-    cvt, digits: Path, tmp_path: Path
+    cvt, learnable: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "r"
 
     result = cvt(
-        "finetune", "--data", digits, "--model", "cvt-nano-cifar10", "--recipe", "linear-probe",
+        "finetune", "--data", learnable, "--model", "cvt-nano-cifar10", "--recipe", "linear-probe",
         "-o", run, "--json",
     )  # fmt: skip
 
@@ -937,7 +947,7 @@ def test_a_linear_probe_solves_the_head_on_fixed_features(
     after = weights.load(run / "best").model.state_dict()
     changed = {name for name, tensor in after.items() if not torch.equal(tensor, before[name])}
     assert changed == {"head.weight", "head.bias"}
-    evaluated = cvt("evaluate", "--data", digits, "--model", run / "best", "--json").json
+    evaluated = cvt("evaluate", "--data", learnable, "--model", run / "best", "--json").json
     assert evaluated["top1"] == result.json["val_top1"]
     again = cvt("finetune", "--resume", run, "--json")
     assert "computing features" not in again.stderr
