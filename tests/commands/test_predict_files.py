@@ -27,7 +27,7 @@ from cvt_cli.base.package import DATA
 from cvt_cli.images import decode, transform
 from cvt_cli.model import weights
 from cvt_cli.model.inference import inference_form
-from tests_shared import CHELSEA, TESTS, Machine, torchrun_environment
+from tests_shared import CHELSEA, TESTS, Machine, python, torchrun_environment
 
 BOATS = TESTS / "photos" / "nagasaki-boats.jpg"
 NANO = ["--model", "cvt-nano-cifar10"]
@@ -497,7 +497,8 @@ def test_it_can_be_sent_to_another_process(tmp_path: Path) -> None:
     )
     path = tmp_path / "classify.pickle"
 
-    subprocess.run([sys.executable, "-c", make, path], check=True, capture_output=True)
+    made = python(make, path)
+    assert made.exit_code == 0, made.stderr
     done = subprocess.run(
         [sys.executable, "-c", script, path, BOATS, CHELSEA], capture_output=True, text=True
     )

@@ -27,7 +27,7 @@ def test_logits_equal_the_official_implementation(
     form = inference_form(model, as_convolutions)
     wanted = torch.tensor(case["logits"])
 
-    for batch in (1, 2, 7):
+    for batch in (1, 2, 7) if name.startswith("tiny") else (1, 2):
         with torch.inference_mode():
             logits = form(golden_input(2, case["height"], case["width"])[[0, 1] * 3 + [0]][:batch])
         assert logits.shape == (batch, case["num_classes"])
@@ -88,7 +88,7 @@ def test_memory_grows_with_the_pixels_not_with_their_square() -> None:
 
 def test_bfloat16_agrees_on_all_but_one_image_in_two_hundred(cifar10: Path) -> None:
     loaded = weights.load(DATA / "cvt-nano-cifar10")
-    paths = sorted((cifar10 / "test").rglob("*.png"))[::10]
+    paths = sorted((cifar10 / "test").rglob("*.png"))[::25]
     batch = np.stack(
         [transform.preprocess(decode.load(p, False), loaded.preprocessing) for p in paths]
     )
@@ -97,7 +97,7 @@ def test_bfloat16_agrees_on_all_but_one_image_in_two_hundred(cifar10: Path) -> N
     exact = TorchEngine(loaded.model, cpu, "fp32")(batch).argmax(1)
     rounded = TorchEngine(loaded.model, cpu, "bf16")(batch).argmax(1)
 
-    assert len(paths) == 1000
+    assert len(paths) == 400
     assert (exact == rounded).mean() >= 0.995
 
 
