@@ -140,6 +140,11 @@ def benchmark(
         raise UsageError("--data needs --job", hint="--job predict, evaluate or finetune")
     if not energy:
         options.refuse(ctx, ["--country"], "it needs --energy")
+    named = (
+        _names("--engine", engine), _names("--precision", precision), _names("--against", against)
+    )  # fmt: skip
+    if job == "finetune" and (other := [name for name in named[0] if name != "torch"]):
+        raise UsageError(f"--engine: `{other[0]}` does not train; `torch` does")
     from cvt_cli.cards import gather
     from cvt_cli.evaluation import figures
     from cvt_cli.export import benchmark as measuring
@@ -168,15 +173,15 @@ def benchmark(
     for file in (plot, json_file):
         options.refuse_replacing(file, overwrite)
     if job is not None:
-        how = _Job(job, data, _parts(engine or ""), _parts(precision), _parts(against or ""))
+        how = _Job(job, data, *named)
         _measure_job(networks, how, batch_size, rounds, device, json_output, json_file)
         return
     found = measuring.benchmark(
         networks,
-        engines=_parts(engine) if engine else None,
-        precisions=_parts(precision),
+        engines=named[0] if engine else None,
+        precisions=named[1],
         batch_sizes=_batch_sizes(batch_size or "1,8"),
-        against=_parts(against or ""),
+        against=named[2],
         rounds=rounds,
         device=device,
         energy=energy,
@@ -283,6 +288,14 @@ def _print_job(found: "Measured") -> None:
         "images/s: of the whole process, from its start to its end\n"
         f"ratio: to the first, round by round\n{shown}"
     )
+
+
+def _names(option: str, text: str | None) -> list[str]:
+    """The names after an option, none where it is not given; raises UsageError if it has none."""
+    found = _parts(text or "")
+    if text is not None and not found:
+        raise UsageError(f"{option}: there is no name in `{text}`")
+    return found
 
 
 def _parts(text: str) -> list[str]:

@@ -152,13 +152,20 @@ def sides_of(
                 if not is_lacking(engine, precision, network.device)
             ]
     if not found:
-        names = " and ".join(f"`{name}`" for name in (installed if asked is None else asked))
-        raise UsageError(
-            f"there is nothing to measure: {names} cannot compute in "
-            f"{' or '.join(f'`{name}`' for name in wanted)} on `{networks[0].device}`",
-            hint="--precision fp32 works with every engine",
-        )
+        engines = installed if asked is None else asked
+        raise nothing_to_measure(engines, wanted, networks[0].device)
     return found
+
+
+def nothing_to_measure(
+    engines: Sequence[str], precisions: Sequence[str], device: str
+) -> UsageError:
+    """What to tell the user where no engine computes in any of the precisions."""
+    return UsageError(
+        f"there is nothing to measure: {' and '.join(f'`{name}`' for name in engines)} cannot "
+        f"compute in {' or '.join(f'`{name}`' for name in precisions)} on `{device}`",
+        hint="--precision fp32 works with every engine",
+    )
 
 
 def engines_of(names: Sequence[str]) -> list[EngineName]:

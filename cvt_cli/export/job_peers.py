@@ -58,6 +58,7 @@ def main(task: Task) -> None:
 
 def _decode(task: Task) -> None:
     """All that our commands do before the engine, in as many threads; how long it took."""
+    from cvt_cli.base.errors import ImageError
     from cvt_cli.images import decode, transform
     from cvt_cli.prediction.classify import ahead
     from cvt_cli.spec.preprocessing import Preprocessing
@@ -65,7 +66,10 @@ def _decode(task: Task) -> None:
     how = Preprocessing.published(task.height, task.width)
 
     def prepare(path: str) -> int:
-        return transform.preprocess(decode.load(Path(path), exif=False), how).nbytes
+        try:
+            return transform.preprocess(decode.load(Path(path), exif=False), how).nbytes
+        except ImageError as error:
+            sys.exit(f"error: `{path}`: {error}; a job needs images that can all be read")
 
     started = time.perf_counter()
     ready = ahead(prepare, task.paths, machine.threads(), 2 * task.batch_size)

@@ -10,12 +10,13 @@ import json
 import os
 import shlex
 import shutil
+import signal
 import statistics
 import subprocess
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -27,7 +28,7 @@ from cvt_cli.base.text import counted
 from cvt_cli.datasets import layouts
 from cvt_cli.export import benchmark, benchmark_peers
 from cvt_cli.export.benchmark_peers import Peer
-from cvt_cli.export.benchmark_sides import Network, Side, is_lacking
+from cvt_cli.export.benchmark_sides import Network, Side, is_lacking, nothing_to_measure
 from cvt_cli.export.job_peers import Task
 from cvt_cli.images import finding
 from cvt_cli.images.trees import Folder
@@ -158,6 +159,8 @@ def measure(
         for precision in precisions:
             if not is_lacking(engine, precision, place.type):
                 sides.append(_ours(engine, precision, data, network, task, folder))
+    if len(sides) == len(set(against)):
+        raise nothing_to_measure(engines, precisions, str(place))
     hardware = devices.hardware(place)
     say(
         f"{job}, {counted(len(paths), 'image')}, {network.name}; {place}, {hardware}; "
@@ -171,7 +174,7 @@ def measure(
     seconds: list[list[float]] = [[] for _ in sides]
     memory = [0] * len(sides)
     decoded: list[float] = []
-    with progress("benchmark", rounds * len(sides), unit="turns") as advance:
+    with _ended_together(), progress("benchmark", rounds * len(sides), unit="turns") as advance:
         for number in range(rounds):
             if decoding:
                 _run(decoding, environment)
@@ -218,6 +221,8 @@ def _images(job: Job, data: str) -> tuple[list[str], list[int], tuple[str, ...]]
     if images.pixels is not None or images.several or not isinstance(tree, Folder | None):
         raise UsageError(f"--data `{data}`: a job needs a folder of class folders")
     paths = [str(images.root / name) for name in images.names]
+    if gone := next((path for path in paths if not os.path.isfile(path)), None):
+        raise UsageError(f"--data `{data}`: a job needs files on disk, and `{gone}` is none")
     return paths, [int(label) for label in images.labels], images.classes
 
 
@@ -280,6 +285,26 @@ def _peer(name: str, task: Task, network: Network, folder: Path) -> _Side:
 def _peer_command(task: Task, path: Path) -> list[str]:
     path.write_text(json.dumps(asdict(task)))
     return [*machine.python(), "-m", "cvt_cli.export.job_peers", str(path)]
+
+
+@contextmanager
+def _ended_together() -> Iterator[None]:
+    """SIGTERM and a closed terminal end this process as Ctrl-C does: after the side that runs."""
+
+    def end(number: int, frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    before = {}
+    with suppress(ValueError):  # not in the main thread
+        for name in ("SIGTERM", "SIGHUP"):
+            which = getattr(signal, name, None)  # Windows has no SIGHUP
+            if which is not None and signal.getsignal(which) is signal.SIG_DFL:
+                before[which] = signal.signal(which, end)
+    try:
+        yield
+    finally:
+        for which, handler in before.items():
+            signal.signal(which, handler)
 
 
 def _run(command: Sequence[str], environment: Mapping[str, str]) -> tuple[float, int]:

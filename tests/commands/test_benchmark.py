@@ -1,7 +1,10 @@
 """`cvt benchmark` measures what it says; no test asserts a speed."""
 
+import os
 import signal
 import statistics
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -9,8 +12,10 @@ import pytest
 from PIL import Image
 
 from cvt_cli.base import files, places
+from cvt_cli.base.errors import CvtError
 from cvt_cli.engines import runtimes
-from cvt_cli.export import benchmark
+from cvt_cli.export import benchmark, jobs
+from cvt_cli.export.job_peers import Task
 from tests_shared import Machine
 
 QUICK = ["--rounds", 2, "--variant", "nano"]
@@ -154,6 +159,8 @@ def test_the_table_says_what_was_measured_and_the_picture_shows_it(
             "`transformers` does not train; accepted with finetune is `timm-loop`",
         ),
         (["--job", "predict", "--data", ".", "--plot", "a.png"], "--job draws no picture"),
+        (["--job", "finetune", "--data", ".", "--engine", "openvino"], "`openvino` does not train"),
+        (["--precision", ","], "--precision: there is no name in `,`"),
         (["--batch-size", "0"], "`0` is not a list of batch sizes; accepted are positive integers"),
         (["--batch-size", "one"], "`one` is not a list of batch sizes"),
         (["--plot", "rates.bmp"], "`rates.bmp` has no suffix of a picture; accepted are `.png`"),
@@ -180,6 +187,50 @@ def test_a_batch_that_memory_does_not_hold_is_a_sentence(cvt, capfd) -> None:
     assert result.exit_code == 1
     assert "error: not enough memory for torch in fp32 at batch 100000000000" in (result.stderr)
     assert "Traceback" not in capfd.readouterr().err  # of the process that computes
+
+
+def test_a_job_that_cannot_be_measured_is_an_error_that_says_why(cvt, tmp_path: Path) -> None:
+    for place in ("cat/1.png", "dog/2.png"):
+        (tmp_path / place).parent.mkdir()
+        (tmp_path / place).write_bytes(b"no picture")
+    (tmp_path / "t.csv").write_text("path,label\nhttp://localhost:9/1.png,cat\n")
+    job = ["benchmark", "nano", "--engine", "openvino", "--rounds", 1, "--job"]
+
+    lacking = cvt(*job, "evaluate", "--data", tmp_path, "--precision", "fp16")
+    elsewhere = cvt(*job, "evaluate", "--data", tmp_path / "t.csv")
+
+    assert (lacking.exit_code, elsewhere.exit_code) == (2, 2)
+    assert "nothing to measure: `openvino` cannot compute in `fp16`" in lacking.stderr
+    assert "a job needs files on disk, and `" in elsewhere.stderr
+
+
+def test_a_picture_that_no_side_can_read_is_named(tmp_path: Path) -> None:
+    (tmp_path / "1.png").write_bytes(b"no picture")
+    task = Task("decode", "predict", [str(tmp_path / "1.png")], [], 2, "", 32, 32, None, 1, "cpu",
+                str(tmp_path / "out"))  # fmt: skip
+    command = jobs._peer_command(task, tmp_path / "task.json")
+
+    with pytest.raises(CvtError, match=r"said: `.*1\.png`: not an image.* can all be read$"):
+        jobs._run(command, os.environ)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs POSIX signals")
+def test_a_job_that_is_terminated_ends_the_side_that_runs(tmp_path: Path) -> None:
+    code = (
+        "import os; from cvt_cli.export import jobs\n"
+        "with jobs._ended_together():\n"
+        "    jobs._run(['sh', '-c', 'echo $$ > side; exec sleep 60'], os.environ)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path)
+    while not (tmp_path / "side").exists() or not (tmp_path / "side").read_text():
+        assert process.poll() is None
+        time.sleep(0.01)
+
+    process.terminate()
+
+    assert process.wait(20) == 128 + signal.SIGTERM
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "side").read_text()), 0)
 
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="needs /proc")
