@@ -245,7 +245,7 @@ class OpenVinoEngine:
             _check_weights(path, record.bin_sha256)
         self._of_thread, self._part = threading.local(), part
         try:
-            graph = stamps.read(path) if record is None else None
+            graph = stamps.read(path)  # an exported file has none
             if graph is None:
                 self._compiled, self._memory = _compiled(core, path, part, settings), None
             else:

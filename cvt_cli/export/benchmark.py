@@ -24,7 +24,8 @@ from cvt_cli.cards import gather
 from cvt_cli.export import benchmark_peers
 from cvt_cli.export.benchmark_peers import exports
 from cvt_cli.export.benchmark_sides import Network, Side, sides_of
-from cvt_cli.export.benchmark_worker import Worker, random_network
+from cvt_cli.export.benchmark_worker import Worker, random_graph
+from cvt_cli.export.verification import PACKAGED, Pictures
 from cvt_cli.tracking import energy as energies
 from cvt_cli.tracking.energy import Energy
 
@@ -170,12 +171,14 @@ def benchmark(
         f"{title_of(networks)}; {place}, {hardware}; {counted(len(sides), 'configuration')}, "
         f"{counted(rounds, 'round')}"
     )
+    if any(side.needs_graph and side.precision == "int8" for side in sides):
+        say(f"int8 is calibrated on {counted(len(Pictures.of(PACKAGED)), 'image')} of the package")
     used: list[Energy] | None = [] if energy else None
     with files.workplace(Path(tempfile.gettempdir(), "cvt-benchmark")) as folder:
         rows = measure(
             sides,
             rounds=rounds,
-            ratios=bool(against) or len(networks) > 1,
+            ratios=bool(against) or len(networks) > 1 or len(precisions) > 1,
             folder=folder,
             progress=progress,
             energy=used,
@@ -240,24 +243,23 @@ def measure(
     }
     peaks = {key: found for key, found in peaks.items() if _matrix_rate(*key, 256) > _LEAST_PEAK}
     with ExitStack() as stack:
+        made = dict.fromkeys((s.network, s.precision == "int8") for s in asked if s.needs_graph)
         graphs = {
-            network: _random_graph(network, folder / f"{number}.onnx")
-            for number, network in enumerate(
-                dict.fromkeys(side.network for side in asked if side.needs_graph)
-            )
+            (network, in_int8): random_graph(network, in_int8, folder / f"{number}.onnx")
+            for number, (network, in_int8) in enumerate(made)
         }
         theirs: dict[tuple[str, Network], Path] = {}
         for number, side in enumerate(asked):
-            made = (side.engine, side.network)
-            if exports(side.engine) and made not in theirs:
-                theirs[made] = _exported_by_peer(side, folder / f"peer-{number}")
+            peer = (side.engine, side.network)
+            if exports(side.engine) and peer not in theirs:
+                theirs[peer] = _exported_by_peer(side, folder / f"peer-{number}")
         workers = [
             stack.enter_context(
                 Worker(
                     side,
                     side.network.file
                     or theirs.get((side.engine, side.network))
-                    or graphs.get(side.network),
+                    or graphs.get((side.network, side.precision == "int8")),
                 )
             )
             for side in asked
@@ -366,15 +368,6 @@ def _exported_by_peer(side: Side, folder: Path) -> Path:
         cast("benchmark_peers.Peer", side.engine),
         *(network.config, network.height, network.width, folder),
     )
-
-
-def _random_graph(network: Network, path: Path) -> Path:
-    from cvt_cli.export import write_graph
-
-    write_graph.write_onnx(
-        random_network(network.config), path, network.height, network.width, {}, made_under={}
-    )
-    return path
 
 
 def _matrix_rate(device: str, precision: str, rows: int) -> float:

@@ -12,7 +12,7 @@ from cvt_cli.checkpoints.checkpoint import Checkpoint
 from cvt_cli.checkpoints.export_metadata import Record
 from cvt_cli.checkpoints.locate import Access, find
 from cvt_cli.engines import runtimes
-from cvt_cli.export import benchmark_peers
+from cvt_cli.export import benchmark_peers, quantise
 from cvt_cli.export.benchmark_peers import PEERS, Peer
 from cvt_cli.spec.config import CvTConfig, Size
 from cvt_cli.spec.costs import costs
@@ -79,7 +79,7 @@ class Side:
 
     @property
     def needs_graph(self) -> bool:
-        """Whether it runs a graph of ours that is still to be made."""
+        """Whether it runs a graph of ours that is still to be made, for "int8" one of its own."""
         return self.network.file is None and self.engine in ("onnxruntime", "openvino")
 
 
@@ -130,7 +130,7 @@ def sides_of(
     """
     asked = None if engines is None else [_engine(name) for name in engines]
     peers = [_peer(name) for name in dict.fromkeys(against)]
-    wanted = [precision_of(name) for name in precisions]
+    wanted = [_answer_precision(name) for name in precisions]
     found = []
     installed: list[Name] = [name for name in get_args(EngineName) if runtimes.installed(name)]
     for batch_size in batch_sizes:
@@ -138,7 +138,7 @@ def sides_of(
         found += [
             Side(peer, precision, batch_size, plain)
             for peer in peers
-            for precision in dict.fromkeys([precision_of("fp32"), *wanted])
+            for precision in dict.fromkeys([_answer_precision("fp32"), *wanted])
             if benchmark_peers.computes_in(peer, precision)
         ]
         for network in networks:
@@ -154,6 +154,8 @@ def sides_of(
     if not found:
         engines = installed if asked is None else asked
         raise nothing_to_measure(engines, wanted, networks[0].device)
+    if any(side.needs_graph and side.precision == "int8" for side in found):
+        quantise.require()
     return found
 
 
@@ -203,16 +205,24 @@ def _engine(name: str) -> Name:
     return found
 
 
-def precision_of(name: str) -> Precision:
-    """Raises UsageError if a network with random weights runs in no precision of this name."""
+def precision_of(name: str, *more: str) -> Precision:
+    """Raises UsageError, which names ``more`` too, if random weights run in none of this name."""
     found: Precision | None = next((k for k in get_args(Precision) if k == name), None)
     if found is None:
-        raise UsageError(f"there is no precision `{name}`; accepted are `fp32`, `bf16`, `fp16`")
+        accepted = ", ".join(["`fp32`", "`bf16`", "`fp16`", *more])
+        raise UsageError(f"there is no precision `{name}`; accepted are {accepted}")
     return found
+
+
+def _answer_precision(name: str) -> FilePrecision:
+    """Likewise, with the precision that only OpenVINO computes in."""
+    return "int8" if name == "int8" else precision_of(name, "`int8`")
 
 
 def is_lacking(engine: Name, precision: FilePrecision, device: str) -> bool:
     """Whether an engine does not run random weights in a precision."""
+    if precision == "int8":
+        return engine != "openvino"
     if engine == "torch" and device == "cpu" and precision == "fp16":
         return True
     peer = next((known for known in PEERS if known == engine), None)

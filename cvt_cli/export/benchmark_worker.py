@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 
 from cvt_cli.base import machine
 from cvt_cli.base.errors import CvtError, is_of_memory
+from cvt_cli.checkpoints import export_metadata
 from cvt_cli.engines import runtimes
 from cvt_cli.engines.protocol import Apart, with_begun
 from cvt_cli.export import benchmark_peers
-from cvt_cli.export.benchmark_sides import Side
+from cvt_cli.export.benchmark_sides import Network, Side
 from cvt_cli.spec.config import CvTConfig
 from cvt_cli.spec.preprocessing import Preprocessing
 
@@ -159,10 +160,37 @@ def random_network(config: CvTConfig) -> "CvT":
     return fresh_model(config, seed=0).eval()
 
 
+def random_graph(network: Network, in_int8: bool, path: Path) -> Path:
+    """A network with random weights as a graph: ONNX in a file of this name, or, calibrated on the
+    package's images, in 8 bits for OpenVINO in a folder of this name."""
+    from cvt_cli.export import write_graph
+
+    model = random_network(network.config)
+    if not in_int8:
+        write_graph.write_onnx(model, path, network.height, network.width, {}, made_under={})
+        return path
+    from cvt_cli.checkpoints.export_metadata import Record
+    from cvt_cli.export.verification import PACKAGED, Arrays, Pictures
+    from cvt_cli.spec.labels import unnamed
+
+    preprocessing = Preprocessing.published(network.height, network.width)
+    record = Record(
+        *(network.name, "cvt-cli", None, None, None, network.config),
+        *(unnamed(network.config.num_classes), preprocessing),
+        precision="int8",
+    )
+    path.mkdir()
+    images = Arrays(Pictures.of(PACKAGED), preprocessing)
+    write_graph.write(model, record, "openvino", path / "model.xml", images)
+    return path / "model.xml"
+
+
 def _runner(side: Side, model: "CvT | None", graph: Path | None) -> Runner:
     record, macs = side.network.record, side.network.macs * side.batch_size
     if side.engine == "onnxruntime" or side.engine == "openvino":
         assert graph is not None
+        if side.precision == "int8":
+            record = export_metadata.read(graph)
         part = runtimes.part_of(side.batch_size, A_LONG_JOB, side.network.macs)
         return runtimes.open_graph(side.engine, graph, side.precision, record, macs=macs, part=part)
     if side.engine == "transformers-openvino" or side.engine == "transformers-onnx":

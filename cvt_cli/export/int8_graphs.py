@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 from cvt_cli.base import files, locks, machine, places, stamps
 from cvt_cli.base.conditions import Conditions, names_hash
 from cvt_cli.base.errors import CvtError, UsageError
-from cvt_cli.base.package import installing
 from cvt_cli.base.text import counted
 from cvt_cli.checkpoints import export_metadata
 from cvt_cli.checkpoints.checkpoint import Checkpoint
@@ -19,7 +18,7 @@ from cvt_cli.checkpoints.folders import CheckpointConfig
 from cvt_cli.checkpoints.locate import Access
 from cvt_cli.engines import runtimes
 from cvt_cli.engines.ready import ReadyModel
-from cvt_cli.export import prepared_graphs
+from cvt_cli.export import prepared_graphs, quantise
 from cvt_cli.export.quantise import Right
 from cvt_cli.export.verification import MOST_CALIBRATION_IMAGES, PACKAGED, Arrays, Pictures, verify
 from cvt_cli.spec.formats import Int8
@@ -98,7 +97,10 @@ def ready(
     path, calibration = open_int8(checkpoint, said, load, asked, access)
     part = runtimes.part_of(together, images, macs)
     running = runtimes.open_graph(
-        *("openvino", path, "auto", export_metadata.read(path)), macs=macs * together, part=part
+        *("openvino", path, "auto", export_metadata.read(path)),
+        macs=macs * together,
+        part=part,
+        say=access.say,
     )
     access.detail(f"engine {running.name}: it computes in int8")
     return ReadyModel(checkpoint, running, said, calibration)
@@ -144,8 +146,7 @@ def open_int8(
     kept = places.graph_path(graph.parent.parent.name, conditions).with_name("model.xml")
     with_weights = kept.with_suffix(".bin")
     if not (stamps.is_right(kept) and stamps.is_right(with_weights)):
-        if not runtimes.installed("nncf"):
-            raise UsageError("int8 needs `nncf`, which is not installed", hint=installing("nncf"))
+        quantise.require()
         what = f"quantising {checkpoint.name}"
         with locks.locked(kept.with_name("prepare.lock"), what, access.say):
             if not (stamps.is_right(kept) and stamps.is_right(with_weights)):

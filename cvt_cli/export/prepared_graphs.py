@@ -21,8 +21,9 @@ _MAKERS = ("torch", "onnx")
 """Packages that make a graph; another version of them may write another one."""
 
 
-WRITER = 1
-"""Counts what `onnx_graph` writes for the same network: one more with every change of it."""
+WRITER = 2
+"""Counts what `onnx_graph` writes for the same network, and `quantise` makes of it: one more with
+every change of it."""
 
 
 def graph_of(checkpoint: Checkpoint, said: CheckpointConfig) -> tuple[Path, Conditions]:

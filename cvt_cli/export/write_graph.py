@@ -72,6 +72,7 @@ def write_onnx(
     *,
     precision: str = "fp32",
     dynamic_size: bool = False,
+    convolutions: bool = False,
     made_under: Mapping[str, Any] | None = None,
 ) -> None:
     """Write a network as an ONNX file.
@@ -84,6 +85,7 @@ def write_onnx(
         metadata: kept inside the file, by name.
         precision: of weights and of what is computed: "fp32", "fp16" or "bf16".
         dynamic_size: take images of any height and width; else of these alone.
+        convolutions: write linear layers as 1 x 1 convolutions.
         made_under: conditions, for a file that is kept and gets a stamp.
 
     Raises:
@@ -100,7 +102,7 @@ def write_onnx(
     from cvt_cli.export.onnx_graph import network_graph
 
     size = None if dynamic_size else (height, width)
-    graph = network_graph(inference_form(model), size, _DTYPES[precision])
+    graph = network_graph(inference_form(model), size, _DTYPES[precision], convolutions)
     onnx.helper.set_model_props(graph, dict(metadata))
     replacing = files.replacing(path) if made_under is None else stamps.making(path, made_under)
     with replacing as temporary:
@@ -146,6 +148,9 @@ def write(
             else "fp16" if record.precision == "fp16" and form == "onnx"
             else "fp32",
             dynamic_size=record.dynamic_size,
+            # In int8 OpenVINO has a kernel for these on every processor; its matrix product needs
+            # VNNI, and without it takes as long as in float32.
+            convolutions=record.precision == "int8" and form == "openvino",
         )  # fmt: skip
         before = path.with_name(PREPROCESSING_FILE)
         if record.preprocessing_inside:

@@ -14,8 +14,9 @@ from PIL import Image
 from cvt_cli.base import files, places
 from cvt_cli.base.errors import CvtError
 from cvt_cli.engines import runtimes
-from cvt_cli.export import benchmark, jobs
+from cvt_cli.export import benchmark, benchmark_sides, jobs
 from cvt_cli.export.job_peers import Task
+from cvt_cli.spec import variants
 from tests_shared import Machine
 
 QUICK = ["--rounds", 2, "--variant", "nano"]
@@ -47,6 +48,30 @@ def test_every_side_has_its_row_and_its_conditions(cvt_process) -> None:
     assert onnx_row["peak_memory_bytes"] < baseline["peak_memory_bytes"] / 2
     assert "random weights" in result.stderr
     assert not list(places.cache_dir().rglob("*.onnx"))
+
+
+def test_int8_is_a_side_of_openvino_alone() -> None:
+    network = benchmark_sides.Network.of("nano", variants.VARIANTS["nano"].config, 32, 32)
+
+    sides = benchmark_sides.sides_of([network], None, ["fp32", "int8"], [1])
+
+    assert [(side.engine, side.precision) for side in sides] == [
+        *((engine, "fp32") for engine in ("torch", "onnxruntime", "openvino")),
+        ("openvino", "int8"),
+    ]
+
+
+@pytest.mark.slow  # half a minute of quantising
+def test_int8_is_timed_beside_fp32_in_the_same_rounds(cvt_process) -> None:
+    precisions = ["--engine", "openvino", "--precision", "fp32,int8"]
+
+    result = cvt_process("benchmark", *QUICK, *precisions, "--batch-size", "3", "--json")
+
+    assert "int8 is calibrated on 10 images of the package" in result.stderr
+    plain, whole = result.json["rows"]
+    assert (plain["precision"], whole["precision"]) == ("fp32", "int8")
+    assert plain["ratio"] == 1.0 and whole["ratio_range"][0] > 0
+    assert whole["share_of_peak"] is None  # there is no such product to compare with
 
 
 @pytest.mark.slow  # half a minute of exporters

@@ -12,6 +12,7 @@ from cvt_cli.spec import published
 from tests_shared import CHELSEA
 
 pytest.importorskip("nncf")
+openvino = pytest.importorskip("openvino")
 
 IN_INT8 = ["--model", "cvt-nano-cifar10", "--precision", "int8"]
 
@@ -33,6 +34,8 @@ def test_a_checkpoint_is_quantised_once_for_its_images_and_answers_as_in_fp32(
     arguments = ["predict", CHELSEA, *IN_INT8, "--json", "--calibration"]
 
     first = cvt_process(*arguments, calibration)
+    (compiled,) = own_cache.rglob("openvino/*.blob")
+    before = compiled.stat().st_mtime_ns
     again = cvt_process(*arguments, calibration)
     in_floats = cvt_process("predict", CHELSEA, *IN_INT8[:2], "--json").json
     (graph,) = own_cache.rglob("*.xml")
@@ -40,6 +43,7 @@ def test_a_checkpoint_is_quantised_once_for_its_images_and_answers_as_in_fp32(
 
     assert "quantising cvt-nano-cifar10, calibrated on 20 images of" in first.stderr
     assert "quantising" not in again.stderr and again.json == first.json
+    assert compiled.stat().st_mtime_ns == before  # it is compiled once, too
     assert (first.json["precision"], first.json["engine"]) == ("int8", "openvino")
     mine, theirs = (d["results"][0]["predictions"] for d in (first.json, in_floats))
     assert mine[0]["label"] == theirs[0]["label"]
@@ -47,6 +51,10 @@ def test_a_checkpoint_is_quantised_once_for_its_images_and_answers_as_in_fp32(
     assert mine[0]["score"] != theirs[0]["score"]
     assert other.json["calibration"] != first.json["calibration"]
     assert len(list(own_cache.rglob("*.xml"))) == 2 and graph.is_file()
+    operations = openvino.Core().read_model(graph).get_ordered_ops()
+    weights = [o.data for o in operations if o.get_output_element_type(0) == openvino.Type.i8]
+    # With 7 bits two products fit into the 16 bits that a processor without VNNI adds them in.
+    assert len(weights) > 20 and all(-64 <= w.min() and w.max() <= 64 for w in weights)
 
 
 @pytest.mark.slow  # a minute
