@@ -55,8 +55,8 @@ Precisions = Annotated[
     str,
     options.text_option(
         "NAMES",
-        "Precisions to compare, with commas: fp32, bf16, fp16, int8 (openvino only, not with "
-        "--job). Unsupported combinations are skipped; ignored for exported files.",
+        "Precisions to compare, with commas: fp32, bf16, fp16, int8 (not with --job). Unsupported "
+        "combinations are skipped; ignored for exported files.",
         COMPARE,
     ),
 ]

@@ -171,7 +171,7 @@ def benchmark(
         f"{title_of(networks)}; {place}, {hardware}; {counted(len(sides), 'configuration')}, "
         f"{counted(rounds, 'round')}"
     )
-    if any(side.needs_graph and side.precision == "int8" for side in sides):
+    if any(side.needs_graph and side.in_int8 for side in sides):
         say(f"int8 is calibrated on {counted(len(Pictures.of(PACKAGED)), 'image')} of the package")
     used: list[Energy] | None = [] if energy else None
     with files.workplace(Path(tempfile.gettempdir(), "cvt-benchmark")) as folder:
@@ -243,7 +243,7 @@ def measure(
     }
     peaks = {key: found for key, found in peaks.items() if _matrix_rate(*key, 256) > _LEAST_PEAK}
     with ExitStack() as stack:
-        made = dict.fromkeys((s.network, s.precision == "int8") for s in asked if s.needs_graph)
+        made = dict.fromkeys((s.network, s.in_int8) for s in asked if s.needs_graph)
         graphs = {
             (network, in_int8): random_graph(network, in_int8, folder / f"{number}.onnx")
             for number, (network, in_int8) in enumerate(made)
@@ -259,7 +259,7 @@ def measure(
                     side,
                     side.network.file
                     or theirs.get((side.engine, side.network))
-                    or graphs.get((side.network, side.precision == "int8")),
+                    or graphs.get((side.network, side.in_int8)),
                 )
             )
             for side in asked

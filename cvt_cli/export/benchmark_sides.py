@@ -23,6 +23,7 @@ from cvt_cli.spec.formats import (
     FilePrecision,
     GraphFormat,
     Precision,
+    Runtime,
 )
 
 Name = EngineName | Peer
@@ -78,8 +79,15 @@ class Side:
     network: Network
 
     @property
+    def in_int8(self) -> Runtime | None:
+        """The runtime that has a graph of its own, in 8 bits."""
+        if self.precision != "int8":
+            return None
+        return next((name for name in get_args(Runtime) if name == self.engine), None)
+
+    @property
     def needs_graph(self) -> bool:
-        """Whether it runs a graph of ours that is still to be made, for "int8" one of its own."""
+        """Whether it runs a graph of ours that is still to be made."""
         return self.network.file is None and self.engine in ("onnxruntime", "openvino")
 
 
@@ -154,8 +162,9 @@ def sides_of(
     if not found:
         engines = installed if asked is None else asked
         raise nothing_to_measure(engines, wanted, networks[0].device)
-    if any(side.needs_graph and side.precision == "int8" for side in found):
-        quantise.require()
+    for side in found:
+        if side.needs_graph and side.in_int8 is not None:
+            quantise.require(side.in_int8)
     return found
 
 
@@ -215,14 +224,14 @@ def precision_of(name: str, *more: str) -> Precision:
 
 
 def _answer_precision(name: str) -> FilePrecision:
-    """Likewise, with the precision that only OpenVINO computes in."""
+    """Likewise, with the precision that only graphs are in."""
     return "int8" if name == "int8" else precision_of(name, "`int8`")
 
 
 def is_lacking(engine: Name, precision: FilePrecision, device: str) -> bool:
     """Whether an engine does not run random weights in a precision."""
     if precision == "int8":
-        return engine != "openvino"
+        return engine not in get_args(Runtime)
     if engine == "torch" and device == "cpu" and precision == "fp16":
         return True
     peer = next((known for known in PEERS if known == engine), None)

@@ -22,6 +22,7 @@ from cvt_cli.engines.protocol import Apart, with_begun
 from cvt_cli.export import benchmark_peers
 from cvt_cli.export.benchmark_sides import Network, Side
 from cvt_cli.spec.config import CvTConfig
+from cvt_cli.spec.formats import FORMATS, Runtime
 from cvt_cli.spec.preprocessing import Preprocessing
 
 if TYPE_CHECKING:
@@ -160,16 +161,17 @@ def random_network(config: CvTConfig) -> "CvT":
     return fresh_model(config, seed=0).eval()
 
 
-def random_graph(network: Network, in_int8: bool, path: Path) -> Path:
+def random_graph(network: Network, in_int8: Runtime | None, path: Path) -> Path:
     """A network with random weights as a graph: ONNX in a file of this name, or, calibrated on the
-    package's images, in 8 bits for OpenVINO in a folder of this name."""
+    package's images, in 8 bits for this runtime in a folder of this name."""
     from cvt_cli.export import write_graph
 
     model = random_network(network.config)
-    if not in_int8:
+    if in_int8 is None:
         write_graph.write_onnx(model, path, network.height, network.width, {}, made_under={})
         return path
     from cvt_cli.checkpoints.export_metadata import Record
+    from cvt_cli.export.int8_graphs import FORM_OF
     from cvt_cli.export.verification import PACKAGED, Arrays, Pictures
     from cvt_cli.spec.labels import unnamed
 
@@ -181,8 +183,10 @@ def random_graph(network: Network, in_int8: bool, path: Path) -> Path:
     )
     path.mkdir()
     images = Arrays(Pictures.of(PACKAGED), preprocessing)
-    write_graph.write(model, record, "openvino", path / "model.xml", images)
-    return path / "model.xml"
+    form = FORM_OF[in_int8]
+    written = path / f"model{FORMATS[form].suffix}"
+    write_graph.write(model, record, form, written, images)
+    return written
 
 
 def _runner(side: Side, model: "CvT | None", graph: Path | None) -> Runner:

@@ -1,10 +1,10 @@
-"""A checkpoint as a graph in 8-bit integers for OpenVINO: made once as `cvt export --int8`, kept.
+"""A checkpoint as a graph in 8-bit integers: made once as `cvt export --int8` makes one, kept.
 
 Imports torch only inside functions.
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,13 +21,22 @@ from cvt_cli.engines.ready import ReadyModel
 from cvt_cli.export import prepared_graphs, quantise
 from cvt_cli.export.quantise import Right
 from cvt_cli.export.verification import MOST_CALIBRATION_IMAGES, PACKAGED, Arrays, Pictures, verify
-from cvt_cli.spec.formats import Int8
+from cvt_cli.spec.formats import FORMATS, GraphFormat, Int8, Runtime
 from cvt_cli.spec.labels import Labels
 
 if TYPE_CHECKING:
     from cvt_cli.model.network import CvT
     from cvt_cli.model.weights import LoadedCheckpoint
 
+
+FORM_OF: Mapping[Runtime, GraphFormat] = {"onnxruntime": "onnx", "openvino": "openvino"}
+"""The format of a graph in 8 bits that a runtime runs."""
+
+_MAKERS: Mapping[Runtime, tuple[str, ...]] = {
+    "onnxruntime": ("onnxruntime",),
+    "openvino": ("openvino", "nncf"),
+}
+"""Packages that quantise; another version of them may make another graph."""
 
 _MOST_VERIFIED = 32
 """Images on which logits are compared with float32's, which torch computes."""
@@ -84,20 +93,24 @@ def ready(
         DataError, ImageError: there are no images to calibrate on, or one cannot be read.
         CvtError: it loses more than is allowed.
     """
-    if engine not in ("auto", "openvino") or device not in ("auto", "cpu"):
-        what = f"--engine {engine}" if engine not in ("auto", "openvino") else f"--device {device}"
+    runtime: Runtime = "onnxruntime" if engine == "onnxruntime" else "openvino"
+    able = engine in ("auto", runtime)
+    if not able or device not in ("auto", "cpu"):
+        what = f"--device {device}" if able else f"--engine {engine}"
         raise UsageError(
-            f"{what} does not compute a checkpoint in `int8`; `--engine openvino` does, on the CPU",
-            hint="ONNX Runtime runs a file of `cvt export --int8`"
-            if engine == "onnxruntime"
-            else None,
+            f"{what} does not compute a checkpoint in `int8`; `--engine openvino` and "
+            "`--engine onnxruntime` do, on the CPU"
         )
-    runtimes.require("openvino")
+    runtimes.require(runtime)
     asked = precision if isinstance(precision, Int8) else Int8()
-    path, calibration = open_int8(checkpoint, said, load, asked, access)
+    if runtime == "onnxruntime" and asked.max_drop is not None:
+        raise UsageError(
+            "--max-drop has no effect with --engine onnxruntime", hint="use --engine openvino"
+        )
+    path, calibration = open_int8(checkpoint, said, load, asked, runtime, access)
     part = runtimes.part_of(together, images, macs)
     running = runtimes.open_graph(
-        *("openvino", path, "auto", export_metadata.read(path)),
+        *(runtime, path, "auto", export_metadata.read(path)),
         macs=macs * together,
         part=part,
         say=access.say,
@@ -111,6 +124,7 @@ def open_int8(
     said: CheckpointConfig,
     load: "Callable[[], LoadedCheckpoint]",
     asked: Int8,
+    runtime: Runtime,
     access: Access,
 ) -> tuple[Path, str]:
     """A checkpoint in 8 bits, made now if it is not kept, and a hash of what it was calibrated on.
@@ -120,6 +134,7 @@ def open_int8(
         said: its network, classes and preprocessing.
         load: gives its tensors.
         asked: the images, and what may be lost.
+        runtime: that shall run it.
         access: takes what is being done.
 
     Raises:
@@ -140,33 +155,36 @@ def open_int8(
             "calibration": calibration,
             "max_drop": asked.max_drop,
             "processor": machine.processor(),  # what may be lost was measured on it
-            **{name: machine.version_of(name) for name in ("openvino", "nncf")},
+            **{name: machine.version_of(name) for name in _MAKERS[runtime]},
         }
     )
-    kept = places.graph_path(graph.parent.parent.name, conditions).with_name("model.xml")
-    with_weights = kept.with_suffix(".bin")
-    if not (stamps.is_right(kept) and stamps.is_right(with_weights)):
-        quantise.require()
+    form = FORMATS[FORM_OF[runtime]]
+    path = places.graph_path(graph.parent.parent.name, conditions)
+    kept = path.with_suffix(form.suffix)
+    parts = [kept] if form.second_suffix is None else [path.with_suffix(form.second_suffix), kept]
+    if not all(stamps.is_right(part) for part in parts):
+        quantise.require(runtime)
         what = f"quantising {checkpoint.name}"
         with locks.locked(kept.with_name("prepare.lock"), what, access.say):
-            if not (stamps.is_right(kept) and stamps.is_right(with_weights)):
+            if not all(stamps.is_right(part) for part in parts):
                 access.say(
                     f"{what}, calibrated on {counted(len(pictures), 'image')} "
                     + ("of the package" if asked.calibration is None else f"of `{folder}`")
                     + ", once"
                 )
-                _make(kept, conditions, checkpoint, said, load().model, pictures, asked, access)
+                about = checkpoint, said, load().model, pictures, asked, runtime
+                _make(parts, conditions, *about, access)
     return kept, calibration
 
 
-def _verify(made: Path, model: "CvT", pictures: Pictures) -> None:
+def _verify(made: Path, model: "CvT", pictures: Pictures, runtime: Runtime) -> None:
     """Raises CvtError if logits are further from float32's than `TOLERANCES` allow in int8."""
     import torch
 
     from cvt_cli.model.engine import TorchEngine
 
     record = export_metadata.read(made)
-    file = runtimes.open_graph("openvino", made, "auto", record)
+    file = runtimes.open_graph(runtime, made, "auto", record)
     reference = TorchEngine(model, torch.device("cpu"), "fp32")
     some = Pictures(pictures.paths[:_MOST_VERIFIED])
     found = verify(reference, file, record, some, None, lambda *_: None)
@@ -182,15 +200,17 @@ def _verify(made: Path, model: "CvT", pictures: Pictures) -> None:
 
 
 def _make(
-    kept: Path,
+    parts: Sequence[Path],
     conditions: Conditions,
     checkpoint: Checkpoint,
     said: CheckpointConfig,
     model: "CvT",
     pictures: Pictures,
     asked: Int8,
+    runtime: Runtime,
     access: Access,
 ) -> None:
+    """Write the files of a graph, the one that names it last."""
     from cvt_cli.export import write_graph
 
     arrays = Arrays(pictures, said.preprocessing)
@@ -201,10 +221,10 @@ def _make(
         how = "top-1 on them" if labels else "agreement with fp32 on them (they have no labels)"
         access.say(f"at most {asked.max_drop:g} points of {how} may be lost")
     record = checkpoint.record_of_export(said, precision="int8")
-    with files.workplace(kept) as folder:
-        made = folder / kept.name
-        write_graph.write(model, record, "openvino", made, arrays, right)
-        _verify(made, model, pictures)
-        for path in (kept.with_suffix(".bin"), kept):
+    with files.workplace(parts[-1]) as folder:
+        made = folder / parts[-1].name
+        write_graph.write(model, record, FORM_OF[runtime], made, arrays, right)
+        _verify(made, model, pictures, runtime)
+        for path in parts:
             with stamps.making(path, {**conditions.values, "model": checkpoint.name}) as temporary:
                 os.replace(folder / path.name, temporary)

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from cvt_cli.base.errors import CvtError, UsageError
 from cvt_cli.base.package import installing
 from cvt_cli.engines import runtimes
+from cvt_cli.spec.formats import Runtime
 
 Images = Iterable[NDArray[np.float32]]
 
@@ -44,11 +45,12 @@ class Right:
         return self.labels or [int(in_float(image).argmax()) for image in self.images]
 
 
-def require() -> None:
-    """Raises UsageError, with the command that installs it, if what quantises for OpenVINO is not
-    there."""
-    if not runtimes.installed("nncf"):
+def require(runtime: Runtime) -> None:
+    """Raises UsageError, with the command that installs it, if what quantises for it is missing."""
+    if runtime == "openvino" and not runtimes.installed("nncf"):
         raise UsageError("int8 needs `nncf`, which is not installed", hint=installing("nncf"))
+    if not runtimes.can_prepare():
+        raise UsageError("int8 needs `onnx`, which is not installed", hint=installing(runtime))
 
 
 def quantise_onnx(path: Path, images: Images) -> None:

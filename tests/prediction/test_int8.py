@@ -12,7 +12,8 @@ from cvt_cli.spec import published
 from tests_shared import CHELSEA
 
 pytest.importorskip("nncf")
-openvino = pytest.importorskip("openvino")
+onnx, openvino = pytest.importorskip("onnx"), pytest.importorskip("openvino")
+pytest.importorskip("onnxruntime")
 
 IN_INT8 = ["--model", "cvt-nano-cifar10", "--precision", "int8"]
 
@@ -57,6 +58,25 @@ def test_a_checkpoint_is_quantised_once_for_its_images_and_answers_as_in_fp32(
     assert len(weights) > 20 and all(-64 <= w.min() and w.max() <= 64 for w in weights)
 
 
+def test_onnx_runtime_computes_in_int8_from_its_own_graph(
+    cvt, own_cache: Path, calibration: Path
+) -> None:
+    arguments = ["predict", CHELSEA, *IN_INT8, "--engine", "onnxruntime", "--json"]
+    arguments += ["--calibration", calibration]
+
+    first, again = cvt(*arguments), cvt(*arguments)
+
+    assert first.exit_code == 0, first.stderr
+    assert (first.json["precision"], first.json["engine"]) == ("int8", "onnxruntime")
+    assert "quantising" in first.stderr and "quantising" not in again.stderr
+    assert again.json == first.json
+    assert first.json["results"][0]["predictions"][0]["label"] == "cat"
+    (graph,) = own_cache.rglob("*.onnx")
+    whole = [onnx.numpy_helper.to_array(i) for i in onnx.load(graph).graph.initializer]
+    weights = [w for w in whole if w.dtype == "int8" and w.ndim == 2]
+    assert len(weights) > 20 and all(-64 <= w.min() and w.max() <= 64 for w in weights)
+
+
 @pytest.mark.slow  # a minute
 def test_no_more_than_is_allowed_is_lost_on_the_test_images(
     cvt_process, cifar10: Path, calibration: Path
@@ -97,7 +117,10 @@ def test_a_file_in_int8_is_gone_on_with_only_where_as_much_may_be_lost_of_the_sa
     ("arguments", "message"),
     [
         (["--precision", "int8", "--engine", "torch"], "--engine torch does not compute"),
-        (["--precision", "int8", "--engine", "onnxruntime"], "--engine onnxruntime does not"),
+        (
+            ["--precision", "int8", "--engine", "onnxruntime", "--max-drop", "1"],
+            "--max-drop has no effect with --engine onnxruntime",
+        ),
         (["--precision", "int8", "--device", "cuda"], "--device cuda does not compute"),
         (["--max-drop", "1"], "--max-drop"),
         (["--precision", "bf16", "--calibration", "."], "--calibration"),
