@@ -60,14 +60,15 @@ def unwritable(path: Path, error: OSError) -> CvtError:
             "folder of this user",
             hint="set CVT_CACHE to a folder, and HF_HOME to one for downloads",
         )
+    reason, more = error.strerror or str(error), "free space on this disk"
+    for place in path.parents:
+        if os.path.lexists(place) and not place.is_dir():
+            reason, more = f"`{place}` is not a folder", "move that file away"
     other = "choose another folder"
     for folder, variable in chosen_by.items():
         if path.is_relative_to(folder):
             other = f"set {variable} to another folder"
-    return CvtError(
-        f"cannot write `{path}`: {error.strerror or error}",
-        hint=f"{other}, or free space on this disk",
-    )
+    return CvtError(f"cannot write `{path}`: {reason}", hint=f"{other}, or {more}")
 
 
 # --- whole files

@@ -39,8 +39,9 @@ class Files:
                     f"`{path}` is not a file name for --{suffixes[0][1:]}; accepted are names "
                     f"that end in `{suffixes[0]}`"
                 )
-        if self.pictures is not None and not is_picture(self.pictures) and self.pictures.suffix:
-            if not self.pictures.is_dir():
+        if self.pictures is not None and not is_picture(self.pictures):
+            is_file = bool(self.pictures.suffix) or self.pictures.exists()
+            if is_file and not self.pictures.is_dir():
                 raise UsageError(
                     f"--output `{self.pictures}` is neither a folder nor a picture; accepted are a "
                     "folder, and a name that ends in `.png` for one image",
@@ -49,6 +50,8 @@ class Files:
         written = [path for path in (self.pictures, self.html, self.npz) if path is not None]
         files.refuse_overwriting(written, [one.removeprefix("@") for one in inputs])
         files.refuse_replacing(written, self.overwrite)
+        if (place := self.pictures) is not None:
+            files.refuse_unwritable_place(place if is_picture(place) else place / "1.png")
 
     def is_spared(self, name: str) -> bool:
         """True of every image; raises UsageError for one that a picture could replace."""

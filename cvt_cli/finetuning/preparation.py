@@ -345,6 +345,8 @@ def check_free(folder: Path) -> None:
         raise files.unwritable(folder, error) from error
     if places and all(path in ours or path.name.endswith(files.SUFFIX) for path in found):
         return files.refuse_unwritable_place(folder / SPLIT_FILE)
+    if not places:
+        raise files.unwritable(folder / SPLIT_FILE, NotADirectoryError())
     raise CvtError(
         f"`{folder}` exists and is not empty",
         hint=f"continue it with --resume {shlex.quote(str(folder))}, or name another with --output",

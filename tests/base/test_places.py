@@ -44,4 +44,4 @@ def test_where_the_cache_cannot_be_written_the_hint_names_its_variable(
 
     assert result.exit_code == 1
     assert f"error: cannot write `{tmp_path}/file/cache/" in result.stderr
-    assert "hint: set CVT_CACHE to another folder, or free space" in result.stderr
+    assert "hint: set CVT_CACHE to another folder, or move that file away" in result.stderr

@@ -27,6 +27,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (tmp_path / "photos" / name).mkdir(parents=True)
         Image.open(CHELSEA).resize((90, 60)).save(tmp_path / "photos" / name / "cat.png")
     (tmp_path / "photos" / "broken.jpg").write_bytes(b"no picture")
+    (tmp_path / "photos" / "broken").write_bytes(b"not even by its name")
     return tmp_path
 
 
@@ -143,6 +144,8 @@ def test_numbers_and_json_tell_where_the_map_lies(cvt, folder: Path) -> None:
         (("--method", "magic"), 2, "`magic` is not a method; accepted are occlusion, "),
         (("-o", "why.jpg"), 2, "--output `why.jpg` is neither a folder nor a picture"),
         (("-o", "why.png"), 2, "`why.png` is a picture of one image, but there are several"),
+        (("-o", "photos/broken"), 2, "--output `photos/broken` is neither a folder nor a picture"),
+        (("-o", "photos/broken/x"), 1, "`photos/broken` is not a folder\n\nhint: choose another "),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else None,
 )  # fmt: skip

@@ -235,13 +235,15 @@ def test_a_run_folder_is_never_overwritten(cvt, digits: Path, tmp_path: Path) ->
 def test_a_place_that_cannot_be_written_to_is_named_before_the_data_are_read(
     cvt, tmp_path: Path
 ) -> None:
-    (tmp_path / "file").write_text("")
-    run = tmp_path / "file" / "run"
+    file = tmp_path / "file"
+    file.write_text("")
 
-    result = cvt("finetune", "--data", tmp_path / "nowhere", "--variant", "nano", "-o", run)
+    for run in (file / "run", file):
+        result = cvt("finetune", "--data", tmp_path / "nowhere", "--variant", "nano", "-o", run)
 
-    assert result.exit_code == 1
-    assert f"error: cannot write `{run / 'split.json'}`: Not a directory" in result.stderr
+        assert result.exit_code == 1
+        assert f"cannot write `{run / 'split.json'}`: `{file}` is not a folder" in result.stderr
+        assert "hint: choose another folder, or move that file away" in result.stderr
 
 
 def test_worker_processes_decode(cvt, digits: Path, tmp_path: Path) -> None:
