@@ -114,14 +114,16 @@ def quantise_openvino(model: Any, images: Images, right: Right | None = None) ->
             "subset_size": len(every),
             "model_type": nncf.ModelType.TRANSFORMER,
             "ignored_scope": nncf.IgnoredScope(names=_better_in_float(model)),
-            "advanced_parameters": nncf.AdvancedQuantizationParameters(
-                overflow_fix=nncf.OverflowFix.ENABLE,
-                activations_range_estimator_params=RangeEstimatorParametersSet.MINMAX,
-            ),
         }
+        exact = nncf.AdvancedQuantizationParameters(
+            overflow_fix=nncf.OverflowFix.ENABLE,
+            activations_range_estimator_params=RangeEstimatorParametersSet.MINMAX,
+        )
         if right is not None:
+            how["advanced_quantization_parameters"] = exact
             return _held(model, every, right, how)
-        return _rounded_late(nncf.quantize(model, nncf.Dataset(every), **how))
+        made = nncf.quantize(model, nncf.Dataset(every), advanced_parameters=exact, **how)
+        return _rounded_late(made)
 
 
 def _better_in_float(model: Any) -> list[str]:
@@ -180,10 +182,11 @@ def _held(model: Any, every: list[NDArray[np.float32]], right: Right, how: dict[
 
     core = openvino.Core()
 
-    def computing(compiled: Any) -> Compute:
+    def computing(model: Any) -> Compute:
+        compiled = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
         return lambda image: compiled(image)["logits"]
 
-    in_float = computing(core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"}))
+    in_float = computing(model)
     meant = right.meant(in_float)
     before = right.share(in_float, meant)
 
@@ -200,7 +203,7 @@ def _held(model: Any, every: list[NDArray[np.float32]], right: Right, how: dict[
         **how,
     )
     found = _rounded_late(found)
-    after = right.share(computing(core.compile_model(found, "CPU")), meant)
+    after = right.share(computing(found), meant)
     if before - after > right.most_lost + 1e-9:
         raise CvtError(
             f"in int8 it is right on {100 * after:.2f} % of the calibration images, in fp32 on "

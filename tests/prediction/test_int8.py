@@ -2,11 +2,13 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from cvt_cli.checkpoints import locate
-from cvt_cli.export import int8_graphs
+from cvt_cli.export import int8_graphs, quantise
 from cvt_cli.export.verification import Pictures
 from cvt_cli.spec import published
 from tests_shared import CHELSEA
@@ -88,6 +90,47 @@ def test_no_more_than_is_allowed_is_lost_on_the_test_images(
 
     assert "at most 0.3 points of top-1 on them may be lost" in result.stderr
     assert result.json["n"] == 10_000 and result.json["top1_correct"] >= 8868 - 30
+
+
+def test_a_layer_that_breaks_in_int8_stays_in_fp32_and_the_others_do_not() -> None:
+    """One channel of what the second layer takes is 10,000 times as large as the others, which
+    are rounded to nothing beside it."""
+    operators = openvino.opset13
+    generator = np.random.default_rng(0)
+    first = generator.standard_normal((16, 3, 1, 1), np.float32)
+    second = generator.standard_normal((8, 16, 1, 1), np.float32)
+    first[0], second[:, 0] = 1e4, 0
+    shades = generator.uniform(0.2, 1, (16, 1, 3, 1, 1)).astype(np.float32)
+    images = [np.tile(shade, (1, 1, 4, 4)) for shade in shades]
+
+    def network() -> Any:
+        x = given = operators.parameter([-1, 3, 4, 4], np.float32, name="images")
+        for name, weight in (("sound", first), ("broken", second)):
+            layout = [1, 1], [0, 0], [0, 0], [1, 1]
+            convolved = operators.convolution(x, operators.constant(weight), *layout, name=name)
+            x = operators.relu(convolved)
+        logits = operators.reduce_mean(convolved, operators.constant([2, 3]), False)
+        logits.output(0).set_names({"logits"})
+        return openvino.Model([logits], [given])
+
+    def answers(model: Any) -> list[int]:
+        plain = {"INFERENCE_PRECISION_HINT": "f32"}
+        compiled = openvino.Core().compile_model(model, "CPU", plain)
+        return [int(compiled(image)["logits"].argmax()) for image in images]
+
+    whole = quantise.quantise_openvino(network(), images)
+    held = quantise.quantise_openvino(network(), images, quantise.Right(images, None, 0.1))
+
+    in_floats = np.array(answers(network()))
+    assert len(set(in_floats)) > 1
+    assert (answers(whole) == in_floats).mean() < 0.7
+    assert (answers(held) == in_floats).mean() >= 0.9
+    inputs = [
+        [value.get_source_output().get_node().get_type_name() for value in node.inputs()]
+        for node in held.get_ordered_ops()
+        if node.get_type_name() == "Convolution"
+    ]
+    assert inputs == [["FakeQuantize", "Multiply"], ["Relu", "Constant"]]
 
 
 def test_calibration_images_have_labels_where_all_folders_are_classes(calibration: Path) -> None:
