@@ -189,22 +189,19 @@ def benchmark(
         say=output.note,
         progress=output.progress,
     )
-    if plot is not None:
-        figures.draw_benchmark(found.to_json(), plot)
-    if json_file is not None:
-        output.write_json(found.to_json(), json_file)
-    if card is not None:
-        sources = [("the result", found.to_json())]
-        gather.add(card, sources, output.note, overwrite=overwrite)
-    if json_output:
-        output.print_json(found.to_json())
-    else:
-        first = found.rows[0].side
-        baseline = f"{first.network.name}, {first.engine} {first.precision}"
-        if against:
-            eager = "transformers, eager, fp32"
-            baseline = eager if first.engine == "transformers" else f"{first.engine}, fp32"
-        _print(found, baseline)
+    try:
+        if plot is not None:
+            figures.draw_benchmark(found.to_json(), plot)
+        if json_file is not None:
+            output.write_json(found.to_json(), json_file)
+        if card is not None:
+            sources = [("the result", found.to_json())]
+            gather.add(card, sources, output.note, overwrite=overwrite)
+    finally:  # what was measured is printed, whatever cannot be written
+        if json_output:
+            output.print_json(found.to_json())
+        else:
+            _print(found, against)
 
 
 class _Job(NamedTuple):
@@ -248,12 +245,14 @@ def _measure_job(
             say=output.note,
             progress=output.progress,
         )
-    if json_file is not None:
-        output.write_json(found.to_json(), json_file)
-    if json_output:
-        output.print_json(found.to_json())
-    else:
-        _print_job(found)
+    try:
+        if json_file is not None:
+            output.write_json(found.to_json(), json_file)
+    finally:
+        if json_output:
+            output.print_json(found.to_json())
+        else:
+            _print_job(found)
 
 
 def _print_job(found: "Measured") -> None:
@@ -316,9 +315,14 @@ def _batch_sizes(text: str) -> list[int]:
     return found
 
 
-def _print(found: "Benchmark", baseline: str) -> None:
+def _print(found: "Benchmark", against: str | None) -> None:
     from cvt_cli.export.benchmark import ratio_text, title_of
 
+    first = found.rows[0].side
+    baseline = f"{first.network.name}, {first.engine} {first.precision}"
+    if against:
+        eager = "transformers, eager, fp32"
+        baseline = eager if first.engine == "transformers" else f"{first.engine}, fp32"
     several = len(found.networks) > 1
     output.print_table(
         f"{title_of(found.networks)}, {found.device}, {found.hardware}, "

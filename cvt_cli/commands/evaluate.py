@@ -283,9 +283,11 @@ def evaluate(
                 output.error(message)
             documents = [one.to_json() for one in results]
             document = documents[0] if len(documents) == 1 else documents
-            if json_file is not None:
-                output.write_json(document, json_file)
-            _print(results, skip_unreadable, document if json_output else None)
+            try:
+                if json_file is not None:
+                    output.write_json(document, json_file)
+            finally:  # what was measured is printed, whatever cannot be written
+                _print(results, skip_unreadable, document if json_output else None)
         if unwritten is not None:
             raise unwritten
         torchrun.gather(None)  # one that fails ends the others: the one that speaks comes first

@@ -223,7 +223,7 @@ def _evaluate(names: list[str], settings: Asked, access: Access) -> list[Result]
                     so_far, kept = len(mine) - len(left) + done, "not kept"
                 access.say(f"stopped: {so_far} of {len(mine)} images are evaluated and {kept}")
             raise
-        written.save(len(left), at_once=True)
+        written.finish(len(left))
     with torchrun.joined():
         _add_up(subjects, len(images), mine)
     results = []
@@ -238,6 +238,8 @@ def _evaluate(names: list[str], settings: Asked, access: Access) -> list[Result]
             raise NotWritten(error, results) from error
         except KeyboardInterrupt:
             raise WritingInterrupted(results) from None
+    if (unwritten := written.unwritten) is not None:
+        raise NotWritten(unwritten, results) from unwritten
     return results
 
 

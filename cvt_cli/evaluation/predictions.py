@@ -1,17 +1,17 @@
 """The files of ``--predictions``: what was said of every image, and how they are gone on with."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import numpy as np
 
 from cvt_cli.base import torchrun
 from cvt_cli.base.conditions import Conditions, names_hash
-from cvt_cli.base.errors import ImageError, UsageError
+from cvt_cli.base.errors import CvtError, ImageError, UsageError
 from cvt_cli.base.progress import Progress, Say
 from cvt_cli.base.text import as_utf8, counted
 from cvt_cli.datasets.labelled import LabelledImages
@@ -79,9 +79,13 @@ class PredictionFiles:
 
     Raises:
         UsageError, CvtError: as of `Counted`.
+
+    Attributes:
+        unwritten: why a file is not whole, though all images are judged.
     """
 
     def __init__(self, path: Path | None, resume: bool, several: bool, say: Say) -> None:
+        self._finished, self.unwritten = False, cast("CvtError | None", None)
         self._path, self._several, self._say = path, several, say
         self._stack = ExitStack()
         self._lines: list[tuple[Counted, Subject]] = []
@@ -138,7 +142,8 @@ class PredictionFiles:
         name = name_in_files(conditions["model"]) if self._several else None
         path = file_of(self._path, name)
         if path.suffix.lower() != ".jsonl":
-            one.judged = self._stack.enter_context(_table(path, conditions, one)).write
+            write = self._stack.enter_context(_table(path, conditions, one)).write
+            one.judged = partial(self._write_row, write)
             return
         lines = self._first or self._stack.enter_context(Counted(path, False, self._say))
         lines.begin(_kept_under(conditions, one))
@@ -162,6 +167,23 @@ class PredictionFiles:
             done = len(lines.lines) + new
             lines.save(done, one.result.state, one.truth.hashes(), at_once)
 
+    def _write_row(self, write: Callable[[Any, Any], None], item: Any, sha256: str | None) -> None:
+        """Write to a table, which nobody could go on with: the evaluation outlives an error."""
+        if self.unwritten is None:
+            try:
+                write(item, sha256)
+            except CvtError as error:
+                self.unwritten = error
+                self._say(f"{error}; the evaluation goes on without it")
+
+    def finish(self, new: int) -> None:
+        """Note that all images are judged: an error is kept from now on, beside their results."""
+        self._finished = True
+        try:
+            self.save(new, at_once=True)
+        except CvtError as error:
+            self.unwritten = error
+
     def __enter__(self) -> Self:
         return self
 
@@ -171,7 +193,15 @@ class PredictionFiles:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._stack.__exit__(kind, error, trace)
+        failed_before = self.unwritten
+        if error is None and failed_before is not None:  # so that no part of a table appears
+            kind, error, trace = type(failed_before), failed_before, failed_before.__traceback__
+        try:
+            self._stack.__exit__(kind, error, trace)
+        except CvtError as failed:
+            if not self._finished or error is not failed_before:
+                raise
+            self.unwritten = self.unwritten or failed
 
 
 def _note_earlier(one: Subject, lines: Sequence[Line], images: LabelledImages) -> None:

@@ -24,10 +24,12 @@ class WholeFile:
         self._temporary = self._stack.enter_context(files.replacing(path))
         try:
             self._begin()
+        except OSError as error:
+            unwritable = files.unwritable(path, error)
+            self._stack.__exit__(CvtError, unwritable, None)
+            raise unwritable from error
         except BaseException as error:
-            self._stack.close()
-            if isinstance(error, OSError):
-                raise files.unwritable(path, error) from error
+            self._stack.__exit__(type(error), error, error.__traceback__)
             raise
 
     def _begin(self) -> None:

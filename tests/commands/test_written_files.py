@@ -2,11 +2,14 @@
 nothing unless that is said."""
 
 import csv
+import errno
 import json
 import os
 import resource
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +17,8 @@ import pytest
 from pyarrow import parquet
 
 from cvt_cli.base import locks
+from cvt_cli.base.errors import CvtError
+from cvt_cli.prediction.whole_files import WholeFile
 from small_sets import class_folders
 from tests_shared import CHELSEA, TESTS
 
@@ -103,18 +108,59 @@ def test_outputs_that_do_not_go_together_are_refused(cvt, words: str, why: str) 
     assert said.exit_code == 2 and why in said.stderr
 
 
-@pytest.mark.parametrize("file", ["a.safetensors", "a.npz"])
-def test_features_that_have_no_room_are_a_sentence(cvt, file: str) -> None:
+@contextmanager
+def files_of_at_most(size: int) -> Iterator[None]:
+    """As on a disk that has no room for more bytes."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:
-        said = cvt("predict", CHELSEA, *NANO, "--engine", "torch", "-o", file)
+        yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("file", ["a.safetensors", "a.npz"])
+def test_features_that_have_no_room_are_a_sentence(cvt, file: str) -> None:
+    with files_of_at_most(1000):
+        said = cvt("predict", CHELSEA, *NANO, "--engine", "torch", "-o", file)
 
     assert said.exit_code == 1
     assert f"error: cannot write `{file}`: " in said.stderr and "hint: " in said.stderr
     assert not list(Path().iterdir())
+
+
+@pytest.mark.parametrize(
+    "option", ["--predictions a.csv", "--predictions a.parquet", "--json a.json"]
+)
+def test_what_evaluate_has_measured_is_printed_though_a_file_has_no_room(
+    cvt, option: str, tmp_path: Path
+) -> None:
+    for number in range(70):  # rows of more than are held back
+        name = "cat" if number % 2 else "dog"
+        (tmp_path / "data" / name).mkdir(parents=True, exist_ok=True)
+        (tmp_path / "data" / name / f"{number}.png").symlink_to(PHOTOS[0].resolve())
+
+    with files_of_at_most(1000):
+        said = cvt("evaluate", "data", *NANO, "--engine", "torch", *option.split())
+
+    file = option.split()[1]
+    assert said.exit_code == 1 and "top-1" in said.stdout
+    assert f"error: cannot write `{file}" in said.stderr
+    assert not Path("a.csv").exists() and [p for p in Path().iterdir() if p.is_file()] == []
+
+
+def test_a_file_whose_beginning_cannot_be_written_leaves_what_was_there() -> None:
+    class Full(WholeFile):
+        def _begin(self) -> None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    Path("a.parquet").write_text("what was there")
+
+    with pytest.raises(CvtError, match=r"cannot write `a\.parquet`: No space left"):
+        Full(Path("a.parquet"))
+
+    assert Path("a.parquet").read_text() == "what was there"
+    assert len(list(Path().iterdir())) == 1
 
 
 def test_what_another_process_has_made_meanwhile_is_not_replaced(cvt) -> None:
