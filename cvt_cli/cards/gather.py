@@ -1,6 +1,7 @@
 """Results put into the card of the checkpoint that they are of."""
 
 import datetime
+import shlex
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -8,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cvt_cli.base import locks
-from cvt_cli.base.errors import CheckpointError, DataError
+from cvt_cli.base.errors import CheckpointError, CvtError, DataError
 from cvt_cli.base.progress import Say
 from cvt_cli.cards import about as abouts
 from cvt_cli.cards import card, record
@@ -54,6 +55,21 @@ def check(path: Path, *, overwrite: bool = False) -> None:
     folder = folder_of(path)
     card.before_in(folder, overwrite=overwrite)
     record.read(folder)
+
+
+def refuse_stale(path: Path) -> None:
+    """Raises CheckpointError if the card of a run or a checkpoint folder has results of other
+    weights than are there. What else is wrong with it is not asked."""
+    try:
+        about = about_folder(folder_of(path))
+    except CvtError:
+        return
+    _, said = record.without_other_weights(about.record, about.subject)
+    if said:
+        raise CheckpointError(
+            f"the model card is of other weights than those that are there: {said[0]}",
+            hint=f"`cvt card {shlex.quote(str(path))}` writes it again",
+        )
 
 
 def about_folder(folder: Path) -> About:

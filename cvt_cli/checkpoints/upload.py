@@ -80,8 +80,9 @@ def push(
 ) -> Pushed:
     """Send a checkpoint to a hub in one commit; the repository is made if there is none.
 
-    Of a repository that exists, files of other names stay, and earlier commits can still be
-    fetched. Interrupted or failed, its branch is what it was.
+    Of a repository that exists, files of other names stay, but for results of ours that the folder
+    does not have any more; earlier commits can still be fetched. Interrupted or failed, its branch
+    is what it was.
 
     Args:
         run: a training run, or a checkpoint folder in the hub's form.
@@ -113,12 +114,14 @@ def push(
         for name in files
         if not (there.get(name) and cache.has_hash(folder / name, there[name]))
     ]
-    if before is not None and not changed:
+    own = upload_checks.OWN_RESULTS
+    gone = [own] if own in there and own not in files else []
+    if before is not None and not changed and not gone:
         return Pushed(folder, repository, url, str(before.sha), False, False, files)
     size = human_bytes(sum(files[name] for name in changed))
-    where = _describe(before, private, changed)
-    say(f"pushing {', '.join(changed)} ({size}) of `{folder}` to {url}, {where}")
-    commit = _commit(folder, changed, repository, before, private, say, progress)
+    where = _describe(before, private, changed, gone)
+    say(f"pushing {', '.join(changed) or 'no file'} ({size}) of `{folder}` to {url}, {where}")
+    commit = _commit(folder, changed, gone, repository, before, private, say, progress)
     return Pushed(folder, repository, url, commit, before is None, True, files)
 
 
@@ -157,7 +160,7 @@ def _hashes(before: Any) -> dict[str, str]:
     return {s.rfilename: (s.lfs.sha256 if s.lfs else s.blob_id) or "" for s in siblings}
 
 
-def _describe(before: Any, private: bool, changed: list[str]) -> str:
+def _describe(before: Any, private: bool, changed: list[str], gone: list[str]) -> str:
     """What the push will do to a repository, as the end of a sentence."""
     if before is None:
         return "a new repository, " + (
@@ -166,7 +169,10 @@ def _describe(before: Any, private: bool, changed: list[str]) -> str:
     there = set(_hashes(before)) - {".gitattributes"}
     parts = [f"a {'private' if before.private else 'public'} repository"]
     parts.append(f"as a commit after {before.sha[:7]}")
-    for verb, names in (("replacing", there & set(changed)), ("keeping", there - set(changed))):
+    kept = there - set(changed) - set(gone)
+    for verb, names in (
+        ("replacing", there & set(changed)), ("removing", set(gone)), ("keeping", kept),
+    ):  # fmt: skip
         if names:
             more = f" and {len(names) - 5} more" if len(names) > 5 else ""
             parts.append(f"{verb} {', '.join(sorted(names)[:5])}{more}")
@@ -200,6 +206,7 @@ class _Sent(io.BufferedReader):
 def _commit(
     folder: Path,
     names: list[str],
+    gone: list[str],
     repository: str,
     before: Any,
     private: bool,
@@ -207,7 +214,7 @@ def _commit(
     progress: Progress,
 ) -> str:
     """Make the repository if need be, send the files, and give the commit that holds them."""
-    from huggingface_hub import CommitOperationAdd
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
     api, paths = client(), [folder / name for name in names]
     with ExitStack() as opened, warnings.catch_warnings(record=True) as caught:
@@ -218,7 +225,8 @@ def _commit(
             raise upload_checks.unreadable(error) from None
         try:
             operations = [
-                CommitOperationAdd(name, file) for name, file in zip(names, files, strict=True)
+                *(CommitOperationAdd(name, file) for name, file in zip(names, files, strict=True)),
+                *(CommitOperationDelete(name, is_folder=False) for name in gone),
             ]
             if before is None:
                 create = partial(api.create_repo, private=private or None, exist_ok=True)
@@ -234,7 +242,9 @@ def _commit(
                     # Whoever pushes at the same time is not overwritten.
                     parent_commit=before.sha if before else None,
                 )
-                made = within(SILENT_SEC, commit, lambda: max(file.last_read for file in files))
+                made = within(
+                    SILENT_SEC, commit, lambda: max((f.last_read for f in files), default=0.0)
+                )
         except KeyboardInterrupt:
             say(
                 f"interrupted before the hub confirmed a commit: `{repository}` "

@@ -15,6 +15,9 @@ FILES = (folders.CONFIG_FILE, folders.PREPROCESSING_FILE, folders.WEIGHTS_FILE, 
 EVAL_RESULTS = ".eval_results/*.yaml"
 """The results in the hub's present form, which are sent too."""
 
+OWN_RESULTS = ".eval_results/cvt.yaml"
+"""Those that `cvt card` writes; a repository's go where the folder has none any more."""
+
 
 def checkpoint_of(run: Path) -> Path:
     """The checkpoint folder that is meant: a training run's best epoch, or the folder itself.

@@ -45,9 +45,12 @@ def push(
 
     See also: cvt finetune (makes a run), cvt predict --model USER/NAME (use the model)
     """
+    from cvt_cli.cards import gather
     from cvt_cli.checkpoints import upload
 
     torchrun.refuse("a push")
+    upload.check_name(repository)
+    gather.refuse_stale(run)
     pushed = upload.push(
         run, repository, private=private, say=output.note, progress=output.progress
     )

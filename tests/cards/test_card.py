@@ -337,6 +337,10 @@ def test_results_of_weights_that_are_there_no_more_leave_the_card(cvt, run: Path
     card = card_of(run)
     weights.save(run / "best", best.model, best.labels, best.preprocessing, card)
 
+    pushed = cvt("push", run, "somebody/signs")
+    assert pushed.exit_code == 1
+    assert "the model card is of other weights than those that are there" in pushed.stderr
+    assert f"hint: `cvt card {run}` writes it again" in pushed.stderr
     result = cvt("card", run)
 
     assert result.exit_code == 0, result.stderr

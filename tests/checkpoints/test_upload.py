@@ -76,6 +76,25 @@ def held(hub: Hub, name: str = NAME) -> dict[str, bytes]:
 # --- sent and fetched again
 
 
+def test_results_that_the_folder_has_no_more_leave_the_repository(
+    hub: Hub, somebody: Machine, run: Path
+) -> None:
+    results = run / "best" / ".eval_results"
+    results.mkdir()
+    for name in ("cvt.yaml", "mine.yaml"):
+        (results / name).write_text("- dataset: {id: a/b, task_id: c}\n  value: 0.5\n")
+    assert somebody.run("push", run, NAME).exit_code == 0
+    assert set(held(hub)) == {*FILES, ".eval_results/cvt.yaml", ".eval_results/mine.yaml"}
+    shutil.rmtree(results)
+
+    result = somebody.run("push", run, NAME)
+
+    assert result.exit_code == 0, result.stderr
+    assert "removing .eval_results/cvt.yaml, keeping .eval_results/mine.yaml" in result.stderr
+    assert set(held(hub)) == {*FILES, ".eval_results/mine.yaml"}
+    assert "nothing to push" in somebody.run("push", run, NAME).stderr
+
+
 def test_what_was_pushed_is_fetched_again_bit_by_bit(
     hub: Hub, somebody: Machine, run: Path
 ) -> None:

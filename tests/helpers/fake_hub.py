@@ -360,6 +360,8 @@ class _HubHandler(_Handler):
                 return self.fail(412, "A commit has happened since. Please refresh and try again.")
             if line["key"] == "file":
                 files[value["path"]] = base64.b64decode(value["content"])
+            if line["key"] == "deletedFile":
+                del files[value["path"]]
             if line["key"] == "lfsFile":
                 files[value["path"]] = self.hub.uploaded[value["oid"]]
         made = Commit(files)
