@@ -291,14 +291,14 @@ def _run(opened: _Opened, asked: _Asked, access: Access) -> "tuple[Engine, str]"
     graph_of = functools.cache(lambda: prepared_graphs.graph_of(checkpoint, opened.described))
     chosen, why = _choose_engine(asked, opened.macs, lambda: graph_of()[0].is_file())
     macs = opened.macs * asked.together
-    if chosen != "torch":
-        from cvt_cli.engines import runtimes
+    from cvt_cli.engines import runtimes
 
+    part = runtimes.part_of(asked.together, asked.images, opened.macs)
+    if chosen != "torch":
         graph, made_under = graph_of()
         try:
             if not stamps.is_right(graph):
                 prepared_graphs.prepare(graph, made_under, checkpoint, opened.load(), access)
-            part = runtimes.part_of(asked.together, asked.images, opened.macs)
             running = runtimes.open_graph(
                 chosen, graph, asked.precision, macs=macs, part=part, say=access.say
             )
@@ -314,7 +314,8 @@ def _run(opened: _Opened, asked: _Asked, access: Access) -> "tuple[Engine, str]"
     precision = devices.choose_precision(asked.precision, place)
     model = opened.load().model
     if place.type != "cuda":
-        return TorchEngine(model, place, precision, macs), why
+        images = part.images if place.type == "cpu" else None
+        return TorchEngine(model, place, precision, macs, images), why
     from cvt_cli.model.cuda import WORTH_COMPILING_MACS, CudaEngine
 
     compiled = asked.images * opened.macs >= WORTH_COMPILING_MACS

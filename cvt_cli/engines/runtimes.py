@@ -12,7 +12,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,11 +29,11 @@ _MUCH = 10**15
 """MACs that pay for every thread."""
 
 _PART_MACS = 20 * 10**9
-"""MACs of each thread in a call that are enough for its speed; of more, the values leave the
-caches. With two threads they are 8 images of CvT-13 at 224."""
+"""MACs of each thread in a call that are enough for its speed: two threads' are 8 images of CvT-13
+at 224."""
 
 _PARTS_OF_A_LONG_JOB = 32
-"""Of fewer, the last one's empty places and the compilation cost what a fixed size saves."""
+"""Of fewer, the last one's empty places and the compilation cost what it saves."""
 
 _BRIEF_SPIN_US = "20"
 """As long as a thread of ONNX Runtime waits awake for others, which may not be running."""
@@ -50,22 +50,31 @@ def require(runtime: str) -> None:
         raise UsageError(f"engine `{runtime}` is not installed", hint=installing(runtime))
 
 
-def part_of(together: int, images: int, macs: int) -> int | None:
-    """How many images a graph shall be compiled for; None for any number, where that pays better.
+class Part(NamedTuple):
+    """How a batch is computed: in calls of so many images."""
 
-    A fixed number lets a runtime choose layouts beforehand: it saves some 5 % of the time.
+    images: int
+    fixed: bool  # the graph is compiled for exactly so many, and the last call is filled up
+
+
+def part_of(together: int, images: int, macs: int) -> Part:
+    """How many images a call shall have, whatever the size of the batch.
+
+    More are no faster, and take memory: 10 to 20 MB each of CvT-13 at 224. For a fixed number a
+    runtime chooses layouts beforehand, which saves some 5 % of the time of a long job.
 
     Args:
-        together: images of a call of the engine, which has several such parts or one.
+        together: images of a batch.
         images: of the whole job.
         macs: of one image.
     """
-    enough = _PART_MACS * machine.threads_for(macs * together) // macs
+    enough = max(1, _PART_MACS * machine.threads_for(macs * together) // macs)
     parts = [number for number in range(1, together + 1) if together % number == 0]
     part = max([number for number in parts if number <= enough], default=1)
     if 2 * part < min(enough, together):  # a prime number of images, say
         part = min(number for number in parts if number > part)
-    return part if images >= _PARTS_OF_A_LONG_JOB * part else None
+    long = images >= _PARTS_OF_A_LONG_JOB * part
+    return Part(part if long else enough, fixed=long)
 
 
 def can_prepare() -> bool:
@@ -107,7 +116,7 @@ def open_graph(
     record: Record | None = None,
     *,
     macs: int | None = None,
-    part: int | None = None,
+    part: Part | None = None,
     say: Say = lambda _: None,
 ) -> "OnnxRuntimeEngine | OpenVinoEngine":
     """An engine for a graph on this machine's CPU.
@@ -119,7 +128,7 @@ def open_graph(
             fp32.
         record: what an exported file says of itself; None for a prepared graph, in fp32.
         macs: of a call, for the number of threads; by default many.
-        part: images that the graph is compiled for, as `part_of` says; a call may have any number.
+        part: how a batch is computed, as `part_of` says; by default in one call.
         say: told of what was kept, is damaged, and is made again.
 
     Raises:
@@ -146,20 +155,19 @@ def open_graph(
 
 
 def _by_parts(
-    run: Callable[[NDArray[Any]], NDArray[np.float32]], batch: NDArray[Any], part: int | None
+    run: Callable[[NDArray[Any]], NDArray[np.float32]], batch: NDArray[Any], part: Part | None
 ) -> NDArray[np.float32]:
-    """A batch in calls of so many images, the last one filled up; None is one call of all."""
+    """A batch in calls of so many images; None is one call of all."""
     if part is None:
         return run(batch)
     found = []
-    for start in range(0, len(batch), part):
-        some = batch[start : start + part]
-        count = len(some)
-        if count < part:
-            empty = np.zeros((part - count, *some.shape[1:]), some.dtype)
+    for start in range(0, len(batch), part.images):
+        some = batch[start : start + part.images]
+        if part.fixed and len(some) < part.images:
+            empty = np.zeros((part.images - len(some), *some.shape[1:]), some.dtype)
             some = np.concatenate([some, empty])
-        found.append(run(some)[:count])
-    return np.concatenate(found)
+        found.append(run(some))
+    return np.concatenate(found)[: len(batch)]
 
 
 class OnnxRuntimeEngine:
@@ -171,7 +179,7 @@ class OnnxRuntimeEngine:
     takes_crops = False
 
     def __init__(
-        self, path: Path, threads: int, record: Record | None = None, part: int | None = None
+        self, path: Path, threads: int, record: Record | None = None, part: Part | None = None
     ) -> None:
         import onnxruntime
 
@@ -183,8 +191,8 @@ class OnnxRuntimeEngine:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.add_session_config_entry("session.intra_op.spin_duration_us", _BRIEF_SPIN_US)
-        if part is not None:
-            options.add_free_dimension_override_by_name("batch", part)
+        if part is not None and part.fixed:
+            options.add_free_dimension_override_by_name("batch", part.images)
         options.log_severity_level = 3  # errors, which are raised as well
         try:
             self._session = onnxruntime.InferenceSession(
@@ -227,7 +235,7 @@ class OpenVinoEngine:
         precision: str,
         threads: int,
         record: Record | None,
-        part: int | None,
+        part: Part | None,
         say: Say,
     ) -> None:
         import openvino
@@ -244,13 +252,14 @@ class OpenVinoEngine:
         if record is not None and record.bin_sha256 is not None:
             _check_weights(path, record.bin_sha256)
         self._of_thread, self._part = threading.local(), part
+        exactly = part.images if part is not None and part.fixed else None
         try:
             graph = stamps.read(path)  # an exported file has none
             if graph is None:
-                self._compiled, self._memory = _compiled(core, path, part, settings), None
+                self._compiled, self._memory = _compiled(core, path, exactly, settings), None
             else:
                 self._compiled, self._memory = _compiled_once(
-                    core, path, graph["sha256"], part, settings, say
+                    core, path, graph["sha256"], exactly, settings, say
                 )
         except RuntimeError as error:
             raise _unreadable(path, error, record, self.name) from error
@@ -278,7 +287,7 @@ class OpenVinoEngine:
 
 
 def _compiled(core: Any, path: Path, part: int | None, settings: dict[str, Any]) -> Any:
-    """A graph, compiled for batches of this size or of any.
+    """A graph, compiled for calls of this size or of any.
 
     Raises:
         RuntimeError: OpenVINO cannot read the graph.

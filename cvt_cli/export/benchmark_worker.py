@@ -191,11 +191,11 @@ def random_graph(network: Network, in_int8: Runtime | None, path: Path) -> Path:
 
 def _runner(side: Side, model: "CvT | None", graph: Path | None) -> Runner:
     record, macs = side.network.record, side.network.macs * side.batch_size
+    part = runtimes.part_of(side.batch_size, A_LONG_JOB, side.network.macs)
     if side.engine == "onnxruntime" or side.engine == "openvino":
         assert graph is not None
         if side.precision == "int8":
             record = export_metadata.read(graph)
-        part = runtimes.part_of(side.batch_size, A_LONG_JOB, side.network.macs)
         return runtimes.open_graph(side.engine, graph, side.precision, record, macs=macs, part=part)
     if side.engine == "transformers-openvino" or side.engine == "transformers-onnx":
         assert graph is not None
@@ -216,7 +216,8 @@ def _runner(side: Side, model: "CvT | None", graph: Path | None) -> Runner:
         preprocessing = Preprocessing.published(network.height, network.width)
         return CudaEngine(model, place, side.precision, preprocessing, compiled=True)
     if side.engine == "torch":
-        return TorchEngine(model, place, side.precision, macs)
+        images = part.images if place.type == "cpu" else None
+        return TorchEngine(model, place, side.precision, macs, images)
     return _transformers(model, place)
 
 

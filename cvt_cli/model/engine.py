@@ -49,18 +49,24 @@ class TorchEngine:
         device: where to compute.
         precision: of weights and of everything that is computed.
         macs: of a call, for the number of threads on a CPU; by default torch's own choice.
+        part: images that are computed at once at most; by default all of a call.
     """
 
     name = "torch"
     takes_pixels = takes_crops = False
 
     def __init__(
-        self, model: CvT, device: torch.device, precision: Precision, macs: int | None = None
+        self,
+        model: CvT,
+        device: torch.device,
+        precision: Precision,
+        macs: int | None = None,
+        part: int | None = None,
     ) -> None:
         form = inference_form(model, as_convolutions=device.type == "cpu")
         self._dtype = devices.dtype(precision)
         self._model = form.to(device, self._dtype)
-        self._device = device
+        self._device, self._part = device, part
         self.device = str(device)
         self._threads = threads_for(macs)
         self.hardware = (
@@ -87,8 +93,8 @@ class TorchEngine:
             images = torch.from_numpy(batch).to(self._device)  # from pageable memory: it waits
             if self._device.type != "cpu":
                 self.transfer_sec += perf_counter() - started
-            result = compute(images.to(self._dtype))
-            return result.float().cpu().numpy()
+            parts = images.to(self._dtype).split(self._part or len(images))
+            return torch.cat([compute(part) for part in parts]).float().cpu().numpy()
 
 
 class ExportedEngine:

@@ -83,6 +83,22 @@ def test_answers_are_the_same_and_in_order(count: int) -> None:
     assert beside.most == 2 or count <= 4
 
 
+def test_a_network_on_the_cpu_computes_a_batch_in_parts() -> None:
+    pictures = torch.randn(7, 3, 32, 32, generator=torch.Generator().manual_seed(0)).numpy()
+    most = 0
+
+    def seen(_: Any, inputs: tuple[torch.Tensor, ...]) -> None:
+        nonlocal most
+        most = max(most, len(inputs[0]))
+
+    engine = TorchEngine(NANO.model, CPU, "fp32", part=3)
+    with torch.nn.modules.module.register_module_forward_pre_hook(seen):
+        found = engine(pictures)
+
+    assert most == 3
+    assert np.abs(found - TorchEngine(NANO.model, CPU, "fp32")(pictures)).max() < 1e-5
+
+
 def test_features_are_the_same() -> None:
     found = answers(Beside(), 9, features=True)
     wanted = answers(TorchEngine(NANO.model, CPU, "fp32"), 9, features=True)

@@ -34,7 +34,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("name", ["tiny-123", pytest.param("cvt-13", marks=pytest.mark.slow)])
 def test_logits_equal_the_official_implementation_on_every_runtime(name: str) -> None:
-    """At two sizes and three batch sizes, also of graphs compiled for two images a call."""
+    """At two sizes and three batch sizes, also in calls of two and three images."""
     done = in_a_process(f"""
 file = golden("golden-{name}")
 for case in file["cases"][:2]:
@@ -43,14 +43,17 @@ for case in file["cases"][:2]:
     write_graph.write_onnx(model, path, height, width, {{}})
     images = golden_input(2, height, width).numpy()
     for runtime in ("onnxruntime", "openvino"):
-        both = [runtimes.open_graph(runtime, path, "fp32", part=part) for part in (None, 2)]
-        assert [engine.precision for engine in both] == ["fp32"] * 2
+        parts = None, runtimes.Part(2, True), runtimes.Part(3, False)
+        engines = [runtimes.open_graph(runtime, path, "fp32", part=part) for part in parts]
+        assert [engine.precision for engine in engines] == ["fp32"] * 3
         for batch in (1, 2, 7):
             some = np.ascontiguousarray(images[[0, 1] * 3 + [0]][:batch])
-            logits, by_twos = (engine(some) for engine in both)
-            assert logits.shape == by_twos.shape == (batch, case["num_classes"])
-            assert np.abs(by_twos - logits).max() < 1e-5
-            assert np.abs(both[1].features(some) - both[0].features(some)).max() < 1e-5
+            logits, *by_parts = (engine(some) for engine in engines)
+            features, *others = (engine.features(some) for engine in engines)
+            assert logits.shape == (batch, case["num_classes"])
+            for found, vectors in zip(by_parts, others, strict=True):
+                assert found.shape == logits.shape and np.abs(found - logits).max() < 1e-5
+                assert np.abs(vectors - features).max() < 1e-5
             difference = np.abs(logits[0] - np.array(case["logits"])).max()
             assert difference < 1e-4, (runtime, batch, difference)
             print(runtime, batch)
@@ -236,9 +239,9 @@ machine.processor = lambda: "another processor"
 assert len(kept()) == 4
 openvino.get_version = lambda: "another version"
 assert len(kept()) == 6
-runtimes.open_graph("openvino", path, "fp32", part=4)
+runtimes.open_graph("openvino", path, "fp32", part=runtimes.Part(4, True))
 after = set(path.parent.rglob("*.blob"))
-runtimes.open_graph("openvino", path, "fp32", part=2)
+runtimes.open_graph("openvino", path, "fp32", part=runtimes.Part(2, True))
 assert len(after) == 7 and len(kept()) == 8
 """)
 
@@ -322,6 +325,7 @@ def test_a_graph_of_another_version_of_torch_is_not_taken(cvt, prepared: Path, m
         (13, 10**4, 4_566_000_000, 13),  # else one by one
         (64, 10**4, 12_000_000, 64),
         (16, 127, 4_566_000_000, None),  # the compilation would take what it saves
+        (1000, 127, 4_566_000_000, None),  # and all in one call would take 2 GB
         (1, 1, 4_566_000_000, None),
     ],
 )
@@ -330,7 +334,9 @@ def test_a_graph_is_compiled_for_a_part_of_the_batch_in_long_jobs(
 ) -> None:
     monkeypatch.setattr(machine, "threads", lambda: 1)
 
-    assert runtimes.part_of(together, images, macs) == part
+    called = runtimes.part_of(together, images, macs)
+
+    assert called == ((4, False) if part is None else (part, True))
 
 
 def test_a_graph_that_is_written_otherwise_has_another_number() -> None:
