@@ -7,6 +7,7 @@ failures come late and with a traceback, and writes through TensorFlow where tha
 import io
 import os
 import platform
+import re
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -20,6 +21,20 @@ from cvt_cli.base import files
 def available() -> bool:
     """Whether events can be written at all."""
     return find_spec("tensorboard") is not None
+
+
+_NAME = "events.out.tfevents."
+
+
+def _after(folder: Path) -> float:
+    """The time for a file's name: TensorBoard reads the files in the order of their names, and a
+    clock may have been set back since the last one."""
+    times = [
+        float(found[0])
+        for path in folder.glob(f"{_NAME}*")
+        if (found := re.match(r"\d{1,11}(\.\d+)?", path.name.removeprefix(_NAME)))
+    ]
+    return max([time.time(), *(before + 1 for before in times if before >= time.time())])
 
 
 class Events:
@@ -37,11 +52,10 @@ class Events:
 
     def __init__(self, folder: Path, first_step: int) -> None:
         self._folder = folder
-        # TensorBoard reads the files in the order of their names.
-        now, place = f"{time.time():.6f}", f"{platform.node()}.{os.getpid()}"
+        place = f"{platform.node()}.{os.getpid()}"
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            path = folder / f"events.out.tfevents.{now}.{place}"
+            path = folder / f"{_NAME}{_after(folder):.6f}.{place}"
             self._file = path.open("xb", buffering=0)
         except OSError as error:
             raise files.unwritable(folder, error) from error

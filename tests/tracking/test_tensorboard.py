@@ -1,6 +1,7 @@
 """What is written as TensorBoard events is what TensorBoard itself reads."""
 
 import os
+import re
 import subprocess
 import sys
 import time
@@ -59,6 +60,23 @@ def test_a_resumed_run_replaces_what_was_written_after_its_state(tmp_path: Path)
     assert read(tmp_path)["loss"] == [
         (0, 0), (1, 1), (2, 2), (3, 3), (4, 104), (5, 105), (6, 106), (7, 107)
     ]  # fmt: skip
+
+
+def test_what_goes_on_after_the_clock_was_set_back_is_read_last(tmp_path: Path) -> None:
+    first = Events(tmp_path, 0)
+    for step in range(4):
+        first.add(step, {"loss": float(step)})
+    first.close()
+    (path,) = tmp_path.iterdir()
+    now = re.search(r"\d{10}", path.name)
+    assert now is not None
+    path.rename(path.with_name(path.name.replace(now[0], str(int(now[0]) + 86400))))
+
+    second = Events(tmp_path, 2)
+    second.add(2, {"loss": 102.0})
+    second.close()
+
+    assert read(tmp_path)["loss"] == [(0, 0), (1, 1), (2, 102)]
 
 
 KILLED = """
