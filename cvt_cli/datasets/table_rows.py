@@ -21,6 +21,9 @@ BETWEEN = "\x1f"
 _NOTHING = re.compile(r"^(?:\./+)+|(?<=[^/]/)(?:\./|/)+")
 """Parts of a path that lead nowhere: "./" at its start, and "//" or "/./" in it."""
 
+LIGHTEST, HEAVIEST = 1e-12, 1e12
+"""Weights of images: sums of them, and their squares, stay numbers."""
+
 SHOWN = 5
 """Rows or classes that a message names."""
 
@@ -203,9 +206,12 @@ class Reading:
                 found[place] = float(value)
             except (TypeError, ValueError):
                 found[place] = math.nan
-            if not 0 < found[place] < math.inf:  # so for NaN
+            if not LIGHTEST <= found[place] <= HEAVIEST:  # so for NaN
                 raise self._wrong(
-                    piece, place, f"has the weight {_shown(value)}; accepted are numbers above 0"
+                    piece,
+                    place,
+                    f"has the weight {_shown(value)}; accepted are numbers above 0, from "
+                    f"{LIGHTEST:g} to {HEAVIEST:g}",
                 )
         return found
 

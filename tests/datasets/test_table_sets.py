@@ -336,6 +336,7 @@ def test_labels_that_are_missing_or_not_in_utf8_are_refused_with_their_lines(
         ("t.csv", 'path,label\n"cat"x,cat\n', "line 2: ',' expected after '\"'"),
         ("t.csv", "path,label\n", "has no row below the names of its columns"),
         ("t.csv", "", "is empty: its first line must name its columns"),
+        ("t.csv", "path,label,weight\ncat/000.png,cat,1e308\n", "line 2 has the weight '1e308'"),
         ("t.jsonl", '{"path": "cat/000.png", "label": "cat"}\n{"pa', "line 2 is no JSON"),
         ("t.jsonl", '["cat/000.png", "cat"]\n', "line 1 is no JSON object such as"),
         ("t.jsonl", '{"path": 1, "label": "cat"}\n', "line 1 has 1 as its path"),
