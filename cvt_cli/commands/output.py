@@ -133,17 +133,46 @@ def print_table(
     title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], text_columns: int = 1
 ) -> None:
     """A title and a table on stdout; the first columns hold text, the others numbers."""
+    emit(printable(title))
+    plain = None
+    if not sys.stdout.isatty():
+        plain = _plain_table(columns, rows, text_columns)
+    _write("\n".join(plain or _rich_table(columns, rows, text_columns)))
+
+
+def _plain_table(
+    columns: Sequence[str], rows: Sequence[Sequence[str]], text_columns: int
+) -> list[str] | None:
+    """The lines of `_rich_table` without the time that importing rich takes; None where there may
+    be more to a table than putting its cells in columns."""
+    cells = [columns, *([printable(cell) for cell in row] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    length = sum(widths) + 3 * len(columns) - 1
+    every = "".join(cell for row in cells for cell in row)
+    if not every.isascii() or length >= WIDTH_ELSEWHERE or not streams.is_unicode(sys.stdout):
+        return None
+    lines = []
+    for row in cells:
+        places = enumerate(zip(row, widths, strict=True))
+        put = [c.ljust(w) if i < text_columns else c.rstrip().rjust(w) for i, (c, w) in places]
+        lines.append(f"  {'   '.join(put)}".rstrip())
+    return ["", lines[0], " " + "─" * length, *lines[1:], ""]
+
+
+def _rich_table(
+    columns: Sequence[str], rows: Sequence[Sequence[str]], text_columns: int
+) -> list[str]:
+    """The lines of a table; too wide for a terminal, its text is folded."""
     from rich import box
     from rich.cells import cell_len
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    emit(printable(title))
     table = Table(box=box.SIMPLE_HEAD)
     for position, column in enumerate(columns):
         table.add_column(
-            column,
+            Text(column),
             justify="left" if position < text_columns else "right",
             no_wrap=position >= text_columns,
             overflow="fold",
@@ -161,7 +190,7 @@ def print_table(
     with console.capture() as capture:
         console.print(table)
     lines = capture.get().splitlines()
-    _write("\n".join(lines if on_a_terminal else [line.rstrip() for line in lines]))
+    return lines if on_a_terminal else [line.rstrip() for line in lines]
 
 
 def gone_on_with(path: Path, *writing: str, without: Iterable[Path] = ()) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import cvt_cli
+from cvt_cli.commands import output
 from tests_shared import CHELSEA, TESTS, Machine, as_unknown_user
 
 NANO = ("--model", "cvt-nano-cifar10")
@@ -145,3 +146,19 @@ def test_memory_that_runs_out_is_a_sentence_with_what_takes_less(
     assert result.exit_code == 1
     assert "error: not enough memory\n\nhint: " in result.stderr
     assert hint in result.stderr and "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("text_columns", [1, 2])
+def test_a_table_without_rich_has_the_lines_that_rich_makes(text_columns: int) -> None:
+    columns = ("class", "of [dim]", "n", "share")
+    rows = [
+        ["cat", "a  b ", "1", "0.25"],
+        ["", "[bold]x[/]", "", "1"],
+        ["dog\nhouse", "x", "12345678", ""],
+    ]
+    for some in (rows, rows[:1], []):
+        plain = output._plain_table(columns, some, text_columns)
+
+        assert plain == output._rich_table(columns, some, text_columns)
+    for name in ("x" * 160, "犬", "é"):
+        assert output._plain_table(columns, [[name, "", "", ""]], text_columns) is None
