@@ -154,12 +154,14 @@ def load_classifier(
     running, why = _run(opened, asked, access)
     access.detail(f"engine {running.name}: {why}")
     if precision == "auto" and images > MANY_IMAGES:
-        from cvt_cli.engines.bf16_advice import advise
+        from cvt_cli.engines import bf16_advice, runtimes
 
         def other(name: EngineName) -> "Engine":
             return _run(opened, replace(asked, precision="bf16", engine=name), access)[0]
 
-        advise(running, other, opened.described.preprocessing, images, opened.macs, access.say)
+        part = runtimes.part_of(together, images, opened.macs)
+        about = opened.described, images, part, opened.macs
+        bf16_advice.advise(running, other, *about, access.say)
     return ReadyModel(checkpoint, running, opened.described)
 
 

@@ -14,10 +14,11 @@ from cvt_cli.base import machine, torchrun
 from cvt_cli.base.package import DATA
 from cvt_cli.base.progress import Say
 from cvt_cli.base.text import duration
+from cvt_cli.checkpoints.folders import CheckpointConfig
 from cvt_cli.engines.protocol import Engine, logits_of
+from cvt_cli.engines.runtimes import Part
 from cvt_cli.images import decode, finding, transform
 from cvt_cli.spec.formats import EngineName
-from cvt_cli.spec.preprocessing import Preprocessing
 
 LONG_MACS = 15 * 10**12
 """Work for each thread, in MACs, of a job that is told: some six minutes; to measure takes 1 %."""
@@ -39,7 +40,7 @@ class Measured:
     bf16_sec: float
     images: int
     largest_difference: float  # of any probability
-    same: int  # images with the same likeliest class
+    same: int  # images with the same answer: the likeliest class, or all at their thresholds
 
 
 def made_for_bf16(processor: str) -> bool:
@@ -67,8 +68,9 @@ def sentence(found: Measured, images: int) -> str | None:
 def advise(
     running: Engine,
     open_bf16: Callable[[EngineName], Engine],
-    preprocessing: Preprocessing,
+    said: CheckpointConfig,
     images: int,
+    part: Part,
     macs: int,
     say: Say,
 ) -> None:
@@ -77,8 +79,9 @@ def advise(
     Args:
         running: the engine in float32.
         open_bf16: gives the engine of this name in bfloat16; called where the processor has it.
-        preprocessing: the model's.
+        said: the model's preprocessing and classes.
         images: of the job.
+        part: how a runtime computes a batch of it.
         macs: of an image.
         say: told.
     """
@@ -88,15 +91,20 @@ def advise(
         return
     if not is_long(images, macs, machine.threads()) or not made_for_bf16(machine.processor()):
         return
-    said = sentence(measured(running, open_bf16(name), preprocessing), images)
-    if said is not None:
-        say(said)
+    # A call of fewer images than it is compiled for takes as long.
+    together = part.images if part.fixed and name != "torch" else 1
+    told = sentence(measured(running, open_bf16(name), said, together), images)
+    if told is not None:
+        say(told)
 
 
-def measured(running: Engine, other: Engine, preprocessing: Preprocessing) -> Measured:
-    """The package's images in both, in turn; the first turn warms up."""
+def measured(running: Engine, other: Engine, said: CheckpointConfig, together: int) -> Measured:
+    """The package's images in both, in turn and in whole calls; the first turn warms up."""
     pictures = [decode.load(path, exif=False) for path in finding.images_in(DATA / "verification")]
-    arrays = [transform.preprocess(picture, preprocessing) for picture in pictures]
+    arrays = [transform.preprocess(picture, said.preprocessing) for picture in pictures]
+    count = len(arrays)
+    whole = -(-count // together) * together
+    arrays = [arrays[place % count] for place in range(whole)]
     seconds: tuple[list[float], list[float]] = ([], [])
     for turn in range(_TURNS + 1):
         logits = []
@@ -105,12 +113,17 @@ def measured(running: Engine, other: Engine, preprocessing: Preprocessing) -> Me
             logits.append(logits_of(engine, arrays).astype(np.float64))
             if turn:
                 own.append((time.perf_counter() - started) / len(arrays))
-    chances = [np.exp(one - one.max(1, keepdims=True)) for one in logits]
-    chances = [one / one.sum(1, keepdims=True) for one in chances]
+    if said.labels.several:
+        chances = [1 / (1 + np.exp(-one[:count])) for one in logits]
+        answers = [one >= np.asarray(said.labels.thresholds) for one in chances]
+    else:
+        chances = [np.exp(one[:count] - one[:count].max(1, keepdims=True)) for one in logits]
+        chances = [one / one.sum(1, keepdims=True) for one in chances]
+        answers = [one.argmax(1, keepdims=True) for one in chances]
     return Measured(
         statistics.median(seconds[0]),
         statistics.median(seconds[1]),
-        len(arrays),
+        count,
         float(np.abs(chances[0] - chances[1]).max()),
-        int((logits[0].argmax(1) == logits[1].argmax(1)).sum()),
+        int((answers[0] == answers[1]).all(1).sum()),
     )

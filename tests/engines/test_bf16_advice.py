@@ -1,13 +1,20 @@
 """What a long job is told of bfloat16, on processors that are made for it."""
 
+import dataclasses
+import math
+
+import numpy as np
 import pytest
 
 from cvt_cli import loading
 from cvt_cli.base import machine
 from cvt_cli.base.progress import silent
+from cvt_cli.checkpoints import locate
 from cvt_cli.checkpoints.locate import Access
 from cvt_cli.engines import bf16_advice
 from cvt_cli.engines.bf16_advice import Measured
+from cvt_cli.spec import published
+from cvt_cli.spec.labels import Labels
 
 
 @pytest.mark.parametrize(
@@ -60,3 +67,35 @@ def test_a_long_job_is_told_once_from_a_measurement_of_both(
     lines = [line for line in said if line.startswith("--precision bf16 would take about ")]
     assert len(lines) == told
     assert all("of 10 answers are the same" in line for line in lines)
+
+
+class Recorded:
+    """An engine that keeps how many images it was called with, and says the same logits shifted."""
+
+    name, device, precision = "openvino", "cpu", "fp32"
+    hardware, transfer_sec, takes_pixels, takes_crops = "", 0.0, False, False
+
+    def __init__(self, shift: float) -> None:
+        self.shift, self.calls = shift, set[int]()
+
+    def __call__(self, batch: np.ndarray) -> np.ndarray:
+        self.calls.add(len(batch))
+        return np.tile(np.array([[3.0, 1.0 + self.shift]], np.float32), (len(batch), 1))
+
+    features = __call__
+
+
+def test_both_are_measured_in_whole_calls_and_by_what_the_model_answers_with() -> None:
+    described = locate.embedded(published.CHECKPOINTS["cvt-nano-cifar10"]).described()
+    several = dataclasses.replace(
+        described, labels=Labels(("a", "b"), thresholds=(0.5, 1 / (1 + math.exp(-1.05))))
+    )
+    engines = Recorded(0.0), Recorded(0.1)
+
+    of_one = bf16_advice.measured(*engines, described, 1)
+    of_several = bf16_advice.measured(*engines, several, 64)
+
+    assert engines[0].calls == engines[1].calls == {10, 64}
+    assert (of_one.images, of_one.same, of_several.images, of_several.same) == (10, 10, 10, 0)
+    difference = 1 / (1 + math.exp(-1.1)) - 1 / (1 + math.exp(-1))
+    assert of_several.largest_difference == pytest.approx(difference, abs=1e-6)
