@@ -290,6 +290,17 @@ def test_an_explanation_sees_the_picture_as_the_answer_did() -> None:
     assert np.isfinite(found.map).all()  # a crop would not see the ends
 
 
+def test_it_explains_also_where_the_caller_computes_without_gradients() -> None:
+    import torch
+
+    classify = Classifier("cvt-nano-cifar10", engine="torch")
+    with torch.inference_mode():
+        found = classify.explain(CHELSEA, method=["hirescam", "relevance"])
+
+    again = classify.explain(CHELSEA, method=["hirescam", "relevance"])
+    assert np.array_equal(found.map, again.map, equal_nan=True)
+
+
 def test_predictions_are_a_list_that_a_notebook_shows_as_a_table() -> None:
     found = Classifier("cvt-nano-cifar10", top_k=2)(CHELSEA)
 

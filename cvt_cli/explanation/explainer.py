@@ -1,5 +1,6 @@
 """A checkpoint whose answers are explained: on torch, in float32, where gradients are."""
 
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,6 +25,11 @@ from cvt_cli.spec.preprocessing import Resize
 
 if TYPE_CHECKING:
     from cvt_cli.model.weights import LoadedCheckpoint
+
+
+def _with_gradients() -> AbstractContextManager[Any]:
+    """Inside of it tensors may have gradients, also where the caller computes without."""
+    return torch.inference_mode(False)
 
 
 class TracedEngine:
@@ -71,7 +77,7 @@ class TracedEngine:
 
         Those of methods that know no class are among the first target's alone.
         """
-        with computing_in(self._threads), devices.without_tf32():
+        with _with_gradients(), computing_in(self._threads), devices.without_tf32():
             maps = Maps(self.network, torch.from_numpy(picture[None]).to(self._device), stage)
             return [
                 [maps.of(m, target) for m in methods if target is targets[0] or METHODS[m].by_class]
@@ -122,8 +128,9 @@ def load(
         UsageError: besides, it is a graph, which has no gradients.
     """
     place = devices.choose_device(device)
-    checkpoint, loaded, macs = loading.load_to_explain(
-        text, res, activation, access, or_embedded, resize
-    )
-    engine = TracedEngine(loaded, place, macs)
+    with _with_gradients():
+        checkpoint, loaded, macs = loading.load_to_explain(
+            text, res, activation, access, or_embedded, resize
+        )
+        engine = TracedEngine(loaded, place, macs)
     return ReadyModel(checkpoint, engine, loaded.described), engine
