@@ -159,9 +159,8 @@ def load_classifier(
         def other(name: EngineName) -> "Engine":
             return _run(opened, replace(asked, precision="bf16", engine=name), access)[0]
 
-        part = runtimes.part_of(together, images, opened.macs)
-        about = opened.described, images, part, opened.macs
-        bf16_advice.advise(running, other, *about, access.say)
+        job = images, runtimes.part_of(together, images, opened.macs), opened.macs
+        bf16_advice.advise(running, other, opened.described, *job, access.say)
     return ReadyModel(checkpoint, running, opened.described)
 
 
