@@ -191,17 +191,21 @@ class Trainer:
     def trial(self, batches: Iterator[list[Part]], steps: int) -> tuple[float, int]:
         """Seconds that a step takes, from ``steps`` of them, and how many could be tried.
 
-        Forward and backward only: nothing is learnt, and statistics are put back.
+        Forward and backward only: nothing is learnt, and statistics are put back. One more comes
+        before them to warm up; without any it is this one that is timed.
         """
         buffers = [(buffer, buffer.clone()) for buffer in self.model.buffers()]
         trained, self._trained = self._trained, self.model  # without talking to other processes
-        tried, started = -1, perf_counter()  # the first warms up
+        tried = -1 if steps else 0
+        started = perf_counter()
         for parts in batches:
+            if steps == 0:
+                started = perf_counter()  # without what it takes to start workers
             self.backward(parts).item()
             tried += 1
             if tried == 0:
                 started = perf_counter()
-            if tried == steps:
+            if tried >= max(steps, 1):
                 break
         seconds = perf_counter() - started
         self._trained = trained

@@ -200,12 +200,14 @@ def test_a_restored_trainer_goes_on_bit_by_bit() -> None:
     assert same(again.model, model) and same(again.best_model, straight.best_model)
 
 
-def test_a_trial_leaves_the_network_as_it_was() -> None:
+@pytest.mark.parametrize(("steps", "timed", "used"), [(3, 3, 4), (1, 1, 2), (0, 1, 1)])
+def test_a_trial_leaves_the_network_as_it_was(steps: int, timed: int, used: int) -> None:
     model, before = small_model(), small_model()
+    batches = iter([[a_batch(i)] for i in range(9)])
 
-    seconds, tried = make_trainer(model).trial(iter([[a_batch(i)] for i in range(9)]), 3)
+    seconds, tried = make_trainer(model).trial(batches, steps)
 
-    assert seconds > 0 and tried == 3
+    assert seconds > 0 and tried == timed and len(list(batches)) == 9 - used
     assert same(model, before) and all(p.grad is None for p in model.parameters())
 
 
