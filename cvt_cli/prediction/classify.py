@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from time import perf_counter
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -33,8 +34,15 @@ THUMBNAIL_PIXELS = 224
 _SMALL = 16 * 1024**2
 """Bytes up to which a prepared image is not large; 384x384 has 1.8 million."""
 
-_ANY_RESULT = 4096
-"""Bytes that are counted for any result that waits, whatever it is."""
+_ANY_RESULT = 32 * 1024
+"""Bytes that are counted for any result that waits, for what its making has left around it."""
+
+_LONG_SEC = 0.1
+"""From so long a wait for the next result on, more are begun after it; a thread whose processor
+somebody else has got is back before."""
+
+_FORGOTTEN_AFTER = 8
+"""Results that are given without such a wait, for each that waits no more."""
 
 
 class Loadable(Protocol):
@@ -155,7 +163,8 @@ def ahead(
     held = large = 0  # bytes of them, and of those of them that are large
     given = 0  # results; the next one is made in any case, since it is waited for
     ended = False
-    furthest = most  # so many shall wait, since threads had nothing to do
+    furthest = most  # so many may wait, since threads had nothing to do
+    asked = (-1, 0.0)  # which one was asked for last, and when first
 
     def in_turn(number: int, item: Item) -> Result:
         nonlocal held, large
@@ -188,20 +197,30 @@ def ahead(
             changed.notify_all()
         return item, result
 
-    def has_room() -> bool:
+    def refills() -> bool:
+        """Whether one more is begun, since as many were needed before."""
         undone = len(waiting) - len(done)
-        further = given not in done and undone <= workers
-        return held < limits.LARGEST_AHEAD and (
-            further or (len(waiting) <= furthest and undone <= most)
-        )
+        return held < limits.LARGEST_AHEAD and len(waiting) <= furthest and undone <= most
+
+    def widens() -> bool:
+        """Whether one more is begun, since a thread has nothing to do."""
+        return held < limits.LARGEST_AHEAD and len(waiting) - len(done) <= workers
 
     def goes_further() -> bool:
         """Whether one more is begun before the next is given; waits until that is clear."""
+        nonlocal asked
         if size is None:
             return False
         with changed:
-            changed.wait_for(lambda: given in done or has_room())
-            return has_room()
+            if asked[0] != given:
+                asked = given, perf_counter()
+            patience = asked[1] + _LONG_SEC - perf_counter()
+            if refills():
+                return True
+            if changed.wait_for(lambda: given in done, max(0.0, patience)):
+                return False
+            changed.wait_for(lambda: given in done or widens())
+            return given not in done
 
     pool = ThreadPoolExecutor(workers)
     waiting: deque[tuple[Item, Future[Result]]] = deque()
@@ -210,6 +229,8 @@ def ahead(
             waiting.append((item, pool.submit(in_turn, number, item)))
             while len(waiting) > most and not goes_further():
                 yield next_one()
+                if given % _FORGOTTEN_AFTER == 0:
+                    furthest = max(most, furthest - 1)
             furthest = max(furthest, len(waiting))
         while waiting:
             yield next_one()

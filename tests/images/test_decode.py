@@ -378,7 +378,7 @@ def test_what_waits_for_one_picture_has_a_bounded_size() -> None:
     def work(number: int) -> int:
         nonlocal made
         if number == 0:
-            too_many.wait(0.2)
+            too_many.wait(0.4)
         made += 1
         if made > 12 and number < 60:
             too_many.set()
