@@ -281,9 +281,9 @@ def _measured(about: About) -> Fields:
 
 def _summary(documents: list[dict[str, Any]], trained: Mapping[str, Any] | None) -> str:
     lines = []
-    for one in documents:
+    for one, data in zip(documents, shown_results.names_of(documents), strict=True):
         name, value = shown_results.headline(one)
-        where = f"{escaped(shown_results.data_name(one))}, {shown_results.part_of(one, trained)}"
+        where = f"{escaped(data)}, {shown_results.part_of(one, trained)}"
         lines.append(f"{name} {value} on {where}.")
     return " ".join(lines)
 
@@ -334,10 +334,10 @@ def _in_short(about: About, found: Fields) -> Markdown:
     labels, how = about.described.labels, about.described.preprocessing
     documents, facts = _evaluated(about), about.record.training
     pairs: list[tuple[str, Any]] = []
-    for one in documents:
+    for one, data in zip(documents, shown_results.names_of(documents), strict=True):
         name, value = shown_results.headline(one)
         where = shown_results.part_of(one, facts)
-        pairs.append((f"{name}, {shown_results.data_name(one)}", f"{value}, on {where}"))
+        pairs.append((f"{name}, {data}", f"{value}, on {where}"))
         if worst := shown_results.worst_class(one):
             pairs.append(("its worst class", worst))
     if known := about.published:

@@ -90,9 +90,11 @@ def header(about: About) -> dict[str, Any]:
 
 def entries(about: About) -> list[dict[str, Any]]:
     """What ``.eval_results`` holds: a list of entries as the hub specifies them."""
-    found = []
+    found, tasks = [], set[str]()
     for one in scores(about):
-        task = one.name if one.dataset != OF_A_FOLDER else f"{one.name}, {one.data}, {one.split}"
+        told = one.name if one.dataset != OF_A_FOLDER else f"{one.name}, {one.data}, {one.split}"
+        task = f"{one.name}, {one.data}, {one.split}" if told in tasks else told
+        tasks.add(told)
         entry: dict[str, Any] = {
             "dataset": {"id": one.dataset, "task_id": _writable(task)},
             "value": one.value,
@@ -112,8 +114,8 @@ def scores(about: About) -> Iterator[Score]:
         yield from _published(about)
     facts = about.record.training
     documents = about.record.of("evaluation")
-    for document in documents:
-        yield from _evaluated(document, facts)
+    for document, named in zip(documents, shown_results.names_of(documents), strict=True):
+        yield from _evaluated(document, facts, named)
     if facts and not any(shown_results.was_chosen_by(one, facts) for one in documents):
         yield from _of_validation(facts)
 
@@ -128,8 +130,9 @@ def _published(about: About) -> Iterator[Score]:
                     notes, source=third)  # fmt: skip
 
 
-def _evaluated(document: Mapping[str, Any], facts: Mapping[str, Any] | None) -> Iterator[Score]:
-    named = shown_results.data_name(document)
+def _evaluated(
+    document: Mapping[str, Any], facts: Mapping[str, Any] | None, named: str
+) -> Iterator[Score]:
     part = shown_results.part_of(document, facts)
     split = "val" if shown_results.was_chosen_by(document, facts) else "test"
     seen = document.get("n_trained_on")

@@ -51,6 +51,18 @@ def data_name(document: Document) -> str:
     return Path(document["data"]).name or str(document["data"])
 
 
+def names_of(documents: Sequence[Document]) -> list[str]:
+    """`data_name` of each; where several are of the same data, with what they were computed by."""
+    keys = [(data_name(one), one.get("split"), bool(one.get("exif"))) for one in documents]
+    return [
+        name
+        if sum(other[:2] == (name, split) for other in keys) == 1
+        else f"{name} ({_ENGINES.get(one['engine'], one['engine'])}, {one['precision']}"
+        + f"{', turned as EXIF says' * exif})"
+        for one, (name, split, exif) in zip(documents, keys, strict=True)
+    ]
+
+
 def part_of(document: Document, training: Document | None) -> str:
     """Which part of the data was measured on, in words."""
     if document.get("split") == "val" or was_chosen_by(document, training):

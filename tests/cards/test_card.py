@@ -330,6 +330,21 @@ def test_a_result_takes_the_place_of_the_one_before_of_the_same_data(
     assert result.json["kept"] == [] and result.json["eval_results"][0]["value"] >= 0
 
 
+def test_results_of_the_same_data_in_another_precision_are_told_apart(
+    cvt, measured: Path, run: Path, tmp_path: Path
+) -> None:
+    document = json.loads((measured / "val.json").read_text())
+    (tmp_path / "bf16.json").write_text(json.dumps({**document, "precision": "bf16"}))
+
+    result = cvt("card", run, "--add", tmp_path / "bf16.json", "--json")
+
+    assert result.exit_code == 0, result.stderr
+    tasks = [one["dataset"]["task_id"] for one in result.json["eval_results"]]
+    assert len(set(tasks)) == len(tasks) and "top-1, images (torch, bf16), val" in tasks
+    for precision in ("fp32", "bf16"):
+        assert result.json["card"].count(f"| top-1, images (torch, {precision}) |") == 1
+
+
 def test_results_of_weights_that_are_there_no_more_leave_the_card(cvt, run: Path) -> None:
     best = weights.load(run / "best")
     with torch.no_grad():
