@@ -230,7 +230,8 @@ def _measure_job(
     sizes = _batch_sizes(batch_size or "32")
     if len(networks) > 1 or len(sizes) > 1 or networks[0].file is not None:
         raise UsageError("--job takes one model, which is no exported file, and one batch size")
-    with files.workplace(Path(tempfile.gettempdir(), "cvt-benchmark")) as folder:
+    place = Path(tempfile.gettempdir(), "cvt-benchmark")
+    with jobs.ended_together(), files.workplace(place) as folder:
         found = jobs.measure(
             asked.name,
             asked.data,

@@ -174,7 +174,7 @@ def measure(
     seconds: list[list[float]] = [[] for _ in sides]
     memory = [0] * len(sides)
     decoded: list[float] = []
-    with _ended_together(), progress("benchmark", rounds * len(sides), unit="turns") as advance:
+    with progress("benchmark", rounds * len(sides), unit="turns") as advance:
         for number in range(rounds):
             if decoding:
                 _run(decoding, environment)
@@ -288,7 +288,7 @@ def _peer_command(task: Task, path: Path) -> list[str]:
 
 
 @contextmanager
-def _ended_together() -> Iterator[None]:
+def ended_together() -> Iterator[None]:
     """SIGTERM and a closed terminal end this process as Ctrl-C does: after the side that runs."""
 
     def end(number: int, frame: object) -> None:

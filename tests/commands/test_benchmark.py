@@ -244,7 +244,7 @@ def test_a_picture_that_no_side_can_read_is_named(tmp_path: Path) -> None:
 def test_a_job_that_is_terminated_ends_the_side_that_runs(tmp_path: Path) -> None:
     code = (
         "import os; from cvt_cli.export import jobs\n"
-        "with jobs._ended_together():\n"
+        "with jobs.ended_together():\n"
         "    jobs._run(['sh', '-c', 'echo $$ > side; exec sleep 60'], os.environ)"
     )
     process = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path)
