@@ -244,6 +244,7 @@ OUR_FORMATS = {"ov": "openvino", "ort": "onnx", "torch.export": "pt2", "huggingf
 class _Line:
     """A command line as it would be here, while it is made."""
 
+    typed: Sequence[str] = ()
     words: list[str] = field(default_factory=list)
     departures: list[str] = field(default_factory=list)  # sentences
     lacking: dict[str, list[str]] = field(default_factory=dict)  # what has no option, by the reason
@@ -275,7 +276,7 @@ def explain(group: Any, words: Sequence[str]) -> UsageError | None:
     Returns:
         None where no habit of another tool is found in it.
     """
-    line = _Line()
+    line = _Line(typed=words)
     rest = _command(group, list(words), line)
     if rest is None:
         return None
@@ -530,7 +531,9 @@ def _value(option: str, value: str, written: str, line: _Line) -> str:
         path = Path(value)
         if form := FORMAT_NAMES.get(path.suffix.lstrip(".").lower()):
             into, how = FORMATS[form]
-            ours = str(path.with_suffix({"onnx": ".onnx", "pt2": ".pt2"}[into]))
+            if any(word.startswith("--layout") for word in line.typed):
+                into, how = "safetensors", "--layout names the tensors of a .safetensors"
+            ours = str(path.with_suffix(f".{into}"))
             line.departures.append(how)
     elif option == "--precision":
         ours = {"float16": "fp16", "half": "fp16", "bfloat16": "bf16", "float32": "fp32",

@@ -95,6 +95,10 @@ HABITS = [
     ("export m --output x.pt2 --format coreml", "export m --output x.pt2 --format pt2"),
     ("export m --output x.pt2 --format torchscript", "export m --output x.pt2 --format pt2"),
     ("export m --output x.engine", "export m --output x.onnx"),
+    (
+        "export m --layout reference --output x.pth",
+        "export m --layout reference --output x.safetensors",
+    ),
     ("cache clear", "cache remove --all"),
     ("cache ls", "cache list"),
     ("--json flops", "flops --json"),
