@@ -112,3 +112,22 @@ def say(message: str) -> None:
 def is_unicode(stream: Any) -> bool:
     """Whether a stream takes every character."""
     return str(getattr(stream, "encoding", None) or "").lower().replace("-", "").startswith("utf")
+
+
+@contextmanager
+def results_alone() -> Iterator[None]:
+    """What a library prints to stdout meanwhile goes to stderr: gloo greets there (torch 2.10)."""
+    with suppress(OSError, ValueError):
+        sys.stdout.flush()
+    try:
+        stdout = os.dup(1)
+    except OSError:  # it is closed
+        yield
+        return
+    try:
+        with suppress(OSError):
+            os.dup2(2, 1)
+        yield
+    finally:
+        os.dup2(stdout, 1)
+        os.close(stdout)

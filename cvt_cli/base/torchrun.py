@@ -10,6 +10,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from cvt_cli.base import streams
 from cvt_cli.base.errors import UsageError
 
 PATIENCE = timedelta(days=7)
@@ -178,7 +179,8 @@ def joined(device: str = "cpu") -> Iterator[None]:
         yield
         return
     backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
-    distributed.init_process_group(backend, timeout=PATIENCE)
+    with streams.results_alone():
+        distributed.init_process_group(backend, timeout=PATIENCE)
     try:
         yield
     finally:

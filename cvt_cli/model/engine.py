@@ -2,6 +2,7 @@
 
 import os
 import re
+import warnings
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -117,7 +118,9 @@ class ExportedEngine:
     def __init__(self, path: Path, record: Record, macs: int | None = None) -> None:
         _refuse_pickles(path)
         try:
-            program = torch.export.load(path)
+            with warnings.catch_warnings():  # torch's of its own buffers, which it only reads
+                warnings.simplefilter("ignore")
+                program = torch.export.load(path)
         except Exception as error:  # whatever torch's reader makes of damaged bytes
             raise CheckpointError(
                 f"`{path}` is damaged, or from another version of torch: "

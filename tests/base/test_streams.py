@@ -20,10 +20,19 @@ import pytest
 from typer.testing import CliRunner
 
 import cvt_cli
+from cvt_cli.base import streams
 from cvt_cli.cli import app
 from tests_shared import CHELSEA, Machine, Result
 
 NANO = ("--model", "cvt-nano-cifar10", "--top-k", "1")
+
+
+def test_what_a_library_prints_to_stdout_is_not_among_results(capfd) -> None:
+    with streams.results_alone():
+        os.write(1, b"[Gloo] Rank 0 is connected\n")
+    print("42")
+
+    assert capfd.readouterr() == ("42\n", "[Gloo] Rank 0 is connected\n")
 
 
 def shell(redirected: str, *arguments: object) -> Result:

@@ -53,7 +53,7 @@ def test_a_map_changes_when_weights_are_drawn_anew_from_the_head_down(
     assert alike(wanted, of(nano(), cat, method, target)) == pytest.approx(1)
     if METHODS[method].by_class:
         assert found[0] < 0.9  # the head alone
-    assert min(found[1:]) < 0.6
+    assert min(found[1:]) < 0.7
 
 
 @pytest.mark.parametrize("method", [name for name, one in METHODS.items() if one.by_class])
