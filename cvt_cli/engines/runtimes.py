@@ -68,7 +68,7 @@ def part_of(together: int, images: int, macs: int) -> Part:
         images: of the whole job.
         macs: of one image.
     """
-    enough = max(1, _PART_MACS * machine.threads_for(macs * together) // macs)
+    enough = max(1, round(_PART_MACS * machine.threads_for(macs * together) / macs))
     parts = [number for number in range(1, together + 1) if together % number == 0]
     part = max([number for number in parts if number <= enough], default=1)
     if 2 * part < min(enough, together):  # a prime number of images, say

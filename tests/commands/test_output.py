@@ -120,7 +120,7 @@ def test_files_have_the_permissions_that_the_umask_leaves(cvt, tmp_path: Path) -
 
 
 def _with_little_memory() -> None:
-    resource.setrlimit(resource.RLIMIT_AS, (4 * 1024**3, 4 * 1024**3))
+    resource.setrlimit(resource.RLIMIT_AS, (6 * 1024**3, 6 * 1024**3))
 
 
 @pytest.mark.parametrize(
