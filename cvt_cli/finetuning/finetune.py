@@ -205,7 +205,9 @@ def _folds_going_on(
         return from_options.job_of(told, images, data, device, about["command"], access)
 
     left = partial(_left_fold, told, device)
-    every = folds.Folds(folder, plan, about["command"], begun, left, access, progress)
+    every = folds.Folds(
+        folder, plan, about["command"], begun, left, access, progress, start=about["start"]
+    )
     return Prepared(begun(plan.of_fold(0)), None, every.go_on)
 
 

@@ -13,7 +13,8 @@ import csv
 import io
 import json
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from numpy.typing import NDArray
 
 from cvt_cli import loading
 from cvt_cli.base import files, locks, machine, text
-from cvt_cli.base.conditions import json_hash
+from cvt_cli.base.conditions import Conditions, json_hash
 from cvt_cli.base.errors import CheckpointError, DataError
 from cvt_cli.base.package import __version__
 from cvt_cli.base.progress import Progress
@@ -32,17 +33,22 @@ from cvt_cli.datasets.labelled import LabelledImages
 from cvt_cli.evaluation import metrics, run_models
 from cvt_cli.evaluation.run_models import Judged
 from cvt_cli.evaluation.several_labels import JudgedSet
+from cvt_cli.finetuning import preparation
 from cvt_cli.finetuning.job import Images, Job
 from cvt_cli.finetuning.preparation import Checked
 from cvt_cli.finetuning.resume import STATE_FILE
 from cvt_cli.finetuning.run import Run
+from cvt_cli.finetuning.tensor_files import tensors_hash
 from cvt_cli.finetuning.validation import engine_of
 
 FOLDS_FILE = "folds.json"
+LOCK = "lock"
 OUT_OF_FOLD = "out_of_fold.jsonl"
 
 NOT_KEPT = frozenset("folds resume output offline device precision workers gpus dry_run".split())
 """The options that are told anew, or that are kept by themselves."""
+
+_OTHER_START = "bring back what the folds before started from, or begin anew in another folder"
 
 _RESAMPLES = 10_000
 
@@ -147,6 +153,19 @@ class Plan:
         return json_hash([list(self.images.names), self.of.tolist()])
 
 
+def start_of(job: Job) -> Conditions:
+    """What all folds must have alike of what a path of the command leads to, which may change
+    while they are trained."""
+    return Conditions(
+        {
+            "weights": tensors_hash(job.model.state_dict()),
+            "activation": job.model.config.activation,
+            "preprocessing": job.preprocessing.to_json(),
+            "class_weights": job.settings.class_weights,
+        }
+    )
+
+
 def read(folder: Path) -> dict[str, Any]:
     """What `Folds.begin` wrote of a cross-validation.
 
@@ -156,7 +175,8 @@ def read(folder: Path) -> dict[str, Any]:
     path = folder / FOLDS_FILE
     try:
         found: dict[str, Any] = text.read_json(path)
-        for name in ("version", "folds", "seed", "val_fraction", "options", "command", "images"):
+        needed = "version folds seed val_fraction options command images fingerprint start"
+        for name in needed.split():
             found[name]
         return found
     except (OSError, ValueError, LookupError, TypeError) as error:
@@ -175,6 +195,7 @@ class Folds:
         access: how models are fetched, and who is told what happens.
         progress: told of every image and step.
         first: the run of the first fold and its plan, where they were made already.
+        start: what the folds start from, where some were begun (`start_of`).
     """
 
     def __init__(
@@ -187,13 +208,21 @@ class Folds:
         access: Access,
         progress: Progress,
         first: tuple[Run, dict[str, Any]] | None = None,
+        start: Mapping[str, Any] | None = None,
     ) -> None:
-        self._first = first
+        self._first, self._start = first, start or {}
         self.folder, self.plan, self.command = folder, plan, command
         self._begun, self._left, self._access, self._progress = begun, left, access, progress
 
     def begin(self, options: dict[str, Any]) -> Result:
-        """Run all of them; ``options`` are what was told, as JSON has it."""
+        """Run all of them; ``options`` are what was told, as JSON has it.
+
+        Raises:
+            CvtError: the folder is taken, perhaps by a process that was waited for.
+            KeyboardInterrupt: it was asked to stop; what is saved was said.
+        """
+        assert self._first is not None
+        self._start = start_of(self._first[0].job).values
         about = {
             "version": 1,
             "folds": self.plan.count,
@@ -201,29 +230,40 @@ class Folds:
             "val_fraction": self.plan.fraction,
             "images": self.plan.hash,
             "fingerprint": self.plan.checked.fingerprint,
+            "start": self._start,
             "options": options,
             "command": self.command,
         }
-        files.write_text(self.folder / FOLDS_FILE, json.dumps(about, indent=1) + "\n")
-        return self.go_on()
+        with self._alone():
+            preparation.check_free(self.folder)
+            files.write_text(self.folder / FOLDS_FILE, json.dumps(about, indent=1) + "\n")
+            return self._go_on()
 
     def go_on(self) -> Result:
         """Run those that are not done.
 
         Raises:
+            UsageError: one begins, and would start from other weights than the others.
             KeyboardInterrupt: it was asked to stop; what is saved was said.
         """
+        with self._alone():
+            return self._go_on()
+
+    def _alone(self) -> AbstractContextManager[None]:
+        what = f"training in `{self.folder}`"
+        return locks.locked(self.folder / LOCK, what, self._access.say)
+
+    def _go_on(self) -> Result:
         say = self._access.say
-        with locks.locked(self.folder / "lock", f"training in `{self.folder}`", say):
-            files.swept(self.folder, deep=True)
-            for number in range(self.plan.count):
-                place = self.folder / f"fold-{number + 1}"
-                if (place / OUT_OF_FOLD).exists():
-                    say(f"fold {number + 1} of {self.plan.count} is done")
-                    continue
-                say(f"fold {number + 1} of {self.plan.count}")
-                self._run(number, place)
-            return self._result()
+        files.swept(self.folder, deep=True)
+        for number in range(self.plan.count):
+            place = self.folder / f"fold-{number + 1}"
+            if (place / OUT_OF_FOLD).exists():
+                say(f"fold {number + 1} of {self.plan.count} is done")
+                continue
+            say(f"fold {number + 1} of {self.plan.count}")
+            self._run(number, place)
+        return self._result()
 
     def _run(self, number: int, place: Path) -> None:
         images = self.plan.of_fold(number)
@@ -233,7 +273,9 @@ class Folds:
         else:
             run, planned = self._first or (None, None)
             if run is None or planned is None or number:
-                run = self._run_of(self._begun(images))
+                begun = self._begun(images)
+                start_of(begun).refuse_other(self.folder / FOLDS_FILE, self._start, _OTHER_START)
+                run = self._run_of(begun)
                 planned = run.plan(self.plan.fraction)
             self._first, job = None, run.job
             run.begin(place, planned)
@@ -284,8 +326,11 @@ class Folds:
         for number in range(self.plan.count):
             place = self.folder / f"fold-{number + 1}"
             try:
-                raw = text.read_text(place / OUT_OF_FOLD).splitlines()
+                raw = (place / OUT_OF_FOLD).read_text("utf-8").splitlines()
                 lines = [json.loads(line) for line in raw]
+                held_out = self.plan.images.subset(np.flatnonzero(self.plan.of == number)).names
+                if [line["path"] for line in lines] != list(held_out):
+                    raise ValueError(f"`{OUT_OF_FOLD}` is not of the fold's {len(held_out)} images")
                 one = text.read_json(place / "results.json")
                 correct = sum(line["correct"] for line in lines)
                 by_path |= {

@@ -313,7 +313,8 @@ def trainer_of(job: Job, batches: Batches) -> Trainer:
 def check_split(folder: Path, validation: LabelledImages) -> None:
     """Raises DataError if other images are set aside now than when the run began.
 
-    They are drawn by NumPy, of which another version may draw others.
+    They are drawn from the same images (`job_of`) by NumPy, of which another version may draw
+    others, or in whole groups, which the fingerprint of the images does not know of.
     """
     path = folder / SPLIT_FILE
     try:
@@ -325,7 +326,8 @@ def check_split(folder: Path, validation: LabelledImages) -> None:
     if then != list(validation.names):
         raise DataError(
             f"`{path}` lists other validation images than would be held out now",
-            hint="restore it, or continue with the version of NumPy that the run began with",
+            hint="restore it; if it is as it was, the images were in other groups when the run "
+            "began, or were drawn by another version of NumPy or scikit-learn",
         )
 
 
@@ -335,7 +337,7 @@ def check_free(folder: Path) -> None:
     It can where there is none, or an empty one, or one with what a process leaves that ended before
     its first state was saved: a lock, a plan that nothing was done of.
     """
-    ours = {folder / name for name in ("state", "state/lock", SPLIT_FILE, PLAN_FILE)}
+    ours = {folder / name for name in ("state", "state/lock", "lock", SPLIT_FILE, PLAN_FILE)}
     try:
         if not folder.exists():
             return files.refuse_unwritable_place(folder / SPLIT_FILE)

@@ -1,6 +1,5 @@
 """The linear probe: the features of every image once, and the best linear head on them."""
 
-import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -17,7 +16,7 @@ from cvt_cli.base.errors import DataError, ImageError
 from cvt_cli.base.progress import Progress, silent
 from cvt_cli.datasets.labelled import LabelledImages
 from cvt_cli.engines.protocol import Engine, features_of, prepared
-from cvt_cli.finetuning.tensor_files import read_tensors, write_tensors
+from cvt_cli.finetuning.tensor_files import read_tensors, tensors_hash, write_tensors
 from cvt_cli.model.network import CvT
 from cvt_cli.prediction.classify import ahead
 from cvt_cli.spec.preprocessing import Preprocessing
@@ -108,13 +107,8 @@ def cached_features(
 
 def backbone_hash(model: CvT) -> str:
     """A SHA-256 of all tensors that features depend on: those of the head are left out."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        if not name.startswith("head."):
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-            content = tensor.detach().cpu().contiguous().reshape(-1)
-            digest.update(content.view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+    found = model.state_dict()
+    return tensors_hash({name: t for name, t in found.items() if not name.startswith("head.")})
 
 
 def _stored(path: Path, key: str) -> NDArray[np.float32] | None:

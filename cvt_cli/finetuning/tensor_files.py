@@ -1,5 +1,6 @@
 """Files of tensors, with texts about them, that know whether they are whole."""
 
+import hashlib
 import json
 import zlib
 from collections.abc import Mapping
@@ -58,6 +59,16 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     if checksum is not None and checksum != _checksum(tensors, about):
         raise ValueError("its content has changed since it was written")
     return tensors, about
+
+
+def tensors_hash(tensors: Mapping[str, Tensor]) -> str:
+    """A SHA-256 of tensors and their names."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        content = tensor.detach().cpu().contiguous().reshape(-1)
+        digest.update(content.view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def _checksum(tensors: Mapping[str, Tensor], about: Mapping[str, str]) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -10,8 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from cvt_cli.base import package
 from cvt_cli.evaluation.metrics import wilson
-from tests_shared import Machine
+from cvt_cli.finetuning import preparation
+from tests_shared import Machine, Result
 
 SHORT = ["--variant", "nano", "--epochs", "1", "--batch-size", "8", "--warmup-epochs", "0"]
 SHORT += ["--lr", "2e-3", "--workers", "0"]
@@ -139,6 +142,62 @@ def test_folds_of_other_images_are_not_gone_on_with(
 
     assert result.exit_code == 1
     assert f"the images are not what `{straight}` began with" in result.stderr
+
+
+def test_all_folds_start_from_the_same_weights(
+    cvt, videos: Path, straight: Path, tmp_path: Path
+) -> None:
+    model = shutil.copytree(package.DATA / "cvt-nano-cifar10", tmp_path / "model")
+    run, options = tmp_path / "run", [*SHORT[2:], *BY_VIDEO]
+    cvt("finetune", videos, "--model", model, *options, "--folds", 3, "-o", run)
+    whole = (run / "folds.csv").read_bytes()
+    for name in ("fold-2", "fold-3"):
+        shutil.rmtree(run / name)
+    weights = next(model.glob("*.safetensors"))
+    before = weights.read_bytes()
+    shutil.copy(straight / "fold-1" / "best" / "model.safetensors", weights)
+    shutil.copy(straight / "fold-1" / "best" / "config.json", model)
+
+    other = cvt("finetune", "--resume", run)
+    shutil.copy(package.DATA / "cvt-nano-cifar10" / "config.json", model)
+    weights.write_bytes(before)
+    same = cvt("finetune", "--resume", run)
+
+    assert other.exit_code == 2 and "folds.json` was made with weights" in other.stderr
+    assert same.exit_code == 0 and (run / "folds.csv").read_bytes() == whole, same.stderr
+
+
+def test_what_a_fold_left_is_read_only_if_it_is_of_its_images(
+    cvt, straight: Path, tmp_path: Path
+) -> None:
+    run = shutil.copytree(straight, tmp_path / "run")
+    said = run / "fold-2" / "out_of_fold.jsonl"
+    said.write_text("".join(said.read_text().splitlines(keepends=True)[1:]))
+
+    result = cvt("finetune", "--resume", run)
+
+    assert result.exit_code == 1 and "what fold 2 left in" in result.stderr
+    assert "is not of the fold's 12 images" in result.stderr
+
+
+def test_of_two_that_begin_in_one_folder_the_second_is_refused(
+    cvt, videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    checked = preparation.check_free
+
+    def faster(folder: Path) -> None:  # the first begins after the second has looked
+        checked(folder)
+        monkeypatch.undo()
+        first.append(cvt("finetune", videos, *SHORT, "--folds", 2, "-o", run))
+
+    first: list[Result] = []
+    monkeypatch.setattr(preparation, "check_free", faster)
+    second = cvt("finetune", videos, *SHORT, "--folds", 2, "--seed", 3, "-o", run)
+
+    assert first[0].exit_code == 0, first[0].stderr
+    assert second.exit_code == 1 and f"`{run}` exists and is not empty" in second.stderr
+    assert json.loads((run / "folds.json").read_text())["seed"] == 0
 
 
 def test_folds_that_cannot_be_are_refused_before_training(

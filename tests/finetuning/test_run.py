@@ -342,6 +342,7 @@ def test_a_run_does_not_go_on_by_a_plan_or_a_split_that_were_changed(cvt, tmp_pa
     assert other_plan.exit_code == other_split.exit_code == 1
     assert "plan.json` has been changed since the run began" in other_plan.stderr
     assert "split.json` lists other validation images" in other_split.stderr
+    assert "the images were in other groups when the run began" in other_split.stderr
 
 
 def test_results_of_an_earlier_state_do_not_stay_while_a_run_goes_on(
