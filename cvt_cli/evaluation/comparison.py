@@ -56,7 +56,7 @@ class Comparison:
     only_in_a: int  # images that B's file lacks, and that are left out
     only_in_b: int
     measures: Mapping[str, Difference] = field(default_factory=dict)
-    differ: int = 0  # images that have one path in both and another content, where both say it
+    differ: int | None = None  # images of one path and different contents; None if no hash says it
 
     @property
     def n(self) -> int:
@@ -94,6 +94,7 @@ class Comparison:
             "n": self.n,
             "only_in_a": self.only_in_a,
             "only_in_b": self.only_in_b,
+            "different_pictures": self.differ,
             "accuracy_a": self.correct_a / self.n,
             "accuracy_b": self.correct_b / self.n,
             "difference_points": self.difference,
@@ -140,6 +141,7 @@ def compare(a: Sequence[Line], b: Sequence[Line]) -> Comparison:
                 f"`{one.label}` and `{other.label}`",
                 hint="compare two models on the same data",
             )
+    hashes = [(one.sha256, other.sha256) for one, other in pairs if one.sha256 and other.sha256]
     counts = {(x, y): 0 for x in (True, False) for y in (True, False)}
     for one, other in pairs:
         counts[one.correct, other.correct] += 1
@@ -152,9 +154,7 @@ def compare(a: Sequence[Line], b: Sequence[Line]) -> Comparison:
         only_in_a=len(a) - len(pairs),
         only_in_b=len(b) - len(pairs),
         measures=paired_measures.measure(pairs),
-        differ=sum(
-            bool(one.sha256 and other.sha256 and one.sha256 != other.sha256) for one, other in pairs
-        ),
+        differ=sum(one != other for one, other in hashes) if hashes else None,
     )
 
 

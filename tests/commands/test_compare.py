@@ -395,6 +395,7 @@ def test_other_pictures_under_the_same_names_are_said(cvt, tmp_path: Path) -> No
 
     assert "1 of 1 image: different pictures under the same path" in other.stderr
     assert (other.exit_code, same.exit_code, same.stderr) == (0, 0, "")
+    assert (other.json["different_pictures"], same.json["different_pictures"]) == (1, 0)
 
 
 def test_json_has_everything(files: tuple[Path, Path]) -> None:
