@@ -15,6 +15,7 @@ from cvt_cli.cards import about as abouts
 from cvt_cli.cards import card, record
 from cvt_cli.cards.about import About
 from cvt_cli.cards.parts import Merged
+from cvt_cli.cards.record import Kind
 from cvt_cli.checkpoints import folders
 from cvt_cli.checkpoints.checkpoint import Checkpoint
 
@@ -55,6 +56,13 @@ def check(path: Path, *, overwrite: bool = False) -> None:
     folder = folder_of(path)
     card.before_in(folder, overwrite=overwrite)
     record.read(folder)
+
+
+def check_is_of(path: Path, kind: Kind, measured_under: Mapping[str, Any]) -> None:
+    """Raises DataError, before anything is measured, if a result would not be of this folder's
+    checkpoint: of other weights or classes, of another architecture, size or preprocessing."""
+    about = about_folder(folder_of(path))
+    record.refuse_other(kind, measured_under, about.subject, "--card: what would be measured")
 
 
 def refuse_stale(path: Path) -> None:

@@ -203,7 +203,7 @@ def with_results(
     results, said = list(record.results), []
     for source, document in documents:
         kind = kind_of(document, source)
-        _refuse_other(kind, document, subject, source)
+        refuse_other(kind, document, subject, source)
         kept = {k: v for k, v in document.items() if k not in _LEFT_OUT}
         if isinstance(kept.get("risk_coverage"), dict):
             kept["risk_coverage"] = {
@@ -260,7 +260,8 @@ def _same(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     return all(one["document"].get(name) == other["document"].get(name) for name in names)
 
 
-def _refuse_other(kind: Kind, document: Mapping[str, Any], subject: Subject, source: str) -> None:
+def refuse_other(kind: Kind, document: Mapping[str, Any], subject: Subject, source: str) -> None:
+    """Raises DataError if a result is not of this model, by what it was measured under."""
     differs = []
     if kind == "benchmark":
         differs += _differences(document, {"macs": subject.macs, **subject.size})

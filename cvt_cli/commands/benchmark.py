@@ -170,6 +170,7 @@ def benchmark(
                 hint="name one model, and leave out --against",
             )
         gather.check(card, overwrite=overwrite)
+        gather.check_is_of(card, "benchmark", networks[0].to_json())
     for file in (plot, json_file):
         options.refuse_replacing(file, overwrite)
     if job is not None:

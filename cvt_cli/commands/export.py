@@ -199,6 +199,8 @@ def export(
             precision=in_precision,
             dynamic_size=dynamic_size,
         )
+        if card is not None:
+            gather.check_is_of(card, "export", {"weights_sha256": record.weights_sha256})
         result = exporting.export(
             loaded,
             record,

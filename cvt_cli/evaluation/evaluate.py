@@ -187,6 +187,8 @@ def _evaluate(names: list[str], settings: Asked, access: Access) -> list[Result]
             ready, one = _loaded(name, images, table, settings, engine, len(mine), access)
             models.append(ready)
             subjects.append(one)
+            if settings.card is not None:
+                gather.check_is_of(settings.card, "evaluation", ready.conditions())
         for ready, one in zip(models, subjects, strict=True):
             conditions = {**ready.conditions(), "data": settings.data, "exif": settings.exif}
             written.begin(one, conditions, images, len(mine), threads, progress)

@@ -62,6 +62,10 @@ class Network:
         network = cls.of(graph.name, record.config, height, width)
         return replace(network, file=graph.path, form=graph.format, record=record)
 
+    def to_json(self) -> dict[str, int]:
+        """What tells it from others, by the documented keys of a benchmark."""
+        return {"height": self.height, "width": self.width, "macs": self.macs}
+
     @property
     def engines(self) -> tuple[Name, ...]:
         """Those that run the file, its own first."""

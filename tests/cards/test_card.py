@@ -142,17 +142,27 @@ def test_text_that_was_edited_stays_and_the_rest_is_written_anew(cvt, run: Path)
     assert path.read_text() == now and "nothing has changed" in again.stderr
 
 
-def test_what_was_measured_with_other_preprocessing_is_printed_and_not_in_the_card(
-    cvt, run: Path
+def test_what_is_of_something_else_is_refused_before_it_is_measured(
+    cvt, run: Path, tmp_path: Path
 ) -> None:
-    before = card_of(run)
+    before, images, exported = card_of(run), run.parent / "images", tmp_path / "run.onnx"
+    assert cvt("export", run, "--output", exported, "--verify-data", images / "blue").exit_code == 0
 
-    result = cvt("evaluate", run.parent / "images", "--model", run, "--split", "val",
-                 "--engine", "torch", "--resize", "pad", "--card", run)  # fmt: skip
+    for line, differs in (
+        (["evaluate", images, "--model", run, "--split", "val", "--resize", "pad"],
+         'preprocessing `resize` "pad", where the model has "crop"'),
+        (["evaluate", images, "--model", exported, "--predictions", tmp_path / "p.jsonl"],
+         "weights with SHA-256"),
+        (["benchmark", run, "--res", 64, "--rounds", 1], "`height` 64, where the model has 32"),
+        (["export", "cvt-nano-cifar10", "--output", tmp_path / "n.onnx"], "weights with SHA-256"),
+    ):  # fmt: skip
+        result = cvt(*line, "--card", run)
 
-    assert result.exit_code == 1 and result.stdout.startswith("top-1")
-    assert 'it is of preprocessing `resize` "pad", where the model has "crop"' in result.stderr
+        assert result.exit_code == 1 and result.stdout == "", result.stderr
+        assert "--card: what would be measured is not a result of" in result.stderr
+        assert differs in result.stderr
     assert card_of(run) == before
+    assert {path.name for path in tmp_path.glob("?.*")} <= {"p.jsonl"}
 
 
 def test_edits_of_an_editor_that_ends_lines_as_windows_does_are_kept(cvt, run: Path) -> None:
