@@ -236,6 +236,7 @@ def _read(path: Path, told: Told, size: int, progress: Progress) -> _Whole:
     with progress(f"reading {path.name}", size, unit="bytes") as advance, _not_collecting():
         for piece in table.pieces(chosen.wanted, lambda read: advance(read, "")):
             reading.add(piece)
+    choosing.refuse_late(table, roles)
     rows, root = reading.rows(), told.images or path.parent
     notes = list(chosen.notes)
     sets: Sets | None = None

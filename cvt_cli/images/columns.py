@@ -145,6 +145,26 @@ def choose(table: Table, told: dict[Role, str], label: bool = True) -> Columns:
     return _checked(table, found, classes, guessed, notes, label)
 
 
+def refuse_late(table: Table, told: dict[Role, str]) -> None:
+    """Raises DataError if a column would have a part, had it not first come far down in the table.
+
+    Args:
+        table: all of whose rows were read.
+        told: by the user.
+    """
+    for name, line in table.late.items():
+        role = next((r for r in ROLES if r not in told and _plain(name) in _NAMES[r]), None)
+        if role is not None:
+            raise DataError(
+                f"`{table.path}`: the column `{name}`, which could be the {role}, first comes near "
+                f"line {line}, and was not looked for so far down",
+                hint=f"let the first row have it too, as null; or say --columns {role}=, which "
+                "means that there is none"
+                if role in ("split", "group", "weight")
+                else "let the first row have it too, as null",
+            )
+
+
 _MARKS = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1}
 
 

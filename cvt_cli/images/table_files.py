@@ -66,6 +66,12 @@ class Table(ABC):
         """Those of the columns that hold pictures themselves."""
         return frozenset()
 
+    @property
+    def late(self) -> Mapping[str, int]:
+        """Names that are in none of the rows that told the columns, each with the line near which
+        it is first; of the rows that were read so far."""
+        return {}
+
     def class_names(self, column: str) -> tuple[str, ...] | None:
         """What the whole numbers in a column stand for, where the file says it."""
         return None
@@ -236,6 +242,14 @@ class Csv(Table):
 class JsonLines(Table):
     """An object a line; the columns are the names in the first of them."""
 
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self._late: dict[str, int] = {}
+
+    @property
+    def late(self) -> Mapping[str, int]:
+        return self._late
+
     @cached_property
     def columns(self) -> tuple[str, ...]:
         with _opened(self.path) as (lines, _):
@@ -269,5 +283,7 @@ class JsonLines(Table):
             while numbered := list(islice(every, ROWS)):
                 numbers, rows = zip(*numbered, strict=True)
                 values = {name: [row.get(name) for row in rows] for name in wanted}
+                for name in set().union(*rows).difference(self.columns):
+                    self._late.setdefault(name, numbers[0])
                 yield Piece(np.array(numbers, np.int64), values)
                 meter()

@@ -15,6 +15,7 @@ from PIL import Image
 from pyarrow import parquet
 from safetensors.torch import load_file
 
+from cvt_cli.images import table_files
 from small_sets import class_folders, picture
 
 NANO = ["--model", "cvt-nano-cifar10"]
@@ -355,6 +356,30 @@ def test_a_table_that_is_damaged_is_an_error_that_says_where(
 
     assert result.exit_code == 1
     assert result.stderr.startswith("error: ") and said in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("late", "told", "said"),
+    [
+        ("split", [], "the column `split`, which could be the split, first comes near line 32769"),
+        ("Patient ID", [], "`Patient ID`, which could be the group, first comes near line 32769"),
+        ("split", ["--columns", "split="], None),
+        ("remark", [], None),
+    ],
+)
+def test_a_column_that_first_comes_far_down_is_not_passed_over(
+    cvt, folder: Path, late: str, told: list[str], said: str | None
+) -> None:
+    rows = [{"path": "cat/000.png", "label": "cat"}] * table_files.ROWS
+    last = {"path": "dog/000.png", "label": "dog", late: "test"}
+    (folder / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*rows, last]))
+
+    result = cvt("evaluate", folder / "t.jsonl", *NANO, *told)
+
+    if said is None:
+        assert result.exit_code == 0, result.stderr
+    else:
+        assert result.exit_code == 1 and said in result.stderr
 
 
 def labels_of(document: dict[str, Any]) -> list[list[str]]:
