@@ -8,6 +8,7 @@ tensors, memory-mapped, so that a large one costs neither initialisation nor a c
 import json
 import pickle
 import warnings
+import zipfile
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from cvt_cli.base import files, locks, stamps
+from cvt_cli.base import files, locks, stamps, text
 from cvt_cli.base.errors import CheckpointError, CvtError
 from cvt_cli.base.package import __version__
 from cvt_cli.base.progress import Say
@@ -261,10 +262,26 @@ def _read_pickle(path: Path) -> Mapping[Any, Tensor]:
                 hint="accepted is a plain state dict: "
                 "`torch.save(model.state_dict(), FILE)`, with its author's code",
             ) from None
+        if zipped and (names := _other_files(path)):
+            raise CheckpointError(
+                f"`{path}` is an archive of other files ({text.some(names)}), not a checkpoint",
+                hint="if a checkpoint is among them, unpack it and name its folder or file",
+            ) from None
         raise CheckpointError(
             f"`{path}` is damaged or cut short: {lines[0]}", hint="download or copy it again"
         ) from None
     return _state_dict(content, path)
+
+
+def _other_files(path: Path) -> list[str]:
+    """The files in a .zip archive that torch did not write; none of one that is damaged."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = [name for name in archive.namelist() if not name.endswith("/")]
+    except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile):
+        return []
+    torchs = any(name.endswith("/data.pkl") for name in names)
+    return [] if torchs else [text.printable(name) for name in names] or ["none"]
 
 
 def _state_dict(content: Any, path: Path) -> Mapping[Any, Tensor]:

@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import shutil
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -248,6 +249,9 @@ def damaged(kind: str, path: Path) -> None:
         torch.save({"model": state, "epoch": 3, "model_ema": dict(state)}, path)
     elif kind == "list":
         torch.save([1, 2], path)
+    elif kind == "photos":
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("photos/a.jpg", b"\xff\xd8")
 
 
 @pytest.mark.parametrize(
@@ -263,6 +267,7 @@ def damaged(kind: str, path: Path) -> None:
         ("number", "`epoch` is a int, not a tensor"),
         ("average", "holds 2 networks: `model`, `model_ema`; accepted is a file with one"),
         ("list", "holds a list, not a state dict"),
+        ("photos", r"is an archive of other files \(photos/a.jpg\), not a checkpoint"),
     ],
 )
 def test_a_damaged_or_hostile_file_is_refused(
