@@ -13,6 +13,7 @@ from cvt_cli.base.errors import DataError, UsageError
 from cvt_cli.base.text import as_utf8
 from cvt_cli.evaluation import paired_measures
 from cvt_cli.evaluation.paired_measures import Difference
+from cvt_cli.images import parquet_pages
 from cvt_cli.prediction.answer_tables import require_parquet
 from cvt_cli.prediction.answers import BETWEEN, NONE
 
@@ -279,6 +280,9 @@ def _csv_rows(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
             ) from None
 
 
+_COLUMNS = ("correct", "path", "label", "error", "label_1", "wnid_1", "labels", "predicted")
+
+
 def _parquet_rows(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
     require_parquet()
     import pyarrow
@@ -287,30 +291,12 @@ def _parquet_rows(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
     number = 0
     try:
         there = parquet.read_schema(path).names
-        known = ("path", "label", "error", "label_1", "wnid_1", "labels", "predicted")
-        texts = [name for name in known if name in there]
-        # As dictionaries: a text that many rows share is held once.
-        with parquet.ParquetFile(path, read_dictionary=texts) as file:
-            if file.metadata.num_rows > path.stat().st_size:
-                raise DataError(
-                    f"`{path}` claims {file.metadata.num_rows:,} rows in "
-                    f"{path.stat().st_size:,} bytes, which is too short for so many predictions",
-                    hint=_HINT,
-                )
-            columns = [name for name in ("correct", *texts) if name in there]
+        columns = [name for name in _COLUMNS if name in there]
+        with parquet_pages.opened(path, columns) as file:
             for batch in file.iter_batches(columns=columns):
-                for row in zip(*map(_values, batch.columns), strict=True):
+                found = [parquet_pages.values(column) for column in batch.columns]
+                for row in zip(*found, strict=True):
                     number += 1
                     yield dict(zip(columns, row, strict=True)), f"`{path}`, row {number}"
     except pyarrow.ArrowException as error:
         raise DataError(f"`{path}` is not a Parquet file: {error}", hint=_HINT) from None
-
-
-def _values(column: Any) -> list[Any]:
-    """Of an Arrow array, each with the text that it shares with others."""
-    import pyarrow
-
-    if not isinstance(column, pyarrow.DictionaryArray):
-        return column.to_pylist()  # type: ignore[no-any-return]
-    held = column.dictionary.to_pylist()
-    return [None if place is None else held[place] for place in column.indices.to_pylist()]

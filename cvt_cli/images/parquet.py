@@ -17,12 +17,8 @@ from numpy.typing import NDArray
 from cvt_cli.base import files, limits
 from cvt_cli.base.errors import CvtError, DataError, ImageError
 from cvt_cli.base.text import human_bytes
-from cvt_cli.images import decode
+from cvt_cli.images import decode, parquet_pages
 from cvt_cli.images.table_files import ROWS, Piece, Table, refuse_repeated, require_pyarrow
-
-_PICTURES = 8
-"""Rows that are held at once where each has a picture, which may be large, whatever is said of it
-in the file: one picture may stand there for many rows."""
 
 
 class Parquet(Table):
@@ -39,17 +35,12 @@ class Parquet(Table):
         super().__init__(path)
 
     @contextmanager
-    def _opened(self) -> Iterator[Any]:
+    def _opened(self, columns: Sequence[str] = (), shared: bool = True) -> Iterator[Any]:
+        """The file, to read these columns; see `parquet_pages.opened`."""
         import pyarrow
-        from pyarrow import parquet
 
         try:
-            with parquet.ParquetFile(self.path) as file:
-                if file.metadata.num_rows > self.path.stat().st_size:
-                    raise DataError(
-                        f"`{self.path}` says that it holds {file.metadata.num_rows:,} rows, in "
-                        f"{self.path.stat().st_size:,} bytes: no table of images is so short"
-                    )
+            with parquet_pages.opened(self.path, columns, shared) as file:
                 yield file
         except OSError as error:
             raise DataError(f"cannot read `{self.path}`: {error.strerror or error}") from None
@@ -109,7 +100,7 @@ class Parquet(Table):
             leaves[name] = f"{name}.path" if named else ""
         asked = [leaf for leaf in leaves.values() if leaf]
         number, told, size = 0, 0, self.path.stat().st_size
-        with self._opened() as file:
+        with self._opened(asked) as file:
             rows = file.metadata.num_rows
             batches = file.iter_batches(ROWS, columns=asked) if asked else _without_columns(rows)
             batch: Any
@@ -117,8 +108,13 @@ class Parquet(Table):
                 n = batch.num_rows if asked else batch
                 values: dict[str, Sequence[Any]] = {}
                 for name, leaf in leaves.items():
-                    found = batch.column(name).to_pylist() if leaf else [None] * n
-                    values[name] = found if leaf in (name, "") else [r and r["path"] for r in found]
+                    if not leaf:
+                        values[name] = [None] * n
+                        continue
+                    found = batch.column(name)
+                    found = found if leaf == name else found.flatten()[0]
+                    parquet_pages.refuse_long_texts(self.path, found)
+                    values[name] = parquet_pages.values(found)
                 yield Piece(np.arange(number + 1, number + n + 1), values)
                 number += n
                 now = size * number // max(rows, 1)
@@ -132,7 +128,8 @@ class Parquet(Table):
             CvtError: there is no room for them.
         """
         of_struct = _is_struct(self._schema.field(column).type)
-        with self._opened() as file:
+        leaf = f"{column}.bytes" if of_struct else column
+        with self._opened([leaf], shared=False) as file:
             room = shutil.disk_usage(tempfile.gettempdir()).free
             needed = _bytes_of(file.metadata, column)
             if needed > room:
@@ -142,15 +139,16 @@ class Parquet(Table):
                     hint="name a roomier folder with TMPDIR=FOLDER, or write the pictures into "
                     "files, and their paths into the table",
                 )
-            leaf = f"{column}.bytes" if of_struct else column
 
             def each() -> Iterator[Any]:
-                for batch in file.iter_batches(_PICTURES, columns=[leaf]):
+                for batch in file.iter_batches(parquet_pages.ROWS_OF_PICTURES, columns=[leaf]):
                     found = batch.column(column)
                     for one in found.flatten()[0] if of_struct else found:
                         yield one.as_buffer()
 
-            return Pictures(each())
+            size = self.path.stat().st_size
+            most = max(parquet_pages.LARGEST_PAGE, parquet_pages.MOST_UNPACKED * size)
+            return Pictures(each(), most, self.path)
 
 
 def _is_struct(kind: Any) -> bool:
@@ -181,9 +179,18 @@ class Pictures:
 
     A picture of a Parquet file is reached only through all that its group of rows holds, which may
     be all of the file; here each is read by itself, in any order, by any thread and process.
+
+    Args:
+        contents: of the pictures.
+        most: bytes of all of them.
+        source: the file that they are from.
+
+    Raises:
+        DataError: they have more.
+        CvtError: there is no room for them.
     """
 
-    def __init__(self, contents: Iterable[Any]) -> None:
+    def __init__(self, contents: Iterable[Any], most: int, source: Path) -> None:
         place = Path(tempfile.gettempdir(), "cvt-pictures")
         try:
             self.path, handle = files.claimed(place, private=True)
@@ -196,6 +203,13 @@ class Pictures:
                 for content in contents:
                     file.write(content or b"")
                     ends.append(file.tell())
+                    if ends[-1] > most:
+                        raise DataError(
+                            f"the pictures of the first {len(ends) - 1:,} rows of `{source}` have "
+                            f"{human_bytes(ends[-1])} together, many times what the file has: so "
+                            "many rows share one",
+                            hint="leave the repetitions out",
+                        )
         except OSError as error:
             raise CvtError(f"cannot write `{self.path}`: {error.strerror or error}") from None
         self.ends: NDArray[np.int64] = np.array(ends, np.int64)
