@@ -64,9 +64,12 @@ class TorchEngine:
         macs: int | None = None,
         part: int | None = None,
     ) -> None:
-        form = inference_form(model, as_convolutions=device.type == "cpu")
         self._dtype = devices.dtype(precision)
-        self._model = form.to(device, self._dtype)
+        self._model = inference_form(model).to(device, self._dtype)
+        # The smallest products are faster as PyTorch has them, but in bfloat16.
+        small = macs is not None and macs < machine.WORK_OF_A_THREAD and precision == "fp32"
+        if device.type == "cpu" and not small:
+            self._model.pack()
         self._device, self._part = device, part
         self.device = str(device)
         self._threads = threads_for(macs)

@@ -9,14 +9,15 @@ What differs from the training form (`model`):
 - QuickGELU(x) = SiLU(1.702 x) / 1.702, and both constants go into the linear layers around it.
 - The last block computes the class token's query, projection and MLP alone, since the head reads
   nothing else; keys and values still come from every token.
-- On a CPU a linear layer is written as a 1 x 1 convolution, which PyTorch hands to oneDNN; its
-  linear layers go to MKL, which is slower on large batches.
+- On a CPU a linear layer, and the SiLU behind it, is one operation of oneDNN on weights that are in
+  its own order beforehand (`InferenceCvT.pack`): PyTorch's own linear layers go to MKL in float32,
+  which is slower on most processors, and weights are brought into that order in every call.
 
 Notation as in `model`; N is T, plus 1 in the last stage, where the class token comes first.
 """
 
 import copy
-from typing import cast
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +25,6 @@ from torch import Tensor, nn
 
 from cvt_cli.model.network import (
     QUICK_GELU_SCALE,
-    SMALLEST_CONVOLUTION,
     Attention,
     Block,
     ConvProjection,
@@ -33,30 +33,35 @@ from cvt_cli.model.network import (
     Stage,
 )
 
-_SCORES_AT_ONCE = 2_500_000
-"""Attention scores that are computed together in bfloat16 on a CPU: 5 MB, near a core's cache."""
+_PACKED = frozenset({torch.float32, torch.bfloat16})
+"""What oneDNN computes linear layers in, on every processor."""
 
 
 class Pointwise(nn.Module):
-    """A linear layer over the last axis of (B, H, W, C) or (B, N, C)."""
+    """A linear layer over the last axis, and the activation behind it."""
 
-    def __init__(self, linear: nn.Linear, as_convolution: bool) -> None:
+    def __init__(self, linear: nn.Linear, activation: Literal["none", "swish"] = "none") -> None:
         super().__init__()
-        weight = linear.weight.detach()
-        if as_convolution:
-            weight = weight[:, :, None, None].contiguous(memory_format=torch.channels_last)
-        self.weight = nn.Parameter(weight, requires_grad=False)
+        self.weight = nn.Parameter(linear.weight.detach(), requires_grad=False)
         self.bias = nn.Parameter(linear.bias.detach(), requires_grad=False)
+        self.activation = activation  # by oneDNN's names
+        self.packed: Tensor | None = None
+
+    def pack(self) -> None:
+        """Bring the weights into oneDNN's order; they are of a precision that it has."""
+        self.packed = torch.ops.mkldnn._reorder_linear_weight(self.weight.contiguous(), None)
+        del self.weight
 
     def forward(self, x: Tensor) -> Tensor:
         """(…, C_in) to (…, C_out)."""
-        if self.weight.ndim == 2:
-            return F.linear(x, self.weight, self.bias)
-        if x.numel() <= SMALLEST_CONVOLUTION:
-            return F.linear(x, self.weight[:, :, 0, 0], self.bias)
-        if x.ndim == 4:
-            return F.conv2d(x.permute(0, 3, 1, 2), self.weight, self.bias).permute(0, 2, 3, 1)
-        return self(x[:, None])[:, 0]  # tokens (B, N, C) as a map of one row
+        if self.packed is None:
+            x = F.linear(x, self.weight, self.bias)
+            return x if self.activation == "none" else F.silu(x, inplace=True)
+        rows = x.reshape(-1, x.shape[-1])
+        y = torch.ops.mkldnn._linear_pointwise(
+            rows, self.packed, self.bias, self.activation, [], ""
+        )
+        return y.view(*x.shape[:-1], -1)
 
 
 class Depthwise(nn.Module):
@@ -98,28 +103,10 @@ class Depthwise(nn.Module):
         return result.to(x.dtype)
 
 
-def _attention_by_products(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-    """Attention (B, h, N, d) in two matrix products, some images or rows at a time.
-
-    On a CPU in bfloat16 this is faster than PyTorch's fused attention, and memory stays bounded.
-    """
-    batch, heads, tokens, depth = q.shape
-    k = (k * scale).transpose(-2, -1)
-    x = q.new_empty(batch, tokens, heads, depth).transpose(1, 2)
-    rows = max(1, min(tokens, _SCORES_AT_ONCE // (heads * k.shape[-1])))
-    images = max(1, _SCORES_AT_ONCE // (heads * tokens * k.shape[-1]))
-    for i in range(0, batch, images):
-        some = slice(i, i + images)
-        for j in range(0, tokens, rows):
-            scores = q[some, :, j : j + rows] @ k[some]
-            x[some, :, j : j + rows] = scores.softmax(-1) @ v[some]
-    return x
-
-
 class InferenceAttention(nn.Module):
     """`Attention` over a normalised map and, in the last stage, a class token."""
 
-    def __init__(self, attention: Attention, class_token_alone: bool, convolve: bool) -> None:
+    def __init__(self, attention: Attention, class_token_alone: bool) -> None:
         super().__init__()
         self.heads, self.scale = attention.heads, attention.scale
         self.class_token_alone = class_token_alone
@@ -128,7 +115,7 @@ class InferenceAttention(nn.Module):
         self.conv_k = Depthwise(attention.conv_proj_k)
         self.conv_v = Depthwise(attention.conv_proj_v)
         self.q, self.k, self.v, self.out = (
-            Pointwise(linear, convolve)
+            Pointwise(linear)
             for linear in (attention.proj_q, attention.proj_k, attention.proj_v, attention.proj)
         )
 
@@ -141,12 +128,7 @@ class InferenceAttention(nn.Module):
             q = self._heads(self.q(class_token))  # (B, h, 1, d)
         else:
             q = self._tokens(self.conv_q(token_map), class_token, self.q)  # (B, h, N, d)
-        # A graph that is being made must hold for any batch, which the loops do not.
-        by_products = q.dtype == torch.bfloat16 and not torch.compiler.is_compiling()
-        if by_products and q.device.type == "cpu":
-            x = _attention_by_products(q, k, v, self.scale)
-        else:
-            x = F.scaled_dot_product_attention(q, k, v, scale=self.scale)
+        x = F.scaled_dot_product_attention(q, k, v, scale=self.scale)
         x = x.transpose(1, 2).flatten(2)  # (B, N, C)
         return self.out(x.view(shape) if class_token is None else x)
 
@@ -162,7 +144,7 @@ class InferenceAttention(nn.Module):
 class InferenceMlp(nn.Module):
     """`Mlp` with QuickGELU's constant folded into both layers."""
 
-    def __init__(self, mlp: Mlp, convolve: bool) -> None:
+    def __init__(self, mlp: Mlp) -> None:
         super().__init__()
         self.quick = mlp.quick
         first, second = copy.deepcopy(mlp.fc1), copy.deepcopy(mlp.fc2)
@@ -171,23 +153,24 @@ class InferenceMlp(nn.Module):
                 first.weight.mul_(QUICK_GELU_SCALE)
                 first.bias.mul_(QUICK_GELU_SCALE)
                 second.weight.div_(QUICK_GELU_SCALE)
-        self.first, self.second = Pointwise(first, convolve), Pointwise(second, convolve)
+        self.first = Pointwise(first, "swish" if mlp.quick else "none")
+        self.second = Pointwise(second)
 
     def forward(self, x: Tensor) -> Tensor:
         """(…, C) to (…, C)."""
         x = self.first(x)
-        return self.second(F.silu(x, inplace=True) if self.quick else F.gelu(x))
+        return self.second(x if self.quick else F.gelu(x))
 
 
 class InferenceBlock(nn.Module):
     """`Block` on a map (B, H, W, C), or on tokens (B, N, C) with the class token first."""
 
-    def __init__(self, block: Block, class_token_alone: bool, convolve: bool) -> None:
+    def __init__(self, block: Block, class_token_alone: bool) -> None:
         super().__init__()
         self.class_token_alone = class_token_alone
         self.norm1, self.norm2 = copy.deepcopy(block.norm1), copy.deepcopy(block.norm2)
-        self.attention = InferenceAttention(block.attn, class_token_alone, convolve)
-        self.mlp = InferenceMlp(block.mlp, convolve)
+        self.attention = InferenceAttention(block.attn, class_token_alone)
+        self.mlp = InferenceMlp(block.mlp)
 
     def forward(self, x: Tensor, height: int, width: int) -> Tensor:
         """To the same shape, or to the class token (B, 1, C) alone."""
@@ -204,7 +187,7 @@ class InferenceBlock(nn.Module):
 class InferenceStage(nn.Module):
     """`Stage`, from a map to a map; the last one to the class token."""
 
-    def __init__(self, stage: Stage, convolve: bool) -> None:
+    def __init__(self, stage: Stage) -> None:
         super().__init__()
         embed = stage.patch_embed.proj
         self.weight = nn.Parameter(
@@ -218,7 +201,7 @@ class InferenceStage(nn.Module):
         self.class_token = None if token is None else nn.Parameter(token.detach(), False)
         last = len(stage.blocks) - 1
         self.blocks = nn.ModuleList(
-            InferenceBlock(cast(Block, block), token is not None and index == last, convolve)
+            InferenceBlock(cast(Block, block), token is not None and index == last)
             for index, block in enumerate(stage.blocks)
         )
 
@@ -238,12 +221,22 @@ class InferenceStage(nn.Module):
 class InferenceCvT(nn.Module):
     """The classifier in its inference form: images (B, 3, H, W) to logits (B, num_classes)."""
 
-    def __init__(self, model: CvT, as_convolutions: bool) -> None:
+    def __init__(self, model: CvT) -> None:
         super().__init__()
         self.config = model.config
         stages = [model.get_submodule(f"stage{i}") for i in range(len(model.config.stages))]
-        self.stages = nn.ModuleList(InferenceStage(cast(Stage, s), as_convolutions) for s in stages)
+        self.stages = nn.ModuleList(InferenceStage(cast(Stage, s)) for s in stages)
         self.norm, self.head = copy.deepcopy(model.norm), copy.deepcopy(model.head)
+
+    def pack(self) -> None:
+        """Make linear layers oneDNN's, where this PyTorch has it; to be called on a CPU.
+
+        Weights are then in an order of their own: the form is neither moved nor cast afterwards.
+        """
+        if torch.backends.mkldnn.is_available() and self.head.weight.dtype in _PACKED:
+            for module in self.modules():
+                if isinstance(module, Pointwise):
+                    module.pack()
 
     def forward(self, x: Tensor) -> Tensor:
         """Images (B, 3, H, W), normalised, to logits (B, num_classes)."""
@@ -257,12 +250,10 @@ class InferenceCvT(nn.Module):
         return self.norm(x[:, 0])
 
 
-def inference_form(model: CvT, as_convolutions: bool = False) -> InferenceCvT:
+def inference_form(model: CvT) -> InferenceCvT:
     """Rewrite a network for inference; its own weights stay as they are.
 
     Args:
         model: in its training form, on any device.
-        as_convolutions: write linear layers as 1 x 1 convolutions, which is faster in PyTorch on a
-            CPU and slower elsewhere.
     """
-    return InferenceCvT(model, as_convolutions).eval().requires_grad_(False)
+    return InferenceCvT(model).eval().requires_grad_(False)

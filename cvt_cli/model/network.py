@@ -32,7 +32,7 @@ from cvt_cli.spec.config import KEY_VALUE_STRIDE, PROJECTION_KERNEL, CvTConfig, 
 
 QUICK_GELU_SCALE = 1.702
 
-SMALLEST_CONVOLUTION = 20480
+_SMALLEST_CONVOLUTION = 20480
 """Numbers up to which PyTorch computes a convolution of one image without oneDNN, slowly."""
 
 EXPLICIT_ATTENTION_BYTES = {4: 2**24, 2: 2**27}
@@ -63,7 +63,7 @@ def pointwise(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     # oneDNN finds the gradient of weights that narrow faster with the batch as one image's rows.
     batch = len(x) if weight.shape[0] >= weight.shape[1] else 1
     # PyTorch computes these convolutions itself, slowly (ATen's ConvParams::use_mkldnn).
-    alone = x.numel() <= SMALLEST_CONVOLUTION or (batch < 16 and torch.get_num_threads() == 1)
+    alone = x.numel() <= _SMALLEST_CONVOLUTION or (batch < 16 and torch.get_num_threads() == 1)
     if x.device.type != "cpu" or x.dtype == torch.float64 or alone:
         return F.linear(x, weight, bias)
     token_map = x.view(batch, -1, x.shape[1], x.shape[2]).permute(0, 3, 1, 2)

@@ -17,14 +17,14 @@ from tests_shared import GOLDEN_CASES, TINY, golden, golden_config, golden_input
 
 @pytest.mark.usefixtures("two_threads")
 @pytest.mark.parametrize(("name", "position"), GOLDEN_CASES)
-@pytest.mark.parametrize("as_convolutions", [False, True], ids=["linear", "convolution"])
-def test_logits_equal_the_official_implementation(
-    name: str, position: int, as_convolutions: bool
-) -> None:
+@pytest.mark.parametrize("packed", [False, True], ids=["linear", "packed"])
+def test_logits_equal_the_official_implementation(name: str, position: int, packed: bool) -> None:
     file = golden(f"golden-{name}")
     case = file["cases"][position]
     model = golden_model(golden_config(file["spec"], case["num_classes"]))
-    form = inference_form(model, as_convolutions)
+    form = inference_form(model)
+    if packed:
+        form.pack()
     wanted = torch.tensor(case["logits"])
 
     for batch in (1, 2, 7) if name.startswith("tiny") else (1, 2):
@@ -49,27 +49,17 @@ def test_the_network_that_it_is_made_from_stays_as_it_is() -> None:
     model = golden_model(TINY)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
-    inference_form(model, as_convolutions=True).bfloat16()(golden_input(2, 64, 64).bfloat16())
+    form = inference_form(model).bfloat16()
+    form.pack()
+    form(golden_input(2, 64, 64).bfloat16())
 
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
-def test_bfloat16_in_parts_computes_what_it_computes_at_once(monkeypatch) -> None:
-    form = inference_form(golden_model(TINY), as_convolutions=True).bfloat16()
-    batch = golden_input(5, 96, 64).bfloat16()
-
-    with torch.inference_mode():
-        whole = form(batch)
-        monkeypatch.setattr("cvt_cli.model.inference._SCORES_AT_ONCE", 1000)
-        parts = form(batch)
-
-    assert (whole - parts).abs().max() < 0.1
-
-
 def test_memory_grows_with_the_pixels_not_with_their_square() -> None:
-    """In bfloat16 too, where attention is two matrix products."""
-    form = inference_form(golden_model(TINY), as_convolutions=True).bfloat16()
+    form = inference_form(golden_model(TINY)).bfloat16()
+    form.pack()
     largest = 0
 
     class Watch(torch.utils._python_dispatch.TorchDispatchMode):
