@@ -33,10 +33,8 @@ def growing(path: Path, what: str, say: Say) -> Iterator[BinaryIO]:
         while True:
             file: BinaryIO = path.open("a+b", buffering=0)
             try:
-                if fcntl is not None and stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                    if not files.hold(file.fileno()):
-                        say(f"another process is {what}; waiting for it")
-                        fcntl.flock(file.fileno(), fcntl.LOCK_EX)
+                if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                    _hold(file.fileno(), what, say)
                 if not stat.S_ISREG(os.fstat(file.fileno()).st_mode) or files.is_still(
                     path, file.fileno()
                 ):
@@ -63,7 +61,7 @@ def folder(path: Path, what: str, say: Say) -> Iterator[None]:
     Raises:
         CvtError: it cannot be opened.
     """
-    if fcntl is None:
+    if fcntl is None:  # and no folder can be opened
         yield
         return
     try:
@@ -71,9 +69,7 @@ def folder(path: Path, what: str, say: Say) -> Iterator[None]:
     except OSError as error:
         raise files.unwritable(path, error) from error
     try:
-        if not files.hold(descriptor):
-            say(f"another process is {what}; waiting for it")
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        _hold(descriptor, what, say)
         yield
     finally:
         os.close(descriptor)
@@ -101,7 +97,7 @@ def locked(path: Path, what: str, say: Say) -> Iterator[None]:
         try:
             lock.acquire(timeout=0.3)
         except filelock.Timeout:
-            say(f"another process is {what}; waiting for it")
+            say(_waiting(what))
             lock.acquire()
     except OSError as error:
         raise files.unwritable(path, error) from error
@@ -109,3 +105,14 @@ def locked(path: Path, what: str, say: Say) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def _hold(descriptor: int, what: str, say: Say) -> None:
+    """Get the lock of an open file or folder, and say so if that has to be waited for."""
+    if fcntl is not None and not files.hold(descriptor):
+        say(_waiting(what))
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+
+
+def _waiting(what: str) -> str:
+    return f"another process is {what}; waiting for it"

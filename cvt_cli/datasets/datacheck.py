@@ -10,13 +10,13 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from cvt_cli.base.ahead import ahead
 from cvt_cli.base.errors import ImageError
 from cvt_cli.base.progress import Progress, silent
 from cvt_cli.datasets.labelled import LabelledImages
 from cvt_cli.images import decode
 from cvt_cli.images.archives import ARCHIVE_ERRORS
 from cvt_cli.images.packed import Packed
-from cvt_cli.prediction.classify import ahead
 from cvt_cli.spec.config import Size
 
 DECODED_UP_TO = 20_000

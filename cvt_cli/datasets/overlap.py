@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from cvt_cli.base.ahead import ahead
 from cvt_cli.base.errors import DataError, ImageError
 from cvt_cli.base.progress import Say
 from cvt_cli.base.text import counted, some
 from cvt_cli.datasets.datacheck import Seen, pixels_key
 from cvt_cli.datasets.labelled import LabelledImages
-from cvt_cli.prediction.classify import ahead
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from typing import Any, Self, cast
 import numpy as np
 
 from cvt_cli.base import torchrun
+from cvt_cli.base.ahead import ahead
 from cvt_cli.base.conditions import Conditions, names_hash
 from cvt_cli.base.errors import CvtError, ImageError, UsageError
 from cvt_cli.base.progress import Progress, Say
@@ -23,7 +24,6 @@ from cvt_cli.evaluation.run_models import Judged, Subject
 from cvt_cli.evaluation.several_labels import JudgedSet, SetOutcomes
 from cvt_cli.prediction.answer_tables import Csv, Parquet, require_parquet
 from cvt_cli.prediction.answers import prediction_columns
-from cvt_cli.prediction.classify import ahead
 
 
 def check(path: Path | None, resume: bool, models: int) -> None:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from cvt_cli.base.ahead import ahead, batches
 from cvt_cli.base.errors import ImageError
 from cvt_cli.base.progress import Progress, silent
 from cvt_cli.datasets.labelled import LabelledImages
@@ -19,7 +20,7 @@ from cvt_cli.evaluation.counts import Counts
 from cvt_cli.evaluation.outcomes import Outcomes
 from cvt_cli.evaluation.several_labels import JudgedSet, SetCounts, SetOutcomes, judged
 from cvt_cli.prediction.answers import Prediction
-from cvt_cli.prediction.classify import ahead, batches, top_predictions
+from cvt_cli.prediction.classify import top_predictions
 from cvt_cli.spec.labels import Labels
 from cvt_cli.spec.preprocessing import Preprocessing
 

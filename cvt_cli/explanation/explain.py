@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from cvt_cli.base import machine
+from cvt_cli.base.ahead import ahead
 from cvt_cli.base.errors import ImageError
 from cvt_cli.engines.protocol import logits_of
 from cvt_cli.engines.ready import ReadyModel
@@ -21,7 +22,7 @@ from cvt_cli.explanation.target import Target, index_of, pair_of
 from cvt_cli.images import transform
 from cvt_cli.images.decode import Colour
 from cvt_cli.prediction.answers import Prediction
-from cvt_cli.prediction.classify import Loadable, ahead, sigmoid
+from cvt_cli.prediction.classify import Loadable, sigmoid
 from cvt_cli.spec.config import Size
 from cvt_cli.spec.labels import Labels
 

@@ -58,9 +58,9 @@ def main(task: Task) -> None:
 
 def _decode(task: Task) -> None:
     """All that our commands do before the engine, in as many threads; how long it took."""
+    from cvt_cli.base.ahead import ahead
     from cvt_cli.base.errors import ImageError
     from cvt_cli.images import decode, transform
-    from cvt_cli.prediction.classify import ahead
     from cvt_cli.spec.preprocessing import Preprocessing
 
     how = Preprocessing.published(task.height, task.width)

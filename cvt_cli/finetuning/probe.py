@@ -12,13 +12,13 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from cvt_cli.base.ahead import ahead
 from cvt_cli.base.errors import DataError, ImageError
 from cvt_cli.base.progress import Progress, silent
 from cvt_cli.datasets.labelled import LabelledImages
 from cvt_cli.engines.protocol import Engine, features_of, prepared
 from cvt_cli.finetuning.tensor_files import read_tensors, tensors_hash, write_tensors
 from cvt_cli.model.network import CvT
-from cvt_cli.prediction.classify import ahead
 from cvt_cli.spec.preprocessing import Preprocessing
 
 SAVED_EVERY = 2_000

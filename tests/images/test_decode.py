@@ -19,7 +19,6 @@ from cvt_cli.base import limits
 from cvt_cli.base.errors import ImageError
 from cvt_cli.base.package import installing
 from cvt_cli.images import decode, finding, sources
-from cvt_cli.prediction import classify
 from tests_shared import CHELSEA, make_special, test_data, too_deep
 
 BROKEN = {
@@ -333,61 +332,6 @@ def test_a_name_that_the_system_refuses_is_an_unreadable_image(cvt, tmp_path: Pa
 
     assert result.exit_code == 1
     assert result.json_lines[0]["error"] == "file name too long"
-
-
-def test_large_results_are_not_made_far_ahead_and_stay_in_order() -> None:
-    made: list[int] = []
-    furthest = 0
-
-    def work(number: int) -> int:
-        made.append(number)
-        return number
-
-    def size(result: int) -> int:
-        return limits.LARGEST_WAITING // 2
-
-    ready = classify.ahead(work, range(50), 2, 40, size)
-    given = []
-    for batch in classify.batches(ready, 16, size):
-        furthest = max(furthest, len(made) - len(given))
-        given += [number for number, _ in batch]
-        assert len(batch) <= 3
-
-    assert given == list(range(50))
-    assert furthest <= 10  # of small ones there would be 56
-
-
-def test_one_picture_that_takes_long_does_not_stop_the_decoding_of_hundreds_after_it() -> None:
-    a_long_way_on = threading.Event()
-
-    def work(number: int) -> int:
-        if number == 3:
-            assert a_long_way_on.wait(20)
-        elif number == 500:
-            a_long_way_on.set()
-        return number
-
-    ready = classify.ahead(work, range(600), 2, 32, lambda result: 100_000)
-
-    assert [number for number, _ in ready] == list(range(600))
-
-
-def test_what_waits_for_one_picture_has_a_bounded_size() -> None:
-    made, too_many = 0, threading.Event()
-
-    def work(number: int) -> int:
-        nonlocal made
-        if number == 0:
-            too_many.wait(0.4)
-        made += 1
-        if made > 12 and number < 60:
-            too_many.set()
-        return number
-
-    ready = classify.ahead(work, range(600), 2, 4, lambda result: limits.LARGEST_AHEAD // 8)
-
-    assert next(ready) == (0, 0)
-    assert not too_many.is_set()
 
 
 def test_a_budget_gives_room_when_there_is_some_and_to_what_is_larger_when_nobody_waits() -> None:

@@ -1,0 +1,61 @@
+"""Work that threads do ahead of who asks for it stays in order and within bounds."""
+
+import threading
+
+from cvt_cli.base import limits
+from cvt_cli.base.ahead import ahead, batches
+
+
+def test_large_results_are_not_made_far_ahead_and_stay_in_order() -> None:
+    made: list[int] = []
+    furthest = 0
+
+    def work(number: int) -> int:
+        made.append(number)
+        return number
+
+    def size(result: int) -> int:
+        return limits.LARGEST_WAITING // 2
+
+    ready = ahead(work, range(50), 2, 40, size)
+    given = []
+    for batch in batches(ready, 16, size):
+        furthest = max(furthest, len(made) - len(given))
+        given += [number for number, _ in batch]
+        assert len(batch) <= 3
+
+    assert given == list(range(50))
+    assert furthest <= 10  # of small ones there would be 56
+
+
+def test_one_picture_that_takes_long_does_not_stop_the_decoding_of_hundreds_after_it() -> None:
+    a_long_way_on = threading.Event()
+
+    def work(number: int) -> int:
+        if number == 3:
+            assert a_long_way_on.wait(20)
+        elif number == 500:
+            a_long_way_on.set()
+        return number
+
+    ready = ahead(work, range(600), 2, 32, lambda result: 100_000)
+
+    assert [number for number, _ in ready] == list(range(600))
+
+
+def test_what_waits_for_one_picture_has_a_bounded_size() -> None:
+    made, too_many = 0, threading.Event()
+
+    def work(number: int) -> int:
+        nonlocal made
+        if number == 0:
+            too_many.wait(0.4)
+        made += 1
+        if made > 12 and number < 60:
+            too_many.set()
+        return number
+
+    ready = ahead(work, range(600), 2, 4, lambda result: limits.LARGEST_AHEAD // 8)
+
+    assert next(ready) == (0, 0)
+    assert not too_many.is_set()
