@@ -471,7 +471,7 @@ MaxDrop = Annotated[
     value_option(
         "POINTS",
         "Percentage points of top-1 that --precision int8 may lose on the calibration images, by "
-        "their class folders, else by agreement with fp32. Layers stay in fp32 until that holds.",
+        "their class folders, else by agreement with fp32. Layers stay in floats until that holds.",
         PERFORMANCE,
         "--max-drop",
         min=0,

@@ -54,7 +54,7 @@ def labels_of(pictures: Pictures, labels: Labels) -> list[int] | None:
 
 def fingerprint(pictures: Pictures, max_drop: float | None, labels: Labels) -> str:
     """A hash of what a graph was calibrated on: contents, folders, and what may be lost of which
-    classes, which decides the layers that stay in float32."""
+    classes, which decides the layers that stay in floats."""
     found = [f"{stamps.hash_of(path)} {path.parent.name}" for path in pictures.paths]
     if max_drop is not None:
         found += [f"max drop {max_drop}", names_hash(labels.names)]
@@ -140,7 +140,7 @@ def open_int8(
     Raises:
         UsageError: what makes it is not installed.
         DataError, ImageError: there are no such images, or one cannot be read.
-        CvtError: it loses more than is allowed, whatever layers stay in float32, or its logits are
+        CvtError: it loses more than is allowed, whatever layers stay in floats, or its logits are
             further from float32's than they may be.
     """
     folder = asked.calibration or PACKAGED
@@ -154,7 +154,9 @@ def open_int8(
             "preprocessing": said.preprocessing.to_json(),
             "calibration": calibration,
             "max_drop": asked.max_drop,
-            "processor": machine.processor(),  # what may be lost was measured on it
+            # What may be lost was measured on it, and so computed.
+            "processor": machine.processor(),
+            "floats": runtimes.floats_in("int8") if runtime == "openvino" else "fp32",
             **{name: machine.version_of(name) for name in _MAKERS[runtime]},
         }
     )

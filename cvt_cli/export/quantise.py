@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from cvt_cli.base.errors import CvtError, UsageError
 from cvt_cli.base.package import installing
 from cvt_cli.engines import runtimes
+from cvt_cli.engines.runtimes import FloatPrecision
 from cvt_cli.spec.formats import Runtime
 
 Images = Iterable[NDArray[np.float32]]
@@ -99,10 +100,10 @@ def quantise_openvino(model: Any, images: Images, right: Right | None = None) ->
     Args:
         model: made with its linear layers as convolutions; it is changed.
         images: float32 (1, 3, H, W), normalised.
-        right: how often it must be right; layers stay in float32 for it.
+        right: how often it must be right; layers stay in floats for it.
 
     Raises:
-        CvtError: it is not right often enough, whatever layers stay in float32.
+        CvtError: it is not right often enough, whatever layers stay in floats.
     """
     with _quiet(), redirect_stdout(sys.stderr):  # where NNCF's own progress belongs
         import nncf
@@ -172,7 +173,10 @@ def _rounded_late(model: Any) -> Any:
 
 
 def _held(model: Any, every: list[NDArray[np.float32]], right: Right, how: dict[str, Any]) -> Any:
-    """Quantise an OpenVINO model by NNCF; layers go back to float32 until it is right often enough.
+    """Quantise an OpenVINO model by NNCF; layers go back to floats until it is right often enough.
+
+    NNCF judges it with what is left in floats in float32. Where that runs in bfloat16, a model that
+    it finds just good enough may not be; then one is asked for that loses nothing in NNCF's eyes.
 
     Raises:
         CvtError: even so it is not.
@@ -182,11 +186,12 @@ def _held(model: Any, every: list[NDArray[np.float32]], right: Right, how: dict[
 
     core = openvino.Core()
 
-    def computing(model: Any) -> Compute:
-        compiled = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    def computing(model: Any, floats: FloatPrecision) -> Compute:
+        hint = {"INFERENCE_PRECISION_HINT": runtimes.HINT_OF[floats]}
+        compiled = core.compile_model(model, "CPU", hint)
         return lambda image: compiled(image)["logits"]
 
-    in_float = computing(model)
+    in_float = computing(model, "fp32")
     meant = right.meant(in_float)
     before = right.share(in_float, meant)
 
@@ -194,24 +199,26 @@ def _held(model: Any, every: list[NDArray[np.float32]], right: Right, how: dict[
         hits = [float(compiled(image)["logits"].argmax() == label) for image, label in given]
         return sum(hits) / len(hits), hits
 
-    found = nncf.quantize_with_accuracy_control(
-        model,
-        nncf.Dataset(every),
-        nncf.Dataset(list(zip(every, meant, strict=True)), lambda one: one),
-        validation_fn=judged,
-        max_drop=right.most_lost,
-        **how,
-    )
-    found = _rounded_late(found)
-    after = right.share(computing(found), meant)
-    if before - after > right.most_lost + 1e-9:
-        raise CvtError(
-            f"in int8 it is right on {100 * after:.2f} % of the calibration images, in fp32 on "
-            f"{100 * before:.2f} %: more is lost than --max-drop {100 * right.most_lost:g}",
-            hint="calibrate on more images like those in use (--calibration FOLDER), allow more, "
-            "or use --precision fp32",
+    floats = runtimes.floats_in("int8")
+    for lost_in_float32 in (right.most_lost,) if floats == "fp32" else (right.most_lost, 0.0):
+        found = nncf.quantize_with_accuracy_control(
+            model,
+            nncf.Dataset(every),
+            nncf.Dataset(list(zip(every, meant, strict=True)), lambda one: one),
+            validation_fn=judged,
+            max_drop=lost_in_float32,
+            **how,
         )
-    return found
+        found = _rounded_late(found)
+        after = right.share(computing(found, floats), meant)
+        if before - after <= right.most_lost + 1e-9:
+            return found
+    raise CvtError(
+        f"in int8 it is right on {100 * after:.2f} % of the calibration images, in fp32 on "
+        f"{100 * before:.2f} %: more is lost than --max-drop {100 * right.most_lost:g}",
+        hint="calibrate on more images like those in use (--calibration FOLDER), allow more, "
+        "or use --precision fp32",
+    )
 
 
 @contextmanager

@@ -126,7 +126,7 @@ def write(
         path: of the file, in a folder that may hold others: of an ``.xml`` the ``.bin`` beside
             it, and what is needed on the way.
         calibration: for "int8": images, float32 (1, 3, H, W), that can be gone through repeatedly.
-        right: for "int8" with OpenVINO: how often it must be right; layers stay in float32 for it.
+        right: for "int8" with OpenVINO: how often it must be right; layers stay in floats for it.
 
     Raises:
         UsageError: what writes the format is not installed.

@@ -1,13 +1,17 @@
 """`--precision int8`: quantised once, kept under all that decides it, held to what may be lost."""
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from cvt_cli.base import machine
+from cvt_cli.base.errors import CvtError
 from cvt_cli.checkpoints import locate
+from cvt_cli.engines import runtimes
 from cvt_cli.export import int8_graphs, quantise
 from cvt_cli.export.verification import Pictures
 from cvt_cli.spec import published
@@ -58,6 +62,55 @@ def test_a_checkpoint_is_quantised_once_for_its_images_and_answers_as_in_fp32(
     weights = [o.data for o in operations if o.get_output_element_type(0) == openvino.Type.i8]
     # With 7 bits two products fit into the 16 bits that a processor without VNNI adds them in.
     assert len(weights) > 20 and all(-64 <= w.min() and w.max() <= 64 for w in weights)
+
+
+@pytest.mark.parametrize(
+    ("features", "precision", "takes_pixels", "in_bf16"),
+    [
+        ("x86_64 amx_bf16 amx_int8 avx512_bf16", "int8", False, True),
+        ("x86_64 amx_bf16 amx_int8 avx512_bf16", "int8", True, False),  # grey levels need fp32
+        ("x86_64 amx_bf16 amx_int8 avx512_bf16", "fp32", False, False),
+        ("x86_64 avx512_bf16", "int8", False, False),  # no faster there
+        ("x86_64 avx512_bf16", "bf16", False, True),
+    ],
+)
+def test_what_int8_leaves_in_floats_is_computed_in_bf16_where_there_is_amx(
+    features: str, precision: str, takes_pixels: bool, in_bf16: bool, monkeypatch
+) -> None:
+    monkeypatch.setattr(machine, "processor", lambda: features)
+    monkeypatch.setattr(runtimes, "computes_in", lambda runtime, precision: True)
+
+    found = runtimes.floats_in(precision, takes_pixels)
+
+    assert found == ("bf16" if in_bf16 else "fp32")
+
+
+def test_results_say_what_the_floats_of_int8_are_computed_in_and_hardly_depend_on_it(
+    cvt, own_cache: Path, calibration: Path, monkeypatch
+) -> None:
+    """Here, and as on a processor without AMX; without it both are the same."""
+    arguments = ["predict", calibration, *IN_INT8, "--json", "--calibration", calibration]
+    here = runtimes.floats_in("int8")
+
+    mine = cvt(*arguments, "-v")
+    processor = machine.processor().replace("amx_bf16", "")
+    monkeypatch.setattr(machine, "processor", lambda: processor)
+    in_fp32 = cvt(*arguments)
+
+    assert (mine.exit_code, in_fp32.exit_code) == (0, 0), mine.stderr + in_fp32.stderr
+    said = "1 thread, floats in bf16" if here == "bf16" else "1 thread"
+    assert (mine.json["hardware"], in_fp32.json["hardware"]) == (said, "1 thread")
+    assert f"cpu, {said}, openvino, int8" in mine.stderr
+    assert mine.json["precision"] == in_fp32.json["precision"] == "int8"
+    graphs = 2 if here == "bf16" else 1  # what may be lost was judged in it
+    assert len(list(own_cache.rglob("*.xml"))) == graphs
+    stamps_of = [json.loads(path.read_text()) for path in own_cache.rglob("*.blob.stamp.json")]
+    hints = sorted(stamp["conditions"]["precision"] for stamp in stamps_of)
+    assert hints == (["bf16", "f32"] if here == "bf16" else ["f32"])
+    answers = [[r["predictions"] for r in run.json["results"]] for run in (mine, in_fp32)]
+    same = [a[0]["label"] == b[0]["label"] for a, b in zip(*answers, strict=True)]
+    apart = [abs(a[0]["score"] - b[0]["score"]) for a, b in zip(*answers, strict=True)]
+    assert sum(same) >= 19 and np.median(apart) < 0.01
 
 
 def test_onnx_runtime_computes_in_int8_from_its_own_graph(
@@ -131,6 +184,40 @@ def test_a_layer_that_breaks_in_int8_stays_in_fp32_and_the_others_do_not() -> No
         if node.get_type_name() == "Convolution"
     ]
     assert inputs == [["FakeQuantize", "Multiply"], ["Relu", "Constant"]]
+
+
+def test_a_model_that_is_good_enough_in_float32_alone_is_made_anew_to_lose_nothing_there(
+    monkeypatch,
+) -> None:
+    """As if floats were in bfloat16, which NNCF does not judge: what it gives first is wrong."""
+    generator, asked = np.random.default_rng(0), []
+    weight = generator.standard_normal((8, 3, 1, 1), np.float32)
+    images = [generator.uniform(-1, 1, (1, 3, 4, 4)).astype(np.float32) for _ in range(8)]
+
+    def network(sign: int) -> Any:
+        operators = openvino.opset13
+        given = operators.parameter([-1, 3, 4, 4], np.float32, name="images")
+        layout = [1, 1], [0, 0], [0, 0], [1, 1]
+        convolved = operators.convolution(given, operators.constant(sign * weight), *layout)
+        logits = operators.reduce_mean(convolved, operators.constant([2, 3]), False)
+        logits.output(0).set_names({"logits"})
+        return openvino.Model([logits], [given])
+
+    def quantised(*_: object, max_drop: float, **__: object) -> Any:
+        asked.append(max_drop)
+        return network(1 if max_drop == 0 else -1)
+
+    monkeypatch.setattr(runtimes, "floats_in", lambda precision: "bf16")
+    monkeypatch.setattr("nncf.quantize_with_accuracy_control", quantised)
+    right = quantise.Right(images, None, 0.3)
+
+    made = quantise.quantise_openvino(network(1), images, right)
+
+    assert asked == [0.3, 0.0] and made is not None
+    monkeypatch.setattr(runtimes, "floats_in", lambda precision: "fp32")
+    with pytest.raises(CvtError, match="in int8 it is right on"):
+        quantise.quantise_openvino(network(1), images, right)
+    assert asked[2:] == [0.3]
 
 
 def test_calibration_images_have_labels_where_all_folders_are_classes(calibration: Path) -> None:
