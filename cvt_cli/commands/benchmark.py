@@ -190,19 +190,14 @@ def benchmark(
         say=output.note,
         progress=output.progress,
     )
+    document = found.to_json()
     try:
         if plot is not None:
-            figures.draw_benchmark(found.to_json(), plot)
-        if json_file is not None:
-            output.write_json(found.to_json(), json_file)
+            figures.draw_benchmark(document, plot)
         if card is not None:
-            sources = [("the result", found.to_json())]
-            gather.add(card, sources, output.note, overwrite=overwrite)
+            gather.add(card, [("the result", document)], output.note, overwrite=overwrite)
     finally:  # what was measured is printed, whatever cannot be written
-        if json_output:
-            output.print_json(found.to_json())
-        else:
-            _print(found, against)
+        output.print_result(document, lambda: _print(found, against), json_output, json_file)
 
 
 class _Job(NamedTuple):
@@ -247,14 +242,7 @@ def _measure_job(
             say=output.note,
             progress=output.progress,
         )
-    try:
-        if json_file is not None:
-            output.write_json(found.to_json(), json_file)
-    finally:
-        if json_output:
-            output.print_json(found.to_json())
-        else:
-            _print_job(found)
+    output.print_result(found.to_json(), lambda: _print_job(found), json_output, json_file)
 
 
 def _print_job(found: "Measured") -> None:

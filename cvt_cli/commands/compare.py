@@ -67,11 +67,11 @@ def compare(
             f"{found.differ} of {counted(found.n, 'image')}: different pictures under the same path"
         )
     document = {"a": str(a), "b": str(b), **found.to_json()}
-    if json_file is not None:
-        output.write_json(document, json_file)
-    if json_output:
-        output.print_json(document)
-        return
+    output.print_result(document, lambda: _print(found, a, b, changed), json_output, json_file)
+
+
+def _print(found: "Comparison", a: Path, b: Path, changed: int) -> None:
+    """For people, with so many of the images whose predicted class changed."""
     output.emit(_summary(found, printable(str(a)), printable(str(b))))
     for line in _measures(found):
         output.emit(line)

@@ -3,7 +3,7 @@
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -283,11 +283,8 @@ def evaluate(
                 output.error(message)
             documents = [one.to_json() for one in results]
             document = documents[0] if len(documents) == 1 else documents
-            try:
-                if json_file is not None:
-                    output.write_json(document, json_file)
-            finally:  # what was measured is printed, whatever cannot be written
-                _print(results, skip_unreadable, document if json_output else None)
+            _say_unreadable(results[0], skip_unreadable)
+            output.print_result(document, lambda: _print(results), json_output, json_file)
         if unwritten is not None:
             raise unwritten
         torchrun.gather(None)  # one that fails ends the others: the one that speaks comes first
@@ -305,23 +302,24 @@ def _missed(results: "list[Result]", expect: float, tolerance: float) -> list[st
     ]
 
 
-def _print(results: "list[Result]", skip_unreadable: bool, document: Any) -> None:
+def _say_unreadable(result: "Result", skipped: bool) -> None:
     from cvt_cli.datasets.labelled import place_of
-    from cvt_cli.evaluation import printed_lines
 
-    found = results[0].metrics
+    found = result.metrics
     for failure in found.failures:
-        output.error(f"`{place_of(results[0].root, failure.name)}`: {failure.reason}")
-    if document is not None:
-        output.print_json(document)
-    else:
-        for one in results:
-            title = [one.model] if len(results) > 1 else []
-            output.emit("\n".join(title + printed_lines.lines(one)))
+        output.error(f"`{place_of(result.root, failure.name)}`: {failure.reason}")
     if unreadable := len(found.failures):
         output.note(
             f"left out: {counted(unreadable, 'image')} that could not be read"
-            if skip_unreadable
+            if skipped
             else f"counted as wrong: {unreadable} of {counted(found.n, 'image')}, which could not "
             "be read"
         )
+
+
+def _print(results: "list[Result]") -> None:
+    from cvt_cli.evaluation import printed_lines
+
+    for one in results:
+        title = [one.model] if len(results) > 1 else []
+        output.emit("\n".join(title + printed_lines.lines(one)))

@@ -5,7 +5,7 @@ import re
 import shlex
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -84,6 +84,23 @@ def write_json(document: Any, path: Path) -> None:
     """One JSON document to a file, which is said."""
     files.write_text(path, json.dumps(document, indent=2, allow_nan=False) + "\n")
     note(f"written: `{path}`")
+
+
+def print_result(
+    document: Any, show: Callable[[], None], json_output: bool, json_file: Path | None = None
+) -> None:
+    """What was found: as one JSON document or as ``show`` prints it, and in a file if one is named.
+
+    It is printed even if the file cannot be written, for it may have taken hours to find.
+    """
+    try:
+        if json_file is not None:
+            write_json(document, json_file)
+    finally:
+        if json_output:
+            print_json(document)
+        else:
+            show()
 
 
 def print_json_line(document: Any) -> None:

@@ -149,6 +149,16 @@ def test_what_evaluate_has_measured_is_printed_though_a_file_has_no_room(
     assert not Path("a.csv").exists() and [p for p in Path().iterdir() if p.is_file()] == []
 
 
+def test_what_compare_has_found_is_printed_though_its_file_has_no_room(cvt, data: Path) -> None:
+    assert cvt("evaluate", data, *NANO, "--predictions", "a.jsonl").exit_code == 0
+
+    with files_of_at_most(100):
+        said = cvt("compare", "a.jsonl", "a.jsonl", "--json", "a.json")
+
+    assert said.exit_code == 1 and "B minus A" in said.stdout
+    assert "error: cannot write `a.json`" in said.stderr and not Path("a.json").exists()
+
+
 def test_a_file_whose_beginning_cannot_be_written_leaves_what_was_there() -> None:
     class Full(WholeFile):
         def _begin(self) -> None:
