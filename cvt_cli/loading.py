@@ -140,6 +140,7 @@ def load_classifier(
         record = checkpoint.record_at(size, activation)
         record.refuse_resizing(resize, checkpoint.path)
         running = _run_exported(checkpoint, record, asked)
+        checkpoint.refuse_changed()
         access.detail(f"engine {running.name}: `{checkpoint.path}` is an exported file")
         return ReadyModel(checkpoint, running, record.described.resizing(resize))
     opened = _open(checkpoint, size, activation, access)

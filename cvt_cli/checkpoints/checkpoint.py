@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from cvt_cli.base import conditions, stamps
+from cvt_cli.base.errors import CheckpointError
 from cvt_cli.checkpoints import cache, export_metadata, folders, headers, hub_client
 from cvt_cli.checkpoints.cache import Snapshot
 from cvt_cli.checkpoints.export_metadata import Record
@@ -42,6 +43,7 @@ class Checkpoint:
     folder: Path | None
     known: KnownCheckpoint | None
     snapshot: Snapshot | None = None
+    seen: tuple[tuple[int, ...] | None, ...] = ()  # the state of its files when it was named
 
     @classmethod
     def at(cls, path: Path, known: KnownCheckpoint | None = None, name: str = "") -> "Checkpoint":
@@ -58,7 +60,8 @@ class Checkpoint:
             kind = "embedded"
         elif format_of(path):
             kind = "graph"
-        return cls(name or str(path), path, kind, folder, known)
+        found = cls(name or str(path), path, kind, folder, known)
+        return replace(found, seen=found._states())
 
     @classmethod
     def of_snapshot(cls, snapshot: Snapshot, known: KnownCheckpoint | None) -> "Checkpoint":
@@ -99,6 +102,28 @@ class Checkpoint:
         record = self.record.at(size, self.path)
         record.refuse_other(activation, self.path)
         return record
+
+    def _states(self) -> tuple[tuple[int, ...] | None, ...]:
+        """What tells of each of its files whether it was replaced or written to."""
+        if self.folder is None:
+            names = [self.path, second_file(self.path)] if self.kind == "graph" else [self.path]
+        else:
+            described = (folders.CONFIG_FILE, folders.PREPROCESSING_FILE)
+            names = [self.folder / name for name in described]
+            names.append(folders.find_weights(self.folder))
+        return tuple(map(_state, names))
+
+    def refuse_changed(self) -> None:
+        """Raises CheckpointError if a file of it has changed since it was named.
+
+        Asked after each reading of a file, so that what it describes, its tensors and their hash
+        are of one moment, also while a training run writes a better epoch.
+        """
+        if self.seen and self.seen != self._states():
+            raise CheckpointError(
+                f"`{self.path}` was changed while it was used",
+                hint="wait until nothing writes there, and start again",
+            )
 
     @property
     def needs_torch(self) -> bool:
@@ -190,6 +215,7 @@ class Checkpoint:
             hashes = [stamps.hash_of(path) for path in files]
         except OSError as error:
             raise folders.unreadable(files[0], error) from None
+        self.refuse_changed()
         return hashes[0] if len(hashes) == 1 else conditions.names_hash(hashes)
 
     def record_of_export(
@@ -228,3 +254,14 @@ class Checkpoint:
             precision,
             dynamic_size,
         )
+
+
+def _state(path: Path | None) -> tuple[int, ...] | None:
+    """None where there is no file."""
+    if path is None:
+        return None
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns

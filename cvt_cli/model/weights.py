@@ -101,6 +101,7 @@ def load_checkpoint(
         said, tensors = _load_state_dict(checkpoint, size, activation)
     else:
         raise CheckpointError(f"`{path}` does not exist")
+    checkpoint.refuse_changed()
     model = build(said.config, tensors, path, folder and folder / folders.CONFIG_FILE)
     return LoadedCheckpoint(model, said.labels, said.preprocessing, said.notes)
 

@@ -25,10 +25,12 @@ from PIL import Image
 from pyarrow import parquet
 from torchvision import transforms
 
+from cvt_cli.base import package
 from cvt_cli.model import weights
 from cvt_cli.spec.labels import Labels, imagenet
 from cvt_cli.spec.preprocessing import Preprocessing
 from cvt_cli.spec.variants import VARIANTS
+from small_sets import class_folders
 from tests_shared import CHELSEA, TESTS, TINY, Machine, Result, golden_model, test_data
 from warm_processes import start
 
@@ -531,3 +533,23 @@ def test_a_number_of_mistakes_cannot_be_taken_for_a_class(cvt, tmp_path: Path) -
     result = cvt("evaluate", tmp_path, *NANO)
 
     assert "wrong   most often cat as ship (1)\n" in result.stdout
+
+
+def test_a_result_is_not_of_weights_that_came_while_the_model_was_loaded(
+    cvt, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = shutil.copytree(package.DATA / "cvt-nano-cifar10", tmp_path / "model")
+    data = class_folders(tmp_path / "data", {"cat": 2, "dog": 2})
+    loaded = weights.load_checkpoint
+
+    def replaced(*arguments: Any) -> Any:  # as a better epoch does it
+        found = loaded(*arguments)
+        shutil.copy(model / "model.safetensors", tmp_path / "better")
+        (tmp_path / "better").rename(model / "model.safetensors")
+        return found
+
+    monkeypatch.setattr(weights, "load_checkpoint", replaced)
+    result = cvt("evaluate", data, "--model", model, "--engine", "torch", "--json")
+
+    assert result.exit_code == 1 and result.stdout == ""
+    assert f"`{model}` was changed while it was used" in result.stderr
