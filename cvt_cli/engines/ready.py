@@ -10,6 +10,7 @@ from cvt_cli.base.text import counted
 from cvt_cli.checkpoints.checkpoint import Checkpoint
 from cvt_cli.checkpoints.folders import CheckpointConfig
 from cvt_cli.engines.protocol import Engine
+from cvt_cli.engines.runtimes import FLOATS_IN_BF16
 from cvt_cli.spec.config import Activation
 from cvt_cli.spec.formats import EngineChoice
 from cvt_cli.spec.labels import Labels
@@ -24,8 +25,11 @@ are only there where an image may have several classes, ``calibration`` in int8.
 
 
 def deciding(conditions: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of the conditions that are among `DECIDE`."""
-    return {name: conditions[name] for name in DECIDE if name in conditions}
+    """Those of the conditions that are among `DECIDE`; in int8 also what computes the rest."""
+    found = {name: conditions[name] for name in DECIDE if name in conditions}
+    if str(conditions.get("hardware")).endswith(FLOATS_IN_BF16):
+        found["floats"] = "bf16"
+    return found
 
 
 def engine_to_go_on_with(made: Mapping[str, Any] | None, asked: EngineChoice) -> EngineChoice:

@@ -112,6 +112,9 @@ def floats_in(precision: str, takes_pixels: bool = False) -> FloatPrecision:
     return "bf16" if in_bf16 and computes_in("openvino", "bf16") else "fp32"
 
 
+FLOATS_IN_BF16 = ", floats in bf16"
+"""How ``hardware`` ends where that is so in int8."""
+
 HINT_OF: Mapping[FloatPrecision, str] = {"fp32": "f32", "bf16": "bf16"}
 """How OpenVINO calls it. Unasked it takes bf16 where the processor has it, without a word."""
 
@@ -290,7 +293,7 @@ class OpenVinoEngine:
         if record is not None and record.precision == "int8":
             self.precision = "int8"
             if running == "bf16":  # a matter of the processor, not of the file
-                self.hardware += ", floats in bf16"
+                self.hardware += FLOATS_IN_BF16
 
     def __call__(self, batch: NDArray[Any]) -> NDArray[np.float32]:
         """Images (B, 3, H, W), normalised, or pixels, to logits (B, classes)."""
