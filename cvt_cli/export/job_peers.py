@@ -11,7 +11,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +42,8 @@ class Task:
     exported: str | None = None  # the file that `transformers-openvino`, `-onnx` run
     precision: str = "fp32"
     macs: int = 0  # of one image
+    held_out: list[str] = field(default_factory=list)  # that "finetune" validates on
+    held_out_labels: list[int] = field(default_factory=list)
 
 
 def main(task: Task) -> None:
@@ -198,7 +200,7 @@ def _loop(task: Task) -> None:
 
 
 def _train(task: Task) -> None:
-    """One epoch of a plain loop: AdamW, float32; the weights are written at the end."""
+    """One epoch of a plain loop: AdamW, float32; validated and written at its end."""
     import torch
     from transformers import CvtForImageClassification
 
@@ -212,7 +214,13 @@ def _train(task: Task) -> None:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+    model.eval()
+    held_out, right = replace(task, paths=task.held_out, labels=task.held_out_labels), 0
+    with torch.inference_mode():
+        for images, labels in _batches(held_out):
+            right += int((model(images).logits.argmax(1) == labels).sum())
     model.save_pretrained(task.output)
+    Path(task.output, "top1.json").write_text(json.dumps(right / len(task.held_out)))
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -26,6 +26,7 @@ from cvt_cli.base.errors import CvtError, UsageError
 from cvt_cli.base.progress import Progress, Say, silent
 from cvt_cli.base.text import counted
 from cvt_cli.datasets import layouts
+from cvt_cli.datasets.labelled import LabelledImages
 from cvt_cli.export import benchmark, benchmark_peers
 from cvt_cli.export.benchmark_peers import Peer
 from cvt_cli.export.benchmark_sides import Network, Side, is_lacking, nothing_to_measure
@@ -39,6 +40,9 @@ from cvt_cli.spec.preprocessing import Preprocessing
 Job = Literal["predict", "evaluate", "finetune"]
 _LOOK_SEC = 0.1
 """So often a process's memory is looked at; Linux forgets it with its end."""
+
+_HELD_OUT, _SEED = 0.1, 0
+"""What part of the images "finetune" sets aside for validation, and by what they are drawn."""
 
 TIMM_LOOP = "timm-loop"
 PEERS = (*benchmark_peers.PEERS, TIMM_LOOP)
@@ -143,16 +147,20 @@ def measure(
 
     _check_peers(job, against)
     place = devices.choose_device(device)
-    paths, labels, classes = _images(job, data)
+    pictures = _images(job, data)
+    paths, classes = pictures.paths, pictures.classes
     network, how = _written(network, folder / "model", classes)
+    count = len(paths) + len(pictures.held_out)
     task = Task(
-        *("decode", job, paths, labels, len(classes), str(folder / "model")),
+        *("decode", job, paths, pictures.labels, len(classes), str(folder / "model")),
         *how.size,
         round(min(how.size) / how.crop_pct) if how.resize == "crop" else None,
         batch_size=batch_size,
         device=str(place),
         output=str(folder / "decoded"),
         macs=network.macs,
+        held_out=pictures.held_out,
+        held_out_labels=pictures.held_out_labels,
     )
     sides = [_peer(name, task, network, folder) for name in dict.fromkeys(against)]
     for engine in engines if job != "finetune" else ("torch",):
@@ -163,7 +171,7 @@ def measure(
         raise nothing_to_measure(engines, precisions, str(place))
     hardware = devices.hardware(place)
     say(
-        f"{job}, {counted(len(paths), 'image')}, {network.name}; {place}, {hardware}; "
+        f"{job}, {counted(count, 'image')}, {network.name}; {place}, {hardware}; "
         f"{counted(len(sides), 'configuration')}, {counted(rounds, 'round')}"
     )
     decoding = None if job == "finetune" else _peer_command(task, folder / "decode.json")
@@ -190,10 +198,10 @@ def measure(
     decode_rate = statistics.median(decoded) if decoded else None
     bounds = _bounds(sides, decode_rate, rounds, folder)
     return Measured(
-        *(job, network.name, len(paths), batch_size, str(place), hardware, rounds),
+        *(job, network.name, count, batch_size, str(place), hardware, rounds),
         machine.versions(benchmark.VERSIONS),
         decode_rate,
-        tuple(_rows(sides, seconds, memory, len(paths), bounds)),
+        tuple(_rows(sides, seconds, memory, count, bounds)),
     )
 
 
@@ -207,14 +215,24 @@ def _check_peers(job: Job, against: Sequence[str]) -> None:
         benchmark_peers.require(cast("Peer", "transformers" if name == TIMM_LOOP else name))
 
 
-def _images(job: Job, data: str) -> tuple[list[str], list[int], tuple[str, ...]]:
-    """The pictures' files; their classes and the classes' names where the job needs them."""
+@dataclass(frozen=True)
+class _Pictures:
+    """A job's: files, and their classes where it needs them."""
+
+    paths: list[str]
+    labels: list[int]
+    classes: tuple[str, ...] = ()
+    held_out: list[str] = field(default_factory=list)  # that "finetune" chooses the best epoch by
+    held_out_labels: list[int] = field(default_factory=list)
+
+
+def _images(job: Job, data: str) -> _Pictures:
     if job == "predict":
         place = Path(data)
         found = [str(path) for path in finding.images_in(place)] if place.is_dir() else []
         if not found:
             raise UsageError(f"--data `{data}`: a job needs a folder with images")
-        return found, [], ()
+        return _Pictures(found, [])
     split: Literal["train", "test"] = "train" if job == "finetune" else "test"
     images = layouts.open_dataset(data, split, Path(data))
     tree = images.tree
@@ -223,7 +241,15 @@ def _images(job: Job, data: str) -> tuple[list[str], list[int], tuple[str, ...]]
     paths = [str(images.root / name) for name in images.names]
     if gone := next((path for path in paths if not os.path.isfile(path)), None):
         raise UsageError(f"--data `{data}`: a job needs files on disk, and `{gone}` is none")
-    return paths, [int(label) for label in images.labels], images.classes
+    if job == "finetune":
+        training, held_out = images.split(_HELD_OUT, _SEED)
+        return _Pictures(*_files(training), images.classes, *_files(held_out))
+    return _Pictures(*_files(images), images.classes)
+
+
+def _files(images: LabelledImages) -> tuple[list[str], list[int]]:
+    paths = [str(images.root / name) for name in images.names]
+    return paths, [int(label) for label in images.labels]
 
 
 def _written(
@@ -250,6 +276,7 @@ def _ours(
     made = folder / f"ours-{engine}-{precision}"
     if task.job == "finetune":
         batches = ["--batch-size", str(task.batch_size), "--epochs", "1"]
+        batches += ["--val-fraction", str(_HELD_OUT), "--seed", str(_SEED)]
         more = ["--augment", "crop-flip", "--output", str(made)]
         command = [*cvt, "finetune", data, *how, *batches, *more]
         return _Side("torch", precision, command, made=made)
@@ -330,6 +357,12 @@ def _run(command: Sequence[str], environment: Mapping[str, str]) -> tuple[float,
             process.wait()
             raise
         took = time.perf_counter() - started
+        if process.returncode < 0:
+            raise CvtError(
+                f"`{shlex.join(command)}` was ended by signal {-process.returncode}, as happens "
+                "when memory runs out",
+                hint="try a smaller --batch-size or --res",
+            )
         if process.returncode:
             said.seek(0)
             lines = said.read().decode(errors="replace").strip().splitlines() or ["nothing"]

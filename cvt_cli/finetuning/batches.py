@@ -297,6 +297,8 @@ class Batches:
         shape, labels = (processes, parts, part_images), data.labels if balanced else None
         self._places = _Places(len(data), shape, rank, seed, every_image, labels)
         self.step_images, self.steps = self._places.step_images, self._places.steps
+        # Of `first`; not a generator of this object's, with which it would be a cycle (`_Places`).
+        self._begun: tuple[list[Part], Iterator[Any]] | None = None
         self._loader = DataLoader(
             _Varied(data, transform, seed),
             batch_sampler=self._places,
@@ -317,17 +319,37 @@ class Batches:
         Raises:
             DataError: an image cannot be read.
         """
+        begun, self._begun = self._begun, None
+        if begun is not None and epoch == first_step == 0:
+            parts, decoded = begun
+            yield parts
+        else:
+            decoded = self._decoded(epoch, first_step)
+        yield from _steps(decoded, self.parts)
+
+    def first(self) -> list[Part]:
+        """The first step of all, from which `of_epoch` goes on without decoding it anew."""
+        decoded = self._decoded(0, 0)
+        parts = next(_steps(decoded, self.parts))
+        self._begun = parts, decoded
+        return parts
+
+    def _decoded(self, epoch: int, first_step: int) -> Iterator[Any]:
         self._places.epoch, self._places.first_step = epoch, first_step
-        parts: list[Part] = []
         with _sigterm_held_back():
-            decoded = iter(self._loader)
-        for part in decoded:
-            if isinstance(part, _Problem):
-                raise DataError(part.message, hint=part.hint)
-            parts.append(tuple(map(torch.as_tensor, part)))
-            if len(parts) == self.parts:
-                yield parts
-                parts = []
+            return iter(self._loader)
+
+
+def _steps(decoded: Iterator[Any], count: int) -> Iterator[list[Part]]:
+    """Lists of so many parts; raises DataError for an image that cannot be read."""
+    parts: list[Part] = []
+    for part in decoded:
+        if isinstance(part, _Problem):
+            raise DataError(part.message, hint=part.hint)
+        parts.append(tuple(map(torch.as_tensor, part)))
+        if len(parts) == count:
+            yield parts
+            parts = []
 
 
 @contextmanager

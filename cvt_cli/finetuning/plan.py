@@ -36,7 +36,8 @@ TIMED_STEPS = 3
 """By which a plan estimates the time, at most; nothing is learnt in them."""
 
 _STEPS_OF_A_TIMED_ONE = 100
-"""So many steps a run has for each that is timed: each takes a hundredth of its time at most."""
+"""So many steps a run has for each that is timed: each takes a hundredth of its time at most. A
+shorter run's own first step is timed, and its gradients are kept for it."""
 
 _OTHER_VERSION = (
     "continue with the version of cvt that began it, or start another run, for example from "
@@ -157,7 +158,10 @@ def _length(job: Job, batches: Batches, trainer: Trainer | None) -> dict[str, An
         most = TIMED_STEPS
         if job.device.type == "cpu":  # elsewhere the first step is many times as slow as others
             most = min(most, steps // _STEPS_OF_A_TIMED_ONE)
-        step_sec, timed = trainer.trial(batches.of_epoch(0), most)
+        if most == 0 and torchrun.count() == 1:  # the run's own first step is timed
+            step_sec, timed = trainer.first_ahead(batches.first()), 1
+        else:
+            step_sec, timed = trainer.trial(batches.of_epoch(0), most)
     # Forward alone takes about a third of forward and backward.
     validation = len(job.images.validation) * step_sec / batches.step_images / 3
     epochs = -(-steps // batches.steps)

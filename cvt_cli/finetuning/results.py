@@ -103,7 +103,7 @@ def _named(several: bool, values: dict[str, Any]) -> dict[str, Any]:
 
 
 def finish(folder: Path, job: Job, position: Position, part: Epoch | None, say: Say) -> Result:
-    """Write results.json and, where there is matplotlib, curves.png; give the result.
+    """Write results.json and, of several epochs, curves.png with matplotlib; give the result.
 
     Args:
         folder: of the run.
@@ -158,7 +158,7 @@ def finish(folder: Path, job: Job, position: Position, part: Epoch | None, say: 
         else dict(zip(job.labels.names, best.thresholds, strict=True)),
     )
     if torchrun.rank() == 0:
-        if figures.available() and job.takes_steps:
+        if figures.available() and len(rows) > 1:  # of one there is no curve
             curves = [asdict(row) for row in rows]
             main = ("val_map", "mAP") if job.several else ("val_top1", "Top-1")
             figures.draw_curves(curves, folder / "curves.png", folder.resolve().name, main)

@@ -70,6 +70,7 @@ class Trainer:
         self.recipe, self.schedule = recipe, schedule
         self.device, self.precision, self.seed = device, precision, seed
         self.step_number = 0
+        self._ahead: tuple[Tensor, list[Tensor]] | None = None  # see `first_ahead`
         self._frozen, self._several = frozen, several
         self._weights = None if class_weights is None else class_weights.to(device)
         self._mix = mixing(AUGMENTATIONS[recipe.augment or "none"], model.config.num_classes)
@@ -168,7 +169,9 @@ class Trainer:
         rate = self.schedule(self.step_number)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["rate_scale"]
-        loss = self.backward(parts, images)
+        loss = self._taken_ahead()
+        if loss is None:
+            loss = self.backward(parts, images)
         if self.recipe.clip_norm:
             self.scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_norm)
@@ -194,7 +197,8 @@ class Trainer:
         Forward and backward only: nothing is learnt, and statistics are put back. One more comes
         before them to warm up; without any it is this one that is timed.
         """
-        buffers = [(buffer, buffer.clone()) for buffer in self.model.buffers()]
+        buffers = list(self.model.buffers())
+        before = [buffer.clone() for buffer in buffers]
         trained, self._trained = self._trained, self.model  # without talking to other processes
         tried = -1 if steps else 0
         started = perf_counter()
@@ -210,10 +214,31 @@ class Trainer:
         seconds = perf_counter() - started
         self._trained = trained
         self.optimizer.zero_grad(set_to_none=True)
-        with torch.no_grad():
-            for buffer, before in buffers:
-                buffer.copy_(before)
+        _fill(buffers, before)
         return seconds / max(tried, 1), max(tried, 0)
+
+    def first_ahead(self, parts: Sequence[Part]) -> float:
+        """Compute the first step's gradients, which `step` then takes; the seconds that it took.
+
+        Until then the network is as it was. Of one process alone, whose step has these parts.
+        """
+        buffers = list(self.model.buffers())
+        before = [buffer.clone() for buffer in buffers]
+        started = perf_counter()
+        loss = self.backward(parts)
+        loss.item()
+        seconds = perf_counter() - started
+        self._ahead = loss, [buffer.clone() for buffer in buffers]
+        _fill(buffers, before)
+        return seconds
+
+    def _taken_ahead(self) -> Tensor | None:
+        """The loss of a first step whose gradients were computed ahead, its statistics in place."""
+        if self._ahead is None:
+            return None
+        (loss, after), self._ahead = self._ahead, None
+        _fill(list(self.model.buffers()), after)
+        return loss
 
     def _training_mode(self) -> None:
         self.model.train()
@@ -263,6 +288,8 @@ class Trainer:
 
     def restore(self, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> None:
         """Go on from what `tensors` and `numbers` gave."""
+        self._ahead = None
+        self.optimizer.zero_grad(set_to_none=True)
 
         def below(prefix: str) -> dict[str, Tensor]:
             return {
@@ -282,6 +309,12 @@ class Trainer:
         self.optimizer.load_state_dict({"state": state, "param_groups": groups})
         self.scaler.load_state_dict(dict(numbers["scaler"]))
         self.step_number = numbers["step"]
+
+
+@torch.no_grad()
+def _fill(tensors: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+    for tensor, value in zip(tensors, values, strict=True):
+        tensor.copy_(value)
 
 
 def keep_memory() -> None:

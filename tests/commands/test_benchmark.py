@@ -1,5 +1,6 @@
 """`cvt benchmark` measures what it says; no test asserts a speed."""
 
+import json
 import os
 import signal
 import statistics
@@ -15,9 +16,12 @@ from cvt_cli.base import files, places
 from cvt_cli.base.errors import CvtError
 from cvt_cli.engines import runtimes
 from cvt_cli.export import benchmark, benchmark_sides, jobs
+from cvt_cli.export.benchmark_sides import Network
 from cvt_cli.export.job_peers import Task
 from cvt_cli.spec import variants
 from tests_shared import Machine
+
+KEPT = Path(__file__).parents[1] / "kept"
 
 QUICK = ["--rounds", 2, "--variant", "nano"]
 
@@ -125,7 +129,25 @@ def test_whole_jobs_are_timed_from_files_to_files_beside_other_loops(
     trained = cvt_process(*job, "--job", "finetune", "--against", "timm-loop").json
 
     assert [row["name"] for row in trained["rows"]] == ["timm-loop", "torch"]
-    assert trained["decode_images_per_sec"] is None
+    assert trained["images"] == 16 and trained["decode_images_per_sec"] is None
+
+
+def test_both_sides_of_a_training_job_hold_the_same_images_out(cvt, tmp_path: Path) -> None:
+    data = KEPT / "images"
+    pictures = jobs._images("finetune", str(data))
+    network = Network.of("nano", variants.VARIANTS["nano"].config, 32, 32)
+    task = Task("timm-loop", "finetune", pictures.paths, pictures.labels, 3, str(KEPT / "model"),
+                32, 32, None, 8, "cpu", str(tmp_path / "theirs"), held_out=pictures.held_out,
+                held_out_labels=pictures.held_out_labels)  # fmt: skip
+    ours = jobs._ours("torch", "fp32", str(data), network, task, tmp_path)
+
+    assert cvt(*ours.command[ours.command.index("cvt_cli") + 1 :]).exit_code == 0
+    assert ours.made is not None
+    split = json.loads((ours.made / "split.json").read_text())
+    assert [str(data / name) for name in split["validation"]] == pictures.held_out
+    files = set(map(str, data.glob("*/*.png")))
+    assert {*pictures.paths, *pictures.held_out} == files
+    assert len(pictures.paths) + len(pictures.held_out_labels) == len(files)
 
 
 def test_a_precision_without_a_fast_product_has_no_peak_and_is_not_waited_for(
@@ -241,20 +263,31 @@ def test_a_picture_that_no_side_can_read_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs POSIX signals")
-def test_a_job_that_is_terminated_ends_the_side_that_runs(tmp_path: Path) -> None:
-    code = (
+def test_a_side_that_is_killed_is_an_error_that_says_so() -> None:
+    with pytest.raises(CvtError, match="was ended by signal 9, as happens when memory runs out"):
+        jobs._run(["sh", "-c", "kill -9 $$"], os.environ)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs POSIX signals")
+@pytest.mark.parametrize(
+    ("told", "code"), [("SIGTERM", 128 + signal.SIGTERM), ("SIGINT", -signal.SIGINT)]
+)
+def test_a_job_that_is_stopped_ends_the_side_that_runs(
+    tmp_path: Path, told: str, code: int
+) -> None:
+    program = (
         "import os; from cvt_cli.export import jobs\n"
         "with jobs.ended_together():\n"
         "    jobs._run(['sh', '-c', 'echo $$ > side; exec sleep 60'], os.environ)"
     )
-    process = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path)
+    process = subprocess.Popen([sys.executable, "-c", program], cwd=tmp_path)
     while not (tmp_path / "side").exists() or not (tmp_path / "side").read_text():
         assert process.poll() is None
         time.sleep(0.01)
 
-    process.terminate()
+    process.send_signal(getattr(signal, told))
 
-    assert process.wait(20) == 128 + signal.SIGTERM
+    assert process.wait(20) == code
     with pytest.raises(ProcessLookupError):
         os.kill(int((tmp_path / "side").read_text()), 0)
 

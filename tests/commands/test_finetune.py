@@ -649,7 +649,7 @@ def test_a_run_below_its_own_data_is_no_class_of_them(
 ) -> None:
     shutil.copytree(KEPT / "images", tmp_path / around, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
-    options = ["--model", KEPT / "model", "--epochs", 1, "--warmup-epochs", 0.1, "--workers", 0]
+    options = ["--model", KEPT / "model", "--epochs", 2, "--warmup-epochs", 0.1, "--workers", 0]
 
     results = [cvt("finetune", "--data", ".", *options) for _ in range(2)]  # both below runs/
     run = min(Path("runs").iterdir())

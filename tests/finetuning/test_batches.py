@@ -156,11 +156,37 @@ def test_every_image_is_seen_once_an_epoch_in_steps_of_nearly_one_size(
         assert whole == seen or most // processes // parts < 2  # the same images in each step
 
 
-def test_workers_end_as_soon_as_nobody_needs_their_batches(signdigits: Path) -> None:
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_epoch_goes_on_from_a_first_step_that_was_asked_for_before(
+    signdigits: Path, workers: int
+) -> None:
+    data = layouts.open_dataset(str(signdigits), "train", Path())
+    source, other = (batches(data, 0, 1, 2, workers) for _ in "ab")
+
+    first = source.first()
+    epochs = [list(source.of_epoch(number)) for number in (0, 0, 1)]
+    again = source.first()
+    elsewhere = next(source.of_epoch(0, 2))
+
+    assert equal(first, epochs[0][0]) and equal(again, first)
+    for number, epoch in zip((0, 0, 1), epochs, strict=True):
+        expected = list(other.of_epoch(number))
+        assert len(epoch) == len(expected) == source.steps
+        assert all(map(equal, epoch, expected))
+    assert equal(elsewhere, epochs[0][2])
+
+
+def equal(step: list[Part], other: list[Part]) -> bool:
+    pairs = zip(step, other, strict=True)
+    return all(torch.equal(a, b) for p, q in pairs for a, b in zip(p, q, strict=True))
+
+
+@pytest.mark.parametrize("asked", ["first", "of_epoch"])
+def test_workers_end_as_soon_as_nobody_needs_their_batches(signdigits: Path, asked: str) -> None:
     data = layouts.open_dataset(str(signdigits), "train", Path())
     before = set(multiprocessing.active_children())
     source = batches(data, 0, 1, 1, workers=1)
-    epoch = source.of_epoch(0)
+    epoch = source.of_epoch(0) if asked == "of_epoch" else iter([source.first()])
     next(epoch)
     (worker,) = set(multiprocessing.active_children()) - before
 

@@ -211,6 +211,33 @@ def test_a_trial_leaves_the_network_as_it_was(steps: int, timed: int, used: int)
     assert same(model, before) and all(p.grad is None for p in model.parameters())
 
 
+def test_a_first_step_whose_gradients_were_computed_ahead_is_that_step_bit_by_bit() -> None:
+    model, other, before = (small_model(drop_path=0.5) for _ in range(3))
+    recipe = replace(PLAIN, augment="imagenet", clip_norm=1.0)
+    straight, ahead = make_trainer(model, recipe, ema=5), make_trainer(other, recipe, ema=5)
+
+    seconds = ahead.first_ahead([a_batch(0)])
+    untouched = same(other, before)
+    losses = [[t.step([a_batch(i)]).item() for i in range(3)] for t in (straight, ahead)]
+
+    assert seconds > 0 and untouched
+    assert losses[0] == losses[1]
+    assert same(other, model) and same(ahead.best_model, straight.best_model)
+
+
+def test_what_was_computed_ahead_is_forgotten_by_a_trainer_that_is_restored() -> None:
+    model, other = small_model(), small_model()
+    straight, ahead = make_trainer(model), make_trainer(other)
+    saved = {name: tensor.clone() for name, tensor in straight.tensors().items()}
+    straight.step([a_batch(1)])
+
+    ahead.first_ahead([a_batch(0)])
+    ahead.restore(saved, ahead.numbers())
+    ahead.step([a_batch(1)])
+
+    assert same(other, model)
+
+
 WEIGHTS = torch.tensor([1.0, 2.0, 4.0])
 
 
