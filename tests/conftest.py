@@ -32,6 +32,7 @@ def pytest_configure(config: pytest.Config) -> None:
         # For the processes that share the tests, and for theirs: more threads than cores wait for
         # each other by spinning, many times as long as one thread takes.
         os.environ.setdefault("OMP_NUM_THREADS", "1")
+        os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # where a test takes two all the same
     if hasattr(config, "workerinput") or not config.getoption("numprocesses"):
         # Under nohup and in the background these are ignored, and what a test starts would inherit
         # that. It does not inherit a handler, and one that does nothing ignores as well.

@@ -1,5 +1,6 @@
 """`cvt export`: files that run elsewhere, and say the same there and here."""
 
+import functools
 import json
 import os
 import pickle
@@ -9,7 +10,9 @@ import subprocess
 import sys
 import time
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -170,6 +173,16 @@ def test_the_lines_of_the_docs_answer_with_plain_onnxruntime(files: Path, tmp_pa
 
 
 @pytest.fixture(scope="module")
+def counted(files: Path, five_hundred: Path) -> Callable[[str], dict[str, Any]]:
+    """What an evaluation of 500 images on one of the files says."""
+    return functools.cache(
+        lambda name: (
+            run(files, "evaluate", "--data", five_hundred, "--json", "--model", files / name).json
+        )
+    )
+
+
+@pytest.fixture(scope="module")
 def of_torch(files: Path, five_hundred: Path, tmp_path_factory: pytest.TempPathFactory):
     """What the checkpoint says on torch: of 500 images, of a photograph, and its features."""
     features = tmp_path_factory.mktemp("torch") / "features.npz"
@@ -182,9 +195,9 @@ def of_torch(files: Path, five_hundred: Path, tmp_path_factory: pytest.TempPathF
 
 @pytest.mark.parametrize("name", FILES)
 def test_it_counts_what_torch_counts_on_500_images(
-    files: Path, five_hundred: Path, of_torch, name: str
+    counted: Callable[[str], dict[str, Any]], of_torch, name: str
 ) -> None:
-    ours = run(files, "evaluate", "--data", five_hundred, "--json", "--model", files / name).json
+    ours = counted(name)
     theirs, _, _ = of_torch
 
     assert ours["n"] == 500 and ours["engine"] == ENGINES[name]
@@ -447,7 +460,7 @@ def calibration(tmp_path_factory: pytest.TempPathFactory, cifar10: Path) -> Path
 
 @pytest.mark.parametrize("name", ["q.onnx", slow("q.xml")])
 def test_int8_is_calibrated_on_images_and_counts_nearly_the_same(
-    files: Path, tmp_path: Path, calibration: Path, five_hundred: Path, name: str
+    files: Path, tmp_path: Path, calibration: Path, five_hundred: Path, counted, name: str
 ) -> None:
     pytest.importorskip("nncf") if name == "q.xml" else None
     result = run(
@@ -459,9 +472,8 @@ def test_int8_is_calibrated_on_images_and_counts_nearly_the_same(
     assert result.json["calibration_images"] == 100 and result.json["precision"] == "int8"
     whole = json.loads((files / f"nano{Path(name).suffix}.json").read_text())
     assert result.json["bytes"] < 0.6 * whole["bytes"]
-    arguments = ["evaluate", "--data", five_hundred, "--json", "--model"]
-    ours = run(files, *arguments, tmp_path / name).json
-    theirs = run(files, *arguments, files / f"nano{Path(name).suffix}").json
+    ours = run(files, "evaluate", "--data", five_hundred, "--json", "--model", tmp_path / name).json
+    theirs = counted(f"nano{Path(name).suffix}")
     if name == "q.onnx":  # sound, though OpenVINO does not run it
         other = run(files, "predict", CHELSEA, "--engine", "openvino", "--model", tmp_path / name)
         if other.exit_code:
@@ -845,7 +857,7 @@ LAYOUTS = ("reference", "transformers")
 
 @pytest.mark.parametrize(
     "variant",
-    [*(v for v in VARIANTS if v != "w24"), pytest.param("w24", marks=pytest.mark.slow)],
+    [pytest.param(v, marks=pytest.mark.slow if v in ("21", "w24") else ()) for v in VARIANTS],
 )
 def test_layouts_are_converted_to_each_other_bit_by_bit(cvt, tmp_path: Path, variant: str) -> None:
     size = VARIANTS[variant].preprocessing.height

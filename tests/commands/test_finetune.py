@@ -68,7 +68,7 @@ def test_training_from_scratch_learns_and_leaves_what_is_needed(
     cvt, learnable: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
-    options = ["--epochs", 8, "--warmup-epochs", 1, "--batch-size", 16, "--lr", 2e-3]
+    options = ["--epochs", 5, "--warmup-epochs", 1, "--batch-size", 16, "--lr", 2e-3]
 
     result = cvt(
         "finetune", "--data", learnable, "--variant", "nano", "--augment", "crop-flip",
@@ -84,7 +84,7 @@ def test_training_from_scratch_learns_and_leaves_what_is_needed(
     assert low < result.json["val_top1"] < high
     assert json.loads((run / "results.json").read_text()) == result.json
     lines = (run / "metrics.csv").read_text().splitlines()
-    assert len(lines) == 9
+    assert len(lines) == 6
     assert lines[0] == (
         "epoch,learning_rate,training_loss,val_loss,val_top1,val_top5,val_balanced_accuracy,"
         "val_macro_f1,val_roc_auc,seconds,step"
@@ -526,7 +526,7 @@ def largest_change(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor])
 
 def test_gradients_are_clipped(cvt, plain: Path, tmp_path: Path) -> None:
     options = ["finetune", "--data", KEPT / "images", *TINY, "--weight-decay", 0]
-    cvt(*options, "--clip", 1e-15, "-o", tmp_path / "still")
+    cvt(*options, "--clip", 1e-15, "--epochs", 1, "-o", tmp_path / "still")
     cvt(*options, "--clip", 0, "-o", tmp_path / "free")
 
     start = {n: t for n, t in load_file(KEPT / "model" / "model.safetensors").items() if t.ndim > 1}
@@ -551,7 +551,8 @@ def test_rare_classes_weigh_more(cvt, tmp_path: Path) -> None:
             place.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(KEPT / "images" / name / f"{number}.png", place)
     # The head alone, since BatchNorm's statistics of four images are not those of eight.
-    options = ["finetune", "--data", tmp_path / "data", *TINY, "--lr", 1e-8, "--freeze", "backbone"]
+    options = ["finetune", "--data", tmp_path / "data", *TINY, "--epochs", 1, "--lr", 1e-8,
+               "--freeze", "backbone"]  # fmt: skip
     asked = [
         ("weighted", ["--class-weights", "balanced"]),
         ("in parts", ["--class-weights", "balanced", "--accumulate", 2, "--batch-size", 4]),
@@ -571,11 +572,11 @@ def test_rare_classes_weigh_more(cvt, tmp_path: Path) -> None:
 
 def test_parts_make_one_step(cvt, tmp_path: Path) -> None:
     result = cvt(
-        "finetune", "--data", KEPT / "images", *TINY, "--batch-size", 4, "--accumulate", 2,
-        "-o", tmp_path / "r", "--json",
+        "finetune", "--data", KEPT / "images", *TINY, "--epochs", 2, "--batch-size", 4,
+        "--accumulate", 2, "-o", tmp_path / "r", "--json",
     )  # fmt: skip
 
-    assert result.json["steps"] == 6 * 4  # of 27 images, up to 8 each
+    assert result.json["steps"] == 2 * 4  # of 27 images, up to 8 each
 
 
 def test_checkpointed_blocks_are_computed_twice_to_the_same_bits(
@@ -588,7 +589,7 @@ def test_checkpointed_blocks_are_computed_twice_to_the_same_bits(
         "forward",
         lambda self, *args: calls.append(self.training) or forward(self, *args),
     )
-    options = ["finetune", "--data", KEPT / "images", *TINY]
+    options = ["finetune", "--data", KEPT / "images", *TINY, "--epochs", 1]
     counts = []
     for name, more in (("kept", []), ("twice", ["--checkpoint-activations"])):
         calls.clear()
@@ -757,10 +758,10 @@ def test_a_small_network_is_trained_in_one_thread(
 ) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     found = []
-    for model, res in ((KEPT / "model", 32), ("cvt-nano-cifar10", 128)):
+    for model, res in ((KEPT / "model", 32), ("cvt-nano-cifar10", 72)):
         plan = cvt(
             "finetune", "--data", KEPT / "images", "--model", model, "--res", res, "--dry-run",
-            "--batch-size", 16, "--workers", 0, "--json",
+            "--batch-size", 4, "--workers", 0, "--json",
         ).json  # fmt: skip
         found.append(plan["hardware"])
     assert torch.get_num_threads() == 2  # is as it was
@@ -879,7 +880,7 @@ def test_the_card_of_a_linear_probe_states_what_was_used(cvt, tmp_path: Path) ->
 
 def test_a_machine_with_little_shared_memory_trains_all_the_same(tmp_path: Path) -> None:
     command = shlex.join(
-        ["finetune", "--data", str(KEPT / "images"), "--model", str(KEPT / "model"), "--res", "256",
+        ["finetune", "--data", str(KEPT / "images"), "--model", str(KEPT / "model"), "--res", "128",
          "--epochs", "1", "--batch-size", "16", "--workers", "2", "-o", str(tmp_path / "run")]
     )  # fmt: skip
     shell = (
@@ -893,7 +894,7 @@ def test_a_machine_with_little_shared_memory_trains_all_the_same(tmp_path: Path)
 
     assert done.returncode == 0, done.stderr
     assert (
-        "/dev/shm has 8.4 MB free, and the batches of 2 workers take up to 75.5 MB" in done.stderr
+        "/dev/shm has 8.4 MB free, and the batches of 2 workers take up to 18.9 MB" in done.stderr
     )
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import functools
 import json
 import os
 import pty
@@ -220,9 +221,15 @@ def golden_config(spec: dict[str, Any], num_classes: int) -> CvTConfig:
 
 def golden_state(config: CvTConfig) -> dict[str, torch.Tensor]:
     """The golden weights of a network, by reference name."""
+    return {name: tensor.clone() for name, tensor in _golden_state(config).items()}
+
+
+@functools.lru_cache(maxsize=1)
+def _golden_state(config: CvTConfig) -> dict[str, torch.Tensor]:
+    """Those last asked for; computing them takes as long as running the network."""
     with torch.device("meta"):
         wanted = CvT(config).state_dict()
-    return {n: torch.from_numpy(formula.weight(n, t.shape).copy()) for n, t in wanted.items()}
+    return {n: torch.from_numpy(formula.weight(n, t.shape)) for n, t in wanted.items()}
 
 
 def golden_model(config: CvTConfig) -> CvT:

@@ -24,15 +24,22 @@ from typing import IO, Any, Literal
 import warm_server
 
 IMPORTS = (
-    "numpy", "PIL.Image", "torch", "torchvision.io", "torchvision.transforms.v2", "onnx", "typer",
-    "pydantic.type_adapter", "pydantic.functional_validators", "rich.table", "rich.progress",
-    "cvt_cli.*", "safetensors.torch", "jinja2", "yaml", "filelock",
-    "torch.distributed.launcher.api", "forked_torchrun",
+    "numpy", "numpy.ma", "PIL.Image", "PIL.BmpImagePlugin", "PIL.GifImagePlugin",
+    "PIL.JpegImagePlugin", "PIL.PngImagePlugin", "PIL.PpmImagePlugin", "torch", "torchvision.io",
+    "torchvision.transforms.v2", "onnx", "typer", "pydantic.type_adapter",
+    "pydantic.functional_validators", "rich.table", "rich.progress", "cvt_cli.*",
+    "safetensors.torch", "jinja2", "yaml", "filelock", "torch.distributed.launcher.api",
+    "forked_torchrun",
+    # Of training: its curves and its event file.
+    "matplotlib.figure", "matplotlib.projections", "matplotlib.backends.backend_agg",
+    "tensorboard.compat.proto.event_pb2", "tensorboard.summary.writer.record_writer",
+    # Of .pt2 files.
+    "torch.export.pt2_archive._package", "torch.export._trace", "torch.fx.experimental.validator",
 )  # fmt: skip
 
 # Read when an interpreter or a library starts, so that a fork would not see them change.
 _READ_AT_START = (
-    "COVERAGE", "CUDA", "KMP_", "LANG", "LC_", "LD_", "MALLOC_", "MKL_", "OMP_", "OPENBLAS_",
+    "COVERAGE", "CUDA", "KMP_", "LANG", "LC_", "LD_", "MALLOC_", "MKL_", "MPL", "OMP_", "OPENBLAS_",
     "PYTHON", "TORCH_", "TYPER_", "_TYPER",
 )  # fmt: skip
 
