@@ -218,7 +218,8 @@ class Classifier:
         from cvt_cli.explanation import from_python
 
         if self._explainer is None:
-            self._explainer = from_python.load(self._made_with, *self._access)
+            checkpoint = self.model.checkpoint
+            self._explainer = from_python.load(checkpoint, self._made_with, *self._access)
         asked = from_python.asked(
             method, target, against, stage, top_k, score, self._exif, self._background
         )

@@ -177,7 +177,7 @@ def load_to_explain(
     checkpoint, size, activation = _found(text, Size.of(res), activation, access, or_embedded)
     if checkpoint.kind == "graph":
         raise UsageError(
-            f"`{text}` is an exported graph: it has no gradients, and keeps no attention",
+            f"`{checkpoint.path}` is an exported graph: it has no gradients and keeps no attention",
             hint="give the checkpoint that it was exported from",
         )
     opened = _open(checkpoint, size, activation, access)

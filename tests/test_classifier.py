@@ -2,6 +2,7 @@
 
 import io
 import pickle
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from PIL import Image
 
 import cvt_cli
 from cvt_cli import Classifier
+from cvt_cli.base import package
 from cvt_cli.base.errors import CheckpointError, ImageError, UsageError
 from tests_shared import CHELSEA, TESTS
 
@@ -277,6 +279,17 @@ def test_an_explanation_draws_itself_and_is_of_what_the_classifier_says() -> Non
     assert pickle.loads(pickle.dumps(classify)).explain(CHELSEA).box(why.explained[0].maps[0])
     with pytest.raises(UsageError, match="there is no method `magic`"):
         classify.explain(CHELSEA, method="magic")
+
+
+def test_an_explanation_is_not_of_weights_that_came_after_the_answers(tmp_path: Path) -> None:
+    model = shutil.copytree(package.DATA / "cvt-nano-cifar10", tmp_path / "model")
+    classify = Classifier(model, engine="torch")
+    shutil.copy(model / "model.safetensors", tmp_path / "better")
+    (tmp_path / "better").rename(model / "model.safetensors")
+
+    assert classify(CHELSEA)[0].label == "cat"
+    with pytest.raises(CheckpointError, match="was changed while it was used"):
+        classify.explain(CHELSEA)
 
 
 def test_an_explanation_sees_the_picture_as_the_answer_did() -> None:

@@ -6,6 +6,7 @@ from typing import Any
 from cvt_cli.base import streams
 from cvt_cli.base.errors import ImageError
 from cvt_cli.base.progress import silent
+from cvt_cli.checkpoints.checkpoint import Checkpoint
 from cvt_cli.checkpoints.locate import Access
 from cvt_cli.engines.ready import ReadyModel
 from cvt_cli.explanation import explainer
@@ -17,14 +18,18 @@ from cvt_cli.prediction.classify import Loadable
 
 
 def load(
-    made_with: Mapping[str, Any], revision: str | None, offline: bool
+    checkpoint: Checkpoint, made_with: Mapping[str, Any], revision: str | None, offline: bool
 ) -> tuple[ReadyModel, TracedEngine]:
-    """The network of a classifier, from what that was made with."""
+    """The network of a classifier, from the checkpoint that it answers by.
+
+    Raises:
+        CheckpointError: its files have changed since the classifier read them.
+    """
     access = Access(streams.say, silent, revision, offline)
-    text, res, resize, activation, device = (
-        made_with[name] for name in ("text", "res", "resize", "activation", "device")
+    res, resize, activation, device = (
+        made_with[name] for name in ("res", "resize", "activation", "device")
     )
-    return explainer.load(text, res, activation, device, access, resize=resize)
+    return explainer.load(checkpoint, res, activation, device, access, resize=resize)
 
 
 def asked(
