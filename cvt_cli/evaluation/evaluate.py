@@ -9,7 +9,7 @@ from typing import Any, overload
 
 from cvt_cli import loading
 from cvt_cli.base import machine, places, streams, torchrun
-from cvt_cli.base.errors import CvtError, UsageError
+from cvt_cli.base.errors import CvtError, DataError, UsageError
 from cvt_cli.base.progress import silent, unheard
 from cvt_cli.base.text import counted
 from cvt_cli.cards import gather
@@ -17,7 +17,7 @@ from cvt_cli.checkpoints.locate import Access
 from cvt_cli.datasets import datacheck, held_out
 from cvt_cli.datasets.classes import match_classes
 from cvt_cli.datasets.held_out import Origin
-from cvt_cli.datasets.labelled import LabelledImages, Split
+from cvt_cli.datasets.labelled import LabelledImages, Split, place_of
 from cvt_cli.datasets.table_sets import Told
 from cvt_cli.datasets.torchvision_sets import KNOWN_SETS
 from cvt_cli.engines.ready import ReadyModel, engine_to_go_on_with
@@ -228,6 +228,12 @@ def _evaluate(names: list[str], settings: Asked, access: Access) -> list[Result]
         written.finish(len(left))
     with torchrun.joined():
         _add_up(subjects, len(images), mine)
+    if not subjects[0].result.n:  # with --skip-unreadable
+        name, reason = subjects[0].result.failures[0]
+        raise DataError(
+            f"nothing was measured: none of {counted(len(images), 'image')} could be read, such as "
+            f"`{place_of(images.root, name)}`: {reason}"
+        )
     results = []
     for ready, one, origin in zip(models, subjects, origins, strict=True):
         found = _result(ready, one, origin, images, settings, access.offline)
