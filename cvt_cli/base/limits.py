@@ -57,6 +57,9 @@ LARGEST_TAR_HEADER = 1024**2
 LARGEST_TABLE = 512 * 1024**2
 """Bytes that are read at most of a file that is no image; CIFAR-100's largest has over 153 MB."""
 
+LIGHTEST_WEIGHT, HEAVIEST_WEIGHT = 1e-12, 1e12
+"""Of an image, or of a class: sums of them, and their squares, stay numbers, also in float32."""
+
 _MIB = 1024**2
 _PROCESSORS = machine.processors()
 

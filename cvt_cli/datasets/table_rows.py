@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cvt_cli.base.errors import DataError
+from cvt_cli.base.limits import HEAVIEST_WEIGHT, LIGHTEST_WEIGHT
 from cvt_cli.base.text import counted
 from cvt_cli.images.columns import Columns, mark
 from cvt_cli.images.packed import Packed, Packing
@@ -20,9 +21,6 @@ BETWEEN = "\x1f"
 
 _NOTHING = re.compile(r"^(?:\./+)+|(?<=[^/]/)(?:\./|/)+")
 """Parts of a path that lead nowhere: "./" at its start, and "//" or "/./" in it."""
-
-LIGHTEST, HEAVIEST = 1e-12, 1e12
-"""Weights of images: sums of them, and their squares, stay numbers."""
 
 SHOWN = 5
 """Rows or classes that a message names."""
@@ -206,12 +204,12 @@ class Reading:
                 found[place] = float(value)
             except (TypeError, ValueError):
                 found[place] = math.nan
-            if not LIGHTEST <= found[place] <= HEAVIEST:  # so for NaN
+            if not LIGHTEST_WEIGHT <= found[place] <= HEAVIEST_WEIGHT:  # so for NaN
                 raise self._wrong(
                     piece,
                     place,
                     f"has the weight {_shown(value)}; accepted are numbers above 0, from "
-                    f"{LIGHTEST:g} to {HEAVIEST:g}",
+                    f"{LIGHTEST_WEIGHT:g} to {HEAVIEST_WEIGHT:g}",
                 )
         return found
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from cvt_cli.base import text
 from cvt_cli.base.errors import UsageError
+from cvt_cli.base.limits import HEAVIEST_WEIGHT, LIGHTEST_WEIGHT
 
 ClassWeights = bool | str | dict[str, float]
 """``balanced``, ``balanced^P``, or the factor of each class that is named; True is the first, as
@@ -45,10 +46,10 @@ def parsed(told: str) -> ClassWeights:
             value = float(weight)
         except (TypeError, ValueError):
             value = math.nan
-        if not name or not (math.isfinite(value) and value > 0):
+        if not name or not LIGHTEST_WEIGHT <= value <= HEAVIEST_WEIGHT:  # so for NaN
             raise UsageError(
                 f"--class-weights: the weight of `{name}` is `{weight}`; it must be a number above "
-                "0",
+                f"0, from {LIGHTEST_WEIGHT:g} to {HEAVIEST_WEIGHT:g}",
                 hint="write it as CLASS=WEIGHT, or give a file if a name has a comma or = in it",
             )
         if name in found:

@@ -45,6 +45,8 @@ def test_a_number_beyond_its_limits_is_refused_before_anything_is_read(name: str
         ({"class_weights": "all"}, "--class-weights is `all`; accepted are `balanced`"),
         ({"class_weights": "balanced^2"}, "--class-weights is `balanced^2`; accepted are"),
         ({"class_weights": "a=0"}, "--class-weights: the weight of `a` is `0`; it must be a num"),
+        ({"class_weights": "a=1e300"}, "number above 0, from 1e-12 to 1e+12"),
+        ({"class_weights": "a=1e-50"}, "number above 0, from 1e-12 to 1e+12"),
         ({"class_weights": "a=1,a=2"}, "--class-weights names `a` twice"),
         ({"sampler": "all"}, "--sampler is `all`; accepted are `balanced`"),
         ({"select": "f1"}, "--select is `f1`; accepted are `top1`, `balanced`, `macro-f1`"),
