@@ -273,7 +273,7 @@ def _ours(
     """A command of ours, with its output replaced in every round."""
     cvt = [*machine.python(), "-m", "cvt_cli"]
     how = ["--model", task.model, "--precision", precision, "--device", task.device]
-    made = folder / f"ours-{engine}-{precision}"
+    made, data = folder / f"ours-{engine}-{precision}", _argument(data)
     if task.job == "finetune":
         batches = ["--batch-size", str(task.batch_size), "--epochs", "1"]
         batches += ["--val-fraction", str(_HELD_OUT), "--seed", str(_SEED)]
@@ -281,7 +281,7 @@ def _ours(
         command = [*cvt, "finetune", data, *how, *batches, *more]
         return _Side("torch", precision, command, made=made)
     how += ["--engine", engine]
-    prepare = [*cvt, "predict", task.paths[0], *how, "--json"]
+    prepare = [*cvt, "predict", _argument(task.paths[0]), *how, "--json"]
     how += ["--batch-size", str(task.batch_size), "--overwrite"]
     if task.job == "predict":
         command = [*cvt, "predict", data, *how, "--output", f"{made}.csv"]
@@ -291,6 +291,11 @@ def _ours(
     return _Side(
         engine, precision, command, prepare, Side(engine, precision, task.batch_size, network)
     )
+
+
+def _argument(path: str) -> str:
+    """A path that is no option, and no list of paths, on a command line."""
+    return os.path.join(os.curdir, path) if path.startswith(("-", "@")) else path
 
 
 def _peer(name: str, task: Task, network: Network, folder: Path) -> _Side:

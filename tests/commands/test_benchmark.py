@@ -19,6 +19,7 @@ from cvt_cli.export import benchmark, benchmark_sides, jobs
 from cvt_cli.export.benchmark_sides import Network
 from cvt_cli.export.job_peers import Task
 from cvt_cli.spec import variants
+from small_sets import class_folders
 from tests_shared import Machine
 
 KEPT = Path(__file__).parents[1] / "kept"
@@ -130,6 +131,22 @@ def test_whole_jobs_are_timed_from_files_to_files_beside_other_loops(
 
     assert [row["name"] for row in trained["rows"]] == ["timm-loop", "torch"]
     assert trained["images"] == 16 and trained["decode_images_per_sec"] is None
+
+
+def test_a_folder_whose_name_begins_as_an_option_does_can_be_measured_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    class_folders(Path("-photos"), {"cat": 1, "dog": 1})
+
+    network = Network.of("nano", variants.VARIANTS["nano"].config, 32, 32)
+    for job in ("predict", "evaluate"):
+        paths = jobs._images(job, "-photos").paths
+        task = Task("decode", job, paths, [0, 1], 2, "m", 32, 32, None, 4, "cpu", "out")
+        side = jobs._ours("torch", "fp32", "-photos", network, task, tmp_path)
+
+        assert side.command[side.command.index(job) + 1] == "./-photos"
+        assert side.prepare[side.prepare.index("predict") + 1] == "./-photos/cat/000.png"
 
 
 def test_both_sides_of_a_training_job_hold_the_same_images_out(cvt, tmp_path: Path) -> None:
