@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from stat import S_ISREG
 from typing import Any
 
 from cvt_cli.base import files, places, text
@@ -150,6 +151,8 @@ def hash_of(path: Path) -> str:
         OSError: it cannot be read.
     """
     stat, place = path.stat(), os.path.realpath(path)
+    if not S_ISREG(stat.st_mode):  # a pipe would be waited for
+        raise OSError("not a regular file")
     known = {
         "path": place,
         "device": stat.st_dev,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from cvt_cli.base import files, locks, machine, places, stamps
 from cvt_cli.base.conditions import Conditions, names_hash
-from cvt_cli.base.errors import CvtError, UsageError
+from cvt_cli.base.errors import CvtError, ImageError, UsageError
 from cvt_cli.base.text import counted
 from cvt_cli.checkpoints import export_metadata
 from cvt_cli.checkpoints.checkpoint import Checkpoint
@@ -21,6 +21,7 @@ from cvt_cli.engines.ready import ReadyModel
 from cvt_cli.export import prepared_graphs, quantise
 from cvt_cli.export.quantise import Right
 from cvt_cli.export.verification import MOST_CALIBRATION_IMAGES, PACKAGED, Arrays, Pictures, verify
+from cvt_cli.images import decode
 from cvt_cli.spec.formats import FORMATS, GraphFormat, Int8, Runtime
 from cvt_cli.spec.labels import Labels
 
@@ -52,10 +53,25 @@ def labels_of(pictures: Pictures, labels: Labels) -> list[int] | None:
     return [one[0] for one in found] if all(len(one) == 1 for one in found) else None
 
 
+def _hash_of(picture: Path) -> str:
+    """Of its file; raises ImageError if it cannot be read."""
+    try:
+        decode.open_regular(picture).close()
+        return stamps.hash_of(picture)
+    except OSError as error:
+        raise ImageError(f"`{picture}`: {(error.strerror or str(error)).lower()}") from None
+    except ImageError as error:
+        raise ImageError(f"`{picture}`: {error}") from None
+
+
 def fingerprint(pictures: Pictures, max_drop: float | None, labels: Labels) -> str:
     """A hash of what a graph was calibrated on: contents, folders, and what may be lost of which
-    classes, which decides the layers that stay in floats."""
-    found = [f"{stamps.hash_of(path)} {path.parent.name}" for path in pictures.paths]
+    classes, which decides the layers that stay in floats.
+
+    Raises:
+        ImageError: a picture cannot be read.
+    """
+    found = [f"{_hash_of(path)} {path.parent.name}" for path in pictures.paths]
     if max_drop is not None:
         found += [f"max drop {max_drop}", names_hash(labels.names)]
     return names_hash(found)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,31 @@ def calibration(cifar10: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
         for image in sorted(of_class.iterdir())[:2]:
             (folder / of_class.name / image.name).symlink_to(image)
     return folder
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("link", "no such file or directory"),
+        ("pipe", "not a regular file (a pipe, socket or device)"),
+        ("empty", "empty file (0 bytes)"),
+    ],
+)
+def test_a_calibration_image_that_cannot_be_read_is_named_and_not_waited_for(
+    cvt, tmp_path: Path, kind: str, said: str
+) -> None:
+    odd = tmp_path / "odd.png"
+    if kind == "link":
+        odd.symlink_to("nowhere")
+    elif kind == "pipe":
+        os.mkfifo(odd)
+    else:
+        odd.touch()
+
+    result = cvt("predict", CHELSEA, *IN_INT8, "--calibration", tmp_path)
+
+    assert result.exit_code == 1
+    assert result.stderr.endswith(f"error: `{odd}`: {said}\n")
 
 
 def test_a_checkpoint_is_quantised_once_for_its_images_and_answers_as_in_fp32(
