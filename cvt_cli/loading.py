@@ -155,12 +155,12 @@ def load_classifier(
     running, why = _run(opened, asked, access)
     access.detail(f"engine {running.name}: {why}")
     if precision == "auto" and images > MANY_IMAGES:
-        from cvt_cli.engines import bf16_advice, runtimes
+        from cvt_cli.engines import bf16_advice, parts
 
         def other(name: EngineName) -> "Engine":
             return _run(opened, replace(asked, precision="bf16", engine=name), access)[0]
 
-        job = images, runtimes.part_of(together, images, opened.macs), opened.macs
+        job = images, parts.part_of(together, images, opened.macs), opened.macs
         bf16_advice.advise(running, other, opened.described, *job, access.say)
     return ReadyModel(checkpoint, running, opened.described)
 
@@ -293,9 +293,9 @@ def _run(opened: _Opened, asked: _Asked, access: Access) -> "tuple[Engine, str]"
     graph_of = functools.cache(lambda: prepared_graphs.graph_of(checkpoint, opened.described))
     chosen, why = _choose_engine(asked, opened.macs, lambda: graph_of()[0].is_file())
     macs = opened.macs * asked.together
-    from cvt_cli.engines import runtimes
+    from cvt_cli.engines import parts, runtimes
 
-    part = runtimes.part_of(asked.together, asked.images, opened.macs)
+    part = parts.part_of(asked.together, asked.images, opened.macs)
     if chosen != "torch":
         graph, made_under = graph_of()
         try:
@@ -339,7 +339,7 @@ def _run_exported(checkpoint: Checkpoint, record: Record, asked: _Asked) -> "Eng
     height, width = record.preprocessing.size
     of_one = costs(checkpoint.name, record.config, height, width).macs
     macs = asked.together * of_one
-    from cvt_cli.engines import runtimes
+    from cvt_cli.engines import parts, runtimes
 
     assert form is not None
     able = FORMATS[form].engines
@@ -349,7 +349,7 @@ def _run_exported(checkpoint: Checkpoint, record: Record, asked: _Asked) -> "Eng
     wanted = [name for name in able if name == asked.engine]
     chosen = [*wanted, *(name for name in able if runtimes.installed(name)), able[0]][0]
     if chosen != "torch":
-        part = runtimes.part_of(asked.together, asked.images, of_one)
+        part = parts.part_of(asked.together, asked.images, of_one)
         return runtimes.open_graph(chosen, path, asked.precision, record, macs=macs, part=part)
     if asked.precision not in ("auto", record.precision):
         raise UsageError(f"`{path}` is in `{record.precision}`, not in `{asked.precision}`")

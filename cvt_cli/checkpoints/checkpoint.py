@@ -105,6 +105,7 @@ class Checkpoint:
 
     def _states(self) -> tuple[tuple[int, ...] | None, ...]:
         """What tells of each of its files whether it was replaced or written to."""
+        names: list[Path | None]
         if self.folder is None:
             names = [self.path, second_file(self.path)] if self.kind == "graph" else [self.path]
         else:

@@ -471,7 +471,8 @@ MaxDrop = Annotated[
     value_option(
         "POINTS",
         "Percentage points of top-1 that --precision int8 may lose on the calibration images, by "
-        "their class folders, else by agreement with fp32. Layers stay in floats until that holds.",
+        "their class folders, else by agreement with fp32. Layers stay in floating "
+        "point until that holds.",
         PERFORMANCE,
         "--max-drop",
         min=0,

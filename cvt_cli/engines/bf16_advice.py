@@ -15,8 +15,8 @@ from cvt_cli.base.package import DATA
 from cvt_cli.base.progress import Say
 from cvt_cli.base.text import duration
 from cvt_cli.checkpoints.folders import CheckpointConfig
+from cvt_cli.engines.parts import Part
 from cvt_cli.engines.protocol import Engine, logits_of
-from cvt_cli.engines.runtimes import Part
 from cvt_cli.images import decode, finding, transform
 from cvt_cli.spec.formats import EngineName
 

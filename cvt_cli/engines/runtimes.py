@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,17 +23,11 @@ from cvt_cli.base.errors import CheckpointError, CvtError, UsageError
 from cvt_cli.base.package import installing
 from cvt_cli.base.progress import Say
 from cvt_cli.checkpoints.export_metadata import PIXELS, Record
+from cvt_cli.engines.parts import Part, by_parts
 from cvt_cli.spec.formats import PRECISIONS, Runtime, by_suffix
 
 _MUCH = 10**15
 """MACs that pay for every thread."""
-
-_PART_MACS = 20 * 10**9
-"""MACs of each thread in a call that are enough for its speed: two threads' are 8 images of CvT-13
-at 224."""
-
-_PARTS_OF_A_LONG_JOB = 32
-"""Of fewer, the last one's empty places and the compilation cost what it saves."""
 
 FloatPrecision = Literal["fp32", "bf16"]  # that OpenVINO computes in
 
@@ -50,33 +44,6 @@ def require(runtime: str) -> None:
     """Raises UsageError, with the command that installs it, if a runtime is not there."""
     if not installed(runtime):
         raise UsageError(f"engine `{runtime}` is not installed", hint=installing(runtime))
-
-
-class Part(NamedTuple):
-    """How a batch is computed: in calls of so many images."""
-
-    images: int
-    fixed: bool  # the graph is compiled for exactly so many, and the last call is filled up
-
-
-def part_of(together: int, images: int, macs: int) -> Part:
-    """How many images a call shall have, whatever the size of the batch.
-
-    More are no faster, and take memory: 10 to 20 MB each of CvT-13 at 224. For a fixed number a
-    runtime chooses layouts beforehand, which saves some 5 % of the time of a long job.
-
-    Args:
-        together: images of a batch.
-        images: of the whole job.
-        macs: of one image.
-    """
-    enough = max(1, round(_PART_MACS * machine.threads_for(macs * together) / macs))
-    parts = [number for number in range(1, together + 1) if together % number == 0]
-    part = max([number for number in parts if number <= enough], default=1)
-    if 2 * part < min(enough, together):  # a prime number of images, say
-        part = min(number for number in parts if number > part)
-    long = images >= _PARTS_OF_A_LONG_JOB * part
-    return Part(part if long else enough, fixed=long)
 
 
 def can_prepare() -> bool:
@@ -98,9 +65,10 @@ def computes_in(runtime: Runtime, precision: str) -> bool:
 def floats_in(precision: str, takes_pixels: bool = False) -> FloatPrecision:
     """What OpenVINO computes the floats of a graph in, on this processor.
 
-    In int8 that is bf16 on one with AMX, for what is left in floats, attention most of all: beside
-    the rounding to 256 steps that to bf16 hardly counts, and in fp32 it would make int8 slower than
-    bf16. Without AMX, bf16 gains nothing. Preprocessing inside stays in fp32: grey levels need it.
+    In int8 that is bf16 on one with AMX, for what is left in floating point, attention most of all:
+    beside the rounding to 256 steps that to bf16 hardly counts, and in fp32 it would make int8
+    slower than bf16. Without AMX, bf16 gains nothing. Preprocessing inside stays in fp32, which
+    grey levels need.
 
     Args:
         precision: of the graph, or that is asked for.
@@ -180,22 +148,6 @@ def open_graph(
     return OpenVinoEngine(path, wanted, threads, record, part, say)
 
 
-def _by_parts(
-    run: Callable[[NDArray[Any]], NDArray[np.float32]], batch: NDArray[Any], part: Part | None
-) -> NDArray[np.float32]:
-    """A batch in calls of so many images; None is one call of all."""
-    if part is None:
-        return run(batch)
-    found = []
-    for start in range(0, len(batch), part.images):
-        some = batch[start : start + part.images]
-        if part.fixed and len(some) < part.images:
-            empty = np.zeros((part.images - len(some), *some.shape[1:]), some.dtype)
-            some = np.concatenate([some, empty])
-        found.append(run(some))
-    return np.concatenate(found)[: len(batch)]
-
-
 class OnnxRuntimeEngine:
     """A graph on ONNX Runtime's CPU provider, as a `protocol.Engine`."""
 
@@ -240,7 +192,7 @@ class OnnxRuntimeEngine:
         def run(some: NDArray[Any]) -> NDArray[np.float32]:
             return self._session.run([name], {self._input: some})[0]  # type: ignore[no-any-return]
 
-        return _by_parts(run, batch, self._part)
+        return by_parts(run, batch, self._part)
 
 
 class OpenVinoEngine:
@@ -308,7 +260,7 @@ class OpenVinoEngine:
         if not hasattr(self._of_thread, "request"):
             self._of_thread.request = self._compiled.create_infer_request()
         infer = self._of_thread.request.infer
-        return _by_parts(lambda some: np.array(infer(some, share_inputs=True)[name]), batch,
+        return by_parts(lambda some: np.array(infer(some, share_inputs=True)[name]), batch,
                          self._part)  # fmt: skip
 
 

@@ -18,6 +18,7 @@ from cvt_cli.base import machine
 from cvt_cli.base.errors import CvtError, is_of_memory
 from cvt_cli.checkpoints import export_metadata
 from cvt_cli.engines import runtimes
+from cvt_cli.engines.parts import part_of
 from cvt_cli.engines.protocol import Apart, with_begun
 from cvt_cli.export import benchmark_peers
 from cvt_cli.export.benchmark_sides import Network, Side
@@ -191,7 +192,7 @@ def random_graph(network: Network, in_int8: Runtime | None, path: Path) -> Path:
 
 def _runner(side: Side, model: "CvT | None", graph: Path | None) -> Runner:
     record, macs = side.network.record, side.network.macs * side.batch_size
-    part = runtimes.part_of(side.batch_size, A_LONG_JOB, side.network.macs)
+    part = part_of(side.batch_size, A_LONG_JOB, side.network.macs)
     if side.engine == "onnxruntime" or side.engine == "openvino":
         assert graph is not None
         if side.precision == "int8":

@@ -17,6 +17,7 @@ from cvt_cli.checkpoints.checkpoint import Checkpoint
 from cvt_cli.checkpoints.folders import CheckpointConfig
 from cvt_cli.checkpoints.locate import Access
 from cvt_cli.engines import runtimes
+from cvt_cli.engines.parts import part_of
 from cvt_cli.engines.ready import ReadyModel
 from cvt_cli.export import prepared_graphs, quantise
 from cvt_cli.export.quantise import Right
@@ -124,7 +125,7 @@ def ready(
             "--max-drop has no effect with --engine onnxruntime", hint="use --engine openvino"
         )
     path, calibration = open_int8(checkpoint, said, load, asked, runtime, access)
-    part = runtimes.part_of(together, images, macs)
+    part = part_of(together, images, macs)
     running = runtimes.open_graph(
         *(runtime, path, "auto", export_metadata.read(path)),
         macs=macs * together,

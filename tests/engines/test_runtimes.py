@@ -14,6 +14,7 @@ import pytest
 from cvt_cli.base import machine
 from cvt_cli.base.package import installing
 from cvt_cli.engines import runtimes
+from cvt_cli.engines.parts import part_of
 from tests_shared import CHELSEA, TESTS, Machine, Result, python
 
 RUNTIMES = ["onnxruntime", "openvino"]
@@ -43,7 +44,7 @@ for case in file["cases"][:2]:
     write_graph.write_onnx(model, path, height, width, {{}})
     images = golden_input(2, height, width).numpy()
     for runtime in ("onnxruntime", "openvino"):
-        parts = None, runtimes.Part(2, True), runtimes.Part(3, False)
+        parts = None, Part(2, True), Part(3, False)
         engines = [runtimes.open_graph(runtime, path, "fp32", part=part) for part in parts]
         assert [engine.precision for engine in engines] == ["fp32"] * 3
         for batch in (1, 2, 7):
@@ -226,6 +227,7 @@ def test_a_compiled_graph_is_kept_for_each_precision_version_processor_and_batch
     done = in_a_process("""
 import openvino
 from cvt_cli.base import machine; from cvt_cli.base import stamps
+from cvt_cli.engines.parts import Part
 write_graph.write_onnx(golden_model(TINY), path, 64, 64, {}, made_under={})
 runtimes.computes_in = lambda runtime, precision: True
 def kept():
@@ -239,9 +241,9 @@ machine.processor = lambda: "another processor"
 assert len(kept()) == 4
 openvino.get_version = lambda: "another version"
 assert len(kept()) == 6
-runtimes.open_graph("openvino", path, "fp32", part=runtimes.Part(4, True))
+runtimes.open_graph("openvino", path, "fp32", part=Part(4, True))
 after = set(path.parent.rglob("*.blob"))
-runtimes.open_graph("openvino", path, "fp32", part=runtimes.Part(2, True))
+runtimes.open_graph("openvino", path, "fp32", part=Part(2, True))
 assert len(after) == 7 and len(kept()) == 8
 """)
 
@@ -335,7 +337,7 @@ def test_a_graph_is_compiled_for_a_part_of_the_batch_in_long_jobs(
 ) -> None:
     monkeypatch.setattr(machine, "threads", lambda: 1)
 
-    called = runtimes.part_of(together, images, macs)
+    called = part_of(together, images, macs)
 
     assert called == ((4, False) if part is None else (part, True))
 
