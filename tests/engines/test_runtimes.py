@@ -37,6 +37,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_logits_equal_the_official_implementation_on_every_runtime(name: str) -> None:
     """At two sizes and three batch sizes, also in calls of two and three images."""
     done = in_a_process(f"""
+from cvt_cli.engines.parts import Part
 file = golden("golden-{name}")
 for case in file["cases"][:2]:
     height, width = case["height"], case["width"]
