@@ -281,6 +281,18 @@ def test_an_explanation_draws_itself_and_is_of_what_the_classifier_says() -> Non
         classify.explain(CHELSEA, method="magic")
 
 
+@pytest.mark.parametrize("res", [32, 96])  # in the larger one, weights are in oneDNN's order
+def test_it_computes_as_it_says_also_where_the_caller_is_in_an_autocast(res: int) -> None:
+    classify = Classifier("cvt-nano-cifar10", engine="torch", res=res)
+
+    plain, why = classify(CHELSEA), classify.explain(CHELSEA, method="layercam").map
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        within, why_within = classify(CHELSEA), classify.explain(CHELSEA, method="layercam").map
+
+    assert within == plain
+    assert np.array_equal(why, why_within, equal_nan=True)
+
+
 def test_an_explanation_is_not_of_weights_that_came_after_the_answers(tmp_path: Path) -> None:
     model = shutil.copytree(package.DATA / "cvt-nano-cifar10", tmp_path / "model")
     classify = Classifier(model, engine="torch")

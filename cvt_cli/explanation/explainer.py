@@ -56,13 +56,13 @@ class TracedEngine:
 
     def __call__(self, batch: NDArray[Any]) -> NDArray[np.float32]:
         """Images (B, 3, H, W), normalised, to logits (B, classes)."""
-        with torch.inference_mode(), computing_in(self._threads), devices.without_tf32():
+        with torch.inference_mode(), computing_in(self._threads), devices.exactly():
             logits: torch.Tensor = self.network(torch.from_numpy(batch).to(self._device))
             return logits.cpu().numpy()
 
     def features(self, batch: NDArray[Any]) -> NDArray[np.float32]:
         """Likewise to what the head reads (B, C)."""
-        with torch.inference_mode(), computing_in(self._threads), devices.without_tf32():
+        with torch.inference_mode(), computing_in(self._threads), devices.exactly():
             found = self.network.model.forward_features(torch.from_numpy(batch).to(self._device))
             return found.cpu().numpy()
 
@@ -77,7 +77,7 @@ class TracedEngine:
 
         Those of methods that know no class are among the first target's alone.
         """
-        with _with_gradients(), computing_in(self._threads), devices.without_tf32():
+        with _with_gradients(), computing_in(self._threads), devices.exactly():
             maps = Maps(self.network, torch.from_numpy(picture[None]).to(self._device), stage)
             return [
                 [maps.of(m, target) for m in methods if target is targets[0] or METHODS[m].by_class]
@@ -100,7 +100,7 @@ class TracedEngine:
         def answer(pictures: torch.Tensor) -> torch.Tensor:
             return target.probability(self.network(pictures))
 
-        with computing_in(self._threads), devices.without_tf32():
+        with computing_in(self._threads), devices.exactly():
             return {
                 name: faithfulness.scores(answer, on_device, self._on_input(*one, picture), seed)
                 for name, one in found.items()

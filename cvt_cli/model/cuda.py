@@ -108,7 +108,7 @@ class CudaEngine(TorchEngine):
             self._lock,
             torch.cuda.device(self._device),
             torch.inference_mode(),
-            devices.without_tf32(),
+            devices.exactly(),
         ):
             recorded = self._recording(images, features)
             computing = torch.cuda.current_stream()

@@ -1,7 +1,7 @@
 """Where and how precisely to compute: CUDA, MPS or CPU; float32, bfloat16 or float16."""
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 
 import torch
 
@@ -86,13 +86,21 @@ def autocast(device: torch.device, precision: Precision) -> AbstractContextManag
 
 
 @contextmanager
-def without_tf32() -> Iterator[None]:
-    """Let CUDA compute float32 in float32. By default convolutions round to TF32's 10 bits."""
+def exactly() -> Iterator[None]:
+    """Compute in the precision that tensors have.
+
+    By default CUDA's convolutions round float32 to TF32's 10 bits; and who calls may be in an
+    autocast of its own.
+    """
     convolutions, products = torch.backends.cudnn, torch.backends.cuda.matmul
     before = convolutions.allow_tf32, products.allow_tf32
     convolutions.allow_tf32 = products.allow_tf32 = False
     try:
-        yield
+        with ExitStack() as stack:
+            for kind in ("cpu", "cuda", "mps"):
+                if torch.is_autocast_enabled(kind):
+                    stack.enter_context(torch.autocast(kind, enabled=False))
+            yield
     finally:
         convolutions.allow_tf32, products.allow_tf32 = before
 

@@ -92,7 +92,7 @@ class TorchEngine:
     def _run(
         self, compute: Callable[[torch.Tensor], torch.Tensor], batch: NDArray[np.float32]
     ) -> NDArray[np.float32]:
-        with torch.inference_mode(), computing_in(self._threads), devices.without_tf32():
+        with torch.inference_mode(), computing_in(self._threads), devices.exactly():
             started = perf_counter()
             images = torch.from_numpy(batch).to(self._device)  # from pageable memory: it waits
             if self._device.type != "cpu":
@@ -145,7 +145,7 @@ class ExportedEngine:
         return self._run(batch)[1]
 
     def _run(self, batch: NDArray[Any]) -> list[NDArray[np.float32]]:
-        with torch.inference_mode(), computing_in(self._threads):
+        with torch.inference_mode(), computing_in(self._threads), devices.exactly():
             return [x.numpy() for x in self._model(torch.tensor(batch))]
 
 

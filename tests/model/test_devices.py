@@ -7,7 +7,7 @@ import torch
 
 from cvt_cli.base import machine as this_machine
 from cvt_cli.base.errors import UsageError
-from cvt_cli.model.devices import choose_device, choose_precision, require_one_each, without_tf32
+from cvt_cli.model.devices import choose_device, choose_precision, exactly, require_one_each
 from tests_shared import torchrun_environment
 
 
@@ -54,9 +54,9 @@ def test_processes_that_train_together_do_not_share_a_card(machine, monkeypatch)
     require_one_each(choose_device("cuda"))
 
 
-def test_float32_is_computed_without_tf32_and_what_was_set_comes_back() -> None:
+def test_float32_is_computed_exactly_and_what_was_set_comes_back() -> None:
     before = torch.backends.cudnn.allow_tf32
-    with without_tf32():
+    with exactly():
         assert not torch.backends.cudnn.allow_tf32
         assert not torch.backends.cuda.matmul.allow_tf32
     assert torch.backends.cudnn.allow_tf32 == before
