@@ -90,19 +90,29 @@ def exactly() -> Iterator[None]:
     """Compute in the precision that tensors have.
 
     By default CUDA's convolutions round float32 to TF32's 10 bits; and who calls may be in an
-    autocast of its own.
+    autocast, or let products be rounded, also on a CPU (`torch.set_float32_matmul_precision`).
+    What was set comes back.
     """
-    convolutions, products = torch.backends.cudnn, torch.backends.cuda.matmul
-    before = convolutions.allow_tf32, products.allow_tf32
-    convolutions.allow_tf32 = products.allow_tf32 = False
-    try:
-        with ExitStack() as stack:
-            for kind in ("cpu", "cuda", "mps"):
-                if torch.is_autocast_enabled(kind):
-                    stack.enter_context(torch.autocast(kind, enabled=False))
-            yield
-    finally:
-        convolutions.allow_tf32, products.allow_tf32 = before
+    with ExitStack() as stack:
+        for kind in ("cpu", "cuda", "mps"):
+            if torch.is_autocast_enabled(kind):
+                stack.enter_context(torch.autocast(kind, enabled=False))
+        convolutions, on_cpu = torch.backends.cudnn, torch.backends.mkldnn
+        try:
+            products, rounded = torch.get_float32_matmul_precision(), convolutions.allow_tf32
+            newer = [on_cpu.conv]
+        except RuntimeError:  # set by PyTorch's newer names, where the older are not to be asked
+            newer = [convolutions.conv, torch.backends.cuda.matmul, on_cpu.conv, on_cpu.matmul]
+        else:
+            stack.callback(setattr, convolutions, "allow_tf32", rounded)
+            convolutions.allow_tf32 = False
+            if products != "highest":
+                stack.callback(torch.set_float32_matmul_precision, products)
+                torch.set_float32_matmul_precision("highest")
+        for one in newer:
+            stack.callback(setattr, one, "fp32_precision", one.fp32_precision)
+            one.fp32_precision = "ieee"
+        yield
 
 
 def hardware(device: torch.device) -> str:

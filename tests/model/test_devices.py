@@ -1,9 +1,11 @@
 """Device and threads are chosen from what is there. Nothing here runs on CUDA or MPS."""
 
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from cvt_cli.base import machine as this_machine
 from cvt_cli.base.errors import UsageError
@@ -54,12 +56,42 @@ def test_processes_that_train_together_do_not_share_a_card(machine, monkeypatch)
     require_one_each(choose_device("cuda"))
 
 
-def test_float32_is_computed_exactly_and_what_was_set_comes_back() -> None:
-    before = torch.backends.cudnn.allow_tf32
-    with exactly():
-        assert not torch.backends.cudnn.allow_tf32
-        assert not torch.backends.cuda.matmul.allow_tf32
-    assert torch.backends.cudnn.allow_tf32 == before
+def _set_by_the_newer_names() -> None:
+    torch.backends.mkldnn.matmul.fp32_precision = "bf16"
+    torch.backends.cuda.matmul.fp32_precision = "tf32"
+
+
+@pytest.mark.parametrize(
+    "rounds",
+    [
+        lambda: None,
+        partial(torch.set_float32_matmul_precision, "high"),
+        partial(torch.set_float32_matmul_precision, "medium"),
+        partial(setattr, torch.backends.mkldnn.conv, "fp32_precision", "bf16"),
+        _set_by_the_newer_names,
+    ],
+    ids=["nothing", "high", "medium", "convolutions", "newer names"],
+)
+def test_float32_is_computed_exactly_and_what_was_set_comes_back(rounds) -> None:
+    backends = torch.backends
+    kinds = [backends.cudnn.conv, backends.cuda.matmul, backends.mkldnn.conv]
+    kinds.append(backends.mkldnn.matmul)
+    values, weight = torch.rand(64, 256, 1, 1), torch.rand(64, 256)
+    product, convolved = values[:, :, 0, 0] @ weight.T, F.conv2d(values, weight[:, :, None, None])
+    before = torch.get_float32_matmul_precision()
+    try:
+        rounds()
+        was = [kind.fp32_precision for kind in kinds]
+        with exactly():
+            assert {kind.fp32_precision for kind in kinds} <= {"ieee", "none"}
+            assert torch.equal(values[:, :, 0, 0] @ weight.T, product)
+            assert torch.equal(F.conv2d(values, weight[:, :, None, None]), convolved)
+        assert [kind.fp32_precision for kind in kinds] == was
+        if rounds is not _set_by_the_newer_names:
+            assert torch.get_float32_matmul_precision() in ("highest", "high", "medium")
+    finally:
+        backends.mkldnn.conv.fp32_precision = backends.mkldnn.matmul.fp32_precision = "none"
+        torch.set_float32_matmul_precision(before)
 
 
 def test_auto_precision_is_bf16_only_on_cards_that_have_it(machine) -> None:
