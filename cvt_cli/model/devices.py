@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from typing import Any
 
 import torch
 
@@ -97,7 +98,8 @@ def exactly() -> Iterator[None]:
         for kind in ("cpu", "cuda", "mps"):
             if torch.is_autocast_enabled(kind):
                 stack.enter_context(torch.autocast(kind, enabled=False))
-        convolutions, on_cpu = torch.backends.cudnn, torch.backends.mkldnn
+        convolutions: Any = torch.backends.cudnn
+        on_cpu: Any = torch.backends.mkldnn
         try:
             products, rounded = torch.get_float32_matmul_precision(), convolutions.allow_tf32
             newer = [on_cpu.conv]
