@@ -88,8 +88,23 @@ def finetune(options: Options) -> Result | folds.Result:
     say = streams.say if torchrun.rank() == 0 else unheard
     access = Access(say, silent, options.revision, bool(options.offline))
     options.check_together()
-    with prepared(options, f"finetune({', '.join(told)})", access, silent) as ready:
+    with (
+        _able_to_train(),
+        prepared(options, f"finetune({', '.join(told)})", access, silent) as ready,
+    ):
         return ready.start()
+
+
+@contextmanager
+def _able_to_train() -> Iterator[None]:
+    """With gradients and in float32, whatever the program that calls has set for itself."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        with torch.inference_mode(False), torch.enable_grad():
+            yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 @contextmanager

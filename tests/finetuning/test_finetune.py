@@ -106,3 +106,26 @@ def test_a_gpu_gets_as_many_decoders_as_this_process_has_processors(
     workers = [workers_of(Options(workers=asked), torch.device("cuda")) for asked in (None, 7)]
 
     assert workers == [3, 7]
+
+
+@pytest.mark.parametrize("kind", ["no gradients", "inference mode", "float64"])
+def test_it_trains_the_same_whatever_the_program_has_set_for_itself(
+    tmp_path: Path, kind: str
+) -> None:
+    plain = finetune(IMAGES, model=MODEL, output=tmp_path / "plain", **SHORT)
+    before = torch.get_default_dtype()
+    try:
+        if kind == "float64":
+            torch.set_default_dtype(torch.float64)
+        with (
+            torch.inference_mode(kind == "inference mode"),
+            torch.set_grad_enabled(kind == "float64"),
+        ):
+            result = finetune(IMAGES, model=MODEL, output=tmp_path / "within", **SHORT)
+            assert torch.is_grad_enabled() == (kind == "float64")
+            assert torch.get_default_dtype() == (torch.float64 if kind == "float64" else before)
+    finally:
+        torch.set_default_dtype(before)
+
+    one, other = (run.best / "model.safetensors" for run in (plain, result))
+    assert one.read_bytes() == other.read_bytes()
