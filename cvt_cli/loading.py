@@ -389,8 +389,7 @@ def _choose_engine(
         preferred = ("openvino", "onnxruntime")
     wanted = "fp32" if asked.precision == "auto" else asked.precision
     able = (r for r in preferred if runtimes.installed(r) and runtimes.computes_in(r, wanted))
-    name = next(able, None)
-    if name is None:
+    if (name := next(able, None)) is None:
         return "torch", f"no other engine that is installed computes in {wanted} here"
     many = counted(images, "image")
     suits = "starts soonest" if images < MANY_IMAGES else "is the fastest by the image"

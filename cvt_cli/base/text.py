@@ -1,10 +1,11 @@
 """Text for people (sizes, times, counts, names that cannot break a line), and from files."""
 
 import codecs
+import io
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 
 def printable(text: str) -> str:
@@ -91,6 +92,9 @@ _BYTE_ORDER_MARKS = (
     (codecs.BOM_UTF16_BE, "utf-16-be"),
 )
 
+WIDE_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+"""How a list in UTF-16 begins (in UTF-32 too)."""
+
 
 def encoding_of(start: bytes) -> tuple[str, int]:
     """The encoding that a byte order mark says, UTF-8 without one, and the mark's length."""
@@ -133,6 +137,21 @@ def read_text(path: Path, *, names: bool = False, most: int = LARGEST_BYTES) -> 
     if len(content) > most:
         raise ValueError(f"it has more than {most:,} bytes")
     return decoded(content, names=names)
+
+
+def lines_of(file: BinaryIO) -> Iterator[str]:
+    """The lines of a list of file names, as they come; it may begin with a byte order mark.
+
+    Raises:
+        ValueError: it is in UTF-16, and not right.
+    """
+    start = file.peek(4) if isinstance(file, io.BufferedReader) else b""
+    if start.startswith(WIDE_MARKS):
+        yield from decoded(file.read(), names=True).split("\n")
+        return
+    for number, line in enumerate(file):
+        content = line if number else line.removeprefix(codecs.BOM_UTF8)
+        yield content.decode("utf-8", "surrogateescape")
 
 
 def parsed_json(content: str | bytes, *, unique: bool = False) -> Any:

@@ -219,7 +219,7 @@ def _measure_job(
 ) -> None:
     """Measure whole jobs, and print or write what comes of it."""
     from cvt_cli.base import files
-    from cvt_cli.export import benchmark_sides, jobs
+    from cvt_cli.export import benchmark_sides, job_processes, jobs
 
     if asked.data is None:
         raise UsageError("--job needs --data FOLDER, with images")
@@ -227,7 +227,7 @@ def _measure_job(
     if len(networks) > 1 or len(sizes) > 1 or networks[0].file is not None:
         raise UsageError("--job takes one model, which is no exported file, and one batch size")
     place = Path(tempfile.gettempdir(), "cvt-benchmark")
-    with jobs.ended_together(), files.workplace(place) as folder:
+    with job_processes.ended_together(), files.workplace(place) as folder:
         found = jobs.measure(
             asked.name,
             asked.data,

@@ -16,7 +16,7 @@ from cvt_cli.commands import finetune_options, options, output
 from cvt_cli.spec import recipes
 
 if TYPE_CHECKING:
-    from cvt_cli.finetuning import folds as folded
+    from cvt_cli.finetuning import fold_results
     from cvt_cli.finetuning.results import Result
 
 OF_A_RECIPE = frozenset(
@@ -192,7 +192,7 @@ def _best(result: "Result") -> str:
     )
 
 
-def _of_folds(result: "folded.Result") -> str:
+def _of_folds(result: "fold_results.Result") -> str:
     """What a cross-validation found, for a person."""
     what = "exact" if result.several else "top-1"
     lines = [

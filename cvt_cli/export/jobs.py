@@ -8,26 +8,20 @@ Imports torch only inside functions.
 
 import json
 import os
-import shlex
 import shutil
-import signal
 import statistics
-import subprocess
-import tempfile
-import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
 from cvt_cli.base import machine
-from cvt_cli.base.errors import CvtError, UsageError
+from cvt_cli.base.errors import UsageError
 from cvt_cli.base.progress import Progress, Say, silent
 from cvt_cli.base.text import counted
 from cvt_cli.datasets import layouts
 from cvt_cli.datasets.labelled import LabelledImages
-from cvt_cli.export import benchmark, benchmark_peers
+from cvt_cli.export import benchmark, benchmark_peers, job_processes
 from cvt_cli.export.benchmark_peers import Peer
 from cvt_cli.export.benchmark_sides import Network, Side, is_lacking, nothing_to_measure
 from cvt_cli.export.job_peers import Task
@@ -38,9 +32,6 @@ from cvt_cli.spec.labels import Labels, unnamed
 from cvt_cli.spec.preprocessing import Preprocessing
 
 Job = Literal["predict", "evaluate", "finetune"]
-_LOOK_SEC = 0.1
-"""So often a process's memory is looked at; Linux forgets it with its end."""
-
 _HELD_OUT, _SEED = 0.1, 0
 """What part of the images "finetune" sets aside for validation, and by what they are drawn."""
 
@@ -178,20 +169,20 @@ def measure(
     environment = {**os.environ, "CVT_CACHE": str(folder / "cache")}
     for side in sides:
         if side.prepare is not None:
-            _run(side.prepare, environment)
+            job_processes.run(side.prepare, environment)
     seconds: list[list[float]] = [[] for _ in sides]
     memory = [0] * len(sides)
     decoded: list[float] = []
     with progress("benchmark", rounds * len(sides), unit="turns") as advance:
         for number in range(rounds):
             if decoding:
-                _run(decoding, environment)
+                job_processes.run(decoding, environment)
                 decoded.append(len(paths) / float(Path(task.output).read_text()))
             order = range(len(sides)) if number % 2 == 0 else reversed(range(len(sides)))
             for index in order:
                 if (made := sides[index].made) is not None:
                     shutil.rmtree(made, ignore_errors=True)
-                took, used = _run(sides[index].command, environment)
+                took, used = job_processes.run(sides[index].command, environment)
                 seconds[index].append(took)
                 memory[index] = max(memory[index], used)
                 advance(1, "")
@@ -317,75 +308,6 @@ def _peer(name: str, task: Task, network: Network, folder: Path) -> _Side:
 def _peer_command(task: Task, path: Path) -> list[str]:
     path.write_text(json.dumps(asdict(task)))
     return [*machine.python(), "-m", "cvt_cli.export.job_peers", str(path)]
-
-
-@contextmanager
-def ended_together() -> Iterator[None]:
-    """SIGTERM and a closed terminal end this process as Ctrl-C does: after the side that runs."""
-
-    def end(number: int, frame: object) -> None:
-        raise SystemExit(128 + number)
-
-    before = {}
-    with suppress(ValueError):  # not in the main thread
-        for name in ("SIGTERM", "SIGHUP"):
-            which = getattr(signal, name, None)  # Windows has no SIGHUP
-            if which is not None and signal.getsignal(which) is signal.SIG_DFL:
-                before[which] = signal.signal(which, end)
-    try:
-        yield
-    finally:
-        for which, handler in before.items():
-            signal.signal(which, handler)
-
-
-def _run(command: Sequence[str], environment: Mapping[str, str]) -> tuple[float, int]:
-    """Run a command to its end: seconds, and its process's peak memory in bytes.
-
-    Raises:
-        CvtError: it failed, with what it said last.
-    """
-    with tempfile.TemporaryFile() as said:
-        started = time.perf_counter()
-        process = subprocess.Popen(
-            command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-            stderr=said,
-        )  # fmt: skip
-        used = 0
-        try:
-            while process.poll() is None:
-                used = max(used, _peak_memory(process.pid))
-                with suppress(subprocess.TimeoutExpired):
-                    process.wait(_LOOK_SEC)
-        except BaseException:
-            process.kill()
-            process.wait()
-            raise
-        took = time.perf_counter() - started
-        if process.returncode < 0:
-            raise CvtError(
-                f"`{shlex.join(command)}` was ended by signal {-process.returncode}, as happens "
-                "when memory runs out",
-                hint="try a smaller --batch-size or --res",
-            )
-        if process.returncode:
-            said.seek(0)
-            lines = said.read().decode(errors="replace").strip().splitlines() or ["nothing"]
-            why = [line for line in lines if line.startswith("error: ")] or lines
-            raise CvtError(
-                f"`{shlex.join(command)}` ended with exit code {process.returncode}, "
-                f"and said: {why[-1].removeprefix('error: ')}"
-            )
-    return took, used
-
-
-def _peak_memory(process: int) -> int:
-    """Of a running process, in bytes; 0 where Linux does not say it."""
-    with suppress(OSError):
-        for line in Path(f"/proc/{process}/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    return 0
 
 
 def _bounds(

@@ -23,7 +23,7 @@ from cvt_cli.checkpoints.locate import Access
 from cvt_cli.datasets import groups as grouping
 from cvt_cli.datasets import held_out, layouts
 from cvt_cli.datasets.table_sets import Told
-from cvt_cli.finetuning import folds, from_options
+from cvt_cli.finetuning import fold_results, folds, from_options
 from cvt_cli.finetuning import plan as plans
 from cvt_cli.finetuning import preparation as starts
 from cvt_cli.finetuning.job import Images, Job
@@ -41,7 +41,7 @@ class Prepared:
 
     job: Job  # of several the first
     plan: dict[str, Any] | None  # of a run that begins
-    start: Callable[[], Result | folds.Result]  # trains
+    start: Callable[[], Result | fold_results.Result]  # trains
 
 
 def _taking(
@@ -61,7 +61,7 @@ def _taking(
 
 
 @_taking(Options)
-def finetune(options: Options) -> Result | folds.Result:
+def finetune(options: Options) -> Result | fold_results.Result:
     """Train on labelled images, from a checkpoint or from scratch, as ``cvt finetune`` does.
 
         from cvt_cli import finetune
@@ -75,7 +75,7 @@ def finetune(options: Options) -> Result | folds.Result:
 
     Returns:
         What came of it; ``n_unreadable`` images were left out, which the command warns of. With
-        ``folds=5`` it is a `folds.Result`, with the accuracy of each fold and their mean.
+        ``folds=5`` it is a `fold_results.Result`, with the accuracy of each fold and their mean.
 
     Raises:
         CvtError: one of its children, as the command explains it; messages are on stderr.

@@ -9,13 +9,11 @@ RUN/out_of_fold.jsonl  what is said of every image by the run that did not see i
 RUN/results.json       what came of it
 """
 
-import csv
-import io
 import json
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +32,7 @@ from cvt_cli.evaluation import metrics, run_models
 from cvt_cli.evaluation.run_models import Judged
 from cvt_cli.evaluation.several_labels import JudgedSet
 from cvt_cli.finetuning import preparation
+from cvt_cli.finetuning.fold_results import OUT_OF_FOLD, Fold, Result, by_groups, of_mean, table
 from cvt_cli.finetuning.job import Images, Job
 from cvt_cli.finetuning.preparation import Checked
 from cvt_cli.finetuning.resume import STATE_FILE
@@ -43,82 +42,11 @@ from cvt_cli.finetuning.validation import engine_of
 
 FOLDS_FILE = "folds.json"
 LOCK = "lock"
-OUT_OF_FOLD = "out_of_fold.jsonl"
 
 NOT_KEPT = frozenset("folds resume output offline device precision workers gpus dry_run".split())
 """The options that are told anew, or that are kept by themselves."""
 
 _OTHER_START = "bring back what the folds before started from, or begin anew in another folder"
-
-_RESAMPLES = 10_000
-
-_T = (
-    *(12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160),
-    *(2.145, 2.131, 2.120, 2.110, 2.101, 2.093),
-)
-"""The 97.5 % quantile of Student's distribution, of 1 to 19 degrees of freedom."""
-
-MOST = len(_T) + 1
-"""Folds."""
-
-
-@dataclass(frozen=True)
-class Fold:
-    """What came of one."""
-
-    fold: int  # its number, from 1
-    n: int  # images in it
-    correct: int
-    top1: float
-    train_n: int
-    val_n: int
-    best_epoch: int
-
-
-@dataclass(frozen=True)
-class Result:
-    """What came of a cross-validation."""
-
-    run: Path
-    folds: tuple[Fold, ...]
-    n: int  # images, each judged by the run that did not see it
-    correct: int
-    top1: float  # of all of them
-    top1_interval: tuple[float, float]  # 95 %, by Wilson, or by drawing whole groups again
-    mean: float  # of the folds' top-1
-    mean_interval: tuple[float, float]  # 95 %, by Student's distribution over the folds
-    groups: int | None
-    classes: int
-    n_unreadable: int
-    seed: int
-    seconds: float
-    fingerprint: str
-    command: str
-    version: str
-    several: bool = False  # an image may have several classes: what is right is right exactly
-
-    @property
-    def out_of_fold(self) -> Path:
-        """The file with what is said of every image."""
-        return self.run / OUT_OF_FOLD
-
-    def to_json(self) -> dict[str, Any]:
-        """The documented keys, as results.json has them."""
-        found = asdict(self) | {
-            "run": str(self.run),
-            "out_of_fold": str(self.out_of_fold),
-            "top1_interval": list(self.top1_interval),
-            "mean_interval": list(self.mean_interval),
-        }
-        if not found.pop("several"):
-            return found
-        of_folds = [_exact(fold) for fold in found["folds"]]
-        return _exact(found) | {"folds": of_folds}
-
-
-def _exact(values: dict[str, Any]) -> dict[str, Any]:
-    """The values by the names that they have where an image may have several classes."""
-    return {name.replace("top1", "exact_match"): value for name, value in values.items()}
 
 
 @dataclass(frozen=True)
@@ -359,8 +287,7 @@ class Folds:
         right = np.array([correct for correct, _ in judged], np.int64)
         content = "".join(f"{line}\n" for _, line in judged)
         files.write_text(self.folder / OUT_OF_FOLD, content)
-        table = [_exact(asdict(f)) if images.several else asdict(f) for f in found]
-        files.write_text(self.folder / "folds.csv", _table(table))
+        files.write_text(self.folder / "folds.csv", table(found, images.several))
         rates = [fold.top1 for fold in found]
         wilson = metrics.wilson(int(right.sum()), len(images))
         result = Result(
@@ -371,9 +298,9 @@ class Folds:
             top1=float(right.sum()) / len(images),
             top1_interval=wilson
             if images.groups is None
-            else _by_groups(right, images.groups, wilson),
+            else by_groups(right, images.groups, wilson),
             mean=float(np.mean(rates)),
-            mean_interval=_of_mean(rates, wilson),
+            mean_interval=of_mean(rates, wilson),
             groups=None if images.groups is None else len(images.named_groups),
             classes=len(images.classes),
             n_unreadable=len(self.plan.checked.unreadable),
@@ -387,39 +314,6 @@ class Folds:
         about = json.dumps(result.to_json(), indent=1) + "\n"
         files.write_text(self.folder / "results.json", about)
         return result
-
-
-def _table(found: Sequence[dict[str, Any]]) -> str:
-    content = io.StringIO()
-    table = csv.writer(content, lineterminator="\n")
-    table.writerow(found[0])
-    table.writerows(fold.values() for fold in found)
-    return content.getvalue()
-
-
-def _of_mean(rates: Sequence[float], wilson: tuple[float, float]) -> tuple[float, float]:
-    """95 % interval of the mean of the folds, by Student's distribution.
-
-    It is no narrower than Wilson's of all images, so that folds that happen to agree prove nothing.
-    """
-    mean = float(np.mean(rates))
-    reach = _T[len(rates) - 2] * float(np.std(rates, ddof=1)) / len(rates) ** 0.5
-    return max(0.0, min(mean - reach, wilson[0])), min(1.0, max(mean + reach, wilson[1]))
-
-
-def _by_groups(
-    right: NDArray[np.int64], groups: NDArray[np.int64], wilson: tuple[float, float]
-) -> tuple[float, float]:
-    """95 % interval of a share of images, by drawing whole groups again; no narrower than Wilson's
-    of the images."""
-    _, index = np.unique(groups, return_inverse=True)
-    sizes, correct = np.bincount(index), np.bincount(index, weights=right)
-    generator, rates = np.random.default_rng(0), []
-    for _ in range(_RESAMPLES):
-        drawn = generator.integers(0, len(sizes), len(sizes))
-        rates.append(correct[drawn].sum() / sizes[drawn].sum())
-    low, high = (float(bound) for bound in np.percentile(rates, (2.5, 97.5)))
-    return min(low, wilson[0]), max(high, wilson[1])
 
 
 def refuse_other(about: dict[str, Any], plan: Plan, folder: Path) -> None:

@@ -4,7 +4,6 @@ Nothing is unpacked to disk, no archive member is trusted to be as small as it s
 cannot be read is an image whose loading fails, so that the others are answered.
 """
 
-import codecs
 import glob
 import io
 import os
@@ -30,8 +29,6 @@ from cvt_cli.images.table_files import Table, is_table, open_table
 from cvt_cli.spec.config import Size
 
 _TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
-_WIDE_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
-"""How a list in UTF-16 begins (in UTF-32 too)."""
 
 
 @dataclass(frozen=True)
@@ -338,7 +335,7 @@ class _Search:
                     yield from _from_table(table)
                     return
             with open(name, "rb") as file:
-                yield from self._from_lines(_lines(file))
+                yield from self._from_lines(text.lines_of(file))
         except OSError as error:
             is_gone = isinstance(error, FileNotFoundError)
             yield _unreadable(f"@{name}", remote.reason(error), missing=is_gone)
@@ -348,7 +345,7 @@ class _Search:
     def _from_stdin(self) -> Iterator[Source | None]:
         stream = sys.stdin.buffer
         start = stream.peek(512)[:512] if isinstance(stream, io.BufferedReader) else b""
-        is_text = start.startswith(_WIDE_MARKS)
+        is_text = start.startswith(text.WIDE_MARKS)
         if not is_text and any(byte < 32 and byte not in b"\t\r\n" for byte in start):
             content = stream.read(limits.LARGEST_FILE + 1)
             if len(content) > limits.LARGEST_FILE:
@@ -357,7 +354,7 @@ class _Search:
                 yield Source("-", partial(decode.Content, content))
             return
         try:
-            yield from self._from_lines(_lines(stream))
+            yield from self._from_lines(text.lines_of(stream))
         except ValueError as error:
             yield _unreadable("-", str(error))
 
@@ -389,18 +386,3 @@ def _from_table(table: Table) -> Iterator[Source]:
 
 def _is_tar(path: str) -> bool:
     return path.lower().endswith(_TAR_SUFFIXES) and os.path.isfile(path)
-
-
-def _lines(file: BinaryIO) -> Iterator[str]:
-    """The lines of a list of file names, as they come; it may begin with a byte order mark.
-
-    Raises:
-        ValueError: it is in UTF-16, and not right.
-    """
-    start = file.peek(4) if isinstance(file, io.BufferedReader) else b""
-    if start.startswith(_WIDE_MARKS):
-        yield from text.decoded(file.read(), names=True).split("\n")
-        return
-    for number, line in enumerate(file):
-        content = line if number else line.removeprefix(codecs.BOM_UTF8)
-        yield content.decode("utf-8", "surrogateescape")

@@ -15,7 +15,7 @@ from PIL import Image
 from cvt_cli.base import files, places
 from cvt_cli.base.errors import CvtError
 from cvt_cli.engines import runtimes
-from cvt_cli.export import benchmark, benchmark_sides, jobs
+from cvt_cli.export import benchmark, benchmark_sides, job_processes, jobs
 from cvt_cli.export.benchmark_sides import Network
 from cvt_cli.export.job_peers import Task
 from cvt_cli.spec import variants
@@ -276,13 +276,13 @@ def test_a_picture_that_no_side_can_read_is_named(tmp_path: Path) -> None:
     command = jobs._peer_command(task, tmp_path / "task.json")
 
     with pytest.raises(CvtError, match=r"said: `.*1\.png`: not an image.* can all be read$"):
-        jobs._run(command, os.environ)
+        job_processes.run(command, os.environ)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs POSIX signals")
 def test_a_side_that_is_killed_is_an_error_that_says_so() -> None:
     with pytest.raises(CvtError, match="was ended by signal 9, as happens when memory runs out"):
-        jobs._run(["sh", "-c", "kill -9 $$"], os.environ)
+        job_processes.run(["sh", "-c", "kill -9 $$"], os.environ)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs POSIX signals")
@@ -293,9 +293,9 @@ def test_a_job_that_is_stopped_ends_the_side_that_runs(
     tmp_path: Path, told: str, code: int
 ) -> None:
     program = (
-        "import os; from cvt_cli.export import jobs\n"
-        "with jobs.ended_together():\n"
-        "    jobs._run(['sh', '-c', 'echo $$ > side; exec sleep 60'], os.environ)"
+        "import os; from cvt_cli.export import job_processes\n"
+        "with job_processes.ended_together():\n"
+        "    job_processes.run(['sh', '-c', 'echo $$ > side; exec sleep 60'], os.environ)"
     )
     process = subprocess.Popen([sys.executable, "-c", program], cwd=tmp_path)
     while not (tmp_path / "side").exists() or not (tmp_path / "side").read_text():
