@@ -137,6 +137,11 @@ def processor() -> str:
     return f"{about} {platform.processor()}"
 
 
+def has(feature: str) -> bool:
+    """Whether this processor has a feature, by the system's name for it, such as "amx_bf16"."""
+    return feature in processor().split()
+
+
 def may_have_gpu() -> bool:
     """Whether torch may find an accelerator here; asked without importing it."""
     apple = sys.platform == "darwin" and platform.machine() == "arm64"

@@ -75,7 +75,7 @@ def floats_in(precision: str, takes_pixels: bool = False) -> FloatPrecision:
         takes_pixels: preprocessing is inside.
     """
     in_bf16 = precision == "bf16" or (
-        precision == "int8" and not takes_pixels and "amx_bf16" in machine.processor().split()
+        precision == "int8" and not takes_pixels and machine.has("amx_bf16")
     )
     return "bf16" if in_bf16 and computes_in("openvino", "bf16") else "fp32"
 

@@ -76,7 +76,7 @@ def pointwise(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 @functools.cache
 def _has_amx() -> bool:
-    return "amx_tile" in machine.processor().split()
+    return machine.has("amx_tile")
 
 
 def drop_path(x: Tensor, rate: float, training: bool) -> Tensor:
