@@ -167,18 +167,21 @@ def parsed_json(content: str | bytes, *, unique: bool = False) -> Any:
     """
     text = content if isinstance(content, str) else decoded(content)
     try:
-        return json.loads(text, object_pairs_hook=_without_repeats if unique else None)
+        return _UNIQUE.decode(text) if unique else json.loads(text)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
 
 
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for name, value in pairs:
-        if name in found:
-            raise ValueError(f"it has {name[:60]!r} twice")
-        found[name] = value
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"it has {twice[:60]!r} twice")
     return found
+
+
+_UNIQUE = json.JSONDecoder(object_pairs_hook=_without_repeats)
 
 
 def read_json(path: Path, *, most: int = LARGEST_BYTES, unique: bool = False) -> Any:

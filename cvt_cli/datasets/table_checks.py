@@ -5,6 +5,7 @@ Each check raises DataError, or gives what the user should know and returns what
 
 import os
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from cvt_cli.base.text import counted
 from cvt_cli.datasets.parts import PART_OF, PARTS
 from cvt_cli.datasets.several_labels import Sets
 from cvt_cli.datasets.table_rows import SHOWN, Rows
-from cvt_cli.images.packed import Packed
+from cvt_cli.images.packed import Packed, Packing
 
 _TRIED = 20
 """Rows of which one must be there, or the folder is taken to be wrong."""
@@ -122,8 +123,30 @@ def as_here(names: Packed, root: Path, say: Say) -> bool:
     return True
 
 
+def as_files(names: Packed, root: Path) -> Packed:
+    """What tells the files of these paths apart: the paths themselves, but where one file may be
+    written in two ways, from the folder and from the system's root, or up and down again."""
+    absolute = np.frombuffer(names.content, np.uint8)[names.starts] == ord("/")
+    if (absolute.all() or not absolute.any()) and b"../" not in names.content:
+        return names
+
+    @cache
+    def place(folder: str) -> str:
+        return os.path.realpath(root / folder)
+
+    def file(name: str) -> str:
+        folder, base = os.path.split(name)
+        return name if "://" in name else f"{place(folder)}/{base}"
+
+    packing = Packing()
+    for first in range(0, len(names), 65536):
+        packing.add(list(map(file, names[first : first + 65536])))
+    return packing.packed()
+
+
 def without_repeats(
     rows: Rows,
+    names: Packed,
     hashes: NDArray[np.int64],
     parts: NDArray[np.int32] | None,
     groups: NDArray[np.int32] | None,
@@ -133,7 +156,8 @@ def without_repeats(
 
     Args:
         rows: of the table.
-        hashes: (n,) of their names as they are now.
+        names: that tell their files apart.
+        hashes: (n,) of these.
         parts: of each.
         groups: of each.
         say: told of what is left out.
@@ -141,7 +165,7 @@ def without_repeats(
     Raises:
         DataError: two rows give one image two classes or groups, or of one part two weights.
     """
-    labels, names, weights = rows.coded["label"], rows.names, rows.weights
+    labels, weights = rows.coded["label"], rows.weights
     order = np.argsort(hashes, kind="stable").astype(np.int32)
     ordered = hashes[order]
     alike = ordered[1:] == ordered[:-1]

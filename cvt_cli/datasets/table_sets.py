@@ -256,9 +256,10 @@ def _read(path: Path, told: Told, size: int, progress: Progress) -> _Whole:
             packing.add([f"row {line}" for line in rows.lines.tolist()])
             names = packing.packed()
     else:
-        if checks.as_here(names, root, notes.append):
-            hashes = np.fromiter(map(hash, names), np.int64, len(names))
-        kept = checks.without_repeats(rows, hashes, parts, groups, notes.append)
+        rewritten = checks.as_here(names, root, notes.append)
+        if (files := checks.as_files(names, root)) is not names or rewritten:
+            hashes = np.fromiter(map(hash, files), np.int64, len(files))
+        kept = checks.without_repeats(rows, files, hashes, parts, groups, notes.append)
     labels, weights = rows.coded["label"], rows.weights
     if len(kept) < len(rows):
         names = names.take(kept).alone()

@@ -10,6 +10,7 @@ from typing import Any
 from cvt_cli.base import text
 from cvt_cli.base.errors import DataError
 from cvt_cli.base.text import counted
+from cvt_cli.images.table_files import refuse_repeated
 
 _VALIDATION_NAME = re.compile(r"ILSVRC2012_val_(\d{8})")
 
@@ -83,7 +84,9 @@ def read_groups_file(path: Path) -> dict[str, str]:
     """
     try:
         lines = io.StringIO(text.read_text(path, names=True), newline="")
-        return read_groups(csv.DictReader(lines), str(path))
+        reader = csv.DictReader(lines)
+        refuse_repeated(reader.fieldnames or (), path)
+        return read_groups(reader, str(path))
     except (OSError, ValueError, csv.Error) as error:
         raise DataError(f"cannot read `{path}`: {error}") from None
 

@@ -1,7 +1,6 @@
 """Two models on the same images: which is better, and whether that can be chance."""
 
 import csv
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,10 +9,11 @@ from typing import Any
 import numpy as np
 
 from cvt_cli.base.errors import DataError, UsageError
-from cvt_cli.base.text import as_utf8
+from cvt_cli.base.text import as_utf8, parsed_json
 from cvt_cli.evaluation import paired_measures
 from cvt_cli.evaluation.paired_measures import Difference
 from cvt_cli.images import parquet_pages
+from cvt_cli.images.table_files import refuse_repeated
 from cvt_cli.prediction.answer_tables import require_parquet
 from cvt_cli.prediction.answers import BETWEEN, NONE
 
@@ -249,7 +249,7 @@ def _json_rows(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
         for number, line in enumerate(file, 1):
             where = f"`{path}`, line {number}"
             try:
-                row: dict[str, Any] = dict(json.loads(line))
+                row: dict[str, Any] = dict(parsed_json(line, unique=True))
                 if "labels" in row:
                     row["labels"] = BETWEEN.join(row["labels"])
                     if "error" not in row:
@@ -257,7 +257,7 @@ def _json_rows(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
                 elif "error" not in row:
                     best = row["predictions"][0]
                     row |= {"label_1": best["label"], "wnid_1": best["wnid"]}
-            except (ValueError, TypeError, KeyError, IndexError, RecursionError):
+            except (ValueError, TypeError, KeyError, IndexError):
                 raise DataError(f"{where} is not a prediction", hint=_HINT) from None
             yield row, where
 
@@ -266,6 +266,8 @@ def _csv_rows(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(file, strict=True)
         try:
+            if reader.fieldnames:
+                refuse_repeated(reader.fieldnames, path)
             for row in reader:
                 where = f"`{path}`, line {reader.line_num}"
                 if None in row or None in row.values():

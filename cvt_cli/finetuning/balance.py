@@ -82,7 +82,7 @@ def _read(told: str) -> Iterator[tuple[str, Any]]:
         if not path.is_file() or suffix not in (".json", ".csv"):
             raise UsageError(f"--class-weights is `{told}`; {_ACCEPTED}")
         if suffix == ".json":
-            content = text.read_json(path)
+            content = text.read_json(path, unique=True)
             if not isinstance(content, dict):
                 raise ValueError("expected is a JSON object of classes and weights")
             yield from content.items()

@@ -264,9 +264,10 @@ class JsonLines(Table):
             if not line.strip():
                 continue
             try:
-                row = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise DataError(f"`{self.path}`, line {number} is no JSON: {error}") from None
+                row = text.parsed_json(line, unique=True)
+            except ValueError as error:
+                what = " is no JSON" if isinstance(error, json.JSONDecodeError) else ""
+                raise DataError(f"`{self.path}`, line {number}{what}: {error}") from None
             if not isinstance(row, dict):
                 raise DataError(
                     f"`{self.path}`, line {number} is no JSON object such as "

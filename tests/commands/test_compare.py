@@ -292,6 +292,17 @@ def test_a_line_that_is_no_prediction_is_named(
     assert raised.value.hint == "`cvt evaluate --predictions FILE` writes what is compared here"
 
 
+def test_what_is_said_twice_of_an_image_is_not_chosen_from(tmp_path: Path) -> None:
+    in_json, in_csv = tmp_path / "a.jsonl", tmp_path / "a.csv"
+    in_json.write_text(GOOD_JSON.replace("{", '{"label": "dog", '))
+    in_csv.write_text(HEAD.replace("path", "correct,path") + "True,x,cat,False,,dog,\n")
+
+    with pytest.raises(DataError, match="line 1 is not a prediction"):
+        comparison.read(in_json)
+    with pytest.raises(DataError, match="has two columns that are called `correct`"):
+        comparison.read(in_csv)
+
+
 def test_a_parquet_table_of_cvt_predict_has_no_true_classes(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     parquet.write_table(pyarrow.table({"path": ["x"], "error": [None], "label_1": ["cat"]}), path)

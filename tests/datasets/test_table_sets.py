@@ -289,6 +289,31 @@ def test_rows_that_give_one_image_two_labels_groups_or_weights_are_refused_howev
     assert result.exit_code == 1 and said in result.stderr
 
 
+@pytest.mark.parametrize("label", ["cat", "dog"])
+@pytest.mark.parametrize("written_as", ["{folder}/cat/001.png", "dog/../cat/001.png"])
+def test_one_file_is_one_image_from_whichever_folder_its_path_begins(
+    cvt, folder: Path, written_as: str, label: str
+) -> None:
+    rows = [*ROWS, (written_as.format(folder=folder), label)]
+
+    result = cvt("evaluate", written(folder / "t.csv", rows, ("path", "label")), *NANO, "--json")
+
+    if label == "cat":
+        assert result.json["n"] == 15 and "1 row of" in result.stderr
+    else:
+        assert "`cat/001.png` is `cat` in line 3 and `dog` in line 17" in result.stderr
+
+
+def test_paths_up_through_a_link_are_told_apart_by_where_they_lead(cvt, folder: Path) -> None:
+    (folder / "linked").symlink_to(class_folders(folder.parent / "other" / "x", {"cat": 1}))
+    class_folders(folder.parent / "other", {"cat": 2})
+    rows = [*ROWS, ("linked/../cat/001.png", "cat")]
+
+    result = cvt("evaluate", written(folder / "t.csv", rows, ("path", "label")), *NANO, "--json")
+
+    assert result.json["n"] == 16
+
+
 def test_a_row_is_a_repeated_one_also_where_one_of_another_part_is_between(
     cvt, folder: Path
 ) -> None:
@@ -339,6 +364,11 @@ def test_labels_that_are_missing_or_not_in_utf8_are_refused_with_their_lines(
         ("t.csv", "", "is empty: its first line must name its columns"),
         ("t.csv", "path,label,weight\ncat/000.png,cat,1e308\n", "line 2 has the weight '1e308'"),
         ("t.jsonl", '{"path": "cat/000.png", "label": "cat"}\n{"pa', "line 2 is no JSON"),
+        (
+            "t.jsonl",
+            '{"path": "cat/000.png", "label": "cat", "label": "dog"}\n',
+            "line 1: it has 'label' twice",
+        ),
         ("t.jsonl", '["cat/000.png", "cat"]\n', "line 1 is no JSON object such as"),
         ("t.jsonl", '{"path": 1, "label": "cat"}\n', "line 1 has 1 as its path"),
         ("t.jsonl", '{"path": "cat/000.png", "label": {}}\n', "line 1 has {} as its label"),
