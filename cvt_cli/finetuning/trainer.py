@@ -140,6 +140,7 @@ class Trainer:
         mixed = shares @ targets.to(shares.dtype)
         return images, mixed, None if own is None else shares @ own
 
+    @devices.exactly()
     def backward(self, parts: Sequence[Part], images: int | None = None) -> Tensor:
         """Add the gradients of the mean loss over the images of a step, of all processes.
 

@@ -108,24 +108,33 @@ def test_a_gpu_gets_as_many_decoders_as_this_process_has_processors(
     assert workers == [3, 7]
 
 
-@pytest.mark.parametrize("kind", ["no gradients", "inference mode", "float64"])
+@pytest.mark.parametrize(
+    "kind", ["no gradients", "inference mode", "float64", "rounded products", "an autocast"]
+)
 def test_it_trains_the_same_whatever_the_program_has_set_for_itself(
     tmp_path: Path, kind: str
 ) -> None:
-    plain = finetune(IMAGES, model=MODEL, output=tmp_path / "plain", **SHORT)
-    before = torch.get_default_dtype()
+    plain = finetune(IMAGES, model=MODEL, output=tmp_path / "plain", augment="medium", **SHORT)
+    before = torch.get_default_dtype(), torch.get_float32_matmul_precision()
+    asked = before[0], "medium" if kind == "rounded products" else before[1]
+    asked = (torch.float64, asked[1]) if kind == "float64" else asked
+    with_gradients = kind not in ("no gradients", "inference mode")
     try:
-        if kind == "float64":
-            torch.set_default_dtype(torch.float64)
+        torch.set_default_dtype(asked[0])
+        torch.set_float32_matmul_precision(asked[1])
         with (
             torch.inference_mode(kind == "inference mode"),
-            torch.set_grad_enabled(kind == "float64"),
+            torch.set_grad_enabled(with_gradients),
+            torch.autocast("cpu", torch.bfloat16, enabled=kind == "an autocast"),
         ):
-            result = finetune(IMAGES, model=MODEL, output=tmp_path / "within", **SHORT)
-            assert torch.is_grad_enabled() == (kind == "float64")
-            assert torch.get_default_dtype() == (torch.float64 if kind == "float64" else before)
+            result = finetune(
+                IMAGES, model=MODEL, output=tmp_path / "within", augment="medium", **SHORT
+            )
+            assert torch.is_grad_enabled() == with_gradients
+            assert (torch.get_default_dtype(), torch.get_float32_matmul_precision()) == asked
     finally:
-        torch.set_default_dtype(before)
+        torch.set_default_dtype(before[0])
+        torch.set_float32_matmul_precision(before[1])
 
     one, other = (run.best / "model.safetensors" for run in (plain, result))
     assert one.read_bytes() == other.read_bytes()
