@@ -85,11 +85,11 @@ def replacing(path: Path) -> Iterator[Path]:
         CvtError: the folder cannot be written to, or the disk is full.
     """
     try:
-        place = _place_of(path)
-        if place.exists() and not place.is_file() and not place.is_dir():
-            with _poured_into(place) as temporary:
+        if path.exists() and not path.is_file() and not path.is_dir():
+            with _poured_into(path) as temporary:  # which may have no path, as /dev/stdout in a |
                 yield temporary
             return
+        place = _place_of(path)
         temporary, descriptor = _claimed_file(place)
         try:
             yield temporary

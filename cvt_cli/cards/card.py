@@ -81,9 +81,11 @@ def before_in(folder: Path, *, overwrite: bool = False) -> str | None:
     """The card that a folder has, to be written over; None where there is none, or none to keep.
 
     Raises:
-        CheckpointError: somebody else wrote it, and it may not be replaced; or it is not UTF-8.
+        CheckpointError: somebody else wrote it, and it may not be replaced; or it is no text.
     """
     path = folder / folders.CARD_FILE
+    if path.exists() and not path.is_file():  # a pipe would be waited for
+        raise CheckpointError(f"`{path}` is not a regular file")
     found = read(path)
     if found is None or parts.is_ours(found):
         return found

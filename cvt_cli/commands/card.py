@@ -172,6 +172,8 @@ def _before(file: Path, overwrite: bool) -> str | None:
     from cvt_cli.cards import card as cards
     from cvt_cli.cards import parts
 
+    if file.exists() and not file.is_file():  # a device or a pipe is written in place
+        return None
     with suppress(CheckpointError):  # what is no text is none of ours
         found = cards.read(file)
         if found is None or parts.is_ours(found):

@@ -92,6 +92,16 @@ def test_a_pipe_is_written_to_and_stays_a_pipe(tmp_path: Path) -> None:
     assert stat.S_ISFIFO(pipe.stat().st_mode)
 
 
+def test_a_pipe_that_has_no_path_is_written_to_as_dev_stdout_in_a_pipeline() -> None:
+    read, write = os.pipe()
+
+    files.write_text(Path(f"/dev/fd/{write}"), "content")
+
+    os.close(write)
+    with os.fdopen(read) as pipe:
+        assert pipe.read() == "content"
+
+
 def test_a_file_has_the_permissions_that_the_umask_leaves(tmp_path: Path) -> None:
     before = os.umask(0o027)
     try:

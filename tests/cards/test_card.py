@@ -271,6 +271,20 @@ def test_a_card_that_somebody_else_wrote_is_not_replaced(cvt, run: Path) -> None
     assert path.read_text().startswith("---\n")
 
 
+def test_no_card_is_looked_for_in_a_pipe(cvt, run: Path, tmp_path: Path) -> None:
+    (run / "best" / REPOCARD_NAME).unlink()
+    os.mkfifo(run / "best" / REPOCARD_NAME)
+    read, write = os.pipe()
+
+    refused, written = cvt("card", run), cvt("card", "cvt-nano-cifar10", "-o", f"/dev/fd/{write}")
+
+    os.close(write)
+    assert refused.exit_code == 1 and "README.md` is not a regular file" in refused.stderr
+    assert written.exit_code == 0, written.stderr
+    with os.fdopen(read) as pipe:
+        assert pipe.read().startswith("---\n")
+
+
 def changed(document: dict[str, Any], **values: Any) -> dict[str, Any]:
     found = {**document, **values}
     return {name: value for name, value in found.items() if value is not ...}
