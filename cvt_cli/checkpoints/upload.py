@@ -5,6 +5,7 @@ the thread that asks it: one way, which our own bar follows and which Ctrl-C end
 """
 
 import io
+import os
 import time
 import warnings
 from contextlib import ExitStack
@@ -13,9 +14,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from cvt_cli.base import locks
 from cvt_cli.base.errors import CheckpointError, CvtError, UnreachableError, UsageError
 from cvt_cli.base.package import __version__
-from cvt_cli.base.progress import Advance, Progress, Say
+from cvt_cli.base.progress import Advance, Progress, Say, unheard
 from cvt_cli.base.text import human_bytes
 from cvt_cli.checkpoints import cache, upload_checks
 from cvt_cli.checkpoints.hub_client import (
@@ -100,7 +102,9 @@ def push(
     """
     check_name(repository)
     folder = upload_checks.checkpoint_of(run)
-    files = upload_checks.check_folder(folder, say)
+    alone = partial(locks.folder, folder, f"writing `{folder}`", say)
+    with alone():
+        upload_checks.check_folder(folder, say)
     before = _ask(repository)
     url = f"{endpoint()}/{repository}"
     if private and before is not None and not before.private:
@@ -109,19 +113,26 @@ def push(
             hint=f"make it private on {url}/settings, or push without --private",
         )
     there = _hashes(before)
-    changed = [
-        name
-        for name in files
-        if not (there.get(name) and cache.has_hash(folder / name, there[name]))
-    ]
-    own = upload_checks.OWN_RESULTS
-    gone = [own] if own in there and own not in files else []
-    if before is not None and not changed and not gone:
-        return Pushed(folder, repository, url, str(before.sha), False, False, files)
-    size = human_bytes(sum(files[name] for name in changed))
-    where = _describe(before, private, changed, gone)
-    say(f"pushing {', '.join(changed) or 'no file'} ({size}) of `{folder}` to {url}, {where}")
-    commit = _commit(folder, changed, gone, repository, before, private, say, progress)
+    with ExitStack() as opened:
+        with alone():  # what is sent is of one moment: a training replaces file after file
+            files = upload_checks.check_folder(folder, unheard)
+            changed = [
+                name
+                for name in files
+                if not (there.get(name) and cache.has_hash(folder / name, there[name]))
+            ]
+            try:
+                sent = {name: opened.enter_context(_Sent(folder / name)) for name in changed}
+            except OSError as error:
+                raise upload_checks.unreadable(error) from None
+        own = upload_checks.OWN_RESULTS
+        gone = [own] if own in there and own not in files else []
+        if before is not None and not changed and not gone:
+            return Pushed(folder, repository, url, str(before.sha), False, False, files)
+        size = human_bytes(sum(files[name] for name in changed))
+        where = _describe(before, private, changed, gone)
+        say(f"pushing {', '.join(changed) or 'no file'} ({size}) of `{folder}` to {url}, {where}")
+        commit = _commit(sent, gone, repository, before, private, say, progress)
     return Pushed(folder, repository, url, commit, before is None, True, files)
 
 
@@ -204,8 +215,7 @@ class _Sent(io.BufferedReader):
 
 
 def _commit(
-    folder: Path,
-    names: list[str],
+    sent: dict[str, _Sent],
     gone: list[str],
     repository: str,
     before: Any,
@@ -216,16 +226,12 @@ def _commit(
     """Make the repository if need be, send the files, and give the commit that holds them."""
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
-    api, paths = client(), [folder / name for name in names]
-    with ExitStack() as opened, warnings.catch_warnings(record=True) as caught:
-        try:
-            files = [opened.enter_context(_Sent(path)) for path in paths]
-            size = sum(path.stat().st_size for path in paths)
-        except OSError as error:
-            raise upload_checks.unreadable(error) from None
+    api, files = client(), list(sent.values())
+    size = sum(os.fstat(file.fileno()).st_size for file in files)
+    with warnings.catch_warnings(record=True) as caught:
         try:
             operations = [
-                *(CommitOperationAdd(name, file) for name, file in zip(names, files, strict=True)),
+                *(CommitOperationAdd(name, file) for name, file in sent.items()),
                 *(CommitOperationDelete(name, is_folder=False) for name in gone),
             ]
             if before is None:

@@ -3,7 +3,9 @@
 The hub is a server on 127.0.0.1 (`fake_hub`); the client is the real one, in processes of its own.
 """
 
+import fcntl
 import json
+import os
 import re
 import shutil
 import signal
@@ -136,6 +138,26 @@ def test_what_finetune_made_can_be_pushed_as_it_is(
     best = tmp_path / "run" / "best"
     assert held(hub) == content(best) | {results: (best / results).read_bytes()}
     assert somebody.run("info", NAME, "--json").json["classes"] == ["0", "1"]
+
+
+def test_of_a_run_that_is_saving_an_epoch_what_is_sent_is_of_one_epoch(
+    hub: Hub, somebody: Machine, run: Path
+) -> None:
+    card = run / "best" / "README.md"
+    card.unlink()  # as while an epoch is saved, until its weights are there
+    held_by_training = os.open(run / "best", os.O_RDONLY)
+    fcntl.flock(held_by_training, fcntl.LOCK_EX)
+    process = somebody.start("push", run, NAME)
+    assert process.stderr is not None
+    said = process.stderr.readline()
+
+    card.write_text(CARD + "of this epoch")
+    os.close(held_by_training)
+
+    result = somebody.wait(process)
+    assert f"another process is writing `{run / 'best'}`; waiting for it" in said
+    assert result.exit_code == 0 and "no model card" not in result.stderr
+    assert held(hub) == content(run / "best")
 
 
 def test_only_the_checkpoints_own_files_travel(hub: Hub, somebody: Machine, run: Path) -> None:
