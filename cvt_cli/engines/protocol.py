@@ -39,6 +39,11 @@ class Engine(Protocol):
         ...
 
     @property
+    def floats(self) -> str | None:
+        """In int8 "bf16" where that computes what is left in floating point; None: fp32."""
+        ...
+
+    @property
     def transfer_sec(self) -> float:
         """Time spent so far in moving images to the device; 0 where they stay in memory."""
         ...

@@ -10,7 +10,6 @@ from cvt_cli.base.text import counted
 from cvt_cli.checkpoints.checkpoint import Checkpoint
 from cvt_cli.checkpoints.folders import CheckpointConfig
 from cvt_cli.engines.protocol import Engine
-from cvt_cli.engines.runtimes import FLOATS_IN_BF16
 from cvt_cli.spec.config import Activation
 from cvt_cli.spec.formats import EngineChoice
 from cvt_cli.spec.labels import Labels
@@ -18,18 +17,15 @@ from cvt_cli.spec.preprocessing import Preprocessing
 
 DECIDE = (
     *("model", "revision", "weights_sha256", "classes_sha256", "activation", "preprocessing"),
-    *("engine", "precision", "calibration", "task", "thresholds"),
+    *("engine", "precision", "calibration", "floats", "task", "thresholds"),
 )
 """Those of the conditions of a result that must be the same for it to be gone on with; the last two
-are only there where an image may have several classes, ``calibration`` in int8."""
+are only there where an image may have several classes, ``calibration`` and ``floats`` in int8."""
 
 
 def deciding(conditions: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of the conditions that are among `DECIDE`; in int8 also what computes the rest."""
-    found = {name: conditions[name] for name in DECIDE if name in conditions}
-    if str(conditions.get("hardware")).endswith(FLOATS_IN_BF16):
-        found["floats"] = "bf16"
-    return found
+    """Those of the conditions that are among `DECIDE`."""
+    return {name: conditions[name] for name in DECIDE if name in conditions}
 
 
 def engine_to_go_on_with(made: Mapping[str, Any] | None, asked: EngineChoice) -> EngineChoice:
@@ -107,6 +103,7 @@ class ReadyModel:
             "precision": self.engine.precision,
             "engine": self.engine.name,
             **({} if self.calibration is None else {"calibration": self.calibration}),
+            **({} if self.engine.floats is None else {"floats": self.engine.floats}),
             "version": __version__,
         }
 

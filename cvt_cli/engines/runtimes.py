@@ -80,9 +80,6 @@ def floats_in(precision: str, takes_pixels: bool = False) -> FloatPrecision:
     return "bf16" if in_bf16 and computes_in("openvino", "bf16") else "fp32"
 
 
-FLOATS_IN_BF16 = ", floats in bf16"
-"""How ``hardware`` ends where that is so in int8."""
-
 HINT_OF: Mapping[FloatPrecision, str] = {"fp32": "f32", "bf16": "bf16"}
 """How OpenVINO calls it. Unasked it takes bf16 where the processor has it, without a word."""
 
@@ -155,6 +152,7 @@ class OnnxRuntimeEngine:
     device = "cpu"
     transfer_sec = 0.0
     takes_crops = False
+    floats = None
 
     def __init__(
         self, path: Path, threads: int, record: Record | None = None, part: Part | None = None
@@ -220,6 +218,7 @@ class OpenVinoEngine:
 
         core = openvino.Core()
         self.takes_pixels = record is not None and record.preprocessing_inside
+        self.floats: str | None = None
         settings: dict[str, Any] = {
             "INFERENCE_NUM_THREADS": threads,
             "INFERENCE_PRECISION_HINT": HINT_OF[floats_in(precision, self.takes_pixels)],
@@ -245,7 +244,8 @@ class OpenVinoEngine:
         if record is not None and record.precision == "int8":
             self.precision = "int8"
             if running == "bf16":  # a matter of the processor, not of the file
-                self.hardware += FLOATS_IN_BF16
+                self.floats = running
+                self.hardware += ", floats in bf16"
 
     def __call__(self, batch: NDArray[Any]) -> NDArray[np.float32]:
         """Images (B, 3, H, W), normalised, or pixels, to logits (B, classes)."""

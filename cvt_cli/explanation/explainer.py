@@ -44,6 +44,7 @@ class TracedEngine:
     name = "torch"
     precision: Precision = "fp32"
     takes_pixels = takes_crops = False
+    floats = None
     transfer_sec = 0.0
 
     def __init__(

@@ -22,7 +22,6 @@ from cvt_cli.engines.ready import ReadyModel
 from cvt_cli.export import prepared_graphs, quantise
 from cvt_cli.export.quantise import Right
 from cvt_cli.export.verification import MOST_CALIBRATION_IMAGES, PACKAGED, Arrays, Pictures, verify
-from cvt_cli.images import decode
 from cvt_cli.spec.formats import FORMATS, GraphFormat, Int8, Runtime
 from cvt_cli.spec.labels import Labels
 
@@ -57,12 +56,9 @@ def labels_of(pictures: Pictures, labels: Labels) -> list[int] | None:
 def _hash_of(picture: Path) -> str:
     """Of its file; raises ImageError if it cannot be read."""
     try:
-        decode.open_regular(picture).close()
         return stamps.hash_of(picture)
     except OSError as error:
         raise ImageError(f"`{picture}`: {(error.strerror or str(error)).lower()}") from None
-    except ImageError as error:
-        raise ImageError(f"`{picture}`: {error}") from None
 
 
 def fingerprint(pictures: Pictures, max_drop: float | None, labels: Labels) -> str:

@@ -8,7 +8,7 @@ import ctypes
 import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from copy import deepcopy
 from time import perf_counter
 from typing import Any
@@ -198,24 +198,22 @@ class Trainer:
         Forward and backward only: nothing is learnt, and statistics are put back. One more comes
         before them to warm up; without any it is this one that is timed.
         """
-        buffers = list(self.model.buffers())
-        before = [buffer.clone() for buffer in buffers]
         trained, self._trained = self._trained, self.model  # without talking to other processes
         tried = -1 if steps else 0
-        started = perf_counter()
-        for parts in batches:
-            if steps == 0:
-                started = perf_counter()  # without what it takes to start workers
-            self.backward(parts).item()
-            tried += 1
-            if tried == 0:
-                started = perf_counter()
-            if tried >= max(steps, 1):
-                break
-        seconds = perf_counter() - started
+        with self._statistics_put_back():
+            started = perf_counter()
+            for parts in batches:
+                if steps == 0:
+                    started = perf_counter()  # without what it takes to start workers
+                self.backward(parts).item()
+                tried += 1
+                if tried == 0:
+                    started = perf_counter()
+                if tried >= max(steps, 1):
+                    break
+            seconds = perf_counter() - started
         self._trained = trained
         self.optimizer.zero_grad(set_to_none=True)
-        _fill(buffers, before)
         return seconds / max(tried, 1), max(tried, 0)
 
     def first_ahead(self, parts: Sequence[Part]) -> float:
@@ -223,15 +221,21 @@ class Trainer:
 
         Until then the network is as it was. Of one process alone, whose step has these parts.
         """
+        with self._statistics_put_back():
+            started = perf_counter()
+            loss = self.backward(parts)
+            loss.item()
+            seconds = perf_counter() - started
+            self._ahead = loss, [buffer.clone() for buffer in self.model.buffers()]
+        return seconds
+
+    @contextmanager
+    def _statistics_put_back(self) -> Iterator[None]:
+        """Leave the network's buffers as they were before."""
         buffers = list(self.model.buffers())
         before = [buffer.clone() for buffer in buffers]
-        started = perf_counter()
-        loss = self.backward(parts)
-        loss.item()
-        seconds = perf_counter() - started
-        self._ahead = loss, [buffer.clone() for buffer in buffers]
+        yield
         _fill(buffers, before)
-        return seconds
 
     def _taken_ahead(self) -> Tensor | None:
         """The loss of a first step whose gradients were computed ahead, its statistics in place."""

@@ -55,6 +55,7 @@ class TorchEngine:
 
     name = "torch"
     takes_pixels = takes_crops = False
+    floats = None
 
     def __init__(
         self,
@@ -117,6 +118,7 @@ class ExportedEngine:
     device = "cpu"
     transfer_sec = 0.0
     takes_crops = False
+    floats = None
 
     def __init__(self, path: Path, record: Record, macs: int | None = None) -> None:
         _refuse_pickles(path)

@@ -74,6 +74,7 @@ class Recorded:
 
     name, device, precision = "openvino", "cpu", "fp32"
     hardware, transfer_sec, takes_pixels, takes_crops = "", 0.0, False, False
+    floats = None
 
     def __init__(self, shift: float) -> None:
         self.shift, self.calls = shift, set[int]()

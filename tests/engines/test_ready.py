@@ -7,8 +7,8 @@ def test_int8_is_not_gone_on_with_where_the_rest_is_computed_otherwise() -> None
     """As on a processor with AMX and one without."""
     of_int8 = {"engine": "openvino", "precision": "int8", "calibration": "a"}
 
-    with_amx = deciding({**of_int8, "hardware": "2 threads, floats in bf16"})
-    other_threads = deciding({**of_int8, "hardware": "8 threads, floats in bf16"})
+    with_amx = deciding({**of_int8, "floats": "bf16", "hardware": "2 threads"})
+    other_threads = deciding({**of_int8, "floats": "bf16", "hardware": "8 threads"})
     without = deciding({**of_int8, "hardware": "2 threads"})
 
     assert with_amx == other_threads != without
