@@ -74,7 +74,7 @@ class _App(help_pages.Group):
         except CvtError as error:
             output.error(str(error), error.hint)
             raise SystemExit(error.exit_code) from None
-        except BrokenPipeError:  # as of `cvt --help | head -1`
+        except streams.Unread:
             raise SystemExit(1) from None
         except OSError as error:
             if error.errno not in _OF_THE_MACHINE:
@@ -112,6 +112,10 @@ class _App(help_pages.Group):
         try:
             with self._habits():
                 return super().invoke(ctx)
+        except streams.Unread:
+            raise
+        except BrokenPipeError as error:  # not of stdout; click would end without a word
+            raise CvtError("what this command wrote to was closed by who read it") from error
         except KeyboardInterrupt:
             # One more Ctrl-C while the process ends is no reason for a traceback.
             with suppress(ValueError):  # not in the main thread

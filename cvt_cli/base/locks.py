@@ -5,7 +5,7 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 from cvt_cli.base import files
 from cvt_cli.base.progress import Say
@@ -31,7 +31,10 @@ def growing(path: Path, what: str, say: Say) -> Iterator[BinaryIO]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         while True:
-            file: BinaryIO = path.open("a+b", buffering=0)
+            # Nothing is read of a pipe or a device; and who opens a pipe for both waits for nobody
+            # to read it, and is not told that nobody does any more.
+            mode = "ab" if path.exists() and not path.is_file() else "a+b"
+            file = cast("BinaryIO", path.open(mode, buffering=0))
             try:
                 if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                     _hold(file.fileno(), what, say)

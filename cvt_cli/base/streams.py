@@ -53,18 +53,22 @@ class _Stream:
         return getattr(self._stream, name)
 
 
+class Unread(BrokenPipeError):
+    """Nobody reads stdout any more, as of ``cvt --help | head -1``."""
+
+
 class _Results(_Stream):
     """stdout.
 
     Raises:
-        BrokenPipeError: nobody reads it any more.
+        Unread: nobody reads it any more.
         CvtError: it cannot be written, as where the disk is full.
     """
 
     def _lost(self, error: Exception) -> None:
         super()._lost(error)
         if isinstance(error, BrokenPipeError):
-            raise error
+            raise Unread from error
         reason = getattr(error, "strerror", None) or error
         raise CvtError(f"cannot write the results: {reason}") from error
 
@@ -77,7 +81,7 @@ def prepared() -> Iterator[None]:
     and with it what other libraries write there.
 
     Raises:
-        BrokenPipeError, CvtError: at the end, as `_Results`.
+        Unread, CvtError: at the end, as `_Results`.
     """
     before = sys.stdin, sys.stdout, sys.stderr
     for descriptor, name in enumerate(("stdin", "stdout", "stderr")):

@@ -7,6 +7,7 @@ import multiprocessing
 import signal
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -54,18 +55,21 @@ class Worker:
 
     def turn(self) -> float:
         """Images per second."""
-        self._connection.send(True)
-        return self._receive()
+        return self._asked(True)
 
     def stop(self) -> int:
         """Its peak memory in bytes."""
-        self._connection.send(False)
+        return self._asked(False)
+
+    def _asked(self, again: bool) -> Any:
+        with suppress(ConnectionError):  # it was ended while others had their turn
+            self._connection.send(again)
         return self._receive()
 
     def _receive(self) -> Any:
         try:
             received = self._connection.recv()
-        except EOFError:
+        except (EOFError, ConnectionError):
             self._process.join()
             raise CvtError(
                 f"the process of {self.side.engine} in {self.side.precision} at batch "

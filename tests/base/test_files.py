@@ -150,6 +150,26 @@ def test_a_short_write_is_gone_on_with() -> None:
     assert file.content == b"0123456789"
 
 
+def test_a_pipe_that_grows_waits_for_its_reader_and_notices_its_end(tmp_path: Path) -> None:
+    pipe = tmp_path / "lines.jsonl"
+    os.mkfifo(pipe)
+    found: list[bytes] = []
+
+    def read_once() -> None:
+        with pipe.open("rb", buffering=0) as file:
+            found.append(file.read(5))
+
+    reader = threading.Timer(0.2, read_once)
+    reader.start()
+    with locks.growing(pipe, "answering", print) as file:
+        files.write_all(file, b"first")
+        reader.join()
+        with pytest.raises(BrokenPipeError):
+            files.write_all(file, b"second")
+
+    assert found == [b"first"]
+
+
 def test_the_second_process_waits_for_a_file_that_grows_and_says_so(tmp_path: Path) -> None:
     path = tmp_path / "lines"
     script = (

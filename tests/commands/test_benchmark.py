@@ -15,7 +15,7 @@ from PIL import Image
 from cvt_cli.base import files, places
 from cvt_cli.base.errors import CvtError
 from cvt_cli.engines import runtimes
-from cvt_cli.export import benchmark, benchmark_sides, job_processes, jobs
+from cvt_cli.export import benchmark, benchmark_sides, benchmark_worker, job_processes, jobs
 from cvt_cli.export.benchmark_sides import Network
 from cvt_cli.export.job_peers import Task
 from cvt_cli.spec import variants
@@ -283,6 +283,34 @@ def test_a_picture_that_no_side_can_read_is_named(tmp_path: Path) -> None:
 def test_a_side_that_is_killed_is_an_error_that_says_so() -> None:
     with pytest.raises(CvtError, match="was ended by signal 9, as happens when memory runs out"):
         job_processes.run(["sh", "-c", "kill -9 $$"], os.environ)
+
+
+def test_a_side_that_is_killed_while_others_have_their_turn_is_named(tmp_path: Path) -> None:
+    network = Network.of("nano", variants.VARIANTS["nano"].config, 32, 32)
+    graph = benchmark_worker.random_graph(network, None, tmp_path / "nano.onnx")
+    side = benchmark_sides.Side("onnxruntime", "fp32", 1, network)
+    with benchmark_worker.Worker(side, graph) as worker:
+        worker._process.kill()
+        worker._process.join()
+
+        with pytest.raises(
+            CvtError, match="onnxruntime in fp32 at batch 1 ended with exit code -9"
+        ):
+            worker.turn()
+
+
+def test_a_connection_that_breaks_is_not_taken_for_a_reader_of_stdout_that_has_gone(
+    cvt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object, **told: object) -> None:
+        raise BrokenPipeError(32, "Broken pipe")
+
+    monkeypatch.setattr(benchmark, "benchmark", broken)
+
+    result = cvt("benchmark", *QUICK)
+
+    assert result.exit_code == 1
+    assert "error: what this command wrote to was closed by who read it" in result.stderr
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs POSIX signals")
