@@ -56,6 +56,7 @@ class Index:
     folders: dict[str, set[str]] = field(default_factory=lambda: {"": set()})
     files: dict[str, set[str]] = field(default_factory=dict)
     passed: Passed = field(default_factory=Passed)
+    state: tuple[int, int] = (0, 0)  # when a .zip was changed, and its bytes
 
     def add(self, name: str, member: zipfile.ZipInfo | _Span | None, is_folder: bool) -> None:
         parts = finding.member_parts(name, self.passed)
@@ -135,7 +136,7 @@ class Index:
 
     def _from_zip(self, info: zipfile.ZipInfo, limit: int) -> bytes:
         try:
-            with _opened_zip(str(self.path), os.getpid()).open(info) as file:
+            with _opened_zip(str(self.path), self.state, os.getpid()).open(info) as file:
                 if info.compress_type == zipfile.ZIP_BZIP2:
                     return _unpacked_bzip2(self.path, info, limit)
                 if info.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
@@ -177,8 +178,9 @@ def bytes_of(member: zipfile.ZipInfo | _Span) -> int:
 
 
 @lru_cache(maxsize=4)
-def _opened_zip(path: str, process: int) -> zipfile.ZipFile:
-    """A few open files per process: threads may share one, forked processes may not."""
+def _opened_zip(path: str, state: tuple[int, int], process: int) -> zipfile.ZipFile:
+    """A few open files per process: threads may share one, forked processes may not; nor is one
+    asked for what stands in another that has its name now."""
     return zipfile.ZipFile(path)
 
 
@@ -200,7 +202,7 @@ _INDEXING = threading.Lock()
 
 @lru_cache(maxsize=2)  # the images of one archive are still being read when the next one's begin
 def _zip_index(path: Path, changed: int, size: int) -> Index:
-    index = Index(path, "zip archive")
+    index = Index(path, "zip archive", state=(changed, size))
     with zipfile.ZipFile(path) as archive:
         for info in archive.infolist():
             index.add(info.filename, info, info.is_dir())

@@ -678,6 +678,18 @@ def test_many_archives_are_read_with_few_open_files(cvt, tmp_path: Path) -> None
         ]
 
 
+def test_a_zip_that_another_has_replaced_is_read_anew_in_one_process(tmp_path: Path) -> None:
+    for name, picture in (("first", BOATS), ("second", CHELSEA)):
+        with zipfile.ZipFile(tmp_path / name, "w") as archive:
+            archive.write(picture, "picture.jpg")
+        os.replace(tmp_path / name, tmp_path / "a.zip")
+
+        (found,) = sources.sources([str(tmp_path / "a.zip")])
+
+        with found.open() as file:
+            assert file.read() == picture.read_bytes()
+
+
 def test_a_zip_bomb_is_not_expanded(cvt, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(limits, "LARGEST_FILE", 3_000_000)
     with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as archive:
