@@ -1,10 +1,12 @@
 """A checkpoint with the engine that runs it: what answers, and what an answer depends on."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 
-from cvt_cli.base.conditions import names_hash
+from cvt_cli.base import torchrun
+from cvt_cli.base.conditions import Conditions, names_hash
+from cvt_cli.base.errors import UsageError
 from cvt_cli.base.package import __version__
 from cvt_cli.base.text import counted
 from cvt_cli.checkpoints.checkpoint import Checkpoint
@@ -125,3 +127,13 @@ class ReadyModel:
             f"{self.model}{at} ({classes}; {self.activation}); {self.preprocessing.describe()}; "
             f"{engine.device}, {engine.hardware}, {engine.name}, {engine.precision}"
         )
+
+
+def refuse_others(models: Sequence[ReadyModel]) -> None:
+    """Raises UsageError if another process of a torchrun has other models: on its machine another
+    file may have the name, or another engine be installed."""
+    own = [Conditions(deciding(ready.conditions())) for ready in models]
+    for rank, theirs in enumerate(torchrun.gather([one.values for one in own])):
+        for one, other in zip(own, theirs, strict=True):
+            if differences := one.differences(other):
+                raise UsageError(f"process {rank} answered with {'; '.join(differences)}")

@@ -20,7 +20,7 @@ from cvt_cli.datasets.held_out import Origin
 from cvt_cli.datasets.labelled import LabelledImages, Split, place_of
 from cvt_cli.datasets.table_sets import Told
 from cvt_cli.datasets.torchvision_sets import KNOWN_SETS
-from cvt_cli.engines.ready import ReadyModel, engine_to_go_on_with
+from cvt_cli.engines.ready import ReadyModel, engine_to_go_on_with, refuse_others
 from cvt_cli.evaluation import (
     annotations,
     measure_outcomes,
@@ -178,13 +178,14 @@ def _evaluate(names: list[str], settings: Asked, access: Access) -> list[Result]
     mine: Sequence[int] = range(len(images))
     if torchrun.count() > 1:
         mine = [index for index in mine if torchrun.is_mine(images.names[index])]
+    share = -(-len(images) // torchrun.count())  # as many for every process, and so one engine
     models: list[ReadyModel] = []
     subjects: list[Subject] = []
     several = len(names) > 1
     with PredictionFiles(settings.predictions, settings.resume, several, access.say) as written:
         engine = engine_to_go_on_with(written.made, settings.engine)
         for name in names:
-            ready, one = _loaded(name, images, table, settings, engine, len(mine), access)
+            ready, one = _loaded(name, images, table, settings, engine, share, access)
             models.append(ready)
             subjects.append(one)
             if settings.card is not None:
@@ -227,6 +228,7 @@ def _evaluate(names: list[str], settings: Asked, access: Access) -> list[Result]
             raise
         written.finish(len(left))
     with torchrun.joined():
+        refuse_others(models)
         _add_up(subjects, len(images), mine)
     if not subjects[0].result.n:  # with --skip-unreadable
         name, reason = subjects[0].result.failures[0]
@@ -280,7 +282,7 @@ def _loaded(
     table: dict[str, str] | None,
     settings: Asked,
     engine: EngineChoice,
-    mine: int,
+    share: int,
     access: Access,
 ) -> tuple[ReadyModel, Subject]:
     """A model that is ready, and what it is judged by.
@@ -291,15 +293,15 @@ def _loaded(
         table: the group of each image, if groups were given.
         settings: of the evaluation.
         engine: what follows ``--engine``, or what a file was begun with.
-        mine: how many of the images this process has.
+        share: how many of the images each process has.
         access: how to fetch it.
     """
     ready = loading.load_classifier(
         *(name, settings.res, settings.activation, settings.device, settings.precision, access),
         resize=settings.resize,
         engine=engine,
-        images=mine,
-        together=min(mine, settings.batch_size),
+        images=share,
+        together=min(share, settings.batch_size),
     )
     check_task(ready.model, ready.labels, images, settings)
     class_index, how = match_classes(images.classes, ready.labels, settings.label_map)

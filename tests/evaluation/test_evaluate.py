@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 import cvt_cli
-from cvt_cli import evaluate
+from cvt_cli import evaluate, loading
+from cvt_cli.base import torchrun
 from cvt_cli.base.errors import DataError, UsageError
-from tests_shared import TESTS
+from tests_shared import TESTS, torchrun_environment
 
 IMAGES, MODEL = TESTS / "kept" / "images", TESTS / "kept" / "model"
 TIMES = {"images_per_sec", "decode_images_per_sec", "model_images_per_sec", "transfer_sec"}
@@ -41,6 +42,35 @@ def test_several_models_give_a_list_in_their_order(tmp_path: Path) -> None:
     assert [first.model, second.model] == [str(MODEL), str(tmp_path / "other")]
     assert first.metrics.top1_correct == second.metrics.top1_correct
     assert len(list(tmp_path.glob("p.*.jsonl"))) == 2
+
+
+def test_all_processes_of_a_torchrun_choose_one_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def load(*_: object, images: int, together: int, **__: object) -> None:
+        asked.append((images, together))
+        raise DataError("as far as this")
+
+    monkeypatch.setattr(loading, "load_classifier", load)
+    for rank in range(2):  # 13 images and 17
+        for name, value in torchrun_environment(rank=rank, count=2).items():
+            monkeypatch.setenv(name, value)
+        with pytest.raises(DataError, match="as far as this"):
+            evaluate(IMAGES, MODEL)
+
+    assert asked == [(15, 15), (15, 15)]
+
+
+def test_answers_of_processes_with_other_weights_are_not_added_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def gather(own: list[dict[str, object]]) -> list[object]:
+        return [own, [{**one, "weights_sha256": "0" * 64} for one in own]]
+
+    monkeypatch.setattr(torchrun, "gather", gather)
+
+    with pytest.raises(UsageError, match='process 1 answered with weights_sha256 "000'):
+        evaluate(IMAGES, MODEL)
 
 
 def test_an_unreadable_image_is_wrong_and_named(tmp_path: Path) -> None:
