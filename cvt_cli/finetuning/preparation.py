@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from cvt_cli.base import files, machine, text, torchrun
+from cvt_cli.base.conditions import json_hash
 from cvt_cli.base.errors import CvtError, DataError, UsageError
 from cvt_cli.base.progress import Progress, Say, silent, unheard
 from cvt_cli.base.text import human_bytes
@@ -221,6 +222,23 @@ def job_of(
         start.get("license"),
         scratch=start.get("scratch", start["start"] in VARIANTS),
     )
+
+
+def refuse_different(job: Job) -> None:
+    """Raises DataError if the processes of a torchrun have not found the same images: each takes
+    its part of a step by numbers, which would be of other images."""
+    if torchrun.count() == 1:
+        return
+    parts = (job.images.training, job.images.validation)
+    own = json_hash(
+        [job.images.fingerprint, *([list(one.names), one.labels.tolist()] for one in parts)]
+    )
+    if len(set(torchrun.gather(own))) > 1:
+        raise DataError(
+            "the processes have not found the same images",
+            hint="let nobody write into the data while they are read; several machines need the "
+            "same files",
+        )
 
 
 def batches_of(job: Job, say: Say) -> Batches:

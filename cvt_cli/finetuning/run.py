@@ -58,6 +58,7 @@ class Run:
         self._stop = Stop()
         self._part: Epoch | None = None  # what came of one that was ended early
         self._saved = ""  # what of it is on the disk, for who interrupts it
+        preparation.refuse_different(job)
         self.batches = preparation.batches_of(job, self._say)
         self.trainer = preparation.trainer_of(job, self.batches) if job.takes_steps else None
 

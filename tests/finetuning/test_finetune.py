@@ -2,7 +2,9 @@
 
 import inspect
 import json
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ import cvt_cli
 from cvt_cli import Classifier, finetune
 from cvt_cli.base import machine
 from cvt_cli.base.errors import CvtError, DataError, UsageError
+from cvt_cli.finetuning import preparation
 from cvt_cli.finetuning.from_options import workers_of
 from cvt_cli.finetuning.settings import Options
 from tests_shared import TESTS
@@ -94,6 +97,31 @@ def test_the_function_says_what_it_takes_and_is_there_when_it_is_asked_for() -> 
     assert "finetune" in cvt_cli.__all__ and "finetune" in dir(cvt_cli)
     with pytest.raises(TypeError, match="unexpected keyword argument 'epoch'"):
         finetune(IMAGES, epoch=1)
+
+
+def test_processes_that_found_different_images_do_not_train_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: list[str] = []
+
+    def gather(own: str) -> list[str]:
+        found.append(own)
+        return [found[0], own]
+
+    def as_far_as_this(*_: object) -> None:
+        raise DataError("they agree")
+
+    two = SimpleNamespace(count=lambda: 2, gather=gather)
+    monkeypatch.setattr(preparation, "torchrun", two)
+    monkeypatch.setattr(preparation, "batches_of", as_far_as_this)
+    data = shutil.copytree(IMAGES, tmp_path / "data")
+    for _ in range(2):
+        with pytest.raises(DataError, match="they agree"):
+            finetune(data, model=MODEL, output=tmp_path / "run", **SHORT)
+    next(data.rglob("*.png")).unlink()
+
+    with pytest.raises(DataError, match="the processes have not found the same images"):
+        finetune(data, model=MODEL, output=tmp_path / "run", **SHORT)
 
 
 def test_a_gpu_gets_as_many_decoders_as_this_process_has_processors(
