@@ -5,6 +5,7 @@ A graph is a file that `graphs` wrote: float32 images (B, 3, H, W), normalised, 
 is an extra of the package.
 """
 
+import functools
 import io
 import os
 import threading
@@ -12,12 +13,13 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cvt_cli.base import machine, stamps
+from cvt_cli.base.aside import aside
 from cvt_cli.base.conditions import Conditions
 from cvt_cli.base.errors import CheckpointError, CvtError, UsageError
 from cvt_cli.base.package import installing
@@ -25,6 +27,9 @@ from cvt_cli.base.progress import Say
 from cvt_cli.checkpoints.export_metadata import PIXELS, Record
 from cvt_cli.engines.parts import Part, by_parts
 from cvt_cli.spec.formats import PRECISIONS, Runtime, by_suffix
+
+if TYPE_CHECKING:
+    import openvino
 
 _MUCH = 10**15
 """MACs that pay for every thread."""
@@ -57,9 +62,22 @@ def computes_in(runtime: Runtime, precision: str) -> bool:
         return False
     if precision == "fp32":
         return True
+    return "BF16" in openvino_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
+@functools.cache
+def openvino_core() -> "openvino.Core":
+    """The one of this process, with its plugin for CPUs.
+
+    The thread that loads the plugin gets a stack for signals (AMX needs a large one), which is
+    freed with the plugin. Of several that end in another order than they came, the main thread
+    would be left with one that is no more: the next signal, Ctrl-C too, would end the process.
+    """
     import openvino
 
-    return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    core = openvino.Core()
+    aside(lambda: core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
+    return core
 
 
 def floats_in(precision: str, takes_pixels: bool = False) -> FloatPrecision:
@@ -93,10 +111,8 @@ def open_preprocessing(
 
         session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
         return lambda pixels: session.run(None, {PIXELS: pixels})[0]
-    import openvino
-
     settings = {"INFERENCE_PRECISION_HINT": HINT_OF["fp32"]}
-    compiled = openvino.Core().compile_model(path, "CPU", settings)
+    compiled = openvino_core().compile_model(path, "CPU", settings)
     return lambda pixels: np.array(compiled(pixels)[0])
 
 
@@ -214,9 +230,7 @@ class OpenVinoEngine:
         part: Part | None,
         say: Say,
     ) -> None:
-        import openvino
-
-        core = openvino.Core()
+        core = openvino_core()
         self.takes_pixels = record is not None and record.preprocessing_inside
         self.floats: str | None = None
         settings: dict[str, Any] = {

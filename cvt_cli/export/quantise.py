@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cvt_cli.base.aside import aside
 from cvt_cli.base.errors import CvtError, UsageError
 from cvt_cli.base.package import installing
 from cvt_cli.engines import runtimes
@@ -105,6 +106,11 @@ def quantise_openvino(model: Any, images: Images, right: Right | None = None) ->
     Raises:
         CvtError: it is not right often enough, whatever layers stay in floats.
     """
+    # NNCF has several of OpenVINO's cores at once: see `runtimes.openvino_core`.
+    return aside(lambda: _quantised(model, images, right))
+
+
+def _quantised(model: Any, images: Images, right: Right | None) -> Any:
     with _quiet(), redirect_stdout(sys.stderr):  # where NNCF's own progress belongs
         import nncf
         from nncf.quantization.range_estimator import RangeEstimatorParametersSet
@@ -182,9 +188,8 @@ def _held(model: Any, every: list[NDArray[np.float32]], right: Right, how: dict[
         CvtError: even so it is not.
     """
     import nncf
-    import openvino
 
-    core = openvino.Core()
+    core = runtimes.openvino_core()
 
     def computing(model: Any, floats: FloatPrecision) -> Compute:
         hint = {"INFERENCE_PRECISION_HINT": runtimes.HINT_OF[floats]}

@@ -222,7 +222,7 @@ def _finish_openvino(
 ) -> None:
     import openvino
 
-    core = openvino.Core()
+    core = runtimes.openvino_core()
     model = core.read_model(network)
     if record.precision == "int8":
         model = quantise.quantise_openvino(model, calibration, right)

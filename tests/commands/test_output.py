@@ -127,8 +127,6 @@ print(next(line.split()[1] for line in open("/proc/self/status") if "VmPeak" in 
 """Prints the kB of addresses that the libraries alone take, some 3 million."""
 
 
-# Slow: while it runs, the process of another worker of pytest has vanished, without a word.
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("command", "hint"),
     [

@@ -75,7 +75,8 @@ import numpy as np
 from cvt_cli.export import write_graph; from cvt_cli.engines import runtimes
 from tests_shared import TINY, golden, golden_config, golden_input, golden_model
 folder = tempfile.TemporaryDirectory()
-path = Path(folder.name, "model.onnx")
+path = Path(folder.name, "graphs", "model.onnx")
+path.parent.mkdir()
 """
     wanted = {**os.environ, **environment}
     there = {name: value for name, value in wanted.items() if value is not None}
@@ -222,6 +223,23 @@ assert np.abs(answer(shared, *sides[0])[1] - alone[sides[0]][1]).max() < 1e-5
 
     assert done.exit_code == 0, done.stderr
     assert done.stdout.count(".blob` is damaged; it is made again") == 1
+
+
+def test_signals_are_heard_after_graphs_are_closed_in_the_order_they_were_opened() -> None:
+    """OpenVINO's plugin gives its thread a stack for them, and takes it away with a graph."""
+    done = in_a_process("""
+import signal
+write_graph.write_onnx(golden_model(TINY), path, 64, 64, {}, made_under={})
+graphs = [runtimes.open_graph("openvino", path, "fp32") for _ in range(2)]
+while graphs:
+    del graphs[0]
+try:
+    signal.raise_signal(signal.SIGINT)
+except KeyboardInterrupt:
+    print("heard")
+""")
+
+    assert (done.exit_code, done.stdout) == (0, "heard\n"), done.stderr
 
 
 def test_a_compiled_graph_is_kept_for_each_precision_version_processor_and_batch() -> None:
