@@ -7,6 +7,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, overload
 
+import numpy as np
+
 from cvt_cli import loading
 from cvt_cli.base import machine, places, streams, torchrun
 from cvt_cli.base.errors import CvtError, DataError, UsageError
@@ -165,6 +167,7 @@ def _path(place: Place | None) -> Path | None:
     return None if place is None else Path(places.expanded(str(place)))
 
 
+@np.errstate(under="ignore")  # whatever the program that calls has set
 def _evaluate(names: list[str], settings: Asked, access: Access) -> list[Result]:
     check(names, settings)
     table = None if settings.groups is None else annotations.read_groups_file(settings.groups)

@@ -6,7 +6,7 @@ import itertools
 import shlex
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -97,11 +97,18 @@ def finetune(options: Options) -> Result | fold_results.Result:
 
 @contextmanager
 def _able_to_train() -> Iterator[None]:
-    """With gradients and in float32, whatever the program that calls has set for itself."""
-    before = torch.get_default_dtype()
+    """With gradients, in float32 and with tensors where they are asked for, and small numbers may
+    become 0, whatever the program that calls has set for itself."""
+    before, cpu = torch.get_default_dtype(), torch.device("cpu")
     torch.set_default_dtype(torch.float32)
+    elsewhere = torch.get_default_device() != cpu
     try:
-        with torch.inference_mode(False), torch.enable_grad():
+        with (
+            torch.inference_mode(False),
+            torch.enable_grad(),
+            cpu if elsewhere else nullcontext(),
+            np.errstate(under="ignore"),
+        ):
             yield
     finally:
         torch.set_default_dtype(before)

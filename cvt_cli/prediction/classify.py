@@ -116,6 +116,7 @@ def classify(
                 yield Answer(source.name, found, answer=given, thumbnail=ready[1])
 
 
+@np.errstate(under="ignore")  # whatever the program that calls has set
 def top_predictions(
     logits: NDArray[np.float32], labels: Labels, top_k: int
 ) -> tuple[Prediction, ...]:
@@ -129,6 +130,7 @@ def top_predictions(
     )
 
 
+@np.errstate(under="ignore")
 def sigmoid(logits: NDArray[Any]) -> NDArray[np.float64]:
     """Probabilities of classes that do not exclude each other, without overflow."""
     wide = np.asarray(logits, np.float64)

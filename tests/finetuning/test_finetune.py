@@ -6,16 +6,19 @@ import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
 import cvt_cli
-from cvt_cli import Classifier, finetune
+from cvt_cli import Classifier, evaluate, finetune
 from cvt_cli.base import machine
 from cvt_cli.base.errors import CvtError, DataError, UsageError
 from cvt_cli.finetuning import preparation
 from cvt_cli.finetuning.from_options import workers_of
 from cvt_cli.finetuning.settings import Options
+from cvt_cli.prediction.classify import top_predictions
+from cvt_cli.spec.labels import Labels
 from tests_shared import TESTS
 
 IMAGES, MODEL = TESTS / "kept" / "images", TESTS / "kept" / "model"
@@ -99,6 +102,18 @@ def test_the_function_says_what_it_takes_and_is_there_when_it_is_asked_for() -> 
         finetune(IMAGES, epoch=1)
 
 
+def test_small_numbers_become_0_also_in_a_program_that_has_numpy_raise_for_them(
+    tmp_path: Path,
+) -> None:
+    with np.errstate(all="raise"):
+        result = finetune(IMAGES, model=MODEL, output=tmp_path / "run", recipe="linear-probe")
+        found = evaluate(IMAGES, result.best)
+        certain = np.array([1000, 0], np.float32)
+        (answer,) = top_predictions(certain, Labels(("a", "b")), 1)
+
+    assert found.metrics.top1 == 1.0 and answer.score == 1.0
+
+
 def test_processes_that_found_different_images_do_not_train_together(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -137,7 +152,8 @@ def test_a_gpu_gets_as_many_decoders_as_this_process_has_processors(
 
 
 @pytest.mark.parametrize(
-    "kind", ["no gradients", "inference mode", "float64", "rounded products", "an autocast"]
+    "kind",
+    ["no gradients", "inference mode", "float64", "rounded products", "an autocast", "a device"],
 )
 def test_it_trains_the_same_whatever_the_program_has_set_for_itself(
     tmp_path: Path, kind: str
@@ -154,6 +170,7 @@ def test_it_trains_the_same_whatever_the_program_has_set_for_itself(
             torch.inference_mode(kind == "inference mode"),
             torch.set_grad_enabled(with_gradients),
             torch.autocast("cpu", torch.bfloat16, enabled=kind == "an autocast"),
+            torch.device("meta" if kind == "a device" else "cpu"),
         ):
             result = finetune(
                 IMAGES, model=MODEL, output=tmp_path / "within", augment="medium", **SHORT
