@@ -20,6 +20,7 @@ def test_it_gives_and_raises_what_the_work_does_on_another_thread() -> None:
 
 def test_ctrl_c_ends_the_work_before_it_is_passed_on() -> None:
     ended = []
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored under nohup
 
     def works() -> None:
         try:
@@ -29,6 +30,9 @@ def test_ctrl_c_ends_the_work_before_it_is_passed_on() -> None:
         finally:
             ended.append(True)
 
-    with pytest.raises(KeyboardInterrupt):
-        aside(works)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            aside(works)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert ended
