@@ -178,6 +178,23 @@ def _entries(folder: Path) -> list[str]:
         return []
 
 
+def may_open(files: int) -> bool:
+    """Whether this process may hold so many files open; its limit is raised where it may be."""
+    try:
+        import resource
+    except ImportError:  # not a POSIX system
+        return True
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= files:
+        return True
+    if hard != resource.RLIM_INFINITY and hard < files:
+        return False
+    with suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (files, hard))
+        return True
+    return False
+
+
 def peak_memory() -> int:
     """Most memory in bytes that this process has held so far."""
     import resource

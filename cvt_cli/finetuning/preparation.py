@@ -13,7 +13,7 @@ from cvt_cli.base import files, machine, text, torchrun
 from cvt_cli.base.conditions import json_hash
 from cvt_cli.base.errors import CvtError, DataError, UsageError
 from cvt_cli.base.progress import Progress, Say, silent, unheard
-from cvt_cli.base.text import human_bytes
+from cvt_cli.base.text import counted, human_bytes
 from cvt_cli.checkpoints import folders
 from cvt_cli.datasets import datacheck
 from cvt_cli.datasets import overlap as overlaps
@@ -274,15 +274,36 @@ def batches_of(job: Job, say: Say) -> Batches:
     )
 
 
+_FILES = 64
+"""That a training holds open, without those of its workers."""
+_FILES_OF_WORKER = 8
+_TENSORS = 3
+"""Of a batch: images, classes and weights."""
+
+
 def _has_room(job: Job, say: Say) -> bool:
     """Whether the batches that the workers of this machine hold ready fit into shared memory, of
-    which Docker gives a container 64 MB."""
+    which Docker gives a container 64 MB, and each of their tensors may be an open file.
+
+    Raises:
+        CvtError: not even the workers' pipes may be open.
+    """
     free = training_data.shared_memory_free()
     if not job.workers or not job.takes_steps or free is None:
         return True
     height, width = job.preprocessing.size
     # Two that wait for each worker, and those of a step.
     batches = 2 * job.workers + job.settings.accumulate + 1
+    files = _FILES + _FILES_OF_WORKER * job.workers
+    if not machine.may_open(files):
+        raise CvtError(
+            f"{counted(job.workers, 'worker')} take up to {files} open files, more than this "
+            "process may have",
+            hint="--workers 0 trains without; `ulimit -n` tells and sets the limit",
+        )
+    if not machine.may_open(files + _TENSORS * batches):
+        say("batches go through pipes, which is slower: `ulimit -n` allows few open files")
+        return False
     needed = batches * job.settings.batch_size * 3 * height * width * 4
     needed *= torchrun.local_count()
     if needed <= free:

@@ -2,9 +2,11 @@
 
 import inspect
 import json
+import os
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -112,6 +114,29 @@ def test_small_numbers_become_0_also_in_a_program_that_has_numpy_raise_for_them(
         (answer,) = top_predictions(certain, Labels(("a", "b")), 1)
 
     assert found.metrics.top1 == 1.0 and answer.score == 1.0
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs a limit of open files")
+def test_workers_that_may_not_open_enough_files_are_not_waited_for(cvt, tmp_path: Path) -> None:
+    import resource
+
+    told = ["--val-fraction", 0.3, "--batch-size", 8, "--workers", 2, "--accumulate", 2]
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:  # the soft limit is raised, up to a hard one that is put in its place
+        resource.setrlimit(resource.RLIMIT_NOFILE, (90, before[1]))
+        raised = cvt("finetune", IMAGES, "--model", MODEL, *told, "--dry-run")
+        assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == 80 + 3 * 7
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    with mock.patch.object(resource, "getrlimit", lambda _: (90, 90)):
+        by_pipes = cvt("finetune", IMAGES, "--model", MODEL, *told, "--dry-run")
+    with mock.patch.object(resource, "getrlimit", lambda _: (30, 30)):
+        refused = cvt("finetune", IMAGES, "--model", MODEL, *told, "--dry-run")
+
+    assert (raised.exit_code, by_pipes.exit_code, refused.exit_code) == (0, 0, 1)
+    assert "batches go through pipes" not in raised.stderr
+    assert "batches go through pipes, which is slower: `ulimit -n` allows" in by_pipes.stderr
+    assert "2 workers take up to 80 open files, more than this process may have" in refused.stderr
 
 
 def test_processes_that_found_different_images_do_not_train_together(
