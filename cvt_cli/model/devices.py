@@ -1,5 +1,7 @@
 """Where and how precisely to compute: CUDA, MPS or CPU; float32, bfloat16 or float16."""
 
+import os
+import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
@@ -92,29 +94,66 @@ def exactly() -> Iterator[None]:
 
     By default CUDA's convolutions round float32 to TF32's 10 bits; and who calls may be in an
     autocast, or let products be rounded, also on a CPU (`torch.set_float32_matmul_precision`).
-    What was set comes back.
+    What was set comes back, where several threads compute with the last of them.
     """
     with ExitStack() as stack:
         for kind in ("cpu", "cuda", "mps"):
-            if torch.is_autocast_enabled(kind):
+            if torch.is_autocast_enabled(kind):  # of this thread
                 stack.enter_context(torch.autocast(kind, enabled=False))
-        convolutions: Any = torch.backends.cudnn
-        on_cpu: Any = torch.backends.mkldnn
-        try:
-            products, rounded = torch.get_float32_matmul_precision(), convolutions.allow_tf32
-            newer = [on_cpu.conv]
-        except RuntimeError:  # set by PyTorch's newer names, where the older are not to be asked
-            newer = [convolutions.conv, torch.backends.cuda.matmul, on_cpu.conv, on_cpu.matmul]
-        else:
-            stack.callback(setattr, convolutions, "allow_tf32", rounded)
-            convolutions.allow_tf32 = False
-            if products != "highest":
-                stack.callback(torch.set_float32_matmul_precision, products)
-                torch.set_float32_matmul_precision("highest")
-        for one in newer:
-            stack.callback(setattr, one, "fp32_precision", one.fp32_precision)
-            one.fp32_precision = "ieee"
+        _rounding.forbid()
+        stack.callback(_rounding.allow)
         yield
+
+
+class _Rounding:
+    """What PyTorch may round of float32, which is one setting for all threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._forbidden = 0  # by so many that compute now
+        self._back = ExitStack()  # puts back what was set
+        if hasattr(os, "register_at_fork"):  # a thread that is gone there may hold it
+            os.register_at_fork(after_in_child=self._made_anew)
+
+    def _made_anew(self) -> None:
+        self._lock = threading.Lock()
+
+    def forbid(self) -> None:
+        """Until it is allowed as often again."""
+        with self._lock:
+            if not self._forbidden:
+                with ExitStack() as back:
+                    _forbid_rounding(back)
+                    self._back = back.pop_all()
+            self._forbidden += 1
+
+    def allow(self) -> None:
+        with self._lock:
+            self._forbidden -= 1
+            if not self._forbidden:
+                self._back.close()
+
+
+_rounding = _Rounding()
+
+
+def _forbid_rounding(back: ExitStack) -> None:
+    convolutions: Any = torch.backends.cudnn
+    on_cpu: Any = torch.backends.mkldnn
+    try:
+        products, rounded = torch.get_float32_matmul_precision(), convolutions.allow_tf32
+        newer = [on_cpu.conv]
+    except RuntimeError:  # set by PyTorch's newer names, where the older are not to be asked
+        newer = [convolutions.conv, torch.backends.cuda.matmul, on_cpu.conv, on_cpu.matmul]
+    else:
+        back.callback(setattr, convolutions, "allow_tf32", rounded)
+        convolutions.allow_tf32 = False
+        if products != "highest":
+            back.callback(torch.set_float32_matmul_precision, products)
+            torch.set_float32_matmul_precision("highest")
+    for one in newer:
+        back.callback(setattr, one, "fp32_precision", one.fp32_precision)
+        one.fp32_precision = "ieee"
 
 
 def hardware(device: torch.device) -> str:

@@ -1,5 +1,6 @@
 """Device and threads are chosen from what is there. Nothing here runs on CUDA or MPS."""
 
+import threading
 from functools import partial
 from pathlib import Path
 
@@ -91,6 +92,32 @@ def test_float32_is_computed_exactly_and_what_was_set_comes_back(rounds) -> None
             assert torch.get_float32_matmul_precision() in ("highest", "high", "medium")
     finally:
         backends.mkldnn.conv.fp32_precision = backends.mkldnn.matmul.fp32_precision = "none"
+        torch.set_float32_matmul_precision(before)
+
+
+def test_float32_is_computed_exactly_until_the_last_of_several_threads_is_done() -> None:
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("medium")
+        with exactly():
+            is_in, may_end = threading.Event(), threading.Event()
+
+            def compute_longer() -> None:
+                with exactly():
+                    is_in.set()
+                    may_end.wait(10)
+                    found.append(torch.get_float32_matmul_precision())
+
+            found: list[str] = []
+            thread = threading.Thread(target=compute_longer)
+            thread.start()
+            is_in.wait(10)
+        found.append(torch.get_float32_matmul_precision())
+        may_end.set()
+        thread.join()
+        assert found == ["highest", "highest"]
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
         torch.set_float32_matmul_precision(before)
 
 
