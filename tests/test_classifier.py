@@ -17,6 +17,7 @@ import cvt_cli
 from cvt_cli import Classifier
 from cvt_cli.base import package
 from cvt_cli.base.errors import CheckpointError, ImageError, UsageError
+from cvt_cli.spec.formats import EngineChoice
 from tests_shared import CHELSEA, TESTS
 
 BOATS = TESTS / "photos" / "nagasaki-boats.jpg"
@@ -51,6 +52,31 @@ def test_bytes_open_files_and_numbers_of_any_type_are_read(classify, pixels) -> 
     assert len(classify([content, io.BytesIO(content)])) == 2
     grey = pixels[:, :, 0]
     assert classify(grey) == classify(grey[:, :, None]) == classify(grey / 255)
+
+
+@pytest.mark.parametrize("kind", ["bfloat16", "float64", "a device"])
+@pytest.mark.parametrize("engine", ["torch", "onnxruntime"])
+def test_answers_and_the_graph_that_is_kept_are_the_same_whatever_type_and_device_are_the_default(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, engine: EngineChoice
+) -> None:
+    plain = Classifier("cvt-nano-cifar10", engine=engine)(CHELSEA)
+    explained = Classifier("cvt-nano-cifar10").explain(CHELSEA, method="relevance", score=True)
+    monkeypatch.setenv("CVT_CACHE", str(tmp_path))  # no graph is kept there yet
+    types = {"bfloat16": torch.bfloat16, "float64": torch.float64}
+    before = torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(types.get(kind, before))
+        with torch.device("meta" if kind == "a device" else "cpu"):
+            within = Classifier("cvt-nano-cifar10", engine=engine)
+            found = within(CHELSEA)
+            maps = within.explain(CHELSEA, method="relevance", score=True)
+    finally:
+        torch.set_default_dtype(before)
+
+    assert found == plain
+    assert np.array_equal(maps.map, explained.map, equal_nan=True)
+    assert maps.explained[0].scores == explained.explained[0].scores
+    assert Classifier("cvt-nano-cifar10", engine=engine)(CHELSEA) == plain
 
 
 def test_what_is_no_image_is_named_with_what_is_accepted(classify, pixels) -> None:

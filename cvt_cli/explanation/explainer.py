@@ -78,7 +78,12 @@ class TracedEngine:
 
         Those of methods that know no class are among the first target's alone.
         """
-        with _with_gradients(), computing_in(self._threads), devices.exactly():
+        with (
+            _with_gradients(),
+            computing_in(self._threads),
+            devices.exactly(),
+            devices.default_is_cpu(),
+        ):
             maps = Maps(self.network, torch.from_numpy(picture[None]).to(self._device), stage)
             return [
                 [maps.of(m, target) for m in methods if target is targets[0] or METHODS[m].by_class]
@@ -101,7 +106,7 @@ class TracedEngine:
         def answer(pictures: torch.Tensor) -> torch.Tensor:
             return target.probability(self.network(pictures))
 
-        with computing_in(self._threads), devices.exactly():
+        with computing_in(self._threads), devices.exactly(), devices.default_is_cpu():
             return {
                 name: faithfulness.scores(answer, on_device, self._on_input(*one, picture), seed)
                 for name, one in found.items()

@@ -212,7 +212,7 @@ def filled_in(picture: Tensor, masks: Tensor, seed: int = 0) -> Tensor:
         before, size = size, left.square().sum((1, 2, 3), keepdim=True)
         step = left + size / before.clamp(min=1e-30) * step
     generator = torch.Generator().manual_seed(seed)
-    noise = _NOISE * torch.randn(x.shape, generator=generator).to(x)
+    noise = _NOISE * torch.randn(x.shape, generator=generator, dtype=x.dtype).to(x)
     return known + (x + noise) * missing
 
 

@@ -31,6 +31,7 @@ from cvt_cli.checkpoints.export_metadata import (
 from cvt_cli.engines import runtimes
 from cvt_cli.export import quantise
 from cvt_cli.export.preprocessing_graph import InsidePreprocessing
+from cvt_cli.model import devices
 from cvt_cli.model.inference import InferenceCvT, inference_form
 from cvt_cli.model.network import CvT
 from cvt_cli.spec.config import SMALLEST_SIZE
@@ -102,7 +103,8 @@ def write_onnx(
     from cvt_cli.export.onnx_graph import network_graph
 
     size = None if dynamic_size else (height, width)
-    graph = network_graph(inference_form(model), size, _DTYPES[precision], convolutions)
+    with devices.default_is_cpu():
+        graph = network_graph(inference_form(model), size, _DTYPES[precision], convolutions)
     onnx.helper.set_model_props(graph, dict(metadata))
     replacing = files.replacing(path) if made_under is None else stamps.making(path, made_under)
     with replacing as temporary:

@@ -6,7 +6,7 @@ import itertools
 import shlex
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -99,14 +99,13 @@ def finetune(options: Options) -> Result | fold_results.Result:
 def _able_to_train() -> Iterator[None]:
     """With gradients, in float32 and with tensors where they are asked for, and small numbers may
     become 0, whatever the program that calls has set for itself."""
-    before, cpu = torch.get_default_dtype(), torch.device("cpu")
+    before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float32)
-    elsewhere = torch.get_default_device() != cpu
     try:
         with (
             torch.inference_mode(False),
             torch.enable_grad(),
-            cpu if elsewhere else nullcontext(),
+            devices.default_is_cpu(),
             np.errstate(under="ignore"),
         ):
             yield

@@ -3,7 +3,7 @@
 import os
 import threading
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -86,6 +86,13 @@ def dtype(precision: Precision) -> torch.dtype:
 def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[None]:
     """Compute in this precision where it is safe, in float32 elsewhere."""
     return torch.autocast(device.type, _DTYPES[precision], enabled=precision != "fp32")
+
+
+def default_is_cpu() -> AbstractContextManager[Any]:
+    """Inside of it tensors that name no device are made on the CPU, whatever the program that calls
+    has set (`torch.set_default_device`)."""
+    cpu = torch.device("cpu")
+    return nullcontext() if torch.get_default_device() == cpu else cpu
 
 
 @contextmanager

@@ -181,7 +181,7 @@ def build(
         what = f"what `{described}` describes" if described else "the model"
         raise CheckpointError(f"`{source}` does not fit {what}: {headers.differences(problems)}")
     with torch.device("meta"):
-        model = CvT(config)
+        model = CvT(config).float()  # whatever the program that calls has as its default
     wanted = model.state_dict()
     # Stored half precision is widened; float32 stays the memory-mapped tensor of the file.
     state = {name: tensor.to(wanted[name].dtype) for name, tensor in tensors.items()}
