@@ -123,7 +123,8 @@ class ExportedEngine:
     def __init__(self, path: Path, record: Record, macs: int | None = None) -> None:
         _refuse_pickles(path)
         try:
-            with warnings.catch_warnings():  # torch's of its own buffers, which it only reads
+            with warnings.catch_warnings(), devices.default_is_cpu():
+                # torch's of its own buffers, which it only reads
                 warnings.simplefilter("ignore")
                 program = torch.export.load(path)
         except Exception as error:  # whatever torch's reader makes of damaged bytes
@@ -147,7 +148,12 @@ class ExportedEngine:
         return self._run(batch)[1]
 
     def _run(self, batch: NDArray[Any]) -> list[NDArray[np.float32]]:
-        with torch.inference_mode(), computing_in(self._threads), devices.exactly():
+        with (
+            torch.inference_mode(),
+            computing_in(self._threads),
+            devices.exactly(),
+            devices.default_is_cpu(),
+        ):
             return [x.numpy() for x in self._model(torch.tensor(batch))]
 
 

@@ -21,6 +21,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from cvt_cli import Classifier
 from cvt_cli.base.package import installing
 from cvt_cli.checkpoints import export_metadata, folders
 from cvt_cli.checkpoints.names import is_transformers
@@ -341,6 +342,13 @@ def test_what_a_file_cannot_do_is_a_usage_error(
 
 
 # --- options
+
+
+def test_a_pt2_is_run_on_the_cpu_whatever_device_is_the_default(files: Path) -> None:
+    plain = Classifier(files / "nano.pt2")(CHELSEA)
+
+    with torch.device("meta"):
+        assert Classifier(files / "nano.pt2")(CHELSEA) == plain
 
 
 def test_a_pt2_of_dynamic_size_runs_down_to_the_size_that_it_was_traced_for(
