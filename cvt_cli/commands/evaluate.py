@@ -266,16 +266,8 @@ def evaluate(
             results, unwritten = error.results, error
         except KeyboardInterrupt:
             lines = resume or predictions
-            if lines is not None and lines.suffix.lower() == ".jsonl" and len(model or ()) < 2:
-                old = sys.argv[1:] if resume_predictions else None  # has --resume already
-                go_on = (
-                    shlex.join(["cvt", *old])
-                    if old
-                    else output.gone_on_with(lines, "--predictions")
-                )
-                output.note(f"to continue: {go_on}")
-            elif torchrun.rank() == 0:
-                output.note("with --resume FILE.jsonl, an interrupted evaluation can be continued")
+            able = lines is not None and lines.suffix.lower() == ".jsonl" and len(model or ()) < 2
+            _say_how_to_go_on(lines if able else None, resume_predictions)
             raise
         missed = [] if expect is None else _missed(results, expect, tolerance)
         if torchrun.rank() == 0:
@@ -300,6 +292,15 @@ def _missed(results: "list[Result]", expect: float, tolerance: float) -> list[st
         for model, name, value in found
         if abs(value - expect) > tolerance
     ]
+
+
+def _say_how_to_go_on(lines: Path | None, resumed: bool) -> None:
+    """After Ctrl-C; ``resumed`` is whether the command has the old --resume, without a file."""
+    if lines is not None:
+        again = output.gone_on_with(lines, "--predictions")
+        output.note(f"to continue: {shlex.join(['cvt', *sys.argv[1:]]) if resumed else again}")
+    elif torchrun.rank() == 0:
+        output.note("with --resume FILE.jsonl, an interrupted evaluation can be continued")
 
 
 def _say_unreadable(result: "Result", skipped: bool) -> None:

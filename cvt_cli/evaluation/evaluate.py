@@ -11,7 +11,7 @@ import numpy as np
 
 from cvt_cli import loading
 from cvt_cli.base import machine, places, streams, torchrun
-from cvt_cli.base.errors import CvtError, DataError, UsageError
+from cvt_cli.base.errors import DataError, UsageError
 from cvt_cli.base.progress import silent, unheard
 from cvt_cli.base.text import counted
 from cvt_cli.cards import gather
@@ -33,7 +33,7 @@ from cvt_cli.evaluation import (
 from cvt_cli.evaluation.metrics import Metrics
 from cvt_cli.evaluation.predictions import PredictionFiles
 from cvt_cli.evaluation.request import TOP_K, Asked, check, check_task
-from cvt_cli.evaluation.result import NotWritten, Part, Result, WritingInterrupted, published_beside
+from cvt_cli.evaluation.result import NotWritten, Part, Result, published_beside
 from cvt_cli.evaluation.run_models import Subject
 from cvt_cli.evaluation.several_labels import SetCounts, SetOutcomes
 from cvt_cli.evaluation.several_measures import SetMetrics
@@ -244,13 +244,7 @@ def _evaluate(names: list[str], settings: Asked, access: Access) -> list[Result]
         found = _result(ready, one, origin, images, settings, access.offline)
         results.append(found if energy is None else replace(found, energy=energy.to_json()))
     if rank == 0:
-        try:
-            for ready, one, found in zip(models, subjects, results, strict=True):
-                written_files.write(ready, one, images, found, settings, several, access)
-        except CvtError as error:
-            raise NotWritten(error, results) from error
-        except KeyboardInterrupt:
-            raise WritingInterrupted(results) from None
+        written_files.write(models, subjects, images, results, settings, access)
     if (unwritten := written.unwritten) is not None:
         raise NotWritten(unwritten, results) from unwritten
     return results
