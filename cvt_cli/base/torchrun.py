@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cvt_cli.base import streams
-from cvt_cli.base.errors import UsageError
+from cvt_cli.base.errors import CvtError, UsageError
 
 PATIENCE = timedelta(days=7)
 """How long a process that is done waits for the others; torchrun ends it if one fails."""
@@ -139,7 +139,7 @@ def gather_bytes(own: bytes) -> list[bytes]:
     import torch
     from torch import distributed
 
-    with joined():
+    with joined(), others_watched():
         content = torch.frombuffer(bytearray(own or b"\0"), dtype=torch.uint8)
         sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(count())]
         distributed.all_gather(sizes, torch.tensor([len(own)]))
@@ -160,8 +160,26 @@ def largest(number: int) -> int:
     from torch import distributed
 
     shared = torch.tensor([number])
-    distributed.all_reduce(shared, distributed.ReduceOp.MAX)
+    with others_watched():
+        distributed.all_reduce(shared, distributed.ReduceOp.MAX)
     return int(shared)
+
+
+_LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")
+"""In what torch says where another process has ended."""
+
+
+@contextmanager
+def others_watched() -> Iterator[None]:
+    """Raises CvtError in place of torch's error, which may come anywhere, if another is gone."""
+    try:
+        yield
+    except RuntimeError as error:
+        if count() == 1 or not any(words in str(error) for words in _LOST):
+            raise
+        raise CvtError(
+            f"process {rank()} has nobody to go on with: another of the {count()} has ended"
+        ) from None
 
 
 @contextmanager

@@ -145,6 +145,7 @@ class Loop:
         folder = shlex.quote(str(self.folder))
         with (
             self._stop.later(),
+            torchrun.others_watched(),
             workers_watched(f"continue with fewer: cvt finetune --resume {folder} --workers 0"),
             self._progress(
                 f"epoch {epoch + 1}/{self._epochs}", seen(steps), done=seen(first)

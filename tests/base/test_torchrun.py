@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from cvt_cli.base import torchrun
-from cvt_cli.base.errors import UsageError
+from cvt_cli.base.errors import CvtError, UsageError
 from tests_shared import CHELSEA, Result, torchrun_environment
 
 WHOLE = torchrun_environment(rank=1, count=2)
@@ -115,3 +115,14 @@ def test_each_name_belongs_to_one_process_and_keeps_to_it(monkeypatch: pytest.Mo
     assert ours | theirs == set(names)
     assert not ours & theirs
     assert 400 < len(ours) < 600
+
+
+def test_who_is_left_by_another_process_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    lost = "[gloo/transport/tcp/pair.cc:561] Connection closed by peer [127.0.0.1]:5797."
+    set_all(monkeypatch, WHOLE)
+
+    with pytest.raises(CvtError, match="^process 1 has nobody to go on with: another of the 2 has"):
+        with torchrun.others_watched():
+            raise RuntimeError(lost)
+    with pytest.raises(RuntimeError, match="shape"), torchrun.others_watched():
+        raise RuntimeError("shape mismatch")
