@@ -106,6 +106,7 @@ def _able_to_train() -> Iterator[None]:
             torch.inference_mode(False),
             torch.enable_grad(),
             devices.default_is_cpu(),
+            torch.random.fork_rng(devices=[]),  # training seeds it, with every step
             np.errstate(under="ignore"),
         ):
             yield

@@ -187,6 +187,7 @@ def test_it_trains_the_same_whatever_the_program_has_set_for_itself(
     before = torch.get_default_dtype(), torch.get_float32_matmul_precision()
     asked = before[0], "medium" if kind == "rounded products" else before[1]
     asked = (torch.float64, asked[1]) if kind == "float64" else asked
+    drawn = torch.manual_seed(7).get_state()
     with_gradients = kind not in ("no gradients", "inference mode")
     try:
         torch.set_default_dtype(asked[0])
@@ -201,6 +202,7 @@ def test_it_trains_the_same_whatever_the_program_has_set_for_itself(
                 IMAGES, model=MODEL, output=tmp_path / "within", augment="medium", **SHORT
             )
             assert torch.is_grad_enabled() == with_gradients
+            assert torch.equal(torch.get_rng_state(), drawn)
             assert (torch.get_default_dtype(), torch.get_float32_matmul_precision()) == asked
     finally:
         torch.set_default_dtype(before[0])
