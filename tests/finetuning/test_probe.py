@@ -1,8 +1,6 @@
 """Features are computed once; the head on them is the one that independent code finds."""
 
-import signal
-import subprocess
-import sys
+import os
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,7 +23,7 @@ from cvt_cli.finetuning.probe import Solution, cached_features, solve
 from cvt_cli.images.transform import preprocess
 from cvt_cli.model import weights
 from cvt_cli.model.engine import TorchEngine
-from tests_shared import importing_tests_of
+from warm_processes import start
 
 CPU = torch.device("cpu")
 NANO = DATA / "cvt-nano-cifar10"
@@ -120,36 +118,44 @@ def test_an_interrupted_computation_goes_on_where_it_was(
 
 
 KILLED = """
-import signal, sys, time
+import sys, time
 from pathlib import Path
-from cvt_cli.finetuning import probe
+import torch
+from cvt_cli.base.package import DATA
 from cvt_cli.datasets.layouts import open_dataset
-from test_probe import Engine, computed
+from cvt_cli.finetuning import probe
+from cvt_cli.model import weights
+from cvt_cli.model.engine import TorchEngine
 
-class Slow(Engine):
+class Slow(TorchEngine):
+    seen = 0
+
     def features(self, batch):
         if self.seen >= 128:
             time.sleep(60)
+        self.seen += len(batch)
         return super().features(batch)
 
 probe.SAVED_EVERY = 64
-computed(Slow(), open_dataset(sys.argv[1], "train", Path()), Path(sys.argv[2]))
+loaded = weights.load(DATA / "cvt-nano-cifar10")
+probe.cached_features(
+    Slow(loaded.model, torch.device("cpu"), "fp32"),
+    open_dataset(sys.argv[1], "train", Path()), loaded.preprocessing, Path(sys.argv[2]),
+    "nano", batch_size=32, workers=2,
+)
 """
 
 
 def test_what_was_written_survives_a_kill(signdigits: Path, tmp_path: Path) -> None:
     path = tmp_path / "features"
-    process = subprocess.Popen(
-        [sys.executable, "-c", KILLED, signdigits, path],
-        env=importing_tests_of(Path(__file__).parent),
-    )
+    process = start(None, signdigits, path, code=KILLED, environment=dict(os.environ))
     data = open_dataset(str(signdigits), "train", signdigits).subset(np.arange(200))
     deadline = time.monotonic() + 200
     while (stored := probe._stored(path, "nano")) is None or len(stored) < 128:
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.1)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.kill()
+    process.communicate()
     rest = Engine()
 
     features, _ = computed(rest, data, path)
