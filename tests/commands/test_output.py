@@ -124,7 +124,15 @@ IMPORTED = """
 import cvt_cli.loading, torch
 print(next(line.split()[1] for line in open("/proc/self/status") if "VmPeak" in line))
 """
-"""Prints the kB of addresses that the libraries alone take, some 3 million."""
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # each takes some addresses
+
+
+@pytest.fixture(scope="module")
+def of_the_libraries() -> int:
+    """The bytes of addresses that the libraries alone take, some 3 billion."""
+    return 1024 * int(
+        python(IMPORTED, environment=os.environ | ONE_THREAD | {"LC_ALL": "C"}).stdout
+    )
 
 
 @pytest.mark.parametrize(
@@ -139,14 +147,12 @@ print(next(line.split()[1] for line in open("/proc/self/status") if "VmPeak" in 
     ids=["predict", "finetune"],
 )
 def test_memory_that_runs_out_is_a_sentence_with_what_takes_less(
-    tmp_path: Path, command: tuple[object, ...], hint: str
+    tmp_path: Path, of_the_libraries: int, command: tuple[object, ...], hint: str
 ) -> None:
     much = ["--model", "cvt-nano-cifar10", "--res", 2048, "--batch-size", 40]
-    one_thread = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # each takes some
-    alone = int(python(IMPORTED, environment=os.environ | one_thread | {"LC_ALL": "C"}).stdout)
-    limit = 1024 * alone + 512 * 1024**2
+    limit = of_the_libraries + 512 * 1024**2
     limited = {"preexec_fn": partial(resource.setrlimit, resource.RLIMIT_AS, (limit, limit))}
-    machine = Machine(tmp_path, os.environ | one_thread, limited)
+    machine = Machine(tmp_path, os.environ | ONE_THREAD, limited)
 
     result = machine.run(*command, *much)
 
