@@ -3,8 +3,6 @@
 import io
 import pickle
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +16,7 @@ from cvt_cli import Classifier
 from cvt_cli.base import package
 from cvt_cli.base.errors import CheckpointError, ImageError, UsageError
 from cvt_cli.spec.formats import EngineChoice
-from tests_shared import CHELSEA, TESTS
+from tests_shared import CHELSEA, TESTS, python
 
 BOATS = TESTS / "photos" / "nagasaki-boats.jpg"
 
@@ -205,10 +203,7 @@ process.join()
     ["torch"] + [pytest.param(e, marks=pytest.mark.slow) for e in ("onnxruntime", "openvino")],
 )
 def test_it_answers_in_a_process_that_was_forked_after_it_was_used(engine: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", FORKED, engine, CHELSEA],
-        env=None, capture_output=True, text=True, timeout=200,
-    )  # fmt: skip
+    done = python(FORKED, engine, CHELSEA)
 
     assert done.stdout == "cat cat\n", done.stderr
 
@@ -235,10 +230,7 @@ print(said)
 
 def test_several_threads_may_ask_at_once() -> None:
     boats = TESTS / "photos" / "nagasaki-boats.jpg"
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", THREADS, CHELSEA, boats],
-        env=None, capture_output=True, text=True, timeout=200,
-    )  # fmt: skip
+    done = python(THREADS, CHELSEA, boats)
 
     assert done.stdout == f"{[True] * 6}\n", done.stderr
 

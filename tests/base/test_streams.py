@@ -9,7 +9,6 @@ import os
 import pty
 import shlex
 import shutil
-import signal
 import struct
 import subprocess
 import sys
@@ -23,6 +22,7 @@ import cvt_cli
 from cvt_cli.base import streams
 from cvt_cli.cli import app
 from tests_shared import CHELSEA, Machine, Result
+from warm_processes import start
 
 NANO = ("--model", "cvt-nano-cifar10", "--top-k", "1")
 
@@ -87,23 +87,23 @@ def test_a_terminal_that_is_closed_ends_nothing(tmp_path: Path) -> None:
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 110, 0, 0))
     lines = tmp_path / "lines.jsonl"
 
-    def detach() -> None:
-        os.setsid()
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
-
-    process = subprocess.Popen(
-        [sys.executable, "-m", "cvt_cli", "predict", "-", *NANO, "--resume", str(lines),
-         "--batch-size", "1"],
-        stdin=subprocess.PIPE, stdout=terminal, stderr=terminal, preexec_fn=detach,
+    detached = (
+        "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN); "
+        "from cvt_cli.cli import app; app()"
+    )
+    process = start(
+        None, "predict", "-", *NANO, "--resume", lines, "--batch-size", 1, code=detached,
+        environment=dict(os.environ), stdin=subprocess.PIPE, stdout=terminal, stderr=terminal,
+        new_session=True,
     )  # fmt: skip
     os.close(terminal)
     assert process.stdin is not None
-    process.stdin.write(f"{CHELSEA}\n".encode() * 9)
+    process.stdin.write(f"{CHELSEA}\n" * 9)
     process.stdin.flush()
     while b"predicting" not in os.read(controller, 4096):
         pass
     os.close(controller)
-    process.stdin.write(b"nowhere.jpg\n" + f"{CHELSEA}\n".encode() * 9)
+    process.stdin.write("nowhere.jpg\n" + f"{CHELSEA}\n" * 9)
     process.stdin.close()
 
     assert process.wait(timeout=240) == 1
