@@ -62,6 +62,18 @@ def run(folder: Path, *arguments: object):
     return Machine(folder, environment(folder)).run(*arguments)
 
 
+ONE_ROUND = (
+    "from cvt_cli.export import export; export.SPEED_ROUNDS = 1; "
+    "from cvt_cli.cli import app; app(prog_name='cvt')"
+)
+"""`cvt`, whose `export` times one round: the rounds take longer than to make a small file."""
+
+
+def exported(folder: Path, *arguments: object):
+    """What `cvt export` says, but for how fast the file is, which `files` has."""
+    return python(ONE_ROUND, "export", *arguments, environment=environment(folder))
+
+
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with cvt-nano-cifar10 in every format."""
@@ -146,7 +158,7 @@ def test_the_lines_of_the_docs_answer_with_plain_onnxruntime(files: Path, tmp_pa
     (short,) = re.findall(r"```python\n(import json, .+?)```", README, re.DOTALL)
     assert len([line for line in long.splitlines() if line.strip()]) <= 10
     code = long + short.replace("my_model.onnx", "nano.onnx")
-    result = run(files, "export", NANO, "--output", tmp_path / "nano.onnx", "--with-preprocessing")
+    result = exported(files, NANO, "--output", tmp_path / "nano.onnx", "--with-preprocessing")
     assert result.exit_code == 0, result.stderr
     shutil.copy(TESTS / "photos" / "nagasaki-boats.jpg", tmp_path / "photo.jpg")
 
@@ -357,7 +369,7 @@ def test_a_pt2_of_dynamic_size_runs_down_to_the_size_that_it_was_traced_for(
     file, own = tmp_path / "any.pt2", TESTS / "kept" / "model"  # with the published strides
 
     small = cvt("export", own, "-o", file, "--dynamic-size")
-    made = cvt_process("export", own, "-o", file, "--dynamic-size", "--res", 64)
+    made = exported(tmp_path, own, "-o", file, "--dynamic-size", "--res", 64)
     least = cvt_process("predict", CHELSEA, "--model", file, "--res", 35, "--json")
     refused = cvt("predict", CHELSEA, "--model", file, "--res", "64x32")
 
@@ -378,7 +390,7 @@ def test_a_pt2_of_dynamic_size_runs_down_to_the_size_that_it_was_traced_for(
 def test_a_file_of_dynamic_size_is_verified_at_two_and_runs_at_any(
     files: Path, tmp_path: Path, name: str
 ) -> None:
-    result = run(files, "export", NANO, "--output", tmp_path / name, "--dynamic-size", "--json")
+    result = exported(files, NANO, "--output", tmp_path / name, "--dynamic-size", "--json")
 
     assert result.exit_code == 0, result.stderr
     sizes = [(c["height"], c["width"]) for c in result.json["verification"]["checks"]]
@@ -402,8 +414,8 @@ def test_preprocessing_inside_is_within_a_grey_level_and_answers_the_same(
     """Photographs of several sizes, some upright, in one batch; squashed, so both orders count."""
     photos = test_data("photos/val")
     some = sorted(photos.glob("*/*"))[:12]
-    result = run(
-        files, "export", resizing(tmp_path / "squash", resize), "--output", tmp_path / name,
+    result = exported(
+        files, resizing(tmp_path / "squash", resize), "--output", tmp_path / name,
         "--with-preprocessing", "--verify-data", linked(tmp_path / "some", some), "--json",
     )  # fmt: skip
 
@@ -445,9 +457,7 @@ def linked(folder: Path, paths: list[Path]) -> Path:
 def test_half_precision_is_half_as_large_and_within_its_tolerance(
     files: Path, tmp_path: Path, name: str, precision: str, runs_in: str | None
 ) -> None:
-    result = run(
-        files, "export", NANO, "--output", tmp_path / name, "--precision", precision, "--json"
-    )
+    result = exported(files, NANO, "--output", tmp_path / name, "--precision", precision, "--json")
 
     assert result.exit_code == 0, result.stderr
     assert result.json["precision"] == precision and result.json["verification"]["passed"]
@@ -471,10 +481,9 @@ def test_int8_is_calibrated_on_images_and_counts_nearly_the_same(
     files: Path, tmp_path: Path, calibration: Path, five_hundred: Path, counted, name: str
 ) -> None:
     pytest.importorskip("nncf") if name == "q.xml" else None
-    result = run(
-        files, "export", NANO, "--output", tmp_path / name, "--int8",
-        "--calibration", calibration, "--json",
-    )  # fmt: skip
+    result = exported(
+        files, NANO, "--output", tmp_path / name, "--int8", "--calibration", calibration, "--json"
+    )
 
     assert result.exit_code == 0, result.stderr
     assert result.json["calibration_images"] == 100 and result.json["precision"] == "int8"
@@ -596,10 +605,10 @@ def test_an_unwritable_target_is_named_before_anything_is_computed(cvt, tmp_path
 
 @pytest.mark.parametrize("name", ["a.onnx", "a.pt2"])
 def test_a_full_disk_leaves_nothing_and_is_explained(machine: Machine, name: str) -> None:
-    machine.popen = {"largest_file": 1_000_000}
-    target = machine.home / "out"
+    machine.popen = {"largest_file": 10_000}  # a file of this network has more
+    target, model = machine.home / "out", TESTS / "kept" / "model"
 
-    result = machine.run("export", NANO, "--output", target / name, HF_HUB_OFFLINE="1")
+    result = machine.run("export", model, "--output", target / name, HF_HUB_OFFLINE="1")
 
     assert result.exit_code == 1
     assert "cannot write" in result.stderr and "Traceback" not in result.stderr
@@ -961,7 +970,7 @@ def test_the_file_that_is_read_is_not_replaced(cvt, tmp_path: Path, target: str)
 def test_cvt_13_at_a_small_size_says_the_same_in_every_format(tmp_path: Path, name: str) -> None:
     source = checkpoint(tmp_path / "model", VARIANTS["13"].config, 64, imagenet())
 
-    result = run(tmp_path, "export", source, "-o", tmp_path / name, "--json")
+    result = exported(tmp_path, source, "-o", tmp_path / name, "--json")
 
     assert result.exit_code == 0, result.stderr
     assert result.json["verification"]["passed"]
@@ -998,7 +1007,7 @@ def test_every_variant_counts_what_torch_counts_on_photographs(
 def test_int8_loses_at_most_a_point_on_10000_images(
     files: Path, tmp_path: Path, calibration: Path, cifar10: Path, name: str
 ) -> None:
-    made = run(files, "export", NANO, "-o", tmp_path / name, "--int8", "--calibration", calibration)
+    made = exported(files, NANO, "-o", tmp_path / name, "--int8", "--calibration", calibration)
     arguments = ["evaluate", "--data", cifar10, "--json", "--model"]
 
     ours = run(files, *arguments, tmp_path / name).json
