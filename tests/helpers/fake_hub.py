@@ -406,8 +406,8 @@ class _StoreHandler(_Handler):
                 return
             self.wfile.write(body[position : position + CHUNK])
             sent += len(body[position : position + CHUNK])
-            if repository.bytes_per_sec:
-                time.sleep(CHUNK / repository.bytes_per_sec)
+            if rate := repository.bytes_per_sec:
+                time.sleep(CHUNK / rate)
 
     def take(self, oid: str, part: int | None) -> None:
         """A file, one of its parts, or the word that all parts were sent."""
@@ -421,8 +421,8 @@ class _StoreHandler(_Handler):
                 self.close_connection = True
                 self.connection.close()
                 return
-            if repository.bytes_per_sec:
-                time.sleep(CHUNK / repository.bytes_per_sec)
+            if rate := repository.bytes_per_sec:
+                time.sleep(CHUNK / rate)
         body = bytes(received)
         if part is not None:
             self.hub.parts[oid, part] = body
