@@ -28,10 +28,10 @@ def aside(work: Callable[[], _Found]) -> _Found:
         while not found.done():  # a signal that another thread got is looked at in between
             wait([found], 0.1)
     except BaseException:
-        ctypes.pythonapi.PyThreadState_SetAsyncExc(
-            ctypes.c_ulong(thread.ident or 0), ctypes.py_object(KeyboardInterrupt)
-        )
-        if thread.ident:
+        if thread.ident is not None:
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(
+                ctypes.c_ulong(thread.ident), ctypes.py_object(KeyboardInterrupt)
+            )
             wait([found])  # `Thread.join` may come back at once, having been interrupted
         raise
     return found.result()
