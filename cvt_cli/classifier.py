@@ -203,17 +203,19 @@ class Classifier:
         target: str | int | None = None,
         against: str | None = None,
         stage: int | None = None,
-        top_k: int = 1,
+        top_k: int | None = None,
         score: bool = False,
     ) -> "Explanation | list[Explanation]":
         """Why it says what it says of an image, or of several; each draws itself in a notebook.
 
         ``.map`` is the first map on the photograph, float32 (height, width), ``.panel()`` a Pillow
-        image of all. Arguments are the options of ``cvt explain``; the network is loaded once.
+        image of all. Arguments are the options of ``cvt explain``; a ``target`` that is a number
+        and no text is the class's index. The network is loaded once.
 
         Raises:
             ImageError: an image cannot be read.
-            UsageError: there is no such class, stage or method, or the model is a graph.
+            UsageError: there is no such class, stage or method, one has no effect, or the model is
+                a graph.
         """
         from cvt_cli.explanation import from_python
 

@@ -1,6 +1,7 @@
 """The Python interface on what programs hold, in notebooks, in tables and in forked processes."""
 
 import io
+import json
 import pickle
 import shutil
 from pathlib import Path
@@ -299,6 +300,45 @@ def test_an_explanation_draws_itself_and_is_of_what_the_classifier_says() -> Non
     assert pickle.loads(pickle.dumps(classify)).explain(CHELSEA).box(why.explained[0].maps[0])
     with pytest.raises(UsageError, match="there is no method `magic`"):
         classify.explain(CHELSEA, method="magic")
+
+
+def test_a_target_that_is_a_number_is_an_index_and_a_text_a_name(tmp_path: Path) -> None:
+    model = shutil.copytree(package.DATA / "cvt-nano-cifar10", tmp_path / "model")
+    config = json.loads((model / "config.json").read_text())
+    names = sorted(map(str, range(1, 11)))  # "1", "10", "2", … as class folders are
+    config["id2label"] = {str(index): name for index, name in enumerate(names)}
+    config.pop("label2id", None)
+    (model / "config.json").write_text(json.dumps(config))
+    classify = Classifier(model)
+
+    said = [
+        classify.explain(CHELSEA, method="layercam", target=target).explained[0].prediction.index
+        for target in (3, np.int64(3), "3")
+    ]
+
+    assert said == [3, 3, names.index("3")]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"top_k": 0}, "top_k is 0; it must be at least 1"),
+        ({"top_k": -1}, "top_k is -1; it must be at least 1"),
+        ({"top_k": 2, "target": "cat"}, "top_k has no effect: target names the classes already"),
+        ({"target": "cat", "against": "cat,dog"}, "against names the classes; give target or"),
+        ({"target": 10}, "there is no class 10; this model has 10 classes, counted from 0"),
+        ({"target": -1}, "there is no class -1"),
+        ({"target": 3.5}, "target is 3.5; it must be a whole number"),
+        ({"against": ("cat", "dog")}, "it must be a text such as 'cat,dog'"),
+        ({"stage": 1}, "stage has no effect: it is of the methods hirescam and layercam"),
+        ({"stage": "1", "method": "layercam"}, "stage is '1'; it must be a whole number"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_explained_is_refused(classify, arguments, message: str) -> None:
+    with pytest.raises(UsageError) as raised:
+        classify.explain(CHELSEA, **arguments)
+    assert message in str(raised.value)
 
 
 @pytest.mark.parametrize("res", [32, 96])  # in the larger one, weights are in oneDNN's order

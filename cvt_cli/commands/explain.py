@@ -170,7 +170,6 @@ def explain(
     from cvt_cli.explanation import explainer, job
     from cvt_cli.explanation.explain import Asked
     from cvt_cli.explanation.methods import DEFAULT
-    from cvt_cli.images.decode import colour
 
     if model is not None:
         locate.check_revision(model, revision)
@@ -182,7 +181,7 @@ def explain(
         stage=stage,
         score=score,
         exif=exif,
-        background=colour(background) if background else None,
+        background=background,
         workers=workers,
     )
 

@@ -20,7 +20,7 @@ from cvt_cli.explanation.geometry import View
 from cvt_cli.explanation.methods import Map, Name
 from cvt_cli.explanation.target import Target, index_of, pair_of
 from cvt_cli.images import transform
-from cvt_cli.images.decode import Colour
+from cvt_cli.images.decode import Colour, colour
 from cvt_cli.prediction.answers import Prediction
 from cvt_cli.prediction.classify import Loadable, sigmoid
 from cvt_cli.spec.config import Size
@@ -38,14 +38,25 @@ class Asked:
     """What is asked of every image."""
 
     methods: tuple[Name, ...] = (methods.DEFAULT,)
-    targets: tuple[str, ...] = ()  # names, WNIDs or indices; by default the likeliest classes
+    targets: tuple[str | int, ...] = ()  # names, WNIDs or indices; by default the likeliest classes
     against: str | None = None  # "A,B": why A and not B
     top_k: int = 1  # of the likeliest classes
     stage: int | None = None
     score: bool = False
     exif: bool = True
-    background: Colour | None = None
+    background: str | None = None  # a colour that shows where a picture is transparent
     workers: int | None = None
+
+    @property
+    def colour(self) -> Colour | None:
+        """The background's; raises UsageError for what is none."""
+        return None if self.background is None else colour(self.background)
+
+    @property
+    def how_read(self) -> dict[str, Any]:
+        """The conditions that say how pictures were read, as the documented JSON keys."""
+        found = {"exif": self.exif, "background": self.background}
+        return {name: value for name, value in found.items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -227,9 +238,11 @@ def _explanations(
     asked: Asked,
     wanted: Wanted,
 ) -> Iterator[Explanation]:
+    background = asked.colour
+
     def prepare(source: Loadable) -> _Prepared | str:
         try:
-            image = source.load(asked.exif, None, asked.background)
+            image = source.load(asked.exif, None, background)
             picture = transform.preprocess(image, ready.preprocessing)
         except ImageError as error:
             return str(error)

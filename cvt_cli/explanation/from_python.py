@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from cvt_cli.base import streams
-from cvt_cli.base.errors import ImageError
+from cvt_cli.base.errors import ImageError, UsageError, refuse_no_number
 from cvt_cli.base.progress import silent
 from cvt_cli.checkpoints.checkpoint import Checkpoint
 from cvt_cli.checkpoints.locate import Access
@@ -12,8 +12,7 @@ from cvt_cli.engines.ready import ReadyModel
 from cvt_cli.explanation import explainer
 from cvt_cli.explanation.explain import Asked, Explanation, explain
 from cvt_cli.explanation.explainer import TracedEngine
-from cvt_cli.explanation.methods import DEFAULT, Name
-from cvt_cli.images.decode import colour
+from cvt_cli.explanation.methods import DEFAULT, METHODS, Name
 from cvt_cli.prediction.classify import Loadable
 
 
@@ -37,21 +36,42 @@ def asked(
     target: str | int | None,
     against: str | None,
     stage: int | None,
-    top_k: int,
+    top_k: int | None,
     score: bool,
     exif: bool,
     background: str | None,
 ) -> Asked:
-    """The arguments as what is asked of every image."""
+    """The arguments as what is asked of every image.
+
+    Raises:
+        UsageError: one is of another kind, or has no effect beside the others.
+    """
+    chosen = (method,) if isinstance(method, str) else tuple(method or (DEFAULT,))
+    for name, number, least in (("top_k", top_k, 1), ("stage", stage, 0)):
+        if number is not None:
+            refuse_no_number(name, number)
+            if number < least:
+                raise UsageError(f"{name} is {number}; it must be at least {least}")
+    if target is not None and not isinstance(target, str):
+        refuse_no_number("target", target)
+    if against is not None and not isinstance(against, str):
+        raise UsageError(f"against is {against!r}; it must be a text such as 'cat,dog'")
+    if against is not None and target is not None:
+        raise UsageError("against names the classes; give target or against")
+    if top_k is not None and (against is not None or target is not None):
+        named = "target" if against is None else "against"
+        raise UsageError(f"top_k has no effect: {named} names the classes already")
+    if stage is not None and not any(METHODS[one].by_stage for one in chosen if one in METHODS):
+        raise UsageError("stage has no effect: it is of the methods hirescam and layercam")
     return Asked(
-        methods=(method,) if isinstance(method, str) else tuple(method or (DEFAULT,)),
-        targets=() if target is None else (str(target),),
+        methods=tuple(dict.fromkeys(chosen)),
+        targets=() if target is None else (target,),
         against=against,
-        top_k=top_k,
+        top_k=1 if top_k is None else top_k,
         stage=stage,
         score=score,
         exif=exif,
-        background=None if background is None else colour(background),
+        background=background,
     )
 
 

@@ -97,7 +97,7 @@ class Explanations:
     @cached_property
     def conditions(self) -> dict[str, Any]:
         """What the explanations depend on, as the documented JSON keys."""
-        return {**self.ready.conditions(), "exif": self._asked.exif}
+        return {**self.ready.conditions(), **self._asked.how_read}
 
     @property
     def passed(self) -> Passed:
@@ -144,6 +144,7 @@ def explained(
         CvtError: there are no images, or a file cannot be written.
     """
     wanted.check(inputs)
+    _ = asked.colour  # which may be none
     listing = sources.Listing(inputs, wanted.is_spared)
     if listing.is_empty:
         raise no_images(listing)

@@ -34,8 +34,8 @@ class Target:
         return logits.softmax(-1)[:, self.index]
 
 
-def index_of(text: str, labels: Labels) -> int:
-    """The class that a name, a WNID or an index means, in this order.
+def index_of(text: str | int, labels: Labels) -> int:
+    """The class that a name, a WNID or an index means, in this order; of a number the index alone.
 
     Names that several classes have, and parts of a name between its commas, count if they mean one
     class alone.
@@ -43,6 +43,8 @@ def index_of(text: str, labels: Labels) -> int:
     Raises:
         UsageError: none or several.
     """
+    if not isinstance(text, str):
+        return _existing(int(text), labels)
     wanted = text.strip().casefold()
     for names in (
         [name.casefold() for name in labels.names],
@@ -52,12 +54,7 @@ def index_of(text: str, labels: Labels) -> int:
         if found:
             return _one_of(found, text)
     if wanted.isdecimal():
-        if int(wanted) < len(labels):
-            return int(wanted)
-        raise UsageError(
-            f"there is no class {wanted}; this model has {counted(len(labels), 'class')}, "
-            "counted from 0"
-        )
+        return _existing(int(wanted), labels)
     parts = [
         index
         for index, name in enumerate(labels.names)
@@ -97,6 +94,14 @@ def pair_of(text: str, labels: Labels) -> tuple[int, int]:
         return first, second
     assert failure is not None
     raise failure
+
+
+def _existing(index: int, labels: Labels) -> int:
+    if 0 <= index < len(labels):
+        return index
+    raise UsageError(
+        f"there is no class {index}; this model has {counted(len(labels), 'class')}, counted from 0"
+    )
 
 
 def _one_of(found: list[int], text: str) -> int:

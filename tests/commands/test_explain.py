@@ -132,6 +132,18 @@ def test_numbers_and_json_tell_where_the_map_lies(cvt, folder: Path) -> None:
     assert inside >= 0.5 * np.nansum(photo)
 
 
+def test_all_that_is_written_says_what_showed_through_transparent_pixels(cvt, folder: Path) -> None:
+    given = ("explain", "photos/a", *NANO, "--method", "attention")
+
+    result = cvt(*given, "--background", "white", "--npz", "maps.npz", "--json")
+    without = cvt(*given, "--json")
+
+    assert result.json["background"] == "white" and "background" not in without.json
+    with np.load("maps.npz") as file:
+        assert json.loads(str(file["conditions"]))["background"] == "white"
+    assert "`mauvish` is not a color" in cvt(*given, "--background", "mauvish").stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
