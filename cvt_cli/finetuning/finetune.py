@@ -3,6 +3,7 @@
 import functools
 import inspect
 import itertools
+import os
 import shlex
 import time
 from collections.abc import Callable, Iterator
@@ -15,7 +16,7 @@ from typing import Any, ParamSpec
 import numpy as np
 import torch
 
-from cvt_cli.base import places, streams, torchrun
+from cvt_cli.base import files, places, streams, torchrun
 from cvt_cli.base.errors import DataError, UsageError
 from cvt_cli.base.progress import Progress, Say, silent, unheard
 from cvt_cli.checkpoints import locate
@@ -167,15 +168,32 @@ def _new(
     plan = run.plan(fraction)
     for line in plans.describe(plan):
         say(line)
-    folder = options.output or _unused(f"{job.name}-{Path(data).name}")
-    return Prepared(job, plan, lambda: run.begin(folder, plan))
+
+    def start() -> Result:
+        return run.begin(options.output or _claimed(f"{job.name}-{Path(data).name}"), plan)
+
+    return Prepared(job, plan, start)
 
 
-def _unused(name: str) -> Path:
-    """A folder for a run that begins now; another one may have begun in the same second."""
+def _claimed(name: str) -> Path:
+    """A folder that is made for a run that begins now: no other has it that begins in the same
+    second, and all processes of a torchrun have the same."""
     folder = Path("runs", f"{name}-{time.strftime('%Y%m%d-%H%M%S')}")
-    later = (folder.with_name(f"{folder.name}-{number}") for number in itertools.count(2))
-    return next(free for free in itertools.chain([folder], later) if not free.exists())
+    if torchrun.rank() == 0:
+        later = (folder.with_name(f"{folder.name}-{number}") for number in itertools.count(2))
+        folder = next(filter(_made, itertools.chain([folder], later)))
+    return Path(torchrun.gather(str(folder))[0])
+
+
+def _made(folder: Path) -> bool:
+    """Make a folder; False if it is there. Raises CvtError if that cannot be."""
+    try:
+        folder.mkdir(parents=True)
+    except OSError as error:
+        if os.path.lexists(folder):
+            return False
+        raise files.unwritable(folder, error) from error
+    return True
 
 
 def _new_folds(
@@ -189,24 +207,29 @@ def _new_folds(
     if (model := from_options.model_of(options)) is not None:  # before all images are read
         locate.find(model, replace(access, say=unheard))
     plan = _fold_plan(options, data, options.folds, fraction, options.seed or 0, say, progress)
-    folder = options.output or _unused(f"{Path(data).name}-{options.folds}-folds")
 
     def begun(images: Images) -> Job:
         return from_options.job_of(options, images, data, device, command, access)
 
     job = begun(plan.of_fold(0))
-    run = Run(job, say=say, progress=progress, whole=folder)
+    run = Run(job, say=say, progress=progress)
     planned = run.plan(fraction)
     sizes = np.bincount(plan.of)
     say(f"{options.folds} folds of {sizes.min()} to {sizes.max()} images; the first trains so:")
     for line in plans.describe(planned):
         say(line)
     left = partial(_left_fold, options, device)
-    every = folds.Folds(folder, plan, command, begun, left, access, progress, first=(run, planned))
     told = {name: value for name, value in options.values.items() if name not in folds.NOT_KEPT}
     told |= {"precision": job.settings.precision}
     told = {name: str(v) if isinstance(v, Path) else v for name, v in told.items()}
-    return Prepared(job, {"folds": options.folds, **planned}, lambda: every.begin(told))
+
+    def start() -> fold_results.Result:
+        folder = options.output or _claimed(f"{Path(data).name}-{options.folds}-folds")
+        first = (run, planned)
+        every = folds.Folds(folder, plan, command, begun, left, access, progress, first=first)
+        return every.begin(told)
+
+    return Prepared(job, {"folds": options.folds, **planned}, start)
 
 
 def _folds_going_on(

@@ -197,7 +197,7 @@ class Folds:
         images = self.plan.of_fold(number)
         if (place / STATE_FILE).exists():
             job = self._left(images, place)
-            self._run_of(job).go_on(place)
+            self._run_of(job).go_on(place, self.folder)
         else:
             run, planned = self._first or (None, None)
             if run is None or planned is None or number:
@@ -206,7 +206,7 @@ class Folds:
                 run = self._run_of(begun)
                 planned = run.plan(self.plan.fraction)
             self._first, job = None, run.job
-            run.begin(place, planned)
+            run.begin(place, planned, self.folder)
         try:
             lines = self._judged(job, place, number)
         except KeyboardInterrupt:
@@ -217,7 +217,7 @@ class Folds:
         files.write_text(place / OUT_OF_FOLD, "".join(json.dumps(line) + "\n" for line in lines))
 
     def _run_of(self, job: Job) -> Run:
-        return Run(job, say=self._access.say, progress=self._progress, whole=self.folder)
+        return Run(job, say=self._access.say, progress=self._progress)
 
     def _judged(self, job: Job, place: Path, number: int) -> list[dict[str, Any]]:
         """What the best epoch of a fold says of the images that it has not seen."""

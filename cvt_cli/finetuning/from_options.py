@@ -12,7 +12,7 @@ from cvt_cli.datasets import layouts
 from cvt_cli.datasets.labelled import LabelledImages
 from cvt_cli.datasets.table_sets import Told
 from cvt_cli.datasets.torchvision_sets import check_data_dir
-from cvt_cli.finetuning import origin, several_labels
+from cvt_cli.finetuning import origin, several_labels, validation
 from cvt_cli.finetuning import preparation as starts
 from cvt_cli.finetuning.job import Images, Job
 from cvt_cli.finetuning.settings import Options
@@ -59,6 +59,8 @@ def job_of(
     settings = options.settings(
         start.model.config, n, precision, command, access.say, images.training.several
     )
+    if settings.recipe.optimizer != "newton":
+        validation.refuse_unmeasurable(settings.select, images.validation)
     return Job(
         start.name,
         start.model,

@@ -41,17 +41,14 @@ class Run:
         job: what to train.
         say: told what happens, one sentence at a time.
         progress: told of every step.
-        whole: the folder to go on with, where the run is a part of more.
 
     Raises:
         UsageError: a part to freeze that is not there, or a device that cannot do what is asked.
         DataError: too few images for the parts of a step.
     """
 
-    def __init__(
-        self, job: Job, *, say: Say, progress: Progress = silent, whole: Path | None = None
-    ) -> None:
-        self.job, self.progress, self._whole = job, progress, whole
+    def __init__(self, job: Job, *, say: Say, progress: Progress = silent) -> None:
+        self.job, self.progress = job, progress
         self._say_to = say if torchrun.rank() == 0 else unheard
         self._log: Path | None = None
         self._started = perf_counter()
@@ -66,12 +63,13 @@ class Run:
         """What is going to happen, as JSON values (`plan.plan_of`)."""
         return plan.plan_of(self.job, self.batches, self.trainer, val_fraction)
 
-    def begin(self, folder: Path, planned: Mapping[str, Any]) -> Result:
+    def begin(self, folder: Path, planned: Mapping[str, Any], whole: Path | None = None) -> Result:
         """Train from the start, in a folder that does not exist or is empty.
 
         Args:
             folder: of the run.
             planned: what `plan` gave.
+            whole: the folder to go on with, where the run is a part of more.
 
         Raises:
             CvtError: the folder is taken or cannot be written to, or the loss is no longer a
@@ -104,10 +102,14 @@ class Run:
                 self._save(folder, position)
             return position
 
-        return self._run(folder, first)
+        return self._run(folder, first, whole)
 
-    def go_on(self, folder: Path) -> Result:
+    def go_on(self, folder: Path, whole: Path | None = None) -> Result:
         """Train on from where a run was left, to the result that it would have had.
+
+        Args:
+            folder: of the run.
+            whole: see `begin`.
 
         Raises:
             CvtError: the folder cannot be written to, the run's state does not fit, or the loss is
@@ -118,22 +120,22 @@ class Run:
 
         def restored() -> Position:
             # What an epoch that --max-time ended early took the place of; it goes on now.
-            whole = folder / WHOLE_BEST
+            whole_best = folder / WHOLE_BEST
             preparation.check_split(folder, self.job.images.validation)
             position = resume.restore(folder, self.job.model, self.trainer, self.batches.steps)
             self._note_saved()
             if torchrun.rank() == 0:
-                if whole.is_dir():
+                if whole_best.is_dir():
                     shutil.rmtree(folder / "best", ignore_errors=True)
-                    whole.rename(folder / "best")
+                    whole_best.rename(folder / "best")
                 if self.trainer is not None and not position.finished:
                     # What --max-time came to is soon true no more.
                     (folder / "results.json").unlink(missing_ok=True)
             return position
 
-        return self._run(folder, restored)
+        return self._run(folder, restored, whole)
 
-    def _run(self, folder: Path, first: Callable[[], Position]) -> Result:
+    def _run(self, folder: Path, first: Callable[[], Position], whole: Path | None) -> Result:
         """Train from a position that is asked for when this process alone trains in the folder."""
         with ExitStack() as stack:
             if torchrun.rank() == 0:
@@ -156,7 +158,7 @@ class Run:
             except KeyboardInterrupt:
                 self._say(
                     f"interrupted{self._saved}; to continue: cvt finetune --resume "
-                    f"{shlex.quote(str(self._whole or folder))}"
+                    f"{shlex.quote(str(whole or folder))}"
                     if (folder / STATE_FILE).exists()
                     else "interrupted before training began"
                 )

@@ -6,7 +6,9 @@ from typing import NamedTuple
 import numpy as np
 
 from cvt_cli.base import machine, torchrun
+from cvt_cli.base.errors import DataError
 from cvt_cli.base.progress import Progress, silent
+from cvt_cli.datasets.labelled import LabelledImages
 from cvt_cli.evaluation import measure_outcomes, run_models, several_measures, thresholds
 from cvt_cli.evaluation.counts import Counts
 from cvt_cli.evaluation.run_models import Subject
@@ -36,6 +38,24 @@ def engine_of(model: CvT, job: Job) -> TorchEngine:
     if job.device.type == "cuda":
         return CudaEngine(model, job.device, job.settings.precision, job.preprocessing)
     return TorchEngine(model, job.device, job.settings.precision, job.macs)
+
+
+def refuse_unmeasurable(select: str, images: LabelledImages) -> None:
+    """Raises DataError if there is no number to choose the best epoch by, whatever is learnt: every
+    epoch would be as good as the first."""
+    has = images.sizes
+    if select == "auc" and not ((has > 0) & (has < len(images))).any():
+        raise DataError(
+            "--select auc: there is none on the validation images, each of which has the same "
+            "classes",
+            hint="add validation images of other classes, or select by another metric, such as "
+            "--select loss",
+        )
+    if select == "map" and not has.any():
+        raise DataError(
+            "--select map: there is none on the validation images, none of which has a class",
+            hint="add validation images that have classes, or use --select loss",
+        )
 
 
 def validate(model: CvT, job: Job, progress: Progress) -> Validated:

@@ -206,6 +206,25 @@ def test_two_processes_say_of_the_best_epoch_what_evaluate_says_of_it(
     assert "top-5" not in card  # of five classes it says nothing
 
 
+def test_all_processes_of_a_script_are_told_the_one_folder_of_their_run(
+    digits: Path, tmp_path: Path
+) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import os, sys\n"
+        "from cvt_cli import finetune\n"
+        f"found = finetune({str(digits)!r}, model='cvt-nano-cifar10', epochs=1, workers=0)\n"
+        "print(found.run, found.best.is_dir())\n"
+    )
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = start(*TORCHRUN, script, environment=environment, cwd=tmp_path)
+    stdout, stderr = process.communicate(timeout=300)
+
+    assert process.returncode == 0, stderr
+    (run,) = (tmp_path / "runs").iterdir()
+    assert stdout.splitlines() == [f"runs/{run.name} True"] * 2
+
+
 def descendants(pid: int) -> list[int]:
     found = []
     for task in Path(f"/proc/{pid}/task").glob("*/children"):

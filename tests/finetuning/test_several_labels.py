@@ -167,6 +167,32 @@ def test_what_is_of_several_labels_alone_is_refused_of_one(
     assert why in result.stderr
 
 
+@pytest.mark.parametrize(
+    ("rows", "told", "why"),
+    [
+        (("a,train", "b,train", "a,val"), ("--select", "auc"), "--select auc: there is none"),
+        (("a|b,train", "b,train", "a,val"), ("--select", "auc"), "--select auc: there is none"),
+        (("a|b,train", "b,train", ",val"), (), "--select map: there is none"),
+    ],
+)
+def test_what_the_validation_images_have_no_number_for_selects_no_epoch(
+    cvt, table: Path, rows: tuple[str, ...], told: tuple[str, ...], why: str
+) -> None:
+    odd = table.with_name("odd.csv")
+    paths = [line.split(",")[0] for line in table.read_text().splitlines()[1:]]
+    rest = (f"{path},{rows[number % len(rows)]}" for number, path in enumerate(paths))
+    odd.write_text("\n".join(["path,label,split", *rest]) + "\n")
+    separator = ("--separator", "|") if "|" in rows[0] else ()
+
+    result = cvt(
+        "finetune", odd, "--model", "cvt-nano-cifar10", "--dry-run", "--allow-overlap",
+        *separator, *told,
+    )  # fmt: skip
+
+    assert result.exit_code == 1, result.stderr
+    assert why in result.stderr
+
+
 def test_folds_hold_images_of_several_labels_out(cvt, table: Path, tmp_path: Path) -> None:
     lines = ("--columns", "split=", "--folds", 2)
 
