@@ -122,7 +122,7 @@ _SHOWN = {
 
 
 def _measures(found: "Comparison") -> list[str]:
-    lines = []
+    lines = ["by the weights of the images:"] if found.weighted and found.measures else []
     for name, word in _SHOWN.items():
         one = found.measures.get(name)
         if one is None or one.a is None or one.b is None or one.interval is None:

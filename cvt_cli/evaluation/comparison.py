@@ -37,6 +37,7 @@ class Line:
     wnid: str | None  # of `predicted`, if known; two classes of ImageNet are called crane
     sha256: str | None = None  # of the image's file; tables do not say it
     several: bool = False  # the classes are sets of them, joined by `BETWEEN`
+    weight: float | None = None  # how much the image counts in measures; None where not said
 
     def answers_as(self, other: "Line") -> bool:
         """Whether both have the same likeliest class."""
@@ -57,6 +58,7 @@ class Comparison:
     only_in_a: int  # images that B's file lacks, and that are left out
     only_in_b: int
     measures: Mapping[str, Difference] = field(default_factory=dict)
+    weighted: bool = False  # images count in `measures` by their weights
     differ: int | None = None  # images of one path and different contents; None if no hash says it
 
     @property
@@ -105,6 +107,7 @@ class Comparison:
             "only_a_right": self.only_a,
             "only_b_right": self.only_b,
             "both_wrong": self.both_wrong,
+            "weighted": self.weighted,
             "measures": {name: one.to_json() for name, one in self.measures.items()},
             "changed": [
                 {"path": a.path, "label": a.label, "a": _class(a), "b": _class(b)}
@@ -142,6 +145,14 @@ def compare(a: Sequence[Line], b: Sequence[Line]) -> Comparison:
                 f"`{one.label}` and `{other.label}`",
                 hint="compare two models on the same data",
             )
+    weights = [_weight(one, other) for one, other in pairs]
+    weighted = any(weight is not None for weight in weights)
+    if weighted and None in weights:
+        unsaid = pairs[weights.index(None)][0].path
+        raise DataError(
+            f"some images have a weight in these files, and `{unsaid}` has none",
+            hint="evaluate anew; earlier versions did not write weights",
+        )
     hashes = [(one.sha256, other.sha256) for one, other in pairs if one.sha256 and other.sha256]
     counts = {(x, y): 0 for x in (True, False) for y in (True, False)}
     for one, other in pairs:
@@ -154,9 +165,22 @@ def compare(a: Sequence[Line], b: Sequence[Line]) -> Comparison:
         changed=tuple((one, other) for one, other in pairs if not one.answers_as(other)),
         only_in_a=len(a) - len(pairs),
         only_in_b=len(b) - len(pairs),
-        measures=paired_measures.measure(pairs),
+        weighted=weighted,
+        measures=paired_measures.measure(pairs, np.array(weights) if weighted else None),
         differ=sum(one != other for one, other in hashes) if hashes else None,
     )
+
+
+def _weight(one: Line, other: Line) -> float | None:
+    """An image's weight, as either file says it; raises DataError where the two differ."""
+    said = {line.weight for line in (one, other)} - {None}
+    if len(said) > 1:
+        raise DataError(
+            f"the two files differ on the weight of `{one.path}`: {one.weight:g} and "
+            f"{other.weight:g}",
+            hint="compare two models on the same data",
+        )
+    return said.pop() if said else None
 
 
 def mcnemar(only_a: int, only_b: int) -> float:
@@ -236,7 +260,11 @@ def _line(row: Mapping[str, Any], where: str) -> Line:
         raise DataError(f"{where} lacks path, label or correct", hint=_HINT)
     if (error is None) == (predicted is None) or (error is not None and correct):
         raise DataError(f"{where} has neither a prediction nor an error", hint=_HINT)
-    return Line(path, label, correct, predicted, text("wnid_1"), text("sha256"), several)
+    weight = row.get("weight")
+    if weight is not None and not (isinstance(weight, float | int) and 0 < weight < float("inf")):
+        raise DataError(f"{where}: `weight` is {weight!r}, no number above 0", hint=_HINT)
+    more = text("wnid_1"), text("sha256"), several, weight
+    return Line(path, label, correct, predicted, *more)
 
 
 def _sorted(names: Any) -> str:
@@ -275,14 +303,32 @@ def _csv_rows(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
                         f"{where} has another number of values than columns", hint=_HINT
                     )
                 correct = {"True": True, "False": False}.get(row.get("correct", ""))
-                yield {**row, "correct": correct}, where
+                weight = _number(row["weight"]) if "weight" in row else None
+                yield {**row, "correct": correct, "weight": weight}, where
         except csv.Error as error:
             raise DataError(
                 f"`{path}`, line {reader.reader.line_num}: {error}", hint=_HINT
             ) from None
 
 
-_COLUMNS = ("correct", "path", "label", "error", "label_1", "wnid_1", "labels", "predicted")
+def _number(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:  # which is said with its place
+        return text
+
+
+_COLUMNS = (
+    "correct",
+    "weight",
+    "path",
+    "label",
+    "error",
+    "label_1",
+    "wnid_1",
+    "labels",
+    "predicted",
+)
 
 
 def _parquet_rows(path: Path) -> Iterator[tuple[dict[str, Any], str]]:

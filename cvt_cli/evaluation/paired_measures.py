@@ -55,11 +55,14 @@ class Difference:
         return {"a": self.a, "b": self.b, "difference": self.difference, "interval": interval}
 
 
-def measure(pairs: Sequence[tuple[Answered, Answered]]) -> dict[str, Difference]:
+def measure(
+    pairs: Sequence[tuple[Answered, Answered]], weights: NDArray[np.float64] | None = None
+) -> dict[str, Difference]:
     """What both models' answers come to beside accuracy, by the names of `cvt evaluate --json`.
 
     Args:
         pairs: A's and B's answer to each image.
+        weights: of the images; None counts each as 1.
 
     Returns:
         Nothing where one model gives an image one class and the other several, or two classes
@@ -80,9 +83,9 @@ def measure(pairs: Sequence[tuple[Answered, Answered]]) -> dict[str, Difference]
         return {name: theirs[name] - values for name, values in ours.items()}
 
     count = int(of_pair.max()) + 1
-    once = np.bincount(of_pair, minlength=count).astype(np.float64)[None]
+    once = np.bincount(of_pair, weights, count).astype(np.float64)[None]
     ours, theirs = a(once), b(once)
-    drawn = intervals.draws(of_pair, count, None, None, classes)
+    drawn = intervals.draws(of_pair, count, weights, None, classes)
     ranges = intervals.of_draws(drawn, apart)
     return {
         name: Difference(_known(ours[name]), _known(theirs[name]), _range(ranges[name]))

@@ -62,10 +62,12 @@ def name_in_files(model: str) -> str:
 
 def row(item: Judged | JudgedSet, top_k: int) -> dict[str, Any]:
     """A row of a table: ``path``, ``label``, ``correct``, ``error``, ``label_1``, …."""
+    weight = {} if item.weight is None else {"weight": item.weight}
     if isinstance(item, JudgedSet):
-        return {"path": as_utf8(item.path), **item.row()}
+        return {"path": as_utf8(item.path), **item.row(), **weight}
     start = {"path": as_utf8(item.path), "label": item.label, "correct": item.correct}
-    return {**start, "error": item.error, **prediction_columns(item.predictions, top_k)}
+    more = prediction_columns(item.predictions, top_k)
+    return {**start, "error": item.error, **more, **weight}
 
 
 class PredictionFiles:
@@ -142,7 +144,7 @@ class PredictionFiles:
         name = name_in_files(conditions["model"]) if self._several else None
         path = file_of(self._path, name)
         if path.suffix.lower() != ".jsonl":
-            write = self._stack.enter_context(_table(path, conditions, one)).write
+            write = self._stack.enter_context(_table(path, conditions, one, images)).write
             one.judged = partial(self._write_row, write)
             return
         lines = self._first or self._stack.enter_context(Counted(path, False, self._say))
@@ -228,9 +230,14 @@ def _named(one: Subject, right: Any) -> str:
     return str(one.labels.names[right])
 
 
-def _table(path: Path, conditions: Mapping[str, Any], one: Subject) -> Csv | Parquet:
+def _table(
+    path: Path, conditions: Mapping[str, Any], one: Subject, images: LabelledImages
+) -> Csv | Parquet:
     of_item = partial(row, top_k=one.result.k)
-    empty = JudgedSet("", ()) if one.labels.several else Judged("", "")
+    weight = None if images.weights is None else 1.0
+    empty: Judged | JudgedSet = Judged("", "", weight=weight)
+    if one.labels.several:
+        empty = JudgedSet("", (), weight=weight)
     if path.suffix.lower() == ".csv":
         return Csv(path, of_item, empty)
     return Parquet(path, conditions, of_item, empty)
@@ -299,6 +306,13 @@ def check_lines(
                 hint,
             )
         one.truth.add(one, line.path, right)
+        weight = None if data.weights is None else float(data.weights[place[line.path]])
+        if line.weight not in (None, weight):
+            raise UsageError(
+                f"`{line.path}` has the weight {line.weight:g} in `{path}`, and now "
+                f"{'none' if weight is None else format(weight, 'g')}",
+                hint,
+            )
     for kind, found in one.truth.hashes().items():
         if truth is not None and truth.get(kind) != found:
             raise UsageError(f"`{path}` was made with other {kind} of the same images", hint)

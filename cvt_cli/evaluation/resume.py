@@ -27,11 +27,12 @@ class Line(NamedTuple):
     confidence: float = float("nan")  # its probability
     said: tuple[int, ...] = ()  # all that are answered, where there may be several
     scores: tuple[float, ...] = ()  # and the probability of every class
+    weight: float | None = None  # how much the image counts; None where the line does not say it
 
 
 def _of_several(said: dict[str, Any]) -> Line:
     """A line about an image that may have several classes."""
-    start = Line(said["path"], joined(said["labels"]), said["sha256"])
+    start = Line(said["path"], joined(said["labels"]), said["sha256"], weight=said.get("weight"))
     if "error" in said:
         return start
     indices = tuple(one["index"] for one in said["predictions"])
@@ -105,6 +106,7 @@ class Counted(ResumableLines):
                     Line(
                         *(said["path"], said["label"], said.get("sha256", "")),
                         *(best.get("index"), best.get("score", float("nan"))),
+                        weight=said.get("weight"),
                     )
                 )
         if end != state["bytes"] or len(self.lines) != state["done"]:

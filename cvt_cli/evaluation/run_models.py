@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any, NamedTuple
@@ -34,10 +34,13 @@ class Judged:
     correct: bool = False
     predictions: tuple[Prediction, ...] = ()
     error: str | None = None
+    weight: float | None = None  # how much it counts; None where all count the same
 
     def to_json(self) -> dict[str, Any]:
         """The documented keys: ``predictions``, or ``error`` in its place."""
-        start = {"path": self.path, "label": self.label, "correct": self.correct}
+        start: dict[str, Any] = {"path": self.path, "label": self.label, "correct": self.correct}
+        if self.weight is not None:
+            start["weight"] = self.weight
         if self.error is not None:
             return {**start, "error": self.error}
         return {**start, "predictions": [vars(p) for p in self.predictions]}
@@ -253,7 +256,9 @@ def _count(
         if one.judged is not None:
             one.truth.add(one, name, right)
             of_image = ready if isinstance(ready, str) else next(rows)
-            one.judged(_judged(one, name, right, of_image), sha256)
+            weight = None if data.weights is None else float(data.weights[index])
+            judgement = replace(_judged(one, name, right, of_image), weight=weight)
+            one.judged(judgement, sha256)
 
 
 def _judged(

@@ -29,10 +29,13 @@ class JudgedSet:
     predictions: tuple[Prediction, ...] = ()  # all that are answered
     scores: tuple[float, ...] = ()  # the probability of every class
     error: str | None = None
+    weight: float | None = None  # how much it counts; None where all count the same
 
     def to_json(self) -> dict[str, Any]:
         """The documented keys: ``predictions`` and ``scores``, or ``error`` in their place."""
         start = {"path": self.path, "labels": list(self.labels), "correct": self.correct}
+        if self.weight is not None:
+            start["weight"] = self.weight
         if self.error is not None:
             return {**start, "error": self.error}
         given = [vars(one) for one in self.predictions]

@@ -86,6 +86,7 @@ class Parquet(WholeFile):
 
         kinds = {
             "score": pyarrow.float64(),
+            "weight": pyarrow.float64(),
             "index": pyarrow.int32(),
             "correct": pyarrow.bool_(),
         }

@@ -162,6 +162,41 @@ def test_weights_and_groups_of_a_table_are_in_the_measures(
     assert gap["interval"][0] < gap["gap"] < gap["interval"][1]
 
 
+def test_compare_counts_the_weights_of_a_table_as_evaluate_does(
+    cvt, weights_table: Path, tmp_path: Path
+) -> None:
+    files = [tmp_path / f"said{suffix}" for suffix in (".jsonl", ".csv", ".parquet")]
+    for file in files:
+        result = cvt("evaluate", weights_table, *NANO, "--predictions", file, "--json")
+    measures = result.json["measures"]
+
+    for one, other in zip(files, files[1:], strict=False):
+        found = cvt("compare", one, other, "--json").json
+        assert found["weighted"] is True
+        for name in ("balanced_accuracy", "macro_f1", "matthews"):
+            assert found["measures"][name]["a"] == pytest.approx(measures[name]["value"])
+            assert found["measures"][name]["b"] == pytest.approx(measures[name]["value"])
+    assert "by the weights of the images:" in cvt("compare", *files[:2]).stdout
+
+
+def test_an_evaluation_is_not_gone_on_with_under_other_weights_of_the_images(
+    cvt, weights_table: Path, tmp_path: Path
+) -> None:
+    table = shutil.copy(weights_table, tmp_path / "table.csv")
+    given = ("evaluate", table, "--images", weights_table.parent, *NANO)
+    lines = tmp_path / "said.jsonl"
+    cvt(*given, "--resume", lines)
+    rows = table.read_text().splitlines()
+    path, label, weight, group = rows[2].split(",")
+    rows[2] = f"{path},{label},{2 * float(weight)!r},{group}"
+    table.write_text("\n".join(rows))
+
+    again = cvt(*given, "--resume", lines)
+
+    assert again.exit_code == 2
+    assert f"`{path}` has the weight {float(weight):g} in `{lines}`, and now" in again.stderr
+
+
 def test_scores_are_the_same_in_parquet(cvt, few: Path, tmp_path: Path) -> None:
     for name in ("s.npy", "s.parquet"):
         assert cvt("evaluate", few, *NANO, "--scores", tmp_path / name).exit_code == 1
