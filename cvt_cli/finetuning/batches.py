@@ -299,8 +299,10 @@ class Batches:
         self.step_images, self.steps = self._places.step_images, self._places.steps
         # Of `first`; not a generator of this object's, with which it would be a cycle (`_Places`).
         self._begun: tuple[list[Part], Iterator[Any]] | None = None
+        varied = _Varied(data, transform, seed)
+        self.heaviest_image = 1.0 if varied.weights is None else float(varied.weights.max())
         self._loader = DataLoader(
-            _Varied(data, transform, seed),
+            varied,
             batch_sampler=self._places,
             num_workers=workers,
             persistent_workers=workers > 0,

@@ -144,3 +144,11 @@ class Job:
                 positive_factors(wanted, training.sizes, len(training), training.classes)
             ).float()
         return torch.from_numpy(factors(wanted, training.labels, training.classes)).float()
+
+    @property
+    def heaviest_class(self) -> float:
+        """The largest factor of the loss; where an image may have several classes, it is at least
+        the 1 of those that it has not."""
+        if self.class_weights is None:
+            return 1.0
+        return max(float(self.class_weights.max()), 1.0 if self.several else 0.0)

@@ -61,10 +61,9 @@ class Loop:
         self._begun = perf_counter() - position.seconds  # as if it had been trained in one go
         self._total, self._per_epoch = trainer.schedule.steps, batches.steps
         self._epochs = -(-self._total // self._per_epoch)
-        recipe, precision, weights = job.settings.recipe, job.settings.precision, job.class_weights
-        heaviest = 1.0 if weights is None else float(weights.max())
+        recipe, precision = job.settings.recipe, job.settings.precision
         guessed = 2 if job.several else len(job.labels)  # of several, each is guessed by itself
-        self._watch = Watch(guessed, recipe, precision, heaviest)
+        self._watch = Watch(guessed, recipe, precision, job.heaviest_class * batches.heaviest_image)
         self._feed: Feed | None = None
 
     def train(self) -> Epoch | None:

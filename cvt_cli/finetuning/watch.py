@@ -24,8 +24,8 @@ class Watch:
         num_classes: of the model.
         recipe: that it is trained by.
         precision: that is computed in.
-        heaviest: the largest of the class weights: so much above a guess a step may be that has
-            images of this class.
+        heaviest: the largest weight of an image, by its class and its own: so much above a guess a
+            step may be that has this image.
     """
 
     def __init__(

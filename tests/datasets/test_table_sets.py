@@ -9,6 +9,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow
 import pytest
 from PIL import Image
@@ -529,3 +530,26 @@ def test_the_weight_of_an_image_counts_in_training(cvt, folder: Path, tmp_path: 
 
     assert trained["equal"].allclose(trained["none"], atol=1e-5)
     assert not trained["some"].allclose(trained["none"], atol=1e-5)
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_uneven_weights_are_not_taken_for_a_loss_that_diverges(
+    cvt, folder: Path, tmp_path: Path, several: bool
+) -> None:
+    """One image may weigh more than all others, and all classes less than their absence."""
+    short = ["--variant", "nano", "--epochs", 1, "--batch-size", 2, "--warmup-epochs", 0,
+             "--workers", 0, "--allow-overlap"]  # fmt: skip
+    parts = ["val" if i % 5 == 0 else "train" for i in range(len(ROWS))]
+    training = [i for i, part in enumerate(parts) if part == "train"]
+    heavy = training[np.random.default_rng([0, 0, 0]).permutation(len(training))[0]]  # comes first
+    weights = [1000 if i == heavy and not several else 1 for i in range(len(ROWS))]
+    labels = ["cat|dog" if several and i in (1, 7) else label for i, (_, label) in enumerate(ROWS)]
+    if several:
+        short += ["--class-weights", "cat=0.1,dog=0.1,ship=0.1"]
+    paths = [path for path, _ in ROWS]
+    rows = list(zip(paths, labels, parts, weights, strict=True))
+    table = written(folder / "uneven.csv", rows, ("path", "label", "split", "weight"))
+
+    result = cvt("finetune", table, *short, "-o", tmp_path / "run")
+
+    assert result.exit_code == 0, result.stderr
