@@ -106,13 +106,24 @@ def find(repository: str, revision: str | None = None) -> Snapshot | None:
 def snapshots() -> list[Snapshot]:
     """Every CvT in the client's cache, by name, whichever tool fetched it."""
     found = []
-    for config in places.hub_dir().glob(f"models--*--*/snapshots/*/{folders.CONFIG_FILE}"):
-        with suppress(OSError, ValueError, AttributeError):
-            described = text.read_json(config, most=LARGEST_CONFIG_BYTES)
-            if described.get("model_type") == "cvt":
-                _, owner, name = config.parts[-4].split("--", 2)
-                found.append(Snapshot(f"{owner}/{name}", config.parent.name))
+    for folder in places.hub_dir().glob("models--*--*/snapshots/*"):
+        _, owner, name = folder.parts[-3].split("--", 2)
+        snapshot = Snapshot(f"{owner}/{name}", folder.name)
+        if _is_cvt(snapshot):
+            found.append(snapshot)
     return sorted(found, key=lambda snapshot: (snapshot.repository, snapshot.commit))
+
+
+def _is_cvt(snapshot: Snapshot) -> bool:
+    """Whether its config says so, or is damaged and something was made of its repository here."""
+    config = snapshot.folder / folders.CONFIG_FILE
+    with suppress(OSError, ValueError, AttributeError):
+        if text.read_json(config, most=LARGEST_CONFIG_BYTES).get("model_type") == "cvt":
+            return True
+    with suppress(OSError, CvtError):  # CvtError: there is no place for what is made
+        if config.is_symlink() and record_of(snapshot.repository, "-").parent.is_dir():
+            return not config.is_file() or is_right(config) is False
+    return False
 
 
 # --- what is right: hashes, and links that stay inside the cache
@@ -185,14 +196,18 @@ def checked_hash(snapshot: Snapshot) -> str:
     A file that was found right is not read again while its size and time stay the same.
 
     Raises:
-        CheckpointError: a link out of the cache, or the content is not what the hub announced.
+        CheckpointError: a link out of the cache, the content is not what the hub announced, or it
+            cannot be read.
     """
     refuse_links_out_of_the_cache(snapshot)
     weights = snapshot.weights
     assert weights is not None
     announced = announced_hash(weights)
-    if announced is None:
-        return content_hash(weights)
+    if announced is None:  # there is nothing to compare it with
+        try:
+            return stamps.hash_of(weights)
+        except OSError as error:
+            raise folders.unreadable(weights, error) from None
     stamp = record_of(snapshot.repository, announced) / "verified.json"
     stat = weights.stat()
     content = json.dumps({"size": stat.st_size, "mtime_ns": stat.st_mtime_ns})
@@ -226,7 +241,7 @@ def verify(snapshot: Snapshot) -> Iterator[tuple[Path, bool | None]]:
         if path.is_dir():
             continue
         right = is_right(path) if path.is_file() else False  # a link to nothing
-        if not right and (record := weights_record(snapshot)) and path == snapshot.weights:
+        if right is False and path == snapshot.weights and (record := weights_record(snapshot)):
             with suppress(OSError):
                 (record / "verified.json").unlink()
         yield path, right
@@ -268,8 +283,15 @@ def weights_record(snapshot: Snapshot) -> Path | None:
 
 
 def weights_hash(snapshot: Snapshot) -> str | None:
-    """The hash that the hub announced for a snapshot's weights, where they are here and it is."""
-    return announced_hash(snapshot.weights) if snapshot.weights else None
+    """The hash that the hub announced for a snapshot's weights, or that they have where the cache
+    was copied without its links; None where they are not here or cannot be read."""
+    if snapshot.weights is None:
+        return None
+    if announced := announced_hash(snapshot.weights):
+        return announced
+    with suppress(OSError):
+        return stamps.hash_of(snapshot.weights)
+    return None
 
 
 def sizes(snapshot: Snapshot) -> tuple[int, int]:
@@ -332,7 +354,10 @@ def remove(repository: str) -> int:
                 f"`{repository}` is being downloaded by another process, and was not removed"
             ) from None
         lock.release()
-    hashes = [path.name for path in record.iterdir()] if record.is_dir() else []
+    hashes = {path.name for path in record.iterdir()} if record.is_dir() else set()
+    for folder in storage.glob("snapshots/*"):
+        if found := weights_hash(Snapshot(repository, folder.name)):
+            hashes.add(found)
     graphs = [places.graphs_of(weights_hash) for weights_hash in hashes]
     before = sum(size_of(folder) for folder in (storage, record, *graphs))
     if not (storage.exists() or storage.is_symlink() or record.exists()):

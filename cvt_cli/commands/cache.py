@@ -81,7 +81,7 @@ def path(names: Names = None, json_output: options.Json = False) -> None:
     from cvt_cli.commands import catalogue
 
     if names:
-        folders = {row.name: str(row.snapshot.folder) for row in catalogue.held(names)}
+        folders = {name: str(one.folder) for name, one in catalogue.meant(names).items()}
     else:
         found = {"hub": places.hub_dir(), "cvt": places.cache_dir()}
         if files.NOWHERE in found.values():
@@ -109,11 +109,9 @@ def verify(names: Names = None, json_output: options.Json = False) -> None:
     from cvt_cli.commands import catalogue
 
     verdicts = {True: "right", False: "damaged", None: "no hash known"}
-    checks = [
-        (row.name, file, right)
-        for row in catalogue.held(names or [])
-        for file, right in cache.verify(row.snapshot)
-    ]
+    rows = catalogue.held(names or [])
+    checks = [(row.name, file, right) for row in rows for file, right in cache.verify(row.snapshot)]
+    fetched = {row.snapshot.folder: row.as_fetched for row in rows}
     seen = {file for _, file, _ in checks}
     if not names:
         checks += [
@@ -137,7 +135,7 @@ def verify(names: Names = None, json_output: options.Json = False) -> None:
             f"`{file}` is damaged",
             "it was removed, and is made again when it is needed"
             if made
-            else f"`cvt download {name}` replaces it",
+            else f"`cvt download {fetched.get(file.parent, name)}` replaces it",
         )
     if damaged:
         raise typer.Exit(1)

@@ -201,6 +201,13 @@ class Held:
     made_bytes: int  # in ours
     last_use: float | None  # seconds since 1970
 
+    @property
+    def as_fetched(self) -> str:
+        """What follows `cvt download` for this commit."""
+        snapshot = self.snapshot
+        is_main = cache.find(snapshot.repository) == snapshot
+        return self.name if is_main else f"{self.name} --revision {snapshot.commit}"
+
     def to_json(self) -> dict[str, Any]:
         """The documented keys."""
         used = self.last_use
@@ -234,6 +241,23 @@ def held(names: list[str]) -> list[Held]:
             hint="`cvt cache list` shows what it holds",
         )
     return [_held(s) for s in found if not names or s.repository in wanted]
+
+
+def meant(names: list[str]) -> dict[str, Snapshot]:
+    """Of each of these checkpoints what its name means: ``main``, else what is whole, used last.
+
+    Raises:
+        CheckpointError: the cache holds nothing of one of them.
+    """
+    found: dict[str, Held] = {}
+    for row in sorted(held(names), key=_rank):
+        found[row.name] = row
+    return {name: row.snapshot for name, row in sorted(found.items())}
+
+
+def _rank(row: Held) -> tuple[bool, bool, float]:
+    snapshot = row.snapshot
+    return cache.find(snapshot.repository) == snapshot, not snapshot.missing, row.last_use or 0.0
 
 
 def _held(snapshot: Snapshot) -> Held:

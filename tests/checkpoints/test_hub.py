@@ -219,6 +219,44 @@ def test_a_branch_that_moves_is_followed_by_download_alone(
     assert len(hub.fetched()) == 1  # the weights are the same in both
 
 
+def test_the_folder_of_a_name_is_that_of_main_also_beside_other_revisions(
+    hub: Hub, machine: Machine, checkpoint
+) -> None:
+    repository = hub.add(NAME, checkpoint)
+    for number in range(4):
+        repository.refs[f"v{number}"] = Commit({**checkpoint, "README.md": b"%d" % number})
+    for revision in ("v0", "v1", "main"):
+        machine.run("download", NAME, "--revision", revision)
+    for revision in ("v2", "v3"):  # of which only the config comes
+        machine.run("info", NAME, "--revision", revision)
+
+    printed = machine.run("cache", "path", NAME)
+
+    assert Path(printed.stdout.strip()).name == repository.refs["main"].sha
+    (machine.hub_cache / "models--somebody--tiny" / "refs" / "main").unlink()
+    path = machine.run("cache", "path", NAME, "--json").json[NAME]
+    assert Path(path).name in {repository.refs[tag].sha for tag in ("main", "v0", "v1")}
+
+
+def test_what_replaces_a_damaged_file_of_another_revision_is_said(
+    hub: Hub, machine: Machine, checkpoint
+) -> None:
+    old = hub.add(NAME, checkpoint).refs["main"]
+    machine.run("download", NAME)
+    hub.repositories[NAME].move(Commit(changed(checkpoint, activation="gelu")))
+    machine.run("download", NAME)
+    (config,) = machine.hub_cache.glob(f"models--*/snapshots/{old.sha}/config.json")
+    hint = f"cvt download {NAME} --revision {old.sha}"
+    config = config.resolve()
+    for content in (b"{}", b"\xff", None):  # nothing that says CvT any more
+        config.unlink() if content is None else config.write_bytes(content)
+        verified = machine.run("cache", "verify")
+
+        assert verified.exit_code == 1 and f"`{hint}` replaces it" in verified.stderr
+        assert machine.run(*hint.split()[1:]).exit_code == 0
+        assert machine.run("cache", "verify").exit_code == 0
+
+
 def test_a_revision_can_be_a_pull_request_or_a_tag(hub: Hub, machine: Machine, checkpoint) -> None:
     repository = hub.add(NAME, changed(checkpoint, activation="gelu"))
     for name in ("refs/pr/4", "v1.0"):
@@ -993,6 +1031,40 @@ def test_download_prepares_a_graph_that_goes_with_its_checkpoint(
     assert listed[0]["made_bytes"] > size
     assert removed.exit_code == 0
     assert not list(machine.own_cache.rglob("model.onnx"))
+
+
+@pytest.mark.parametrize("form", ["checkpoint", "pickled"])
+def test_what_is_made_of_a_cache_that_was_copied_without_its_links_is_known(
+    hub: Hub, machine: Machine, request: pytest.FixtureRequest, form: str
+) -> None:
+    hub.add(NAME, request.getfixturevalue(form))
+    machine.run("download", NAME)
+    shutil.rmtree(machine.own_cache)
+    (snapshot,) = machine.hub_cache.glob("models--*/snapshots/*")
+    for link in list(snapshot.iterdir()):
+        content = link.read_bytes()
+        link.unlink()
+        link.write_bytes(content)
+    shutil.rmtree(snapshot.parent.parent / "blobs")
+    given = ("predict", CHELSEA, "--model", NAME, "--offline", "--json")
+    assert machine.run(*given, "--engine", "onnxruntime").exit_code == 0
+    made = [*machine.own_cache.rglob("*.onnx"), *machine.own_cache.rglob("*.safetensors")]
+
+    listed = machine.run("cache", "list", "--json").json
+    assert listed[0]["made_bytes"] >= sum(path.stat().st_size for path in made)
+    for path in made:
+        stat = path.stat()
+        content = bytearray(path.read_bytes())
+        content[-5] ^= 1
+        path.write_bytes(content)
+        os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    verified = machine.run("cache", "verify", NAME, "--json")
+
+    assert [check["right"] for check in verified.json].count(False) == len(made)
+    assert verified.exit_code == 1 and not any(path.exists() for path in made)
+    assert machine.run(*given, "--engine", "onnxruntime").exit_code == 0
+    assert machine.run("cache", "remove", NAME).exit_code == 0
+    assert not any(path.exists() for path in made)
 
 
 def test_what_is_being_fetched_is_not_removed(hub: Hub, machine: Machine, checkpoint) -> None:
