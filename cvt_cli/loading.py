@@ -316,8 +316,8 @@ def _run(opened: _Opened, asked: _Asked, access: Access) -> "tuple[Engine, str]"
     precision = devices.choose_precision(asked.precision, place)
     model = opened.load().model
     if place.type != "cuda":
-        images = part.images if place.type == "cpu" else None
-        return TorchEngine(model, place, precision, macs, images), why
+        on_cpu = part if place.type == "cpu" else None
+        return TorchEngine(model, place, precision, macs, on_cpu), why
     from cvt_cli.model.cuda import WORTH_COMPILING_MACS, CudaEngine
 
     compiled = asked.images * opened.macs >= WORTH_COMPILING_MACS

@@ -91,8 +91,8 @@ def advise(
         return
     if not is_long(images, macs, machine.threads()) or not made_for_bf16(machine.processor()):
         return
-    # A call of fewer images than it is compiled for takes as long.
-    together = part.images if part.fixed and name != "torch" else 1
+    # A call of fewer images than it is compiled for takes as long; so do fewer calls at once.
+    together = part.images * part.at_once if part.fixed else 1
     told = sentence(measured(running, open_bf16(name), said, together), images)
     if told is not None:
         say(told)

@@ -25,7 +25,7 @@ from cvt_cli.base.errors import CheckpointError, CvtError, UsageError
 from cvt_cli.base.package import installing
 from cvt_cli.base.progress import Say
 from cvt_cli.checkpoints.export_metadata import PIXELS, Record
-from cvt_cli.engines.parts import Part, by_parts
+from cvt_cli.engines.parts import Calls, Part
 from cvt_cli.spec.formats import PRECISIONS, Runtime, by_suffix
 
 if TYPE_CHECKING:
@@ -178,10 +178,11 @@ class OnnxRuntimeEngine:
         self.takes_pixels = record is not None and record.preprocessing_inside
         self.precision: str = record.precision if record else "fp32"
         self._input = PIXELS if self.takes_pixels else "images"
-        self._part = part
+        self._calls = Calls(part)
 
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
+        # Each call computes in the thread that makes it, and in those of the session.
+        options.intra_op_num_threads = threads + 1 - (part.at_once if part else 1)
         options.add_session_config_entry("session.intra_op.spin_duration_us", _BRIEF_SPIN_US)
         if part is not None and part.fixed:
             options.add_free_dimension_override_by_name("batch", part.images)
@@ -206,7 +207,7 @@ class OnnxRuntimeEngine:
         def run(some: NDArray[Any]) -> NDArray[np.float32]:
             return self._session.run([name], {self._input: some})[0]  # type: ignore[no-any-return]
 
-        return by_parts(run, batch, self._part)
+        return self._calls(run, batch)
 
 
 class OpenVinoEngine:
@@ -237,10 +238,11 @@ class OpenVinoEngine:
             "INFERENCE_NUM_THREADS": threads,
             "INFERENCE_PRECISION_HINT": HINT_OF[floats_in(precision, self.takes_pixels)],
             "PERFORMANCE_HINT": "LATENCY",
+            **({"NUM_STREAMS": part.at_once} if part and part.at_once > 1 else {}),
         }
         if record is not None and record.bin_sha256 is not None:
             _check_weights(path, record.bin_sha256)
-        self._of_thread, self._part = threading.local(), part
+        self._of_thread, self._calls = threading.local(), Calls(part)
         exactly = part.images if part is not None and part.fixed else None
         try:
             graph = stamps.read(path)  # an exported file has none
@@ -270,12 +272,14 @@ class OpenVinoEngine:
         return self._run("features", batch)
 
     def _run(self, name: str, batch: NDArray[Any]) -> NDArray[np.float32]:
-        """What the graph says, by this thread's own request: one that is busy takes no other."""
-        if not hasattr(self._of_thread, "request"):
-            self._of_thread.request = self._compiled.create_infer_request()
-        infer = self._of_thread.request.infer
-        return by_parts(lambda some: np.array(infer(some, share_inputs=True)[name]), batch,
-                         self._part)  # fmt: skip
+        """What the graph says, by each thread's own request: one that is busy takes no other."""
+
+        def run(some: NDArray[Any]) -> NDArray[np.float32]:
+            if not hasattr(self._of_thread, "request"):
+                self._of_thread.request = self._compiled.create_infer_request()
+            return np.array(self._of_thread.request.infer(some, share_inputs=True)[name])
+
+        return self._calls(run, batch)
 
 
 def _compiled(core: Any, path: Path, part: int | None, settings: dict[str, Any]) -> Any:

@@ -221,8 +221,8 @@ def _runner(side: Side, model: "CvT | None", graph: Path | None) -> Runner:
         preprocessing = Preprocessing.published(network.height, network.width)
         return CudaEngine(model, place, side.precision, preprocessing, compiled=True)
     if side.engine == "torch":
-        images = part.images if place.type == "cpu" else None
-        return TorchEngine(model, place, side.precision, macs, images)
+        on_cpu = part if place.type == "cpu" else None
+        return TorchEngine(model, place, side.precision, macs, on_cpu)
     return _transformers(model, place)
 
 

@@ -18,6 +18,7 @@ from cvt_cli.base import machine, text
 from cvt_cli.base.errors import CheckpointError
 from cvt_cli.checkpoints import export_metadata
 from cvt_cli.checkpoints.export_metadata import Record
+from cvt_cli.engines.parts import Calls, Part
 from cvt_cli.model import devices
 from cvt_cli.model.inference import inference_form
 from cvt_cli.model.network import CvT
@@ -50,7 +51,7 @@ class TorchEngine:
         device: where to compute.
         precision: of weights and of everything that is computed.
         macs: of a call, for the number of threads on a CPU; by default torch's own choice.
-        part: images that are computed at once at most; by default all of a call.
+        part: how a batch is computed on a CPU, as `part_of` says; by default in one call.
     """
 
     name = "torch"
@@ -63,7 +64,7 @@ class TorchEngine:
         device: torch.device,
         precision: Precision,
         macs: int | None = None,
-        part: int | None = None,
+        part: Part | None = None,
     ) -> None:
         self._dtype = devices.dtype(precision)
         self._model = inference_form(model).to(device, self._dtype)
@@ -71,9 +72,11 @@ class TorchEngine:
         small = macs is not None and macs < machine.WORK_OF_A_THREAD and precision == "fp32"
         if device.type == "cpu" and not small:
             self._model.pack()
-        self._device, self._part = device, part
+        self._device = device
+        self._calls = Calls(part and part._replace(fixed=False))  # torch takes any number as well
         self.device = str(device)
         self._threads = threads_for(macs)
+        self._threads_of_a_call = max(1, self._threads // (part.at_once if part else 1))
         self.hardware = (
             machine.named_threads(self._threads)
             if device.type == "cpu"
@@ -93,13 +96,15 @@ class TorchEngine:
     def _run(
         self, compute: Callable[[torch.Tensor], torch.Tensor], batch: NDArray[np.float32]
     ) -> NDArray[np.float32]:
-        with torch.inference_mode(), computing_in(self._threads), devices.exactly():
-            started = perf_counter()
-            images = torch.from_numpy(batch).to(self._device)  # from pageable memory: it waits
-            if self._device.type != "cpu":
-                self.transfer_sec += perf_counter() - started
-            parts = images.to(self._dtype).split(self._part or len(images))
-            return torch.cat([compute(part) for part in parts]).float().cpu().numpy()
+        def run(some: NDArray[np.float32]) -> NDArray[np.float32]:
+            with torch.inference_mode(), computing_in(self._threads_of_a_call), devices.exactly():
+                started = perf_counter()
+                images = torch.from_numpy(some).to(self._device)  # from pageable memory: it waits
+                if self._device.type != "cpu":
+                    self.transfer_sec += perf_counter() - started
+                return compute(images.to(self._dtype)).float().cpu().numpy()
+
+        return self._calls(run, batch)
 
 
 class ExportedEngine:

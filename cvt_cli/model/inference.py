@@ -9,9 +9,10 @@ What differs from the training form (`model`):
 - QuickGELU(x) = SiLU(1.702 x) / 1.702, and both constants go into the linear layers around it.
 - The last block computes the class token's query, projection and MLP alone, since the head reads
   nothing else; keys and values still come from every token.
-- On a CPU a linear layer, and the SiLU behind it, is one operation of oneDNN on weights that are in
-  its own order beforehand (`InferenceCvT.pack`): PyTorch's own linear layers go to MKL in float32,
-  which is slower on most processors, and weights are brought into that order in every call.
+- On a CPU a linear layer, and the SiLU or the sum behind it, is one operation of oneDNN on weights
+  that are in its own order beforehand (`InferenceCvT.pack`): PyTorch's own linear layers go to MKL
+  in float32, which is slower on most processors, and weights are brought into that order in every
+  call.
 
 Notation as in `model`; N is T, plus 1 in the last stage, where the class token comes first.
 """
@@ -38,7 +39,7 @@ _PACKED = frozenset({torch.float32, torch.bfloat16})
 
 
 class Pointwise(nn.Module):
-    """A linear layer over the last axis, and the activation behind it."""
+    """A linear layer over the last axis, and the activation or the sum behind it."""
 
     def __init__(self, linear: nn.Linear, activation: Literal["none", "swish"] = "none") -> None:
         super().__init__()
@@ -52,16 +53,21 @@ class Pointwise(nn.Module):
         self.packed = torch.ops.mkldnn._reorder_linear_weight(self.weight.contiguous(), None)
         del self.weight
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(…, C_in) to (…, C_out)."""
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """(…, C_in) to (…, C_out), plus the residual of that shape; an activation has none."""
         if self.packed is None:
             x = F.linear(x, self.weight, self.bias)
-            return x if self.activation == "none" else F.silu(x, inplace=True)
-        rows = x.reshape(-1, x.shape[-1])
-        y = torch.ops.mkldnn._linear_pointwise(
-            rows, self.packed, self.bias, self.activation, [], ""
-        )
-        return y.view(*x.shape[:-1], -1)
+            if self.activation != "none":
+                x = F.silu(x, inplace=True)
+            return x if residual is None else x.add_(residual)
+        shape, rows = x.shape[:-1], x.reshape(-1, x.shape[-1])
+        fused = torch.ops.mkldnn._linear_pointwise
+        if residual is None:
+            y = fused(rows, self.packed, self.bias, self.activation, [], "")
+        else:
+            added = residual.reshape(-1, residual.shape[-1])
+            y = fused.binary(rows, added, self.packed, self.bias, "add")
+        return y.view(*shape, -1)
 
 
 class Depthwise(nn.Module):
@@ -119,9 +125,9 @@ class InferenceAttention(nn.Module):
             for linear in (attention.proj_q, attention.proj_k, attention.proj_v, attention.proj)
         )
 
-    def forward(self, token_map: Tensor, class_token: Tensor | None) -> Tensor:
-        """(B, H, W, C) and (B, 1, C) or None, to (B, H, W, C), (B, N, C), or (B, 1, C)."""
-        shape = token_map.shape
+    def forward(self, token_map: Tensor, class_token: Tensor | None, residual: Tensor) -> Tensor:
+        """(B, H, W, C) and (B, 1, C) or None, plus the residual: (B, H, W, C), (B, N, C), or
+        (B, 1, C)."""
         k = self._tokens(self.conv_k(token_map), class_token, self.k)  # (B, h, K, d)
         v = self._tokens(self.conv_v(token_map), class_token, self.v)
         if class_token is not None and self.class_token_alone:
@@ -130,7 +136,7 @@ class InferenceAttention(nn.Module):
             q = self._tokens(self.conv_q(token_map), class_token, self.q)  # (B, h, N, d)
         x = F.scaled_dot_product_attention(q, k, v, scale=self.scale)
         x = x.transpose(1, 2).flatten(2)  # (B, N, C)
-        return self.out(x.view(shape) if class_token is None else x)
+        return self.out(x.view(residual.shape), residual)
 
     def _tokens(self, token_map: Tensor, class_token: Tensor | None, linear: Pointwise) -> Tensor:
         if class_token is None:
@@ -156,10 +162,10 @@ class InferenceMlp(nn.Module):
         self.first = Pointwise(first, "swish" if mlp.quick else "none")
         self.second = Pointwise(second)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(…, C) to (…, C)."""
+    def forward(self, x: Tensor, residual: Tensor) -> Tensor:
+        """(…, C) to (…, C), plus the residual."""
         x = self.first(x)
-        return self.second(x if self.quick else F.gelu(x))
+        return self.second(x if self.quick else F.gelu(x), residual)
 
 
 class InferenceBlock(nn.Module):
@@ -176,12 +182,13 @@ class InferenceBlock(nn.Module):
         """To the same shape, or to the class token (B, 1, C) alone."""
         normed = self.norm1(x)
         if x.ndim == 4:
-            x = self.attention(normed, None).add_(x)
+            x = self.attention(normed, None, x)
         else:
-            token_map = normed[:, 1:].unflatten(1, (height, width))
-            branch = self.attention(token_map, normed[:, :1])
-            x = branch.add_(x[:, :1] if self.class_token_alone else x)
-        return self.mlp(self.norm2(x)).add_(x)
+            # Each of the convolutions would make a copy of its own.
+            token_map = normed[:, 1:].unflatten(1, (height, width)).contiguous()
+            residual = x[:, :1] if self.class_token_alone else x
+            x = self.attention(token_map, normed[:, :1], residual)
+        return self.mlp(self.norm2(x), x)
 
 
 class InferenceStage(nn.Module):

@@ -14,7 +14,7 @@ import pytest
 from cvt_cli.base import machine
 from cvt_cli.base.package import installing
 from cvt_cli.engines import runtimes
-from cvt_cli.engines.parts import part_of
+from cvt_cli.engines.parts import Part, part_of
 from tests_shared import CHELSEA, TESTS, Machine, Result, python
 
 RUNTIMES = ["onnxruntime", "openvino"]
@@ -35,7 +35,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("name", ["tiny-123", pytest.param("cvt-13", marks=pytest.mark.slow)])
 def test_logits_equal_the_official_implementation_on_every_runtime(name: str) -> None:
-    """At two sizes and three batch sizes, also in calls of two and three images."""
+    """At two sizes and three batch sizes, in calls of two or three images, side by side too."""
     done = in_a_process(f"""
 from cvt_cli.engines.parts import Part
 file = golden("golden-{name}")
@@ -45,9 +45,9 @@ for case in file["cases"][:2]:
     write_graph.write_onnx(model, path, height, width, {{}})
     images = golden_input(2, height, width).numpy()
     for runtime in ("onnxruntime", "openvino"):
-        parts = None, Part(2, True), Part(3, False)
+        parts = None, Part(2, True), Part(3, False), Part(2, True, at_once=2)
         engines = [runtimes.open_graph(runtime, path, "fp32", part=part) for part in parts]
-        assert [engine.precision for engine in engines] == ["fp32"] * 3
+        assert [engine.precision for engine in engines] == ["fp32"] * 4
         for batch in (1, 2, 7):
             some = np.ascontiguousarray(images[[0, 1] * 3 + [0]][:batch])
             logits, *by_parts = (engine(some) for engine in engines)
@@ -338,27 +338,68 @@ def test_a_graph_of_another_version_of_torch_is_not_taken(cvt, prepared: Path, m
 
 
 @pytest.mark.parametrize(
-    ("together", "images", "macs", "part"),
+    ("threads", "together", "images", "macs", "part"),
     [
-        (16, 10**4, 4_566_000_000, 4),  # CvT-13 at 224
-        (10, 10**4, 4_566_000_000, 2),
-        (64, 10**4, 194_220_000_000, 1),  # W24 at 384
-        (4, 10**4, 12_450_000_000, 2),  # one is 7 % slower
-        (13, 10**4, 4_566_000_000, 13),  # else one by one
-        (64, 10**4, 12_000_000, 64),
-        (16, 127, 4_566_000_000, None),  # the compilation would take what it saves
-        (1000, 127, 4_566_000_000, None),  # and all in one call would take 2 GB
-        (1, 1, 4_566_000_000, None),
+        (1, 16, 10**4, 4_566_000_000, Part(4, True)),  # CvT-13 at 224
+        (1, 10, 10**4, 4_566_000_000, Part(5, True)),
+        (1, 64, 10**4, 194_220_000_000, Part(1, True)),  # W24 at 384
+        (1, 4, 10**4, 12_450_000_000, Part(2, True)),  # one is 7 % slower
+        (1, 13, 10**4, 4_566_000_000, Part(2, True)),
+        (1, 64, 10**4, 12_000_000, Part(64, True)),
+        (1, 16, 127, 4_566_000_000, Part(4, False)),  # the compilation would take what it saves
+        (1, 1000, 127, 4_566_000_000, Part(4, False)),  # and all in one call would take 2 GB
+        (1, 1, 1, 4_566_000_000, Part(4, False)),
+        (2, 32, 10**4, 4_566_000_000, Part(4, True, 2)),
+        (2, 7, 10**4, 4_566_000_000, Part(4, True, 2)),
+        (2, 9, 10**4, 4_566_000_000, Part(5, True, 2)),
+        (2, 32, 255, 4_566_000_000, Part(9, False)),  # the last batches would leave a thread idle
+        (2, 1, 10**4, 4_566_000_000, Part(1, True)),  # both threads on each image
+        (2, 8, 10**4, 24_900_000_000, Part(1, True, 2)),  # CvT-21 at 384
+        (2, 64, 10**4, 194_220_000_000, Part(1, True)),  # two would take twice the memory
+        (2, 32, 10**4, 6_000_000, Part(32, True)),  # the work of one thread
+        (48, 32, 10**4, 4_566_000_000, Part(2, True, 16)),  # three threads each
     ],
 )
-def test_a_graph_is_compiled_for_a_part_of_the_batch_in_long_jobs(
-    monkeypatch, together: int, images: int, macs: int, part: int | None
+def test_in_long_jobs_a_call_has_the_images_that_each_thread_needs_for_its_speed(
+    monkeypatch, threads: int, together: int, images: int, macs: int, part: Part
 ) -> None:
-    monkeypatch.setattr(machine, "threads", lambda: 1)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(machine, "threads", lambda: threads)
 
-    called = part_of(together, images, macs)
+    assert part_of(together, images, macs) == part
 
-    assert called == ((4, False) if part is None else (part, True))
+
+def test_calls_side_by_side_have_the_threads_between_them_and_answer_in_order() -> None:
+    done = in_a_process("""
+import os, threading, torch
+os.environ["OMP_NUM_THREADS"] = "4"
+torch.set_num_threads(4)
+from cvt_cli.engines.parts import Part
+from cvt_cli.model import engine
+from cvt_cli.model.engine import TorchEngine
+engine._most_threads = None  # nothing was computed before the fork
+model = golden_model(TINY)
+write_graph.write_onnx(model, path, 64, 64, {})
+images = golden_input(7, 64, 64).numpy()
+part = Part(2, True, at_once=2)
+engines = [TorchEngine(model, torch.device("cpu"), "fp32", 10**10, part)]
+engines += [runtimes.open_graph(r, path, "fp32", part=part) for r in ("onnxruntime", "openvino")]
+wanted = TorchEngine(model, torch.device("cpu"), "fp32")(images)
+for engine in engines:
+    assert engine.hardware == "4 threads" and np.abs(engine(images) - wanted).max() < 1e-5
+assert engines[2]._compiled.get_property("NUM_STREAMS") == 2
+assert engines[1]._session.get_session_options().intra_op_num_threads == 3
+barrier, seen = threading.Barrier(2, timeout=60), set()
+def met(*_):
+    seen.add((threading.current_thread().name, torch.get_num_threads()))
+    barrier.wait()
+engines[0]._model.register_forward_pre_hook(met)
+engines[0](images)
+assert len(seen) == 2 and {count for _, count in seen} == {2}, seen
+assert torch.get_num_threads() == 4
+""")  # noqa: E501
+
+    assert done.exit_code == 0, done.stderr
 
 
 def test_a_graph_that_is_written_otherwise_has_another_number() -> None:

@@ -78,7 +78,7 @@ def test_memory_grows_with_the_pixels_not_with_their_square() -> None:
 
 def test_bfloat16_agrees_on_all_but_one_image_in_two_hundred(cifar10: Path) -> None:
     loaded = weights.load(DATA / "cvt-nano-cifar10")
-    paths = sorted((cifar10 / "test").rglob("*.png"))[::25]
+    paths = sorted((cifar10 / "test").rglob("*.png"))[::5]
     batch = np.stack(
         [transform.preprocess(decode.load(p, False), loaded.preprocessing) for p in paths]
     )
@@ -87,7 +87,7 @@ def test_bfloat16_agrees_on_all_but_one_image_in_two_hundred(cifar10: Path) -> N
     exact = TorchEngine(loaded.model, cpu, "fp32")(batch).argmax(1)
     rounded = TorchEngine(loaded.model, cpu, "bf16")(batch).argmax(1)
 
-    assert len(paths) == 400
+    assert len(paths) == 2000
     assert (exact == rounded).mean() >= 0.995
 
 
