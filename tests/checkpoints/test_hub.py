@@ -223,8 +223,11 @@ def test_the_folder_of_a_name_is_that_of_main_also_beside_other_revisions(
     hub: Hub, machine: Machine, checkpoint
 ) -> None:
     repository = hub.add(NAME, checkpoint)
-    for number in range(4):
-        repository.refs[f"v{number}"] = Commit({**checkpoint, "README.md": b"%d" % number})
+    main = repository.refs["main"]
+    others = [Commit({**checkpoint, "README.md": b"%d" % number}) for number in range(40)]
+    last = sorted(others, key=lambda commit: commit.sha)[-4:]
+    assert min(commit.sha for commit in last) > main.sha  # where they are listed after it
+    repository.refs.update({f"v{number}": commit for number, commit in enumerate(last)})
     for revision in ("v0", "v1", "main"):
         machine.run("download", NAME, "--revision", revision)
     for revision in ("v2", "v3"):  # of which only the config comes
@@ -232,7 +235,7 @@ def test_the_folder_of_a_name_is_that_of_main_also_beside_other_revisions(
 
     printed = machine.run("cache", "path", NAME)
 
-    assert Path(printed.stdout.strip()).name == repository.refs["main"].sha
+    assert Path(printed.stdout.strip()).name == main.sha
     (machine.hub_cache / "models--somebody--tiny" / "refs" / "main").unlink()
     path = machine.run("cache", "path", NAME, "--json").json[NAME]
     assert Path(path).name in {repository.refs[tag].sha for tag in ("main", "v0", "v1")}
