@@ -5,6 +5,7 @@ import inspect
 import itertools
 import os
 import shlex
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -96,23 +97,41 @@ def finetune(options: Options) -> Result | fold_results.Result:
         return ready.start()
 
 
+_one_thread = threading.Lock()
+"""Held by the thread that trains."""
+
+
+def _nobody_trains() -> None:
+    """In a fork, which has none of the other threads."""
+    global _one_thread
+    _one_thread = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_nobody_trains)
+
+
 @contextmanager
 def _able_to_train() -> Iterator[None]:
     """With gradients, in float32 and with tensors where they are asked for, and small numbers may
-    become 0, whatever the program that calls has set for itself."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float32)
-    try:
-        with (
-            torch.inference_mode(False),
-            torch.enable_grad(),
-            devices.default_is_cpu(),
-            torch.random.fork_rng(devices=[]),  # training seeds it, with every step
-            np.errstate(under="ignore"),
-        ):
-            yield
-    finally:
-        torch.set_default_dtype(before)
+    become 0, whatever the program that calls has set for itself.
+
+    One thread at a time: all of them draw from the one generator and have the one default type.
+    """
+    with _one_thread:
+        before = torch.get_default_dtype()
+        torch.set_default_dtype(torch.float32)
+        try:
+            with (
+                torch.inference_mode(False),
+                torch.enable_grad(),
+                devices.default_is_cpu(),
+                torch.random.fork_rng(devices=[]),  # training seeds it, with every step
+                np.errstate(under="ignore"),
+            ):
+                yield
+        finally:
+            torch.set_default_dtype(before)
 
 
 @contextmanager

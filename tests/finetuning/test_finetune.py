@@ -4,6 +4,7 @@ import inspect
 import json
 import os
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
@@ -24,6 +25,7 @@ from cvt_cli.spec.labels import Labels
 from tests_shared import TESTS
 
 IMAGES, MODEL = TESTS / "kept" / "images", TESTS / "kept" / "model"
+LAST = Path("last", "model.safetensors")
 SHORT = {"val_fraction": 0.3, "epochs": 2, "warmup_epochs": 0.1, "batch_size": 8, "workers": 0}
 """Of training on 21 images of a network that takes some milliseconds a step."""
 
@@ -49,6 +51,17 @@ def test_training_from_python_gives_the_bits_of_the_command(cvt, tmp_path: Path,
     assert result.command.startswith(f"finetune(data={str(IMAGES)!r}, val_fraction=0.3, ")
     picture = next(path for path in sorted(IMAGES.rglob("*")) if path.is_file())
     assert Classifier(result.best)(picture)[0].label in {p.name for p in IMAGES.iterdir()}
+
+
+def test_runs_of_two_threads_have_the_bits_of_one_alone(tmp_path: Path) -> None:
+    def train(name: str) -> bytes:
+        told = {"model": MODEL, "augment": "medium", "output": tmp_path / name}
+        return (finetune(IMAGES, **told, **SHORT).best.parent / LAST).read_bytes()
+
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(train, ("one", "other")))
+
+    assert found == [train("alone")] * 2
 
 
 def test_a_run_is_gone_on_with_from_python(tmp_path: Path) -> None:
