@@ -38,7 +38,7 @@ from cvt_cli.finetuning.preparation import Checked
 from cvt_cli.finetuning.resume import STATE_FILE
 from cvt_cli.finetuning.run import Run
 from cvt_cli.finetuning.tensor_files import tensors_hash
-from cvt_cli.finetuning.validation import engine_of
+from cvt_cli.finetuning.validation import engine_of, refuse_unreadable
 
 FOLDS_FILE = "folds.json"
 LOCK = "lock"
@@ -245,6 +245,7 @@ class Folds:
             workers=machine.threads(),
             progress=self._progress,
         )
+        refuse_unreadable(subject, job)
         return lines
 
     def _result(self) -> Result:

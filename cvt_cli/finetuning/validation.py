@@ -83,6 +83,7 @@ def validate(model: CvT, job: Job, progress: Progress) -> Validated:
     for other, state in enumerate(torchrun.gather(subject.result.state())):
         if other != rank:
             subject.result.add_state(state, at_once=True)
+    refuse_unreadable(subject, job)
     assert subject.outcomes is not None
     subject.outcomes.gather(mine)
     if isinstance(subject.outcomes, SetOutcomes):
@@ -98,6 +99,20 @@ def validate(model: CvT, job: Job, progress: Progress) -> Validated:
         macro_f1=numbers.get("macro_f1"),
         roc_auc=numbers.get("roc_auc"),
     )
+
+
+def refuse_unreadable(subject: Subject, job: Job) -> None:
+    """Raises DataError if an image could not be judged that was read before training, as where a
+    network folder is gone for a while: it would count as wrong in this epoch and not in others.
+
+    Of a set too large to be read before, what is damaged counts as wrong in all epochs alike.
+    """
+    if subject.result.failures and not (job.images.only_headers or job.images.unread):
+        name, reason = subject.result.failures[0]
+        raise DataError(
+            f"cannot judge by `{name}`: {reason}",
+            hint="bring the file back, and continue with --resume",
+        )
 
 
 def _of_sets(subject: Subject, outcomes: SetOutcomes, job: Job) -> Validated:

@@ -7,6 +7,7 @@ import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -17,7 +18,7 @@ import cvt_cli
 from cvt_cli import Classifier, evaluate, finetune
 from cvt_cli.base import machine
 from cvt_cli.base.errors import CvtError, DataError, UsageError
-from cvt_cli.finetuning import preparation
+from cvt_cli.finetuning import preparation, training_loop
 from cvt_cli.finetuning.from_options import workers_of
 from cvt_cli.finetuning.settings import Options
 from cvt_cli.prediction.classify import top_predictions
@@ -75,6 +76,30 @@ def test_a_run_is_gone_on_with_from_python(tmp_path: Path) -> None:
     assert result.steps == straight.steps and result.val_top1 == straight.val_top1
     weights = [folder / "last" / "model.safetensors" for folder in (run, whole)]
     assert weights[0].read_bytes() == weights[1].read_bytes()
+
+
+def test_a_validation_image_that_goes_away_during_a_run_is_not_judged_as_wrong(
+    tmp_path: Path,
+) -> None:
+    data, run, whole = (tmp_path / name for name in ("data", "run", "whole"))
+    shutil.copytree(IMAGES, data)
+    finetune(data, model=MODEL, output=run, max_time="0s", **SHORT)
+    picture = data / json.loads((run / "split.json").read_text())["validation"][0]
+    begun = training_loop.Loop.train
+
+    def gone(loop: training_loop.Loop) -> Any:
+        picture.rename(tmp_path / "gone")
+        return begun(loop)
+
+    with mock.patch.object(training_loop.Loop, "train", gone):
+        with pytest.raises(DataError, match=f"cannot judge by `.*{picture.name}`"):
+            finetune(resume=run, max_time="1h", workers=0)
+    (tmp_path / "gone").rename(picture)
+    result = finetune(resume=run, max_time="1h", workers=0)
+
+    straight = finetune(data, model=MODEL, output=whole, **SHORT)
+    assert result.val_top1 == straight.val_top1
+    assert (run / LAST).read_bytes() == (whole / LAST).read_bytes()
 
 
 @pytest.mark.parametrize(
