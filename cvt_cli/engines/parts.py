@@ -64,8 +64,7 @@ class Calls:
 
     def __init__(self, part: Part | None) -> None:
         self._part = part
-        side_by_side = part is not None and part.at_once > 1
-        self._pool = ThreadPoolExecutor(part.at_once) if part and side_by_side else None
+        self._pool = ThreadPoolExecutor(part.at_once) if part and part.at_once > 1 else None
 
     def __call__(
         self, run: Callable[[NDArray[Any]], NDArray[np.float32]], batch: NDArray[Any]
