@@ -265,7 +265,7 @@ class Options:
             several: an image may have several classes.
 
         Raises:
-            UsageError: a recipe that cannot be trained by.
+            UsageError: a recipe that cannot be trained by, or an option without effect.
         """
         from cvt_cli.finetuning.job import Settings  # which imports torch
 
@@ -280,7 +280,14 @@ class Options:
         recipe, part = self.share_out(self.overridden(named), images, say)
         for name in ("recipe", "batch_size", *OF_A_RECIPE):
             take(name)
-        max_time, freeze, weights = take("max_time"), take("freeze"), take("class_weights")
+        max_time, weights = take("max_time"), take("class_weights")
+        freeze = tuple(told.split(",")) if (told := take("freeze")) else ()
+        if "backbone" in freeze or {f"stage{i}" for i in range(len(config.stages))} <= set(freeze):
+            self.refuse(
+                ["--checkpoint-activations"],
+                "it has no effect, since --freeze leaves no stage to train; a block keeps what it "
+                "computed only if it, or a stage before it, is trained",
+            )
         settings = Settings(
             data=data,
             command=command,
@@ -293,7 +300,7 @@ class Options:
             precision=precision,
             batch_size=part,
             accumulate=take("accumulate") or 1,
-            freeze=tuple(freeze.split(",")) if freeze else (),
+            freeze=freeze,
             class_weights=balance.parsed(weights) if weights else False,
             sampler=take("sampler"),
             select=take("select") or (SELECT_OF_SEVERAL if several else SELECT_OF_ONE)[0],

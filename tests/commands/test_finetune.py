@@ -153,6 +153,14 @@ def test_bfloat16_trains_too(cvt, tmp_path: Path) -> None:
         ),
         (["--variant", "huge"], 2, "there is no variant `huge`"),
         (["--variant", "nano", "--freeze", "head"], 2, "there is no part `head` to freeze"),
+        *(
+            (
+                ["--variant", "nano", "--checkpoint-activations", "--freeze", parts],
+                2,
+                "--checkpoint-activations: it has no effect, since --freeze leaves no stage to",
+            )
+            for parts in ("backbone", "stage0,stage1,stage2")
+        ),
         (["--variant", "nano", "--max-time", "soon"], 2, "`soon` is not a time; accepted are"),
         (["--variant", "nano", "--sync-bn"], 2, "BatchNorm cannot be synchronised on `cpu`"),
         (["--variant", "nano", "--gpus", 64], 2, "--gpus 64: this machine has"),
