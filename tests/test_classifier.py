@@ -288,7 +288,7 @@ def test_an_explanation_draws_itself_and_is_of_what_the_classifier_says() -> Non
     classify = Classifier("cvt-nano-cifar10")
 
     why = classify.explain(CHELSEA)
-    both = classify.explain([CHELSEA, Image.open(CHELSEA)], method=["attention"], target="dog")
+    both = classify.explain([CHELSEA, Image.open(CHELSEA)], method=["relevance"], target="dog")
 
     first = classify(CHELSEA)[0]
     said = why.explained[0].prediction
@@ -331,6 +331,9 @@ def test_a_target_that_is_a_number_is_an_index_and_a_text_a_name(tmp_path: Path)
         ({"target": 3.5}, "target is 3.5; it must be a whole number"),
         ({"against": ("cat", "dog")}, "it must be a text such as 'cat,dog'"),
         ({"stage": 1}, "stage has no effect: it is of the methods hirescam and layercam"),
+        ({"target": "cat", "method": "attention"}, "target has no effect: a map of the method"),
+        ({"against": "cat,dog", "method": ["attention"]}, "against has no effect: a map of the"),
+        ({"top_k": 2, "method": "attention"}, "top_k has no effect: a map of the method attention"),
         ({"stage": "1", "method": "layercam"}, "stage is '1'; it must be a whole number"),
     ],
     ids=str,

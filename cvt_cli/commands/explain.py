@@ -160,7 +160,7 @@ def explain(
     See also: cvt predict (answers without maps), cvt evaluate (how often they are right)
     """
     torchrun.refuse("an explanation")
-    _check_options(ctx, target, against, method)
+    _check_options(ctx, target, against, method, score)
     options.refuse_replacing(json_file, overwrite)
     if place is None and not (html or npz or json_output or json_file):
         place = Path(FOLDER)
@@ -221,10 +221,18 @@ def _check_options(
     target: list[str] | None,
     against: str | None,
     method: list[str] | None,
+    score: bool,
 ) -> None:
-    """Raises UsageError for options that exclude each other."""
+    """Raises UsageError for options that exclude each other, or have no effect."""
     if not {"hirescam", "layercam"} & set(method or ()):
         options.refuse(ctx, ["--stage"], "it is of --method hirescam and layercam")
+    if set(method or ()) == {"attention"} and not score:
+        options.refuse(
+            ctx,
+            ["--target", "--against", "--top-k"],
+            "no effect, since a map of --method attention is of no class",
+            "add another method, or --score, which measures a map by a class",
+        )
     if against is not None:
         options.refuse(ctx, ["--target"], "--against names the classes; give only one of the two")
     if against is not None or target:

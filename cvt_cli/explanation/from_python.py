@@ -63,6 +63,10 @@ def asked(
         raise UsageError(f"top_k has no effect: {named} names the classes already")
     if stage is not None and not any(METHODS[one].by_stage for one in chosen if one in METHODS):
         raise UsageError("stage has no effect: it is of the methods hirescam and layercam")
+    of_class = (("target", target), ("against", against), ("top_k", top_k))
+    idle = next((name for name, value in of_class if value is not None), None)
+    if idle and not score and all(one in METHODS and not METHODS[one].by_class for one in chosen):
+        raise UsageError(f"{idle} has no effect: a map of the method attention is of no class")
     return Asked(
         methods=tuple(dict.fromkeys(chosen)),
         targets=() if target is None else (target,),

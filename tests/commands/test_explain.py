@@ -153,6 +153,9 @@ def test_all_that_is_written_says_what_showed_through_transparent_pixels(cvt, fo
         (("--against", "cat,cat"), 2, "--against `cat,cat` names the same class twice"),
         (("--against", "cat,dog", "-k", "2"), 2, "--top-k: --against names the classes already"),
         (("--stage", "3", "--method", "layercam"), 2, "there is no stage 3 in this network; "),
+        (("--target", "cat", "--method", "attention"), 2, "--target: no effect, since a map of "),
+        (("--against", "cat,dog", "--method", "attention"), 2, "--against: no effect, since a map"),
+        (("-k", "2", "--method", "attention"), 2, "--top-k: no effect, since a map of --method "),
         (("--method", "magic"), 2, "`magic` is not a method; accepted are occlusion, "),
         (("-o", "why.jpg"), 2, "--output `why.jpg` is neither a folder nor a picture"),
         (("-o", "why.png"), 2, "`why.png` is a picture of one image, but there are several"),
@@ -208,6 +211,17 @@ def test_a_near_option_is_named(cvt: Callable[..., Result], typed: str, near: st
     assert (result.exit_code, result.stdout) == (2, "")
     said = result.stderr.partition(f"No such option: {typed}")[2]
     assert re.search(rf"{near}\b(?!s)", said), result.stderr
+
+
+def test_a_class_has_an_effect_on_attention_where_its_map_is_scored(cvt, folder: Path) -> None:
+    options = ("photos/a", *NANO, "--method", "attention", "--score", "--json")
+
+    scores = [
+        cvt("explain", *options, "--target", name).json["results"][0]["explanations"][0]["scores"]
+        for name in ("cat", "dog")
+    ]
+
+    assert scores[0] != scores[1]
 
 
 def test_scores_stand_beside_those_of_maps_that_know_nothing(cvt, folder: Path) -> None:
