@@ -55,7 +55,8 @@ class TableFiles:
     def open(self, name: str, row: int) -> BinaryIO:
         """The file of a picture; raises OSError or ImageError."""
         if self.pictures is not None:
-            return self.pictures.open(row)
+            if not (name := self.pictures.elsewhere(row)):
+                return self.pictures.open(row)
         return sources.open_row(self.root, name, self.place(row))
 
     def place(self, row: int) -> str:
@@ -65,7 +66,8 @@ class TableFiles:
     def size(self, name: str, row: int) -> int | None:
         """Bytes of it; None where that is not known without opening it."""
         if self.pictures is not None:
-            return self.pictures.size(row)
+            if not (name := self.pictures.elsewhere(row)):
+                return self.pictures.size(row)
         try:
             return os.stat(self.root / name).st_size
         except OSError:
@@ -180,9 +182,10 @@ def open_part(
         UsageError: what the user says of it cannot be, or what reads it is not installed.
     """
     whole = _whole(path, told, progress)
-    if whole.files.pictures is None:
+    pictures = whole.files.pictures
+    if (paths := whole.names if pictures is None else pictures.paths) is not None:
         first = whole.files.place(int(whole.rows[0]))
-        checks.refuse_wrong_folder(whole.names, whole.files.root, first)
+        checks.refuse_wrong_folder(paths, whole.files.root, first)
     for line in whole.describe():
         say(line)
     if whole.parts is None:

@@ -18,6 +18,7 @@ from cvt_cli.base import files, limits
 from cvt_cli.base.errors import CvtError, DataError, ImageError
 from cvt_cli.base.text import human_bytes
 from cvt_cli.images import decode, parquet_pages
+from cvt_cli.images.packed import Packed, Packing
 from cvt_cli.images.table_files import ROWS, Piece, Table, refuse_repeated, require_pyarrow
 
 
@@ -26,6 +27,7 @@ class Parquet(Table):
 
     A column of bytes, or of objects with ``bytes`` and ``path`` as the library `datasets` writes
     them, holds pictures; its values in a `Piece` are then their names, None where they have none.
+    Where ``bytes`` is null, ``path`` is where the picture is.
     """
 
     where = "row"
@@ -63,10 +65,14 @@ class Parquet(Table):
         from pyarrow import types
 
         def holds_bytes(kind: Any) -> bool:
-            if _is_struct(kind):
-                index = kind.get_field_index("bytes")
-                return index >= 0 and is_bytes(kind.field(index).type)
-            return is_bytes(kind)
+            if not _is_struct(kind):
+                return is_bytes(kind)
+            parts = {part.name: part.type for part in kind}
+            if "bytes" not in parts:
+                return False
+            # Of a file in which no picture has its bytes a writer may know no other type.
+            of_none = "path" in parts and types.is_null(parts["bytes"])
+            return of_none or is_bytes(parts["bytes"])
 
         def is_bytes(kind: Any) -> bool:
             return bool(types.is_binary(kind) or types.is_large_binary(kind))
@@ -144,11 +150,22 @@ class Parquet(Table):
                 for batch in file.iter_batches(parquet_pages.ROWS_OF_PICTURES, columns=[leaf]):
                     found = batch.column(column)
                     for one in found.flatten()[0] if of_struct else found:
-                        yield one.as_buffer()
+                        yield one.as_buffer() if one.is_valid else None
 
             size = self.path.stat().st_size
             most = max(parquet_pages.LARGEST_PAGE, parquet_pages.MOST_UNPACKED * size)
-            return Pictures(each(), most, self.path)
+            made = Pictures(each(), most, self.path)
+        if of_struct and made.absent.any():
+            made.paths = self._paths(column, made.absent)
+        return made
+
+    def _paths(self, column: str, wanted: NDArray[np.bool_]) -> Packed:
+        """Where the pictures of some rows (n,) are; empty of the others, and where none is told."""
+        packing = Packing()
+        for piece in self.pieces([column]):
+            rows = zip(piece.columns[column], wanted[piece.lines - 1].tolist(), strict=True)
+            packing.add([name if one and isinstance(name, str) else "" for name, one in rows])
+        return packing.packed()
 
 
 def _is_struct(kind: Any) -> bool:
@@ -181,14 +198,20 @@ class Pictures:
     be all of the file; here each is read by itself, in any order, by any thread and process.
 
     Args:
-        contents: of the pictures.
+        contents: of the pictures; None where there is none.
         most: bytes of all of them.
         source: the file that they are from.
 
     Raises:
         DataError: they have more.
         CvtError: there is no room for them.
+
+    Attributes:
+        absent: (n,) the rows that have none.
+        paths: where the pictures of these rows are, by row; empty where that is not known.
     """
+
+    paths: Packed | None = None
 
     def __init__(self, contents: Iterable[Any], most: int, source: Path) -> None:
         place = Path(tempfile.gettempdir(), "cvt-pictures")
@@ -197,11 +220,12 @@ class Pictures:
         except OSError as error:
             raise files.unwritable(place, error) from None
         weakref.finalize(self, _remove, self.path, handle, os.getpid())
-        ends = [0]
+        ends, absent = [0], bytearray()
         try:
             with open(self.path, "wb") as file:
                 for content in contents:
                     file.write(content or b"")
+                    absent.append(content is None)
                     ends.append(file.tell())
                     if ends[-1] > most:
                         raise DataError(
@@ -213,9 +237,14 @@ class Pictures:
         except OSError as error:
             raise CvtError(f"cannot write `{self.path}`: {error.strerror or error}") from None
         self.ends: NDArray[np.int64] = np.array(ends, np.int64)
+        self.absent: NDArray[np.bool_] = np.frombuffer(absent, np.bool_)
 
     def __len__(self) -> int:
         return len(self.ends) - 1
+
+    def elsewhere(self, row: int) -> str:
+        """Where a picture is that the table names only; empty of one that it holds itself."""
+        return "" if self.paths is None else self.paths[row]
 
     def size(self, row: int) -> int:
         """Bytes of a picture."""

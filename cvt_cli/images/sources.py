@@ -371,10 +371,11 @@ def _from_table(table: Table) -> Iterator[Source]:
     for piece in table.pieces(columns.wanted):
         for line, name in zip(piece.lines.tolist(), piece.columns[named], strict=True):
             place = f"{table.where} {line} of `{table.path}`"
-            if pictures is not None:
+            elsewhere = "" if pictures is None else pictures.elsewhere(row)
+            if pictures is not None and not elsewhere:
                 shown = name if isinstance(name, str) and name else f"row {line}"
                 yield Source(f"{table.path}/{shown}", partial(pictures.open, row))
-            elif not isinstance(name, str) or not name:
+            elif not isinstance(name := elsewhere or name, str) or not name:
                 yield _unreadable(place, "no path")
             else:
                 if "\\" in name and os.sep == "/" and not os.path.lexists(root / name):

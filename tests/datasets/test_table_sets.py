@@ -446,6 +446,41 @@ def test_pictures_in_parquet_that_are_none_are_reported_by_their_rows(cvt, tmp_p
     assert "row 2`: not an image" in result.stderr and "row 3`: empty (0 bytes)" in result.stderr
 
 
+@pytest.mark.parametrize("binary", [True, False], ids=["some", "all"])
+def test_a_picture_that_parquet_names_without_its_bytes_is_read_from_its_path(
+    cvt, folder: Path, tmp_path: Path, binary: bool
+) -> None:
+    """As `datasets` writes what it does not embed; where all are so, with pandas' type of them."""
+    pictures: list[dict[str, Any]] = [{"bytes": None, "path": path} for path, _ in ROWS]
+    if binary:
+        pictures[3]["bytes"] = (folder / ROWS[3][0]).read_bytes()
+        pictures[3]["path"] = "of no file.png"
+    # Beside it a column of paths, which names the pictures and leads nowhere.
+    urls = [f"nowhere/{number}" for number in range(len(ROWS))]
+    columns = {"image": pictures, "label": [label for _, label in ROWS], "url": urls}
+    parquet.write_table(pyarrow.table(columns), folder / "t.parquet")
+    parquet.write_table(pyarrow.table(columns), tmp_path / "elsewhere.parquet")
+    short = ["--variant", "nano", "--epochs", 1, "--batch-size", 6, "--workers", 0]
+
+    right = labels_of(cvt("predict", folder, *NANO, "--json").json)
+    predicted = cvt("predict", f"@{folder / 't.parquet'}", *NANO, "--json")
+    counted = cvt("evaluate", folder / "t.parquet", *NANO, "--json")
+    of_others = ["--images", folder, "-o", tmp_path / "run"]
+    trained = cvt("finetune", tmp_path / "elsewhere.parquet", *short, *of_others)
+    lost = cvt("evaluate", tmp_path / "elsewhere.parquet", *NANO)
+
+    assert labels_of(predicted.json) == right
+    assert (counted.json["n"], counted.json["n_failed"]) == (15, 0), counted.stderr
+    assert (
+        counted.json["top1_correct"]
+        == cvt("evaluate", folder, *NANO, "--json").json["top1_correct"]
+    )
+    assert trained.exit_code == 0 and "unreadable" not in trained.stderr, trained.stderr
+    assert lost.exit_code == 1
+    told = "no such file, row 1 of" if binary else "none of the first 15 images of the table is"
+    assert told in lost.stderr
+
+
 def test_what_a_parquet_file_may_hold_in_place_of_pictures_and_classes_is_refused(
     cvt, tmp_path: Path
 ) -> None:
