@@ -201,8 +201,8 @@ class Reading:
         found = np.empty(len(values))
         for place, value in enumerate(values):
             try:
-                found[place] = float(value)
-            except (TypeError, ValueError):
+                found[place] = math.nan if isinstance(value, bool) else float(value)
+            except (TypeError, ValueError, OverflowError):
                 found[place] = math.nan
             if not LIGHTEST_WEIGHT <= found[place] <= HEAVIEST_WEIGHT:  # so for NaN
                 raise self._wrong(

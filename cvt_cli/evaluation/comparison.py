@@ -261,7 +261,8 @@ def _line(row: Mapping[str, Any], where: str) -> Line:
     if (error is None) == (predicted is None) or (error is not None and correct):
         raise DataError(f"{where} has neither a prediction nor an error", hint=_HINT)
     weight = row.get("weight")
-    if weight is not None and not (isinstance(weight, float | int) and 0 < weight < float("inf")):
+    known = isinstance(weight, float | int) and not isinstance(weight, bool)
+    if weight is not None and not (known and 0 < weight < float("inf")):
         raise DataError(f"{where}: `weight` is {weight!r}, no number above 0", hint=_HINT)
     more = text("wnid_1"), text("sha256"), several, weight
     return Line(path, label, correct, predicted, *more)

@@ -373,6 +373,14 @@ def test_labels_that_are_missing_or_not_in_utf8_are_refused_with_their_lines(
         ("t.jsonl", '["cat/000.png", "cat"]\n', "line 1 is no JSON object such as"),
         ("t.jsonl", '{"path": 1, "label": "cat"}\n', "line 1 has 1 as its path"),
         ("t.jsonl", '{"path": "cat/000.png", "label": {}}\n', "line 1 has {} as its label"),
+        *(
+            (
+                "t.jsonl",
+                f'{{"path": "cat/000.png", "label": "cat", "weight": {weight}}}\n',
+                f"line 1 has the weight {said}",
+            )
+            for weight, said in (("true", "True; accepted are"), ("1" + 400 * "0", "1000000"))
+        ),
         ("t.parquet", "PAR1", "cannot be read as Parquet"),
         ("gone.csv", None, "No such file"),
     ],
@@ -432,6 +440,16 @@ def test_predict_reads_the_paths_of_a_table_that_start_from_its_folder(
 
     assert all(answer == answers[0] and len(answer) == 15 for answer in answers)
     assert labels_of(plain.json) == answers[0][:2]
+
+
+def test_a_column_of_true_and_false_in_parquet_is_none_of_weights(cvt, tmp_path: Path) -> None:
+    images = {"image": [picture(1), picture(2)], "label": ["cat", "dog"], "weight": [True, True]}
+    parquet.write_table(pyarrow.table(images), tmp_path / "t.parquet")
+
+    result = cvt("evaluate", tmp_path / "t.parquet", *NANO)
+
+    assert result.exit_code == 1
+    assert "row 1 has the weight True; accepted are numbers above 0" in result.stderr
 
 
 def test_pictures_in_parquet_that_are_none_are_reported_by_their_rows(cvt, tmp_path: Path) -> None:
