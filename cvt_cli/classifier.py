@@ -359,13 +359,14 @@ class _Given:
 
 def _source(image: Any, number: int) -> Any:
     """An image that has not been read yet; an open file is read at once."""
+    from cvt_cli.base.text import without_password
     from cvt_cli.images import sources
 
     name = f"image {number}"
     try:
         if isinstance(image, str | os.PathLike):
-            name = os.fspath(image)
-            return sources.source(name)
+            name = without_password(os.fspath(image))
+            return sources.source(os.fspath(image))
         if hasattr(image, "read") and not hasattr(image, "getexif"):
             name = str(getattr(image, "name", name))
             image = image.read()

@@ -3,6 +3,7 @@
 import codecs
 import io
 import json
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -20,6 +21,17 @@ def as_utf8(name: str) -> str:
     except UnicodeEncodeError:
         return name.encode("utf-8", "backslashreplace").decode()
     return name
+
+
+_PASSWORD = re.compile(r"(?<=://)([^/?#:@]*):[^/?#]*@")
+
+
+def without_password(address: str) -> str:
+    """An address as messages and records have it: of ``http://me:secret@host`` the password hidden.
+
+    Any other text is as it was.
+    """
+    return _PASSWORD.sub(r"\1:***@", address) if "@" in address else address
 
 
 def plain(name: str) -> str:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from cvt_cli.base.errors import DataError
 from cvt_cli.base.limits import HEAVIEST_WEIGHT, LIGHTEST_WEIGHT
-from cvt_cli.base.text import counted
+from cvt_cli.base.text import counted, without_password
 from cvt_cli.images.columns import Columns, mark
 from cvt_cli.images.packed import Packed, Packing
 from cvt_cli.images.table_files import Piece, Table
@@ -50,6 +50,7 @@ class Rows:
     lines: NDArray[np.int32]  # (n,) in which each begins
     coded: Mapping[str, Coded]  # by role: "label", "split", "group"
     weights: NDArray[np.float64] | None
+    secret: Mapping[int, str]  # addresses by row, whose names in `names` hide their passwords
     listed: bool = False  # labels are lists, or a column for each class: texts with `BETWEEN`
 
     def __len__(self) -> int:
@@ -109,6 +110,7 @@ class Reading:
         self._codes: dict[str, list[NDArray[np.int32]]] = {role: [] for role in self._columns}
         self._weights: list[NDArray[np.float64]] = []
         self._label_names = table.class_names(columns.label or "")
+        self._secret: dict[int, str] = {}
         self._unnamed = False
         self._listed = bool(columns.classes)
         if columns.classes:
@@ -134,7 +136,7 @@ class Reading:
 
     def _paths(self, piece: Piece, values: Sequence[Any]) -> Sequence[str]:
         if self.columns.picture is not None:
-            return [name if isinstance(name, str) else "" for name in values]
+            return [without_password(name) if isinstance(name, str) else "" for name in values]
         joined = _joined(values)
         if joined is None or "" in values or "\0" in joined:
             for place, path in enumerate(values):
@@ -142,7 +144,12 @@ class Reading:
                     what = "no path" if path in (None, "") else f"{_shown(path)} as its path"
                     raise self._wrong(piece, place, f"has {what}")
         if joined is not None and ("./" in joined or "//" in joined):
-            return [p if "://" in p else _NOTHING.sub("", p) for p in values]
+            values = [p if "://" in p else _NOTHING.sub("", p) for p in values]
+            first = sum(map(len, self._lines)) - len(piece)
+            shown = list(map(without_password, values))
+            both = enumerate(zip(values, shown, strict=True), first)
+            self._secret |= {row: path for row, (path, name) in both if path != name}
+            return shown
         return values
 
     def _texts(self, piece: Piece, values: Sequence[Any], role: str) -> Sequence[str]:
@@ -233,5 +240,6 @@ class Reading:
                 for role, codes in self._codes.items()
             },
             np.concatenate(self._weights) if self._weights else None,
+            self._secret,
             self._listed,
         )

@@ -6,7 +6,7 @@ file itself; its class; perhaps the part of the set, the group and the weight th
 
 import gc
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,6 +50,7 @@ class TableFiles:
     table: Path
     where: str  # "line" or "row"
     lines: NDArray[np.int32]  # of each row
+    secret: Mapping[int, str]  # addresses by row, whose names hide their passwords
     pictures: Pictures | None = None  # where the table holds them itself
 
     def open(self, name: str, row: int) -> BinaryIO:
@@ -57,7 +58,7 @@ class TableFiles:
         if self.pictures is not None:
             if not (name := self.pictures.elsewhere(row)):
                 return self.pictures.open(row)
-        return sources.open_row(self.root, name, self.place(row))
+        return sources.open_row(self.root, self.secret.get(row, name), self.place(row))
 
     def place(self, row: int) -> str:
         """Where a row is, for a message."""
@@ -270,7 +271,7 @@ def _read(path: Path, told: Told, size: int, progress: Progress) -> _Whole:
         weights = weights if weights is None else weights[kept]
     return _Whole(
         chosen,
-        TableFiles(root, path, table.where, rows.lines, pictures),
+        TableFiles(root, path, table.where, rows.lines, rows.secret, pictures),
         names,
         kept.astype(np.int32),
         labels.names if sets is None else sets.classes,

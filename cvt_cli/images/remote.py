@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from cvt_cli.base import limits
 from cvt_cli.base.errors import ImageError, UsageError
+from cvt_cli.base.text import without_password
 from cvt_cli.images import decode, finding, patterns
 from cvt_cli.images.finding import Passed
 
@@ -74,16 +75,17 @@ def _file_system(address: str) -> tuple["fsspec.AbstractFileSystem", str]:
     protocol, colon, path = address.partition("://")
     if protocol.isalnum():  # not several, one in another
         address = protocol.lower() + colon + path
+    shown = without_password(address)
     try:
         return fsspec.core.url_to_fs(address)  # type: ignore[no-any-return]
     except ImportError as error:
-        raise UsageError(f"`{address}` needs a package that is not installed: {error}") from None
+        raise UsageError(f"`{shown}` needs a package that is not installed: {error}") from None
     except Exception as error:  # every file system has its own kinds
         if not (isinstance(error, ValueError) and "Protocol not known" in str(error)):
             raise ImageError(reason(error)) from None
         accepted = ", ".join(f"`{p}`" for p in ("http", "https", "s3", "gs", "hf", "file"))
         raise UsageError(
-            f"`{address}`: no such protocol; accepted are {accepted} and others that fsspec knows"
+            f"`{shown}`: no such protocol; accepted are {accepted} and others that fsspec knows"
         ) from None
 
 
@@ -111,4 +113,5 @@ def _all_of(file: BinaryIO) -> bytes:
 def reason(error: Exception) -> str:
     """One line of an error of a file system or the network."""
     text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    text = without_password(text)  # of an address in it
     return text.splitlines()[0].lower() if isinstance(error, OSError) else text.splitlines()[0]

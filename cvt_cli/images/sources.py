@@ -33,11 +33,14 @@ _TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".tx
 
 @dataclass(frozen=True)
 class Source:
-    """One image, not read yet."""
+    """One image, not read yet; its name holds no password of its address."""
 
     name: str
     open: Callable[[], BinaryIO]  # raises OSError or ImageError
     missing: str = ""  # why it stands for an input that names no image; empty for an image
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "name", text.without_password(self.name))
 
     def load(
         self,

@@ -1,5 +1,6 @@
 """An image from the web, whole and within limits of size and time."""
 
+import base64
 import contextlib
 import http.client
 import socket
@@ -144,7 +145,7 @@ class _Handler(urllib.request.HTTPHandler, urllib.request.HTTPSHandler):
 
 
 def fetch(address: str) -> BinaryIO:
-    """An image from the web.
+    """An image from the web; user and password in its address are sent as Basic authentication.
 
     Raises:
         ImageError: it cannot be had.
@@ -179,11 +180,17 @@ def _fetched(address: str, deadline: _Deadline) -> BinaryIO:
         urllib.request.UnknownHandler(),
     ):
         opener.add_handler(handler)
+    parts = urllib.parse.urlsplit(quoted(address))
+    user, at, host = parts.netloc.rpartition("@")
     agent = {"User-Agent": f"cvt-cli/{__version__}"}
-    request = urllib.request.Request(quoted(address), headers=agent)
+    request = urllib.request.Request(parts._replace(netloc=host).geturl(), headers=agent)
+    if at:
+        said = urllib.parse.unquote_to_bytes(user if ":" in user else f"{user}:")
+        basic = f"Basic {base64.b64encode(said).decode()}"
+        request.add_unredirected_header("Authorization", basic)  # to no other host
     with opener.open(request, timeout=TIMEOUT_SEC) as response:
-        said = response.headers.get("Content-Length") or ""
-        announced = int(said) if said.isdecimal() else None
+        length = response.headers.get("Content-Length") or ""
+        announced = int(length) if length.isdecimal() else None
         if announced is not None and announced > limits.LARGEST_FILE:
             raise decode.too_large()
         content = decode.Content()

@@ -1,5 +1,6 @@
 """What can stand on `cvt predict`'s command line, each with the real thing on the other end."""
 
+import base64
 import bz2
 import contextlib
 import gzip
@@ -44,6 +45,12 @@ class _Web(BaseHTTPRequestHandler):
             self.drip(b"HTTP/1.1 200 OK\r\nX-Slow: ", b"y" * 1000)
         elif self.path == "/moved.jpg":
             self.reply(302, Location="/boats.jpg")
+        elif self.path == "/private.jpg":
+            allowed = "Basic " + base64.b64encode(b"me:s@cret").decode()
+            known = self.headers["Authorization"] == allowed
+            self.reply(*((200, content) if known else (401,)))
+        elif self.path == "/to-private.jpg":
+            self.reply(302, Location="/private.jpg")
         elif self.path == "/loop.jpg":
             self.reply(302, Location="/loop.jpg")
         elif self.path == "/to-file.jpg":
@@ -371,6 +378,54 @@ def test_an_address_is_sent_as_browsers_send_it_and_kept_as_it_was_written(
 
     assert line["path"] == address
     assert line["predictions"][0]["label"] == "ship"
+
+
+@pytest.mark.parametrize(
+    ("path", "user", "error"),
+    [
+        ("/private.jpg", "me:s%40cret", None),
+        ("/private.jpg", "me:s@cret", None),
+        ("/private.jpg", "me", "the server answered 401: Unauthorized"),
+        ("/to-private.jpg", "me:s%40cret", "the server answered 401: Unauthorized"),
+        ("/none.jpg", "me:s%40cret", "the server answered 404: Not Found"),
+    ],
+)
+def test_a_user_and_password_in_an_address_are_sent_and_the_password_is_written_nowhere(
+    cvt, server: str, tmp_path: Path, path: str, user: str, error: str | None
+) -> None:
+    address = server.replace("://", f"://{user}@") + path
+    shown = server.replace("://", "://me:***@" if ":" in user else "://me@") + path
+    table, written = tmp_path / "t.csv", tmp_path / "said.jsonl"
+    table.write_text(f"path,label\n{BOATS},ship\n{CHELSEA},cat\n{address},ship\n")
+
+    predicted = cvt("predict", address, *NANO)
+    listed = cvt("predict", f"@{table}", *NANO)
+    evaluated = cvt("evaluate", table, *NANO[:2], "--predictions", written, "--json")
+
+    (line,) = predicted.json_lines
+    assert line["path"] == shown and line.get("error") == error
+    assert listed.json_lines[2]["path"] == shown
+    assert evaluated.json["n"] == 3 and evaluated.json["n_failed"] == (error is not None)
+    assert shown in written.read_text()
+    results = (predicted, listed, evaluated)
+    said = "".join(one.stdout + one.stderr for one in results) + written.read_text()
+    assert "cret" not in said
+
+
+@pytest.mark.parametrize(
+    ("address", "said"),
+    [
+        ("no-such://me:s@cret@host/a.jpg", "`no-such://me:***@host/a.jpg`: no such protocol;"),
+        ("simplecache::http://me:s@cret@127.0.0.1:9/a.jpg", "simplecache::http://me:***@127.0.0.1"),
+    ],
+)
+def test_the_password_in_an_address_that_fsspec_opens_is_written_nowhere(
+    cvt, address: str, said: str
+) -> None:
+    result = cvt("predict", address, *NANO)
+
+    assert result.exit_code != 0
+    assert said in result.stderr and "cret" not in result.stdout + result.stderr
 
 
 @pytest.mark.parametrize(
