@@ -10,7 +10,14 @@ from typing import IO, TYPE_CHECKING, Any, overload
 
 from cvt_cli import loading
 from cvt_cli.base import streams
-from cvt_cli.base.errors import CvtError, ImageError, UsageError, refuse_no_number
+from cvt_cli.base.errors import (
+    CvtError,
+    ImageError,
+    UsageError,
+    refuse_no_number,
+    refuse_other_kind,
+    refuse_other_kinds,
+)
 from cvt_cli.base.progress import silent
 from cvt_cli.checkpoints.locate import Access
 from cvt_cli.spec import published
@@ -104,6 +111,7 @@ class Classifier:
             refuse_no_number(name, number)
             if number < 1:
                 raise UsageError(f"{name} is {number}; it must be at least 1")
+        refuse_other_kind("exif", exif, bool)
         if background is not None:
             from cvt_cli.images.decode import colour
 
@@ -126,6 +134,7 @@ class Classifier:
     def _load(self) -> "ReadyModel":
         revision, offline = self._access
         access = Access(streams.say, silent, revision, offline)
+        refuse_other_kinds(access)
         return loading.load_classifier(**self._made_with, access=access, together=self._batch_size)
 
     @property

@@ -11,7 +11,10 @@
 Anything else that escapes is a bug of ours and keeps its traceback.
 """
 
+import dataclasses
 import numbers
+from collections.abc import Callable
+from typing import Any
 
 
 class CvtError(Exception):
@@ -72,6 +75,28 @@ def refuse_no_number(what: str, value: object, whole: bool = True) -> None:
     if not isinstance(value, numbers.Integral if whole else numbers.Real):
         kind = "whole number" if whole else "number"
         raise UsageError(f"{what} is {value!r}; it must be a {kind}")
+
+
+_KINDS = {str: "a text", bool: "True or False"}
+
+
+def refuse_other_kind(what: str, value: object, kind: type) -> None:
+    """Raises UsageError for a value from Python that is no text, or no flag, as its kind says."""
+    if value is not None and not isinstance(value, kind):
+        raise UsageError(f"{what} is {value!r}; it must be {_KINDS[kind]}")
+
+
+def refuse_other_kinds(record: Any, called: Callable[[str], str] = str) -> None:
+    """The same for each field of a dataclass that says that it holds one of these.
+
+    Args:
+        record: an instance.
+        called: gives what messages call a field, from its name.
+    """
+    for field in dataclasses.fields(record):
+        for kind in _KINDS:
+            if field.type in (kind, kind | None):
+                refuse_other_kind(called(field.name), getattr(record, field.name), kind)
 
 
 def is_of_memory(error: Exception) -> bool:

@@ -11,7 +11,7 @@ import numpy as np
 
 from cvt_cli import loading
 from cvt_cli.base import machine, places, streams, torchrun
-from cvt_cli.base.errors import DataError, UsageError
+from cvt_cli.base.errors import DataError, UsageError, refuse_other_kinds
 from cvt_cli.base.progress import silent, unheard
 from cvt_cli.base.text import counted
 from cvt_cli.cards import gather
@@ -152,6 +152,7 @@ def evaluate(  # type: ignore[misc]  # the options are the same in both, and are
         overwrite=overwrite,
     )
     access = access or Access(streams.say, silent, revision, offline)
+    refuse_other_kinds(access)
     results = _evaluate([places.expanded(str(name)) for name in asked], settings, access)
     return results if asked is model else results[0]
 

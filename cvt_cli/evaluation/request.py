@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import get_args
 
 from cvt_cli.base import files, places
-from cvt_cli.base.errors import DataError, UsageError, refuse_no_number
+from cvt_cli.base.errors import DataError, UsageError, refuse_no_number, refuse_other_kinds
 from cvt_cli.base.progress import Progress, Say, silent
 from cvt_cli.cards import gather
 from cvt_cli.datasets.labelled import LabelledImages, Split
@@ -112,6 +112,8 @@ def check_task(model: str, labels: Labels, images: LabelledImages, asked: Asked)
 
 def check(names: list[str], asked: Asked) -> None:
     """Raises UsageError for values that cannot be, do not go together, or have no effect."""
+    refuse_other_kinds(asked)
+    refuse_other_kinds(asked.told)
     for what, number, least in (
         ("batch_size", asked.batch_size, 1),
         ("workers", asked.workers, 1),

@@ -4,7 +4,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from cvt_cli.base import streams
-from cvt_cli.base.errors import ImageError, UsageError, refuse_no_number
+from cvt_cli.base.errors import (
+    ImageError,
+    UsageError,
+    refuse_no_number,
+    refuse_other_kind,
+)
 from cvt_cli.base.progress import silent
 from cvt_cli.checkpoints.checkpoint import Checkpoint
 from cvt_cli.checkpoints.locate import Access
@@ -52,6 +57,7 @@ def asked(
             refuse_no_number(name, number)
             if number < least:
                 raise UsageError(f"{name} is {number}; it must be at least {least}")
+    refuse_other_kind("score", score, bool)
     if target is not None and not isinstance(target, str):
         refuse_no_number("target", target)
     if against is not None and not isinstance(against, str):

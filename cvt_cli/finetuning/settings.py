@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from cvt_cli.base import places, torchrun
-from cvt_cli.base.errors import UsageError, refuse_no_number
+from cvt_cli.base.errors import UsageError, refuse_no_number, refuse_other_kinds
 from cvt_cli.base.progress import Say
 from cvt_cli.finetuning import balance
 from cvt_cli.spec import recipes
@@ -120,6 +120,7 @@ class Options:
     output: Path | None = None  # the run folder to make
 
     def __post_init__(self) -> None:
+        refuse_other_kinds(self, _option)
         for name, value in self.values.items():
             if value == "":
                 raise UsageError(f"{_option(name)} is empty; give a value, or leave it out")
