@@ -21,9 +21,9 @@ _MAKERS = ("torch", "onnx")
 """Packages that make a graph; another version of them may write another one."""
 
 
-WRITER = 2
+WRITER = 3
 """Counts what `onnx_graph` writes for the same network, and `quantise` makes of it: one more with
-every change of it."""
+every change of it, and where graphs that were kept may be wrong."""
 
 
 def graph_of(checkpoint: Checkpoint, said: CheckpointConfig) -> tuple[Path, Conditions]:

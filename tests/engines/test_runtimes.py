@@ -414,7 +414,7 @@ shapes = [(i.name, *i.dims) for i in graph.initializer]
 print(prepared_graphs.WRITER, hashlib.sha256(repr([nodes, shapes]).encode()).hexdigest()[:16])
 """)
 
-    assert done.stdout.split() == ["2", "1ada9cf434c059b2"], done.stderr
+    assert done.stdout.split() == ["3", "1ada9cf434c059b2"], done.stderr
 
 
 def test_every_engine_takes_the_threads_that_pay_or_those_that_are_asked_for() -> None:
