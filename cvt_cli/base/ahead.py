@@ -44,7 +44,8 @@ def ahead(
         most: results that wait at the same time; more as long as they have fewer bytes than
             `limits.LARGEST_AHEAD`.
         size: of a result, in bytes; work is begun on no other item but the next to be given while
-            large ones of more than `limits.LARGEST_WAITING` wait.
+            large ones of more than `limits.LARGEST_WAITING` wait. It goes on where taking an item
+            waits for room, which the items that were taken have.
     """
     window = _Window(work, workers, most, size)
     try:
@@ -90,6 +91,7 @@ class _Window(Generic[Item, Result]):
         self._begun = self._given = 0  # items; the next to be given is made in any case
         self._furthest = most  # so many may wait, since threads had nothing to do
         self._asked = (-1, 0.0)  # which one was asked for last, and when first
+        self._taker = 0  # the thread that takes items
         # What threads change too, each time under this condition.
         self._changed = threading.Condition()
         self._done: dict[int, int] = {}  # bytes of the results that wait, by their numbers
@@ -98,11 +100,14 @@ class _Window(Generic[Item, Result]):
 
     def begin(self, item: Item) -> None:
         """Hand one more to the threads."""
+        self._taker = threading.get_ident()
         self.waiting.append((item, self._pool.submit(self._in_turn, self._begun, item)))
         self._begun += 1
 
     def is_full(self) -> bool:
         """Whether the next is given before one more is begun; waits until that is clear."""
+        if self._large > limits.LARGEST_WAITING:
+            return True
         if len(self.waiting) > self._most and not self._goes_further():
             return True
         self._furthest = max(self._furthest, len(self.waiting))
@@ -131,15 +136,10 @@ class _Window(Generic[Item, Result]):
 
     def _in_turn(self, number: int, item: Item) -> Result:
         """What a thread does."""
-        if self._large > limits.LARGEST_WAITING:
+        if not self._may_begin(number):
             with self._changed:
-                self._changed.wait_for(
-                    lambda: (
-                        self._large <= limits.LARGEST_WAITING
-                        or number == self._given
-                        or self._ended
-                    )
-                )
+                while not self._may_begin(number):
+                    self._changed.wait(0.1)  # of who waits for room nobody tells
         made = 0
         try:
             result = self._work(item)
@@ -151,6 +151,15 @@ class _Window(Generic[Item, Result]):
                 self._held += made + _ANY_RESULT
                 self._large += _counted(made)
                 self._changed.notify_all()
+
+    def _may_begin(self, number: int) -> bool:
+        """Whether large results that wait leave room for one more."""
+        return (
+            self._large <= limits.LARGEST_WAITING
+            or number == self._given
+            or self._ended
+            or limits.contents.is_waited_for(self._taker)
+        )
 
     def _goes_further(self) -> bool:
         """Whether one more is begun before the next is given; waits until that is clear."""

@@ -90,6 +90,7 @@ class Budget:
     def _start(self) -> None:
         self._changed = threading.Condition()
         self._held = 0
+        self._waiting: set[int] = set()  # threads that have no room
         self._of_thread: Counter[int] = Counter()
         # Not counted where they are given back: the garbage collector does so too, anywhere.
         self._returned: deque[tuple[int, int]] = deque()
@@ -98,11 +99,19 @@ class Budget:
         """Hold some bytes, from when there is room for them."""
         thread = threading.get_ident()
         with self._changed:
-            while not self._has_room(size, thread):
-                self._changed.wait(0.1)
+            try:
+                while not self._has_room(size, thread):
+                    self._waiting.add(thread)
+                    self._changed.wait(0.1)
+            finally:
+                self._waiting.discard(thread)
             self._held += size
             self._of_thread[thread] += size
         return Share(self, size, thread)
+
+    def is_waited_for(self, thread: int) -> bool:
+        """Whether this thread waits for room."""
+        return thread in self._waiting
 
     def _has_room(self, size: int, thread: int) -> bool:
         while self._returned:

@@ -11,6 +11,10 @@ from cvt_cli.base.errors import CheckpointError
 from cvt_cli.images import transform
 from cvt_cli.spec.preprocessing import Preprocessing
 
+_PIXELS_TOGETHER = 64 * 1024**2
+"""Bytes of whole pictures in one call of an engine that prepares them itself, unless one alone has
+more: a runtime takes ten times as much for them."""
+
 Chunk = TypeVar("Chunk")
 Begun = TypeVar("Begun")
 
@@ -129,7 +133,7 @@ def logits_of(engine: Engine, arrays: list[NDArray[Any]]) -> NDArray[np.float32]
     Raises:
         CheckpointError: a logit is infinite or not a number, so that no answer would be true.
     """
-    return _finite(engine, _in_batches(engine, arrays))
+    return _finite(engine, _in_batches(engine, engine, arrays))
 
 
 def features_of(engine: Engine, arrays: list[NDArray[Any]]) -> NDArray[np.float32]:
@@ -138,16 +142,23 @@ def features_of(engine: Engine, arrays: list[NDArray[Any]]) -> NDArray[np.float3
     Raises:
         CheckpointError: a feature is infinite or not a number.
     """
-    return _finite(engine, _in_batches(engine.features, arrays))
+    return _finite(engine, _in_batches(engine, engine.features, arrays))
 
 
 def _in_batches(
-    compute: Callable[[NDArray[Any]], NDArray[np.float32]], arrays: list[NDArray[Any]]
+    engine: Engine,
+    compute: Callable[[NDArray[Any]], NDArray[np.float32]],
+    arrays: list[NDArray[Any]],
 ) -> NDArray[np.float32]:
-    """All in one batch, or one by one if they are of several sizes."""
-    if len({array.shape for array in arrays}) == 1:
-        return compute(np.stack(arrays))
-    return np.concatenate([compute(array[None]) for array in arrays])
+    """All in one batch; one by one if they are of several sizes, a few together if they are large
+    pictures."""
+    together = len(arrays)
+    if len({array.shape for array in arrays}) > 1:
+        together = 1
+    elif engine.takes_pixels:
+        together = max(1, _PIXELS_TOGETHER // arrays[0].nbytes)
+    starts = range(0, len(arrays), together)
+    return np.concatenate([compute(np.stack(arrays[i : i + together])) for i in starts])
 
 
 def _finite(engine: Engine, values: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -1,6 +1,9 @@
 """Work that threads do ahead of who asks for it stays in order and within bounds."""
 
 import threading
+from collections.abc import Iterator
+
+import pytest
 
 from cvt_cli.base import limits
 from cvt_cli.base.ahead import ahead, batches
@@ -59,3 +62,32 @@ def test_what_waits_for_one_picture_has_a_bounded_size() -> None:
 
     assert next(ready) == (0, 0)
     assert not too_many.is_set()
+
+
+def test_whoever_waits_for_room_among_the_contents_is_not_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As of a tar archive, whose members are read by who gives them to the threads."""
+    monkeypatch.setattr(limits, "contents", limits.Budget(100))
+    monkeypatch.setattr(limits, "LARGEST_WAITING", 40 * 1024**2)
+
+    def members() -> Iterator[tuple[int, limits.Share]]:
+        for number in range(30):
+            yield number, limits.contents.take(30)
+
+    def work(member: tuple[int, limits.Share]) -> int:
+        number, share = member
+        share.release()
+        return number
+
+    given: list[int] = []
+
+    def go_through() -> None:
+        for _, number in ahead(work, members(), 2, 20, lambda result: 20 * 1024**2):
+            given.append(number)
+
+    thread = threading.Thread(target=go_through, daemon=True)
+    thread.start()
+    thread.join(20)
+
+    assert given == list(range(30))

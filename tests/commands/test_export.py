@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import time
 import zipfile
 from collections.abc import Callable
@@ -431,6 +432,33 @@ def test_preprocessing_inside_is_within_a_grey_level_and_answers_the_same(
         assert own["predictions"][0]["score"] == pytest.approx(
             other["predictions"][0]["score"], abs=1e-3
         )
+
+
+def test_large_pictures_are_answered_by_a_file_that_prepares_them_in_bounded_memory(
+    files: Path, tmp_path: Path
+) -> None:
+    """They wait whole for the model, and members of a tar for room: neither waits for the other."""
+    model = tmp_path / "nano.onnx"
+    assert exported(files, NANO, "-o", model, "--with-preprocessing").exit_code == 0
+    Image.new("RGB", (4000, 3000), "navy").save(tmp_path / "0.bmp")
+    with tarfile.open(tmp_path / "a.tar.gz", "w:gz", compresslevel=1) as archive:
+        for number in range(9):
+            archive.add(tmp_path / "0.bmp", f"{number}.bmp")
+    code = (
+        "import atexit, sys; from cvt_cli.base import limits, machine; "
+        "limits.contents = limits.Budget(100 << 20); limits.LARGEST_WAITING = 250 << 20; "
+        "atexit.register(lambda: print(machine.peak_memory(), file=sys.stderr)); "
+        "from cvt_cli.cli import app; app()"
+    )
+
+    done = subprocess.run(
+        [sys.executable, "-c", code, "predict", tmp_path / "a.tar.gz", "--model", model, "--jsonl"],
+        capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) == 9
+    assert int(done.stderr.splitlines()[-1]) < 1_500_000_000  # all in one call: some 3 GB
 
 
 def resizing(folder: Path, resize: Resize) -> Path:
