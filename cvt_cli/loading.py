@@ -139,6 +139,7 @@ def load_classifier(
     if checkpoint.kind == "graph":
         record = checkpoint.record_at(size, activation)
         record.refuse_resizing(resize, checkpoint.path)
+        _refuse_quantising(precision, checkpoint.path)
         running = _run_exported(checkpoint, record, asked)
         checkpoint.refuse_changed()
         access.detail(f"engine {running.name}: `{checkpoint.path}` is an exported file")
@@ -163,6 +164,19 @@ def load_classifier(
         job = images, parts.part_of(together, images, opened.macs), opened.macs
         bf16_advice.advise(running, other, opened.described, *job, access.say)
     return ReadyModel(checkpoint, running, opened.described)
+
+
+def _refuse_quantising(asked: str | Int8, path: Path) -> None:
+    """Raises UsageError if an exported file, which is as it is, shall be quantised in some way."""
+    told = {
+        "--calibration": isinstance(asked, Int8) and asked.calibration,
+        "--max-drop": isinstance(asked, Int8) and asked.max_drop is not None,
+    }
+    if named := [name for name, value in told.items() if value]:
+        raise UsageError(
+            f"{' and '.join(named)}: no effect on `{path}`, which is an exported file",
+            hint="give the checkpoint that it was exported from",
+        )
 
 
 def load_to_explain(

@@ -305,3 +305,14 @@ def test_what_does_not_go_with_int8_is_a_usage_error(cvt, arguments, message: st
 
     assert result.exit_code == 2
     assert message in result.stderr
+
+
+def test_an_exported_file_is_not_quantised_by_other_images(cvt, tmp_path: Path) -> None:
+    file = tmp_path / "nano.onnx"
+    assert cvt("export", "cvt-nano-cifar10", "-o", file).exit_code == 0
+    in_int8 = ["predict", CHELSEA, "--model", file, "--precision", "int8"]
+
+    result = cvt(*in_int8, "--calibration", tmp_path, "--max-drop", "1")
+
+    assert result.exit_code == 2
+    assert f"--calibration and --max-drop: no effect on `{file}`" in result.stderr
