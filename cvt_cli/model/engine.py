@@ -73,10 +73,12 @@ class TorchEngine:
         if device.type == "cpu" and not small:
             self._model.pack()
         self._device = device
-        self._calls = Calls(part and part._replace(fixed=False))  # torch takes any number as well
         self.device = str(device)
         self._threads = threads_for(macs)
-        self._threads_of_a_call = max(1, self._threads // (part.at_once if part else 1))
+        at_once = min(part.at_once, self._threads) if part else 1
+        self._threads_of_a_call = self._threads // at_once
+        # torch takes any number of images as well as a fixed one.
+        self._calls = Calls(part and Part(part.images, fixed=False, at_once=at_once))
         self.hardware = (
             machine.named_threads(self._threads)
             if device.type == "cpu"

@@ -397,6 +397,13 @@ engines[0]._model.register_forward_pre_hook(met)
 engines[0](images)
 assert len(seen) == 2 and {count for _, count in seen} == {2}, seen
 assert torch.get_num_threads() == 4
+torch.set_num_threads(1)  # as torch counts cores that have two threads each
+alone = TorchEngine(model, torch.device("cpu"), "fp32", 10**10, part)
+barrier = threading.Barrier(1)
+alone._model.register_forward_pre_hook(met)
+seen.clear()
+alone(images)
+assert alone.hardware == "1 thread" and seen == {("MainThread", 1)}, seen
 """)  # noqa: E501
 
     assert done.exit_code == 0, done.stderr
