@@ -150,7 +150,8 @@ def positive_factors(
 
 def _as_told(wanted: dict[str, float], classes: Sequence[str]) -> NDArray[np.float64]:
     """The factors that are told, and 1 for the other classes."""
-    if unknown := [name for name in wanted if name not in classes]:
+    known = set(classes)
+    if unknown := [name for name in wanted if name not in known]:
         raise UsageError(
             f"--class-weights names {', '.join(f'`{name}`' for name in unknown)}, which "
             f"{'is no class' if len(unknown) == 1 else 'are no classes'} of the data",

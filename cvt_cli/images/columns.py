@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 from cvt_cli.base import text
 from cvt_cli.base.errors import DataError, UsageError
 from cvt_cli.images import finding
-from cvt_cli.images.table_files import Table
+from cvt_cli.images.table_files import Table, repeated
 
 Role = Literal["path", "label", "split", "group", "weight"]
 
@@ -208,8 +208,8 @@ def _checked(
                 else f"say which it is: --columns {role}=NAME",
             )
     used = [*(name for name in found.values() if name is not None), *classes]
-    if twice := [name for name in used if used.count(name) > 1]:
-        raise DataError(f"`{twice[0]}` of `{table.path}` is named as two parts of the table")
+    if twice := repeated(used):
+        raise DataError(f"`{twice}` of `{table.path}` is named as two parts of the table")
     picture = path if path in table.holding_bytes else None
     if picture is not None:
         # What names the pictures beside them, if there is a column of paths too.

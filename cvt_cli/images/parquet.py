@@ -19,7 +19,14 @@ from cvt_cli.base.errors import CvtError, DataError, ImageError
 from cvt_cli.base.text import human_bytes
 from cvt_cli.images import decode, parquet_pages
 from cvt_cli.images.packed import Packed, Packing
-from cvt_cli.images.table_files import ROWS, Piece, Table, refuse_repeated, require_pyarrow
+from cvt_cli.images.table_files import (
+    ROWS,
+    Piece,
+    Table,
+    refuse_repeated,
+    repeated,
+    require_pyarrow,
+)
 
 
 class Parquet(Table):
@@ -88,8 +95,7 @@ class Parquet(Table):
             return None
         if not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
             return None
-        if len(set(names)) < len(names):
-            twice = next(name for name in names if names.count(name) > 1)
+        if twice := repeated(names):
             raise DataError(
                 f"`{self.path}` calls two classes of its column `{column}` `{twice}`",
                 hint="give each class a name of its own",

@@ -5,6 +5,7 @@ import io
 import json
 import re
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -165,8 +166,13 @@ def refuse_repeated(columns: Sequence[str], path: Path) -> None:
     """Raises DataError if there are no columns, or two of one name."""
     if not columns:
         raise DataError(f"`{path}` is empty: its first line must name its columns")
-    if twice := [name for name in columns if columns.count(name) > 1]:
-        raise DataError(f"`{path}` has two columns that are called `{twice[0]}`")
+    if twice := repeated(columns):
+        raise DataError(f"`{path}` has two columns that are called `{twice}`")
+
+
+def repeated(names: Sequence[str]) -> str | None:
+    """The first name that stands there more than once; there may be tens of thousands."""
+    return next((name for name, count in Counter(names).items() if count > 1), None)
 
 
 _LINE_ENDS = re.compile("\r\n|\r|\n")
@@ -205,7 +211,8 @@ class Csv(Table):
     def pieces(
         self, wanted: Sequence[str], advance: Callable[[int], None] = lambda read: None
     ) -> Iterator[Piece]:
-        pick = [(name, itemgetter(self.columns.index(name))) for name in wanted]
+        place = {name: number for number, name in enumerate(self.columns)}
+        pick = [(name, itemgetter(place[name])) for name in wanted]
         with _opened(self.path) as (lines, raw):
             meter = _Meter(raw, advance)
             reader = csv.reader(lines, delimiter=self.delimiter, strict=True)
