@@ -1,5 +1,6 @@
 """Options that several commands share, declared once so that they mean the same everywhere."""
 
+import math
 import re
 import shlex
 from collections.abc import Iterable
@@ -242,6 +243,13 @@ def _file_option(flag: str, known: set[str], file: str, ctx: Any, others: list[s
 # --- options
 
 
+def _number(value: Any) -> Any:
+    """What is within its range; NaN is in none, and passes the comparisons of Typer before 0.29."""
+    if isinstance(value, float) and math.isnan(value):
+        raise typer.BadParameter("`nan` is no number")
+    return value
+
+
 def value_option(metavar: str, help: str, panel: str, *names: str, **more: Any) -> Any:
     """An option that takes a value.
 
@@ -253,6 +261,8 @@ def value_option(metavar: str, help: str, panel: str, *names: str, **more: Any) 
         more: of `typer.Option`, such as ``min``.
     """
     more.setdefault("autocompletion", completion.BY_METAVAR.get(metavar))
+    if "min" in more:
+        more["callback"] = _number
     return typer.Option(*names, metavar=metavar, help=help, rich_help_panel=panel, **more)
 
 

@@ -134,3 +134,17 @@ def test_a_command_that_is_started_makes_no_other_commands_options(
     every = [command.name for command in app.registered_commands]
     assert [command.name for command in made.registered_commands] == (commands or every)
     assert bool(made.registered_groups) == (commands is None)
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["predict x.png --threshold nan", "evaluate d --expect nan",
+     "evaluate d --expect 0.9 --tolerance nan", "finetune d --val-fraction nan",
+     "predict x.png --precision int8 --max-drop nan"],
+)  # fmt: skip
+def test_nan_is_in_no_range(cvt, line: str) -> None:
+    """It passes the comparisons of Typer 0.28, so that any accuracy would be the expected one."""
+    result = cvt(*line.split())
+
+    assert result.exit_code == 2
+    assert "nan" in result.stderr and "Invalid value" in result.stderr
