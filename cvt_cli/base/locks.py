@@ -82,7 +82,8 @@ def folder(path: Path, what: str, say: Say) -> Iterator[None]:
 def locked(path: Path, what: str, say: Say) -> Iterator[None]:
     """Hold a lock file, so that of several processes one does the work and the others wait.
 
-    The system releases it when the process ends, however that comes about.
+    The system releases it when the process ends, however that comes about. A file system without
+    locks counts as if it could be had, as for `files.hold`.
 
     Args:
         path: of the lock file; it stays.
@@ -102,6 +103,8 @@ def locked(path: Path, what: str, say: Say) -> Iterator[None]:
         except filelock.Timeout:
             say(_waiting(what))
             lock.acquire()
+    except NotImplementedError:  # of older versions, where the file system has no locks
+        pass
     except OSError as error:
         raise files.unwritable(path, error) from error
     try:

@@ -8,10 +8,12 @@ import sys
 import threading
 from pathlib import Path
 
+import filelock
 import pytest
 
 from cvt_cli.base import files, locks
 from cvt_cli.base.errors import CvtError
+from tests_shared import CHELSEA
 from warm_processes import Started, start
 
 WRITES_AND_WAITS = """
@@ -190,3 +192,19 @@ def test_the_second_process_waits_for_a_file_that_grows_and_says_so(tmp_path: Pa
     assert said == "another process is answering; waiting for it\n"
     assert read == "first "
     assert path.read_text() == "first second"
+
+
+def test_a_file_system_without_locks_counts_as_if_they_could_be_had(
+    cvt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As Lustre is mounted by default; what filelock before its version 4 makes of that."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise NotImplementedError("FileSystem does not appear to support flock")
+
+    monkeypatch.setattr(filelock.FileLock, "acquire", refuse)
+
+    result = cvt("predict", CHELSEA, "--model", "cvt-nano-cifar10", "--engine", "onnxruntime")
+
+    assert result.exit_code == 0, result.stderr
+    assert "preparing the graph" in result.stderr
