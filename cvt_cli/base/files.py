@@ -225,6 +225,13 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
+def permit(temporary: Path, mode: int) -> None:
+    """Give a file these permissions, where they can be set: on a share that another user has
+    mounted its files have those of the share, and only that user may."""
+    with suppress(OSError):
+        temporary.chmod(mode)
+
+
 def rename(temporary: Path, path: Path) -> None:
     """Put a file of a `workplace` in its place, with its content on the disk before its name.
 

@@ -86,7 +86,7 @@ def convert(
     made = workplace / folders.WEIGHTS_FILE
     try:
         weights.write_safetensors(made, renamed, {} if as_folder else record.to_strings())
-        made.chmod(0o666 & ~_umask())  # safetensors lets nobody but the owner read
+        files.permit(made, 0o666 & ~_umask())  # safetensors lets nobody but the owner read
     except OSError as error:
         raise files.unwritable(target, error) from error
     again = weights.read_tensors(made)

@@ -143,7 +143,9 @@ def _convert(pickled: Path, record: Path) -> Path:
             save_file(dict(_read_pickle(pickled)), temporary, metadata={"format": "pt"})
         except SafetensorError as error:  # a full disk, say
             raise OSError(str(error)) from error
-        temporary.chmod(pickled.stat().st_mode)  # safetensors lets nobody but the owner read
+        files.permit(
+            temporary, pickled.stat().st_mode
+        )  # safetensors lets nobody but the owner read
     return made
 
 
@@ -356,7 +358,7 @@ def save(
     with files.replacing(folder / folders.WEIGHTS_FILE) as temporary:
         write_safetensors(temporary, tensors)
         # safetensors lets nobody but the owner read; a checkpoint is as readable as its config.
-        temporary.chmod((folder / folders.CONFIG_FILE).stat().st_mode)
+        files.permit(temporary, (folder / folders.CONFIG_FILE).stat().st_mode)
     files.write_text(folder / folders.CARD_FILE, card)
 
 

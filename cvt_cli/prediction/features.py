@@ -61,7 +61,7 @@ class Features(WholeFile):
                 save_file({"features": features}, self._temporary, metadata)
             except SafetensorError as error:  # a full disk, say
                 raise OSError(str(error)) from error
-            self._temporary.chmod(mode)
+            files.permit(self._temporary, mode)
             headers.order_metadata(self._temporary)
         else:
             with zipfile.ZipFile(self._temporary, "w") as archive:

@@ -1,5 +1,6 @@
 """Files are put in their places whole, by one writer at a time; what a killed maker left goes."""
 
+import errno
 import os
 import signal
 import stat
@@ -13,6 +14,7 @@ import pytest
 
 from cvt_cli.base import files, locks
 from cvt_cli.base.errors import CvtError
+from small_sets import class_folders
 from tests_shared import CHELSEA
 from warm_processes import Started, start
 
@@ -208,3 +210,28 @@ def test_a_file_system_without_locks_counts_as_if_they_could_be_had(
 
     assert result.exit_code == 0, result.stderr
     assert "preparing the graph" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "export cvt-nano-cifar10 -o nano.safetensors",
+        "export cvt-nano-cifar10 --format safetensors -o nano",
+        f"predict {CHELSEA} --model cvt-nano-cifar10 -o features.safetensors",
+        "finetune DATA --model cvt-nano-cifar10 --recipe linear-probe --output run",
+    ],
+)
+def test_a_share_whose_permissions_another_user_has_set_is_written_to(
+    cvt, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: str
+) -> None:
+    data = class_folders(tmp_path / "data", {"cat": 4, "dog": 4})
+    monkeypatch.chdir(tmp_path)
+
+    def refuse(path: object, *_: object, **__: object) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM), path)
+
+    monkeypatch.setattr(os, "chmod", refuse)
+
+    result = cvt(*line.replace("DATA", str(data)).split())
+
+    assert result.exit_code == 0, result.stderr
