@@ -29,6 +29,7 @@ from cvt_cli.checkpoints.cache import Snapshot
 from cvt_cli.checkpoints.checkpoint import Checkpoint
 from cvt_cli.checkpoints.folders import CheckpointConfig
 from cvt_cli.checkpoints.names import reference_names, to_transformers
+from cvt_cli.model import devices
 from cvt_cli.model.network import CvT, init_weights
 from cvt_cli.spec import costs
 from cvt_cli.spec.config import Activation, CvTConfig, Size
@@ -235,7 +236,8 @@ def _read(path: Path) -> Mapping[Any, Tensor]:
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
     headers.safetensors_header(path)  # says precisely what is wrong with a damaged file
     try:
-        return load_file(path)
+        with devices.default_is_cpu():  # safetensors up to 0.5 puts tensors on the default device
+            return load_file(path)
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"`{path}` cannot be read: {error}") from None
 
