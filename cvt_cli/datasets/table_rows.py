@@ -96,6 +96,15 @@ def _shown(value: Any) -> str:
     return shown if len(shown) <= 100 else f"{shown[:99]}…"
 
 
+def _is_name(path: str) -> bool:
+    """Whether it can be a file's: JSON can hold half of a character beyond 16 bits."""
+    try:
+        path.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 class Reading:
     """Takes a table's pieces, and says what is wrong with their rows."""
 
@@ -124,7 +133,11 @@ class Reading:
         if of.picture is not None and not all(isinstance(name, str) and name for name in named):
             self._unnamed = True
         paths = self._paths(piece, named)
-        self._names.add(paths)
+        try:
+            self._names.add(paths)
+        except UnicodeEncodeError:
+            place = next(place for place, path in enumerate(paths) if not _is_name(path))
+            raise self._wrong(piece, place, f"has {_shown(paths[place])} as its path") from None
         self._hashes.append(np.fromiter(map(hash, paths), np.int64, len(paths)))
         for role, column in self._columns.items():
             texts = self._texts(piece, values[column], role)

@@ -619,3 +619,15 @@ def test_a_table_of_tens_of_thousands_of_columns_is_read_at_once(cvt, folder: Pa
 
     assert result.exit_code == 0, result.stderr
     assert time.process_time() - started < 8  # it took 13 s to look for two columns of one name
+
+
+def test_a_path_that_no_file_can_have_is_told_with_its_line(cvt, folder: Path) -> None:
+    """Half of a character beyond 16 bits, as JavaScript cuts names."""
+    rows = [("\ud83d.png", "cat"), *ROWS]
+    table = folder / "t.jsonl"
+    table.write_text("".join(json.dumps({"path": a, "label": b}) + "\n" for a, b in rows))
+
+    result = cvt("evaluate", table, "--model", "cvt-nano-cifar10")
+
+    assert result.exit_code == 1
+    assert r"line 1 has '\ud83d.png' as its path" in result.stderr
