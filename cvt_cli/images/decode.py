@@ -131,6 +131,14 @@ def decode(
 
 
 def _identified(file: BinaryIO) -> Image.Image:
+    """Open an image; raises as Pillow, and ImageError for what is not read here."""
+    image = _opened(file)
+    if image.format == "EPS":  # which Pillow has Ghostscript run, and which may have no end
+        raise ImageError("an EPS file, which is a program and is not run")
+    return image
+
+
+def _opened(file: BinaryIO) -> Image.Image:
     """Open an image; raises as Pillow, and ImageError where pillow-heif is missing."""
     try:
         return Image.open(file)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, ImageOps, ImageStat
+from PIL import EpsImagePlugin, Image, ImageOps, ImageStat
 from PIL.PngImagePlugin import PngInfo
 
 from cvt_cli.base import limits
@@ -367,3 +367,24 @@ def test_a_folder_of_special_files_ends_with_an_error_for_each(tmp_path: Path, c
     assert result.exit_code == 1
     failed = {Path(r["path"]).name for r in result.json["results"] if "error" in r}
     assert failed == {"dangling.jpg", "loop-a.jpg", "loop-b.jpg", "pipe.jpg", "unreadable.jpg"}
+
+
+def test_a_program_that_is_called_a_picture_is_not_run(
+    cvt, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PostScript, which Pillow lets Ghostscript run where there is one; this one never ends."""
+    ran, gs = tmp_path / "ran", tmp_path / "gs"
+    gs.write_text(f'#!/bin/sh\n[ "$1" = --version ] || touch {ran}\n')
+    gs.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setattr(EpsImagePlugin, "gs_binary", None)  # Pillow looks for it once
+    picture = tmp_path / "photo.jpg"
+    picture.write_text(
+        "%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 100 100\n%%EndComments\n{} loop\n%%EOF\n"
+    )
+
+    result = cvt("predict", picture, "--model", "cvt-nano-cifar10")
+
+    assert result.exit_code == 1
+    assert "an EPS file, which is a program and is not run" in result.stderr
+    assert not ran.exists()
