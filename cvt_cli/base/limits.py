@@ -48,6 +48,9 @@ LARGEST_HEADER_BYTES = 100_000_000
 LARGEST_FILE = 128 * 1024**2
 """Bytes that are read at most of an image in an archive, of an address or on stdin."""
 
+MOST_SCANS = 500
+"""Of a progressive JPEG, each of which decodes all of its picture; there are ten as a rule."""
+
 MOST_FOLDERS = 256
 """One in another, around a member of an archive; file systems allow no more than some thousands."""
 

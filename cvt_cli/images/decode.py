@@ -135,7 +135,20 @@ def _identified(file: BinaryIO) -> Image.Image:
     image = _opened(file)
     if image.format == "EPS":  # which Pillow has Ghostscript run, and which may have no end
         raise ImageError("an EPS file, which is a program and is not run")
+    if image.info.get("progressive") and _scans(file) > limits.MOST_SCANS:
+        raise ImageError(f"a JPEG of more than {limits.MOST_SCANS} scans, which takes too long")
     return image
+
+
+def _scans(file: BinaryIO) -> int:
+    """How often a JPEG goes over its picture, each time of which may take a few bytes."""
+    place, found, last = file.tell(), 0, b""
+    file.seek(0)
+    while part := file.read(_PART):
+        found += (last + part).count(b"\xff\xda")  # which stands nowhere in what is packed
+        last = part[-1:]
+    file.seek(place)
+    return found
 
 
 def _opened(file: BinaryIO) -> Image.Image:

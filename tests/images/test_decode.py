@@ -388,3 +388,19 @@ def test_a_program_that_is_called_a_picture_is_not_run(
     assert result.exit_code == 1
     assert "an EPS file, which is a program and is not run" in result.stderr
     assert not ran.exists()
+
+
+def test_a_jpeg_that_begins_again_and_again_is_refused(cvt, tmp_path: Path) -> None:
+    """A scan of one colour takes some bytes, and at 144 megapixels a tenth of a second."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (64, 64), "navy").save(buffer, "JPEG", progressive=True)
+    whole = buffer.getvalue()
+    last = whole[whole.rindex(b"\xff\xc4") : -2]  # with its table
+    (tmp_path / "good.jpg").write_bytes(whole[:-2] + 200 * last + whole[-2:])
+    (tmp_path / "bad.jpg").write_bytes(whole[:-2] + 500 * last + whole[-2:])
+
+    result = cvt("predict", tmp_path, "--model", "cvt-nano-cifar10", "--jsonl")
+
+    bad, good = result.json_lines
+    assert bad["error"] == "a JPEG of more than 500 scans, which takes too long"
+    assert good["predictions"]
