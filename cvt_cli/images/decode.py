@@ -399,11 +399,23 @@ def _grey_to_8_bits(values: NDArray[np.generic], mode: str) -> NDArray[np.uint8]
     The full scale is the mode's where it has one (65535); 32-bit integers and floats are taken as
     holding the smallest of 1 (floats only), 255, 65535 and their own maximum that is not exceeded.
     """
-    scaled = np.nan_to_num(values.astype(np.float64))
-    largest = float(scaled.max(initial=0.0))
+    largest = max((float(part.max(initial=0.0)) for part in _wide(values)), default=0.0)
     if mode.startswith("I;16"):
         full_scale = 65535.0
     else:
         scales = (1.0, 255.0, 65535.0) if mode == "F" else (255.0, 65535.0)
         full_scale = next((scale for scale in scales if largest <= scale), largest)
-    return np.rint(np.clip(scaled / full_scale, 0.0, 1.0) * 255.0).astype(np.uint8)
+    # A few rows after the other: in float64 all of them would take many times the picture.
+    return np.concatenate(
+        [
+            np.rint(np.clip(part / full_scale, 0.0, 1.0) * 255.0).astype(np.uint8)
+            for part in _wide(values)
+        ]
+    )
+
+
+def _wide(values: NDArray[np.generic]) -> Iterator[NDArray[np.float64]]:
+    """The rows of a picture in float64, some at a time."""
+    rows = max(1, _PART // max(1, values.shape[1]))
+    for first in range(0, len(values), rows):
+        yield np.nan_to_num(values[first : first + rows].astype(np.float64))

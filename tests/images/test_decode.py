@@ -7,6 +7,7 @@ import shutil
 import sys
 import tempfile
 import threading
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -404,3 +405,15 @@ def test_a_jpeg_that_begins_again_and_again_is_refused(cvt, tmp_path: Path) -> N
     bad, good = result.json_lines
     assert bad["error"] == "a JPEG of more than 500 scans, which takes too long"
     assert good["predictions"]
+
+
+@pytest.mark.parametrize("mode", ["F", "I", "I;16"])
+def test_deep_greys_take_no_more_memory_than_a_few_times_the_picture(mode: str) -> None:
+    picture = Image.new(mode, (3000, 3000), 7)
+
+    tracemalloc.start()
+    decode.to_rgb(picture)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+
+    assert peak < 12 * 3000 * 3000  # bytes; in float64 all at once there were over 32 a pixel
