@@ -40,10 +40,11 @@ def part_of(together: int, images: int, macs: int) -> Part:
     another 5 to 20 %. As many images are then computed at a time as otherwise.
 
     Args:
-        together: images of a batch.
+        together: images of a batch; none where a process of several has no share of them.
         images: of the whole job.
         macs: of one image.
     """
+    together = max(1, together)
     threads = machine.threads_for(macs * together)
     enough = max(1, round(_PART_MACS * threads / macs))
     if images < _PARTS_OF_A_LONG_JOB * min(enough, together):

@@ -431,6 +431,13 @@ def test_two_processes_share_the_images_without_duplicates(
     assert result.stderr.count("cvt-nano-cifar10 (10 classes") == 1
 
 
+def test_a_process_whose_share_has_no_image_answers_none(machine: Machine, tmp_path: Path) -> None:
+    result = machine.torchrun("predict", BOATS, *NANO, "--jsonl", tmp_path / "answers.jsonl")
+
+    assert result.exit_code == 0, result.stderr
+    assert sum(len(lines_of(path)) for path in tmp_path.glob("answers.*.jsonl")) == 1
+
+
 def test_what_several_processes_would_mix_is_refused(cvt, monkeypatch) -> None:
     for name, value in torchrun_environment(rank=0, count=2).items():
         monkeypatch.setenv(name, value)

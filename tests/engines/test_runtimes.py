@@ -349,6 +349,7 @@ def test_a_graph_of_another_version_of_torch_is_not_taken(cvt, prepared: Path, m
         (1, 16, 127, 4_566_000_000, Part(4, False)),  # the compilation would take what it saves
         (1, 1000, 127, 4_566_000_000, Part(4, False)),  # and all in one call would take 2 GB
         (1, 1, 1, 4_566_000_000, Part(4, False)),
+        (2, 0, 0, 4_566_000_000, Part(9, False)),  # the share of a process among many
         (2, 32, 10**4, 4_566_000_000, Part(4, True, 2)),
         (2, 7, 10**4, 4_566_000_000, Part(4, True, 2)),
         (2, 9, 10**4, 4_566_000_000, Part(5, True, 2)),
