@@ -108,6 +108,10 @@ class LabelledImages:
             opened = decode.hashed(opened, tell_hash)
         return decode.decode(opened, exif, at_least, background)
 
+    def weight(self, index: int) -> float | None:
+        """How much one image counts; None where all count the same."""
+        return None if self.weights is None else float(self.weights[index])
+
     def content_hash(self, index: int) -> str:
         """The SHA-256 of an image's file, or of its pixels where these are held in memory.
 

@@ -133,7 +133,7 @@ def logits_of(engine: Engine, arrays: list[NDArray[Any]]) -> NDArray[np.float32]
     Raises:
         CheckpointError: a logit is infinite or not a number, so that no answer would be true.
     """
-    return _finite(engine, _in_batches(engine, engine, arrays))
+    return _finite(engine, _in_batches(engine, arrays, engine.takes_pixels))
 
 
 def features_of(engine: Engine, arrays: list[NDArray[Any]]) -> NDArray[np.float32]:
@@ -142,20 +142,20 @@ def features_of(engine: Engine, arrays: list[NDArray[Any]]) -> NDArray[np.float3
     Raises:
         CheckpointError: a feature is infinite or not a number.
     """
-    return _finite(engine, _in_batches(engine, engine.features, arrays))
+    return _finite(engine, _in_batches(engine.features, arrays, engine.takes_pixels))
 
 
 def _in_batches(
-    engine: Engine,
     compute: Callable[[NDArray[Any]], NDArray[np.float32]],
     arrays: list[NDArray[Any]],
+    are_pictures: bool,
 ) -> NDArray[np.float32]:
     """All in one batch; one by one if they are of several sizes, a few together if they are large
     pictures."""
     together = len(arrays)
     if len({array.shape for array in arrays}) > 1:
         together = 1
-    elif engine.takes_pixels:
+    elif are_pictures:
         together = max(1, _PIXELS_TOGETHER // arrays[0].nbytes)
     starts = range(0, len(arrays), together)
     return np.concatenate([compute(np.stack(arrays[i : i + together])) for i in starts])

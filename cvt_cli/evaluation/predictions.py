@@ -306,7 +306,7 @@ def check_lines(
                 hint,
             )
         one.truth.add(one, line.path, right)
-        weight = None if data.weights is None else float(data.weights[place[line.path]])
+        weight = data.weight(place[line.path])
         if line.weight not in (None, weight):
             raise UsageError(
                 f"`{line.path}` has the weight {line.weight:g} in `{path}`, and now "

@@ -256,9 +256,8 @@ def _count(
         if one.judged is not None:
             one.truth.add(one, name, right)
             of_image = ready if isinstance(ready, str) else next(rows)
-            weight = None if data.weights is None else float(data.weights[index])
-            judgement = replace(_judged(one, name, right, of_image), weight=weight)
-            one.judged(judgement, sha256)
+            judgement = _judged(one, name, right, of_image)
+            one.judged(replace(judgement, weight=data.weight(index)), sha256)
 
 
 def _judged(

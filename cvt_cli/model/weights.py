@@ -144,9 +144,8 @@ def _convert(pickled: Path, record: Path) -> Path:
             save_file(dict(_read_pickle(pickled)), temporary, metadata={"format": "pt"})
         except SafetensorError as error:  # a full disk, say
             raise OSError(str(error)) from error
-        files.permit(
-            temporary, pickled.stat().st_mode
-        )  # safetensors lets nobody but the owner read
+        # safetensors lets nobody but the owner read.
+        files.permit(temporary, pickled.stat().st_mode)
     return made
 
 
