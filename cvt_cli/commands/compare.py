@@ -72,6 +72,8 @@ def compare(
 
 def _print(found: "Comparison", a: Path, b: Path, changed: int) -> None:
     """For people, with so many of the images whose predicted class changed."""
+    from cvt_cli.prediction.answers import NONE
+
     output.emit(_summary(found, printable(str(a)), printable(str(b))))
     for line in _measures(found):
         output.emit(line)
@@ -89,7 +91,10 @@ def _print(found: "Comparison", a: Path, b: Path, changed: int) -> None:
     output.print_table(
         f"Images whose predicted class changed ({which})",
         ("image", "true class", "A", "B", "right"),
-        [(one.path, one.label, *_classes(one, other), _right(one, other)) for one, other in shown],
+        [
+            (one.path, one.label or NONE, *_classes(one, other), _right(one, other))
+            for one, other in shown
+        ],
         text_columns=5,
     )
 
@@ -137,11 +142,13 @@ def _measures(found: "Comparison") -> list[str]:
 
 def _classes(one: "Line", other: "Line") -> tuple[str, str]:
     """The likeliest classes, with their WordNet identifiers where the names are the same."""
+    from cvt_cli.prediction.answers import NONE
+
     same = one.predicted == other.predicted
     a, b = (
         "unreadable" if line.predicted is None
         else f"{line.predicted} ({line.wnid})" if same
-        else line.predicted
+        else line.predicted or NONE
         for line in (one, other)
     )  # fmt: skip
     return output.Answered(a, one.correct), output.Answered(b, other.correct)

@@ -15,7 +15,7 @@ from cvt_cli.evaluation.paired_measures import Difference
 from cvt_cli.images import parquet_pages
 from cvt_cli.images.table_files import refuse_repeated
 from cvt_cli.prediction.answer_tables import require_parquet
-from cvt_cli.prediction.answers import BETWEEN, NONE
+from cvt_cli.prediction.answers import BETWEEN
 
 SUFFIXES = (".jsonl", ".csv", ".parquet")
 """The kinds of predictions files, which `cvt evaluate` writes."""
@@ -31,12 +31,12 @@ class Line:
     """What one file says of one image."""
 
     path: str
-    label: str  # the true class
+    label: str  # the true class; of several those, joined by `BETWEEN`, empty where there is none
     correct: bool
-    predicted: str | None  # the likeliest class; None if the image could not be read
+    predicted: str | None  # the likeliest class, or the same of several; None if it was unreadable
     wnid: str | None  # of `predicted`, if known; two classes of ImageNet are called crane
     sha256: str | None = None  # of the image's file; tables do not say it
-    several: bool = False  # the classes are sets of them, joined by `BETWEEN`
+    several: bool = False  # an image may have any number of classes
     weight: float | None = None  # how much the image counts in measures; None where not said
 
     def answers_as(self, other: "Line") -> bool:
@@ -250,12 +250,12 @@ def _line(row: Mapping[str, Any], where: str) -> Line:
         return as_utf8(value) if value else None
 
     several = "labels" in row
+    path, error, correct = text("path"), text("error"), row.get("correct")
     if several:  # an image may have several, or none
-        row = {**row, "label": _sorted(row["labels"])}
-        if not row.get("error"):
-            row["label_1"] = _sorted(row.get("predicted"))
-    path, label, correct = text("path"), text("label"), row.get("correct")
-    error, predicted = text("error"), text("label_1")
+        label: str | None = _sorted(text("labels"))
+        predicted = None if error else _sorted(text("predicted"))
+    else:
+        label, predicted = text("label"), text("label_1")
     if path is None or label is None or not isinstance(correct, bool):
         raise DataError(f"{where} lacks path, label or correct", hint=_HINT)
     if (error is None) == (predicted is None) or (error is not None and correct):
@@ -268,9 +268,9 @@ def _line(row: Mapping[str, Any], where: str) -> Line:
     return Line(path, label, correct, predicted, *more)
 
 
-def _sorted(names: Any) -> str:
+def _sorted(names: str | None) -> str:
     """The classes of an image in one order, whichever they were answered in."""
-    return BETWEEN.join(sorted(str(names or NONE).split(BETWEEN)))
+    return BETWEEN.join(sorted((names or "").split(BETWEEN)))
 
 
 def _json_rows(path: Path) -> Iterator[tuple[dict[str, Any], str]]:

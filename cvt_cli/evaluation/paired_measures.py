@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from cvt_cli.evaluation import intervals
 from cvt_cli.evaluation.count_measures import NO_ANSWER, summary
 from cvt_cli.evaluation.several_measures import Cells, cells_of
-from cvt_cli.prediction.answers import BETWEEN, NONE
+from cvt_cli.prediction.answers import BETWEEN
 
 Numbers = Callable[[NDArray[np.float64]], Mapping[str, NDArray[np.float64]]]
 """Gives numbers by name, each (R,), of how often each pair of answers was drawn (R, K)."""
@@ -21,7 +21,7 @@ class Answered(Protocol):
 
     @property
     def label(self) -> str:
-        """The right class; of several those, joined by `BETWEEN`, or `NONE`."""
+        """The right class; of several those, joined by `BETWEEN`, empty where there is none."""
 
     @property
     def correct(self) -> bool:
@@ -139,7 +139,7 @@ def _of_sets(
     texts = [(one.label, one.predicted, other.predicted) for one, other in pairs]
     sets = [
         [
-            [] if text in (None, NONE) else [place.setdefault(n, len(place)) for n in _parted(text)]
+            [place.setdefault(name, len(place)) for name in text.split(BETWEEN)] if text else []
             for text in of_model
         ]
         for of_model in zip(*texts, strict=True)
@@ -158,7 +158,3 @@ def _of_sets(
         return cells.take(chosen).numbers
 
     return of_pair.reshape(-1), numbers(ours, both[0]), numbers(theirs, both[1]), len(place)
-
-
-def _parted(text: str | None) -> list[str]:
-    return (text or "").split(BETWEEN)

@@ -9,8 +9,9 @@ from numpy.typing import NDArray
 
 from cvt_cli.base import text
 
-NONE = "none"
-"""In place of a class, for an image that has none of several."""
+NONE = "(none)"
+"""What is shown in place of a class, for an image that has none of several; a class may be called
+none."""
 
 BETWEEN = "|"
 """Between the classes of an image that may have several, in one text."""

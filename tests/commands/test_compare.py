@@ -429,6 +429,34 @@ def test_json_has_everything(files: tuple[Path, Path]) -> None:
     }
 
 
+def test_a_class_called_none_is_not_taken_for_images_of_no_class(tmp_path: Path) -> None:
+    truth = [["cat"], ["none"], [], ["cat", "none"]] * 5
+    answers = {"a": truth, "b": [[] if own == ["none"] else own for own in truth]}
+    for name, answered in answers.items():
+        lines = [
+            {
+                **{"path": f"{number}.png", "labels": own, "correct": own == said},
+                "predictions": [
+                    {"index": 0, "wnid": None, "label": one, "score": 0.9} for one in said
+                ],
+            }
+            for number, (own, said) in enumerate(zip(truth, answered, strict=True))
+        ]
+        text = "".join(json.dumps(document) + "\n" for document in lines)
+        (tmp_path / f"{name}.jsonl").write_text(text)
+
+    shown = run(tmp_path / "a.jsonl", tmp_path / "b.jsonl").stdout
+    found = run(tmp_path / "a.jsonl", tmp_path / "b.jsonl", "--json").json
+
+    classes, both = ("cat", "none"), (truth, answers["b"])
+    marks = [[[name in one for name in classes] for one in sets] for sets in both]
+    expected = sk.f1_score(*marks, average="macro")
+    assert found["measures"]["macro_f1"]["b"] == pytest.approx(expected, rel=1e-12)
+    changed = [(one["a"]["label"], one["b"]["label"]) for one in found["changed"]]
+    assert changed == [("none", "")] * 5
+    assert ["1.png", "none", "none", "(none)", "A"] in [row.split() for row in shown.splitlines()]
+
+
 @pytest.mark.parametrize(
     ("name", "exit_code", "message"),
     [

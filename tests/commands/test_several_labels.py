@@ -316,9 +316,9 @@ def test_none_is_said_in_lines_for_a_person(cvt, model: Path, table: Path) -> No
     each = cvt("predict", files[0], "--model", model, "--threshold", 1).stdout
     lines = cvt("predict", *files, "--model", model, "--threshold", 1).stdout
 
-    assert each.splitlines()[0].endswith(".png: none")
+    assert each.splitlines()[0].endswith(".png: (none)")
     assert lines.splitlines()[0].startswith("classes with probabilities")
-    assert all(line.startswith("none ") for line in lines.splitlines()[1:])
+    assert all(line.startswith("(none) ") for line in lines.splitlines()[1:])
 
 
 def test_transformers_opens_the_folder_with_the_same_sigmoid_scores(
