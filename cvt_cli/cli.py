@@ -59,6 +59,18 @@ def _refuse_nowhere() -> None:
         ) from None
 
 
+def _refuse_odd_timeouts() -> None:
+    """Raises CvtError for what huggingface_hub would end with a traceback when it is imported."""
+    for name in ("HF_HUB_ETAG_TIMEOUT", "HF_HUB_DOWNLOAD_TIMEOUT"):
+        value = os.environ.get(name, "")
+        if value and not value.isdecimal():
+            raise CvtError(
+                f"the environment variable {name} is `{value}`; accepted is a whole number of "
+                "seconds",
+                hint=f"set it to one, or `unset {name}`",
+            )
+
+
 class _App(help_pages.Group):
     """Turns what a user can act on into a message and an exit code; bugs keep their traceback."""
 
@@ -109,6 +121,7 @@ class _App(help_pages.Group):
 
     def invoke(self, ctx: Any) -> Any:
         _refuse_nowhere()
+        _refuse_odd_timeouts()
         try:
             with self._habits():
                 return super().invoke(ctx)

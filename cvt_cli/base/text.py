@@ -167,7 +167,7 @@ def lines_of(file: BinaryIO) -> Iterator[str]:
 
 
 def parsed_json(content: str | bytes, *, unique: bool = False) -> Any:
-    """What a JSON document holds, whoever wrote it.
+    """What a JSON document holds, whoever wrote it; a number beyond all floats is infinite.
 
     Args:
         content: of the document.
@@ -179,7 +179,7 @@ def parsed_json(content: str | bytes, *, unique: bool = False) -> Any:
     """
     text = content if isinstance(content, str) else decoded(content)
     try:
-        return _UNIQUE.decode(text) if unique else json.loads(text)
+        return (_UNIQUE if unique else _ANY).decode(text)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
 
@@ -193,7 +193,17 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-_UNIQUE = json.JSONDecoder(object_pairs_hook=_without_repeats)
+def _whole(digits: str) -> int | float:
+    """A whole number; what no float can hold is infinite, as 1e400 is. (Python would count on, and
+    fail wherever such a number meets another.)"""
+    return int(digits) if len(digits) <= _MOST_DIGITS else float(digits)
+
+
+_MOST_DIGITS = 308
+"""The largest float has a digit more."""
+
+_ANY = json.JSONDecoder(parse_int=_whole)
+_UNIQUE = json.JSONDecoder(parse_int=_whole, object_pairs_hook=_without_repeats)
 
 
 def read_json(path: Path, *, most: int = LARGEST_BYTES, unique: bool = False) -> Any:

@@ -8,7 +8,7 @@ import typer
 
 from cvt_cli.base import torchrun
 from cvt_cli.base.errors import UsageError
-from cvt_cli.base.text import counted, human_bytes, printable
+from cvt_cli.base.text import counted, human_bytes
 from cvt_cli.commands import completion, options, output
 from cvt_cli.spec import variants
 
@@ -268,14 +268,15 @@ def _print_job(found: "Measured") -> None:
     )
     if found.decode_images_per_sec is not None:
         output.emit(
-            f"decoding alone: {found.decode_images_per_sec:.1f} images/s\n"
+            f"decoding alone: {found.decode_images_per_sec:.1f} images/s",
             "of bound: share of the rate that decoding alone and the engine alone, one after the "
-            "other, would have"
+            "other, would have",
         )
     shown = ", ".join(f"{name} {version}" for name, version in found.versions.items())
     output.emit(
-        "images/s: of the whole process, from its start to its end\n"
-        f"ratio: to the first, round by round\n{shown}"
+        "images/s: of the whole process, from its start to its end",
+        "ratio: to the first, round by round",
+        shown,
     )
 
 
@@ -345,12 +346,13 @@ def _print(found: "Benchmark", against: str | None) -> None:
     shown = ", ".join(f"{name} {version}" for name, version in found.versions.items())
     if any(row.ratios for row in found.rows):
         output.emit(
-            f"ratio: images/s divided by those of {printable(baseline)}, at the same batch size "
-            "and in the\nsame round; the median of the rounds, or the range where they do not agree"
+            f"ratio: images/s divided by those of {baseline}, at the same batch size and in the",
+            "same round; the median of the rounds, or the range where they do not agree",
         )
     if found.energy:
         output.emit(f"energy: of one image; {found.energy['method']}")
     output.emit(
-        "of peak: share of the rate of a plain matrix product in the same precision (torch)\n"
-        f"start: from a new process until the engine can be called\n{shown}"
+        "of peak: share of the rate of a plain matrix product in the same precision (torch)",
+        "start: from a new process until the engine can be called",
+        shown,
     )

@@ -130,7 +130,7 @@ def card(
             }
         )
     elif path is None:
-        output.emit(made.text.rstrip("\n"))
+        output.emit(*made.text.rstrip("\n").split("\n"))
     else:
         output.emit(str(path))
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cvt_cli.base.text import counted, printable
+from cvt_cli.base.text import counted
 from cvt_cli.commands import options, output
 
 if TYPE_CHECKING:
@@ -74,17 +74,15 @@ def _print(found: "Comparison", a: Path, b: Path, changed: int) -> None:
     """For people, with so many of the images whose predicted class changed."""
     from cvt_cli.prediction.answers import NONE
 
-    output.emit(_summary(found, printable(str(a)), printable(str(b))))
-    for line in _measures(found):
-        output.emit(line)
+    output.emit(*_summary(found, a, b), *_measures(found))
     if not found.changed:
-        output.emit("\nno image's predicted class changed")
+        output.emit("", "no image's predicted class changed")
         return
     shown = found.changed[:changed]
     total = len(found.changed)
     if not shown:
         images = counted(total, "image")
-        output.emit(f"\nthe predicted class of {images} changed")
+        output.emit("", f"the predicted class of {images} changed")
         return
     which = f"the first {len(shown)} of {total}" if len(shown) < total else str(total)
     output.emit("")
@@ -99,24 +97,24 @@ def _print(found: "Comparison", a: Path, b: Path, changed: int) -> None:
     )
 
 
-def _summary(found: "Comparison", a: str, b: str) -> str:
+def _summary(found: "Comparison", a: Path, b: Path) -> list[str]:
     from cvt_cli.evaluation.comparison import RESAMPLES
 
     low, high = found.interval
     p = "under 1e-300" if found.p_value < 1e-300 else f"{found.p_value:.3g}"
-    return (
+    return [
         f"A            {100 * found.correct_a / found.n:.2f} %  "
-        f"({found.correct_a} of {found.n} right; {a})\n"
+        f"({found.correct_a} of {found.n} right; {a})",
         f"B            {100 * found.correct_b / found.n:.2f} %  "
-        f"({found.correct_b} of {found.n} right; {b})\n"
+        f"({found.correct_b} of {found.n} right; {b})",
         f"B minus A    {found.difference:+.2f} points  (95 % interval {low:+.2f} to {high:+.2f}; "
-        f"paired bootstrap, {RESAMPLES:,} resamples)\n"
-        f"p-value      {p}  (McNemar's exact test, two-sided)\n"
-        f"both right   {found.both_right}\n"
-        f"only A       {found.only_a}\n"
-        f"only B       {found.only_b}\n"
-        f"both wrong   {found.both_wrong}"
-    )
+        f"paired bootstrap, {RESAMPLES:,} resamples)",
+        f"p-value      {p}  (McNemar's exact test, two-sided)",
+        f"both right   {found.both_right}",
+        f"only A       {found.only_a}",
+        f"only B       {found.only_b}",
+        f"both wrong   {found.both_wrong}",
+    ]
 
 
 _SHOWN = {

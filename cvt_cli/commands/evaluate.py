@@ -323,4 +323,4 @@ def _print(results: "list[Result]") -> None:
 
     for one in results:
         title = [one.model] if len(results) > 1 else []
-        output.emit("\n".join(title + printed_lines.lines(one)))
+        output.emit(*title, *printed_lines.lines(one))

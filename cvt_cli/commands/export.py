@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from cvt_cli.base import files, torchrun
-from cvt_cli.base.errors import CvtError, UsageError
-from cvt_cli.base.text import counted, human_bytes, printable
+from cvt_cli.base.errors import UsageError
+from cvt_cli.base.text import counted, human_bytes
 from cvt_cli.commands import completion, options, output
 from cvt_cli.spec import formats, published
 from cvt_cli.spec.config import Activation
@@ -261,9 +261,9 @@ def _convert(
         output.print_json(converted.to_json())
         return
     output.emit(
-        f"{printable(str(target))}: {converted.tensors} tensors "
+        f"{target}: {converted.tensors} tensors "
         f"({human_bytes(converted.bytes)}) under {layout}'s names, equal bit by bit to "
-        f"{printable(record.model)}'s"
+        f"{record.model}'s"
     )
 
 
@@ -294,13 +294,13 @@ def _check_options(
 
 
 def _refuse_existing(target: Path, overwrite: bool) -> None:
-    """Raises CvtError if something is there that would be replaced."""
+    """Raises CvtError if something is there that would be replaced, or nothing can be."""
     beside = [target, target.with_name(target.name + ".json")]
     if second := formats.second_file(target):
         beside.append(second)
     files.refuse_replacing(beside, overwrite)
-    if target.is_dir() and target.suffix:
-        raise CvtError(f"`{target}` is a folder, not a file")
+    if target.suffix:
+        files.refuse_unwritable(target)
 
 
 def _print(result: "Exported", model: str) -> None:
@@ -328,8 +328,7 @@ def _print(result: "Exported", model: str) -> None:
             for check in found.checks
         ],
     )
-    for line in _summary(result):
-        output.emit(line)
+    output.emit(*_summary(result))
 
 
 def _summary(result: "Exported") -> list[str]:

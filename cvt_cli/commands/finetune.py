@@ -124,10 +124,10 @@ def finetune(
         if json_output:
             output.print_json(result.to_json())
         elif isinstance(result, Result):
-            output.emit(_best(result))
+            output.emit(_best(result), str(result.best))
             output.note(f"next: {shlex.join(evaluated_by(told, ready.job, result))}")
         else:
-            output.emit(_of_folds(result))
+            output.emit(*_of_folds(result))
     _warn_of(result.n_unreadable, strict, alone)
 
 
@@ -182,17 +182,16 @@ def _best(result: "Result") -> str:
         return (
             f"best: epoch {result.best_epoch}, mAP {result.val_map or 0:.4f}, micro F1 "
             f"{result.val_micro_f1 or 0:.4f}, macro F1 {result.val_macro_f1 or 0:.4f} on "
-            f"{result.val_n} validation images, at thresholds chosen on them\n{result.best}"
+            f"{result.val_n} validation images, at thresholds chosen on them"
         )
     low, high = result.val_top1_interval
     return (
         f"best: epoch {result.best_epoch}, top-1 {result.val_top1:.4f} on "
-        f"{result.val_n} validation images (95 % interval {low:.4f} to {high:.4f})\n"
-        f"{result.best}"
+        f"{result.val_n} validation images (95 % interval {low:.4f} to {high:.4f})"
     )
 
 
-def _of_folds(result: "fold_results.Result") -> str:
+def _of_folds(result: "fold_results.Result") -> list[str]:
     """What a cross-validation found, for a person."""
     what = "exact" if result.several else "top-1"
     lines = [
@@ -210,4 +209,4 @@ def _of_folds(result: "fold_results.Result") -> str:
         f"all     {what} {result.top1:.4f}  ({result.correct} of {result.n}; 95 % interval "
         f"{low:.4f} to {high:.4f}{by})"
     )
-    return "\n".join([*lines, str(result.out_of_fold)])
+    return [*lines, str(result.out_of_fold)]

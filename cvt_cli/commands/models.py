@@ -44,9 +44,9 @@ def models(json_output: options.Json = False) -> None:
     for row in known:
         licenses.setdefault(row.checkpoint.license, []).append(row.checkpoint.name)
     output.emit(
-        "here: size on this machine; px: height and width of the input; MACs: of one image\n"
-        "paper: top-1 on ImageNet-1k in %, table 3 of arXiv 2103.15808; top-1, ReaL, V2: the same\n"
-        f"    weights measured by {published.MEASURED_BY}, {published.MEASURED_AT}, in %"
+        "here: size on this machine; px: height and width of the input; MACs: of one image",
+        "paper: top-1 on ImageNet-1k in %, table 3 of arXiv 2103.15808; top-1, ReaL, V2: the same",
+        f"    weights measured by {published.MEASURED_BY}, {published.MEASURED_AT}, in %",
     )
     for license, names in licenses.items():
         shown = names if len(names) < 3 else (names[0], "…", names[-1])

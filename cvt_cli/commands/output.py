@@ -51,13 +51,14 @@ def note_conditions(classifier: "ReadyModel", verbose: bool) -> None:
         note(classifier.describe())
 
 
-def emit(text: str) -> None:
-    """Write a line, or several, of results for a person to stdout, at once.
+def emit(*lines: str) -> None:
+    """Write lines of results for a person to stdout, at once; a line feed in one, which comes of a
+    name, is escaped.
 
     Raises:
         BrokenPipeError, CvtError: as `_write`.
     """
-    _write("\n".join(printable(line) for line in text.split("\n")))
+    _write("\n".join(map(printable, lines)))
 
 
 def _write(text: str, end: str = "\n") -> None:
@@ -150,7 +151,7 @@ def print_table(
     title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], text_columns: int = 1
 ) -> None:
     """A title and a table on stdout; the first columns hold text, the others numbers."""
-    emit(printable(title))
+    emit(title)
     plain = None
     if not sys.stdout.isatty():
         plain = _plain_table(columns, rows, text_columns)

@@ -369,7 +369,7 @@ def _print_table(answer: "Answer") -> None:
     from cvt_cli.prediction.answers import NONE
 
     if answer.several and not answer.predictions:
-        output.emit(f"{answer.path}: {NONE}\n")
+        output.emit(f"{answer.path}: {NONE}", "")
         return
     with_wnid = any(p.wnid for p in answer.predictions)
     output.print_table(

@@ -59,5 +59,5 @@ def push(
     if json_output:
         output.print_json(pushed.to_json())
         return
-    output.emit(f"{pushed.url}\ncommit {pushed.commit}")
+    output.emit(pushed.url, f"commit {pushed.commit}")
     output.note(f"next: cvt predict photo.jpg --model {repository}")

@@ -1,6 +1,6 @@
 """What was measured of a model, in lines for a person."""
 
-from cvt_cli.base.text import counted, printable
+from cvt_cli.base.text import counted
 from cvt_cli.evaluation.calibration import Calibration
 from cvt_cli.evaluation.measure_outcomes import Estimate, Measures
 from cvt_cli.evaluation.metrics import Groups, Metrics
@@ -45,7 +45,7 @@ def lines(result: Result) -> list[str]:
         lines += _groups(found.groups)
     if found.confusions:
         pairs = [f"{one.label} as {one.predicted} ({one.n})" for one in found.confusions[:3]]
-        lines.append(f"wrong   most often {printable(', '.join(pairs))}")
+        lines.append(f"wrong   most often {', '.join(pairs)}")
     if (scores := result.published) is not None:
         lines.append(
             f"paper   {100 * scores.paper_top1:.1f} %, {MEASURED_BY} {100 * scores.top1:.2f} %; "
@@ -93,7 +93,7 @@ def _of_sets(found: SetMetrics, trained: int | None) -> list[str]:
             f"recall {100 * (one.recall or 0):.2f} %)"
             for one in hardest
         ]
-        lines.append(f"hardest {printable(', '.join(told))}")
+        lines.append(f"hardest {', '.join(told)}")
     if found.groups is not None:
         lines += _groups(found.groups)
     return lines + _speed(found)
@@ -156,7 +156,7 @@ def _groups(found: Groups) -> list[str]:
     if len(shown) > MOST_GROUPS:  # of patients there may be thousands
         shown = tuple(sorted(shown, key=lambda one: one.rate.accuracy or 0)[:MOST_GROUPS])
     lines = [
-        f"group   {printable(one.group)}: {100 * (one.rate.accuracy or 0):.2f} %  "
+        f"group   {one.group}: {100 * (one.rate.accuracy or 0):.2f} %  "
         f"({one.rate.correct} of {one.rate.n}; {_range(one.rate.interval)})"
         for one in shown
     ]
@@ -168,7 +168,7 @@ def _groups(found: Groups) -> list[str]:
     return [
         *lines,
         f"gap     {100 * found.largest_gap:.2f} points{between}, from "
-        f"{printable(found.worst.group)} to {printable(found.best.group)}",
+        f"{found.worst.group} to {found.best.group}",
     ]
 
 

@@ -1,6 +1,7 @@
 """Text files are read whatever tool saved them, or refused with the reason."""
 
 import codecs
+import math
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,15 @@ def test_names_of_files_keep_bytes_that_are_no_text() -> None:
 def test_json_that_would_exhaust_the_stack_is_refused() -> None:
     with pytest.raises(ValueError, match="nested too deeply"):
         text.parsed_json(b"[" * 100_000)
+
+
+@pytest.mark.parametrize("unique", [True, False])
+def test_a_whole_number_beyond_all_floats_is_infinite_in_json(unique: bool) -> None:
+    digits = "9" * 308
+
+    found = text.parsed_json(f"[{digits}, {digits}9, -{digits}9]", unique=unique)
+
+    assert found == [int(digits), math.inf, -math.inf]
 
 
 def test_a_text_of_more_bytes_than_any_has_is_refused(tmp_path: Path) -> None:

@@ -302,6 +302,15 @@ def until_partly_fetched(machine: Machine, process: Started, least: int) -> int:
     raise AssertionError(f"ended before: {process.communicate()}")
 
 
+@pytest.mark.parametrize("name", ["HF_HUB_ETAG_TIMEOUT", "HF_HUB_DOWNLOAD_TIMEOUT"])
+@pytest.mark.parametrize("value", ["abc", "3.5", "-1"])
+def test_a_time_limit_that_is_no_number_is_named(machine: Machine, name: str, value: str) -> None:
+    said = machine.run("download", NAME, **{name: value})
+
+    assert said.exit_code == 1 and said.stdout == ""
+    assert f"{name} is `{value}`; accepted is a whole number of seconds" in said.stderr
+
+
 def test_a_killed_download_goes_on_where_it_stopped(hub: Hub, machine: Machine, checkpoint) -> None:
     size = slowed(hub, checkpoint, seconds=4)
     process = machine.start("download", NAME)

@@ -256,6 +256,7 @@ HEAD = "path,label,correct,error,label_1,wnid_1\n"
         ("a.jsonl", GOOD_JSON + "{", "a.jsonl`, line 2 is not a prediction"),
         ("a.jsonl", GOOD_JSON + "\n", "a.jsonl`, line 2 is not a prediction"),
         ("a.jsonl", "7", "line 1 is not a prediction"),
+        ("a.jsonl", GOOD_JSON.replace("}", f', "weight": {"9" * 400}}}'), "`weight` is inf, no"),
         ("a.jsonl", '{"path": "x", "predictions": []}', "line 1 is not a prediction"),
         ("a.jsonl", GOOD_JSON.replace("false", "0"), "line 1 lacks path, label or correct"),
         ("a.jsonl", GOOD_JSON.replace('"x"', "7"), "line 1: `path` is 7, not text"),

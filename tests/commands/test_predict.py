@@ -116,6 +116,7 @@ def test_a_name_that_breaks_lines_does_not_break_the_output(cvt, tmp_path: Path)
     shutil.copy(CHELSEA, path)
 
     assert "a\\nb\\tc.png" in cvt("predict", path).stdout
+    assert cvt("predict", *[path] * 5).stdout.count("\n") == 6  # of more than a few, a line each
     assert cvt("predict", path, "--jsonl").json_lines[0]["path"] == str(path)
 
 

@@ -240,19 +240,23 @@ WRITING = [
 ]  # fmt: skip
 
 
+LINES: dict[str, tuple[object, ...]] = {
+    "predict": ("predict", CHELSEA, *NANO),
+    "evaluate": ("evaluate", "DATA", *NANO),
+    "explain": ("explain", CHELSEA, *NANO),
+    "export": ("export", NANO[1]),
+    "benchmark": tuple("benchmark nano --engine torch --batch-size 1 --rounds 1".split()),
+    "compare": ("compare", "x.jsonl", "x.jsonl"),
+}
+
+
 @pytest.mark.parametrize(("command", "words"), WRITING, ids=lambda words: words)
 def test_a_file_that_exists_is_replaced_with_overwrite_alone(
     cvt, data: Path, command: str, words: str
 ) -> None:
     lines = '{"path": "a/b.png", "label": "a", "correct": false, "error": "broken"}'
     Path("x.jsonl").write_text(lines)
-    line = {
-        "predict": ("predict", CHELSEA, *NANO),
-        "evaluate": ("evaluate", data, *NANO),
-        "export": ("export", NANO[1]),
-        "benchmark": (*"benchmark nano --engine torch --batch-size 1 --rounds 1".split(),),
-        "compare": ("compare", "x.jsonl", "x.jsonl"),
-    }[command]
+    line = [word if word != "DATA" else data for word in LINES[command]]
     name = words.split()[1]
     file = Path(name) / "index.html" if "--report" in words else Path(name)
     if "--format" in words:
@@ -269,6 +273,29 @@ def test_a_file_that_exists_is_replaced_with_overwrite_alone(
         replaced = cvt(*line, *words.split(), "--overwrite")
         assert replaced.exit_code == 0, replaced.stderr
         assert file.read_bytes() != b"mine"
+
+
+A_FILE = [(command, words) for command, words in WRITING if Path(words).suffix]
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [*A_FILE, ("evaluate", "--scores a.npy"), ("evaluate", "--confusion a.csv"),
+     ("export", "-o a.onnx"), ("export", "-o a.xml"), ("export", "-o a.pt2"),
+     ("explain", "--html a.html"), ("explain", "--npz a.npz"), ("explain", "-o a.png")],
+    ids=lambda words: words,
+)  # fmt: skip
+def test_a_folder_of_the_name_of_a_file_is_refused_before_the_work(
+    cvt, data: Path, command: str, words: str
+) -> None:
+    Path("x.jsonl").write_text('{"path": "a", "label": "a", "correct": false, "error": "broken"}')
+    name = words.split()[1]
+    Path(name).mkdir()
+
+    said = cvt(*(word if word != "DATA" else data for word in LINES[command]), *words.split())
+
+    assert said.exit_code in (1, 2) and "Traceback" not in said.stderr
+    assert said.stdout == "" and f"`{name}`: Is a directory" in said.stderr
 
 
 def test_an_empty_file_holds_nothing_to_be_asked_for(cvt) -> None:

@@ -30,6 +30,17 @@ def test_a_power_goes_part_of_the_way_and_keeps_the_mean() -> None:
 
 @pytest.mark.parametrize(
     ("name", "content", "said"),
+    [("w.json", f'{{"a": {"9" * 400}}}', "weight of `a` is `inf`"), ("w.csv", "a,x", "`a` is `x`")],
+)
+def test_what_is_no_weight_is_named(tmp_path: Path, name, content, said) -> None:
+    (tmp_path / name).write_text(content)
+
+    with pytest.raises(UsageError, match=said):
+        balance.parsed(str(tmp_path / name))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
     [("w.json", '{"a": 4, "a": 0.5}', "it has 'a' twice"), ("w.csv", "a,4\na,1\n", "`a` twice")],
 )
 def test_of_two_weights_of_one_class_none_is_chosen(tmp_path: Path, name, content, said) -> None:
