@@ -10,6 +10,7 @@ import numpy as np
 from cvt_cli.base import machine, text
 from cvt_cli.base.errors import CvtError, DataError
 from cvt_cli.base.progress import Say
+from cvt_cli.base.text import counted
 from cvt_cli.datasets import datacheck
 from cvt_cli.datasets.labelled import LabelledImages
 from cvt_cli.images import finding
@@ -30,6 +31,7 @@ class Origin:
     chosen_from: tuple[Path, int, str]  # root, n, fingerprint of what holds `validation`
     fold: frozenset[str] = frozenset()  # names of the images that another fold trains on
     table: Path | None = None  # that names the images
+    contents: tuple[tuple[str, str | None], ...] = ()  # of `validation`, with their names
 
     def trained_on(
         self, images: LabelledImages, opened: Callable[[], LabelledImages]
@@ -94,7 +96,23 @@ class Origin:
                 f"`{self.run}` held out are not in `{images.root}`",
                 hint=f"name the data that the run was trained on: --data {shlex.quote(self.data)}",
             )
-        return images.subset(np.array(found, np.int64))
+        chosen = images.subset(np.array(found, np.int64))
+        self._tell_changed(chosen, say)
+        return chosen
+
+    def _tell_changed(self, images: LabelledImages, say: Say) -> None:
+        """Say how many of the images that were held out have the names and not the contents."""
+        before = dict(self.contents)
+        if not before:  # of a run of an earlier version, or of more images than are read
+            return
+        found = datacheck.contents(images, machine.threads())
+        changed = [n for n, now in zip(images.names, found, strict=True) if before.get(n) != now]
+        if changed:
+            say(
+                f"{len(changed)} of the {counted(len(found), 'image')} that `{self.run}` held out "
+                f"have changed since it began, such as `{changed[0]}`: if files were renamed or "
+                "replaced, these may be images that it was trained on"
+            )
 
 
 def origin_of(model: str) -> Origin | None:
@@ -125,6 +143,9 @@ def origin_of(model: str) -> Origin | None:
                     (Path(split["root"]), n if aside else data["val_n"], prints[-1]),
                     fold,
                     Path(data["table"]) if data.get("table") else None,
+                    tuple(zip(split["validation"], split["contents"], strict=True))
+                    if "contents" in split
+                    else (),
                 )
             except (OSError, ValueError, LookupError, TypeError, AttributeError):
                 return None

@@ -1,7 +1,7 @@
 """A training run on disk, which nothing that happens to the process can spoil.
 
 RUN/plan.json      everything that the run depends on: data, model, recipe, versions, command
-RUN/split.json     names of the images that the best epoch is chosen by
+RUN/split.json     names and contents of the images that the best epoch is chosen by
 RUN/metrics.csv    a line per epoch, and of the part of one that --max-time ended early
 RUN/best/          the epoch with the best top-1 on those images, as a checkpoint folder
 RUN/last/          the last epoch done
@@ -21,9 +21,10 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from cvt_cli.base import files, locks, torchrun
+from cvt_cli.base import files, locks, machine, torchrun
 from cvt_cli.base.conditions import json_hash
 from cvt_cli.base.progress import Progress, Say, silent, unheard
+from cvt_cli.datasets import datacheck
 from cvt_cli.finetuning import plan, preparation, results, resume, run_card
 from cvt_cli.finetuning.job import Job
 from cvt_cli.finetuning.probe_run import solve
@@ -95,6 +96,8 @@ class Run:
                     "root": str(images.validation.root.resolve()),
                     "validation": list(images.validation.names),
                 }
+                if not images.unread:
+                    split["contents"] = datacheck.contents(images.validation, machine.threads())
                 if images.held_out is not None:
                     split["held_out"] = list(images.held_out.names)
                 files.write_text(folder / plan.SPLIT_FILE, json.dumps(split, indent=1) + "\n")

@@ -726,6 +726,29 @@ def test_what_was_set_aside_is_not_taken_from_other_data_without_a_word(
         assert ("of these 30 images were trained on" in whole.stdout) is ours
 
 
+def test_held_out_images_whose_files_were_renamed_or_replaced_since_are_told(
+    cvt, tmp_path: Path
+) -> None:
+    data, run = tmp_path / "data", tmp_path / "run"
+    shutil.copytree(KEPT / "images", data)
+    trained = cvt(
+        "finetune", data, "--model", KEPT / "model", "--recipe", "linear-probe", "-o", run
+    )
+    measure = ["evaluate", data, "--model", run, "--split", "val", "--engine", "torch"]
+    before = cvt(*measure)
+    held = json.loads((run / "split.json").read_text())["validation"]
+    other = next(f"{f.parent.name}/{f.name}" for f in data.glob("*/*") if f.parent.name in held[0])
+    for one, place in ((data / other, "x.png"), (data / held[0], other), (data / "x.png", held[0])):
+        one.rename(data / place)  # as where files are numbered anew
+
+    after = cvt(*measure)
+
+    assert trained.exit_code == before.exit_code == after.exit_code == 0
+    assert "have changed since" not in before.stderr
+    told = f"1 of the {len(held)} images that `{run}` held out have changed since it began, such as"
+    assert f"{told} `{held[0]}`: if files were renamed" in after.stderr
+
+
 def test_names_that_are_not_in_utf_8_are_written_or_refused_before_anything_is_trained(
     cvt, tmp_path: Path
 ) -> None:
