@@ -336,9 +336,9 @@ def _summary(result: "Exported") -> list[str]:
     what = "RMS on images" if found.precision == "int8" else "largest"
     verdict = "within" if found.passed else "beyond"
     lines = [
-        f"largest, RMS: difference of logits to torch in fp32 on the CPU; spread: standard "
-        "deviation of torch's logits\n"
-        f"the {what} difference is {verdict} the limit, {found.tolerance:g} x spread"
+        "largest, RMS: difference of logits to torch in fp32 on the CPU; spread: standard "
+        "deviation of torch's logits",
+        f"the {what} difference is {verdict} the limit, {found.tolerance:g} x spread",
     ]
     if (parity := found.parity) is not None:
         lines.append(

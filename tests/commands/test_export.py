@@ -860,7 +860,7 @@ def test_a_file_that_differs_too_much_keeps_the_name_failed(tmp_path: Path) -> N
 
     assert done.exit_code == 1, done.stderr
     assert "differ from torch's by more than the limit of `fp32`" in done.stderr
-    assert "beyond the limit, 1e-09 x spread" in done.stdout
+    assert "\nthe largest difference is beyond the limit, 1e-09 x spread\n" in done.stdout
     assert {path.name for path in tmp_path.iterdir()} == {
         "a.xml.failed", "a.bin.failed", "a.xml.failed.json"
     }  # fmt: skip
