@@ -1,11 +1,11 @@
-"""How much of the user's pictures an input has room for, from the sizes in their headers."""
+"""How much of the user's pictures an input has room for, and which are sideways, by headers."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image
 
 from cvt_cli.datasets.labelled import LabelledImages
 from cvt_cli.spec.config import Size
@@ -15,30 +15,35 @@ _LOOKED_AT = 200
 """Pictures at most, evenly spread, of which the size is read."""
 
 
-def hidden_by_crop(images: LabelledImages, preprocessing: Preprocessing) -> float | None:
-    """Mean share of a picture's area that the centre crop leaves out, whatever is set.
-
-    Returns:
-        A fraction; None where no size can be read.
-    """
+def of_plan(images: LabelledImages, preprocessing: Preprocessing) -> dict[str, Any]:
+    """What a plan has of it: the mean share of a picture's area that the centre crop leaves out,
+    whatever is set, and the share of pictures that EXIF says are to be turned, fractions; None
+    where no header can be read."""
+    seen = _looked_at(images)
     crop = replace(preprocessing, resize="crop")
-    sizes = _sizes(images)
-    kept = [crop.height * crop.width / (size[0] * size[1]) for size in map(crop.resized, *sizes)]
-    return 1 - float(np.mean(kept)) if kept else None
+    resized = [crop.resized(size.height, size.width) for size, _ in seen]
+    kept = [crop.height * crop.width / (size.height * size.width) for size in resized]
+    return {
+        "hidden_by_crop": 1 - float(np.mean(kept)) if kept else None,
+        "turned_by_exif": float(np.mean([turned for _, turned in seen])) if seen else None,
+    }
 
 
-def _sizes(images: LabelledImages) -> tuple[list[int], list[int]]:
-    """Heights and widths of some pictures, as they are stored."""
+def _looked_at(images: LabelledImages) -> list[tuple[Size, bool]]:
+    """The sizes of some pictures, as they are stored, and whether they are to be turned."""
     if images.pixels is not None:
-        return [images.pixels.shape[1]], [images.pixels.shape[2]]
-    found: list[Size] = []
+        return [(Size(*images.pixels.shape[1:3]), False)]
+    found: list[tuple[Size, bool]] = []
     for index in np.unique(np.linspace(0, len(images) - 1, _LOOKED_AT).astype(int)).tolist():
         try:
             with images.opener(index)() as file, Image.open(file) as image:
-                found.append(Size(image.height, image.width))
+                # A TIFF is turned when it is decoded; a PNG would be decoded to ask it more.
+                exif = image.getexif() if "exif" in image.info and image.format != "TIFF" else {}
+                turned = exif.get(ExifTags.Base.Orientation) in range(2, 9)
+                found.append((Size(image.height, image.width), turned))
         except Exception:  # noqa: BLE001  # of damaged files anything; they are told of elsewhere
             continue
-    return [size.height for size in found], [size.width for size in found]
+    return found
 
 
 def described(plan: Mapping[str, Any]) -> Iterator[str]:
@@ -49,6 +54,12 @@ def described(plan: Mapping[str, Any]) -> Iterator[str]:
         yield (
             f"the centre crop hides {100 * hidden:.0f} % of the area of these pictures on average; "
             "--resize squash or --resize pad shows all of them"
+        )
+    if turned := plan["data"].get("turned_by_exif"):
+        yield (
+            f"EXIF says of {max(1, round(100 * turned))} % of these pictures that they are to be "
+            "turned: they are trained on, and evaluated, as they are stored, but cvt predict turns "
+            "pictures upright without --no-exif"
         )
     if preprocessing.resize == "pad":
         yield (

@@ -121,7 +121,7 @@ def _data(job: Job, val_fraction: float) -> dict[str, Any]:
         "only_headers_read": images.only_headers,
         "unread": images.unread,
         "fingerprint": images.fingerprint,
-        "hidden_by_crop": geometry.hidden_by_crop(images.training, job.preprocessing),
+        **geometry.of_plan(images.training, job.preprocessing),
         **balance.of_plan(counts, images.validation.sizes, images.training.classes),
     }
 

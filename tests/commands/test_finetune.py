@@ -1073,6 +1073,23 @@ def test_weights_and_a_sampler_that_do_the_same_are_refused(cvt, uneven: Path) -
     assert result.exit_code == 2 and "would count rare classes twice" in result.stderr
 
 
+def test_pictures_that_predict_would_turn_and_training_does_not_are_told(
+    cvt, tmp_path: Path
+) -> None:
+    exif = Image.Exif()
+    for name, orientation in (("red", 6), ("blue", 1)):
+        (tmp_path / "phone" / name).mkdir(parents=True)
+        exif[274] = orientation
+        for number in range(6):
+            place = tmp_path / "phone" / name / f"{number}.jpg"
+            Image.new("RGB", (40, 40), (20 * number, 0, ord(name[0]))).save(place, exif=exif)
+
+    planned = cvt("finetune", tmp_path / "phone", *TINY, "--dry-run")
+
+    assert "EXIF says of 50 % of these pictures that they are to be turned" in planned.stderr
+    assert "cvt predict turns pictures upright without --no-exif" in planned.stderr
+
+
 def test_the_way_to_the_size_is_chosen_kept_and_the_crops_cost_is_said(cvt, tmp_path: Path) -> None:
     for part, count in (("train", 6), ("val", 2)):
         for name in ("red", "blue"):
