@@ -4,6 +4,7 @@ import codecs
 import io
 import json
 import re
+import unicodedata
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -35,8 +36,21 @@ def without_password(address: str) -> str:
 
 
 def plain(name: str) -> str:
-    """By which names are alike that differ in blanks and the case of letters alone."""
-    return " ".join(name.split()).casefold()
+    """By which names are alike that differ in blanks, the case of letters or the form of accents
+    alone: macOS writes é as two characters."""
+    return " ".join(unicodedata.normalize("NFC", name).split()).casefold()
+
+
+LOOKS = "blanks, the case of letters or the form of accents"
+"""What names differ in that are alike by `plain`."""
+
+
+def alike(names: Iterable[str]) -> list[list[str]]:
+    """Those names that are alike by `plain`, each list of at least two."""
+    found: dict[str, list[str]] = {}
+    for name in names:
+        found.setdefault(plain(name), []).append(name)
+    return [some for some in found.values() if len(some) > 1]
 
 
 def csv_row(values: Iterable[Any]) -> str:

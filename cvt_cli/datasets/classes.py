@@ -52,7 +52,7 @@ def match_classes(
     near = {text.plain(name): name for name in labels.names}
     alike = [(name, near[text.plain(name)]) for name in missing if text.plain(name) in near]
     told = "".join(
-        f"; `{name}` differs from the model's `{other}` only in blanks or the case of letters"
+        f"; `{name}` differs from the model's `{other}` only in {text.LOOKS}"
         for name, other in alike[:5]
     )
     raise DataError(

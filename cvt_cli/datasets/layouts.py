@@ -274,6 +274,12 @@ def class_folders(tree: Tree, split: Split, say: Say) -> LabelledImages:
         say(f"{passed}, in `{tree.root}`")
     if len(classes) == 1:
         say(f"`{tree.root}` holds only one class, `{classes[0]}`")
+    for alike in text.alike(classes):
+        named = " and ".join(f"`{name}` ({len(found[name])})" for name in alike)
+        say(
+            f"{named} in `{tree.root}` differ in {text.LOOKS} alone, and are taken as different "
+            "classes"
+        )
     names = [name for of_class in classes for name in found[of_class]]
     labels = np.repeat(range(len(classes)), [len(found[name]) for name in classes])
     return made(tree, classes, names, labels, "class folders")

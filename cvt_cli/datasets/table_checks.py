@@ -58,17 +58,10 @@ def _check_names(
                 hint="save the table as UTF-8, for example with "
                 "`iconv -f latin1 -t utf-8 TABLE > NEW`",
             )
-    near: dict[str, list[str]] = {}
-    for name in names:
-        near.setdefault(text.plain(name), []).append(name)
-    for alike in near.values():
-        if len(alike) > 1:
-            sizes = [int(having(name).sum()) for name in alike]
-            named = " and ".join(f"`{n}` ({m})" for n, m in zip(alike, sizes, strict=True))
-            say(
-                f"{named} in {where} differ in blanks or the case of letters alone, and are taken "
-                "as different classes"
-            )
+    for alike in text.alike(names):
+        sizes = [int(having(name).sum()) for name in alike]
+        named = " and ".join(f"`{n}` ({m})" for n, m in zip(alike, sizes, strict=True))
+        say(f"{named} in {where} differ in {text.LOOKS} alone, and are taken as different classes")
 
 
 def known_parts(rows: Rows, say: Say) -> NDArray[np.int32] | None:

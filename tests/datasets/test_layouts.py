@@ -3,6 +3,7 @@
 import io
 import pickle
 import tarfile
+import unicodedata
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -13,9 +14,11 @@ from cvt_cli.base import limits
 from cvt_cli.base.errors import DataError, ImageError
 from cvt_cli.base.progress import Say
 from cvt_cli.datasets import layouts
+from cvt_cli.datasets.classes import match_classes
 from cvt_cli.datasets.labelled import LabelledImages, Split, made
 from cvt_cli.datasets.layouts import open_dataset
 from cvt_cli.images.trees import Tree
+from cvt_cli.spec.labels import Labels
 from small_sets import (
     eleven_classes,
     flat_validation,
@@ -180,6 +183,23 @@ def test_a_link_to_a_folder_that_is_not_followed_is_said(cvt, cats: Path) -> Non
 
     assert said in cvt("evaluate", "--data", cats, *MODEL).stderr
     assert said in cvt("predict", cats, *MODEL).stderr
+
+
+def test_class_folders_that_look_alike_are_named(tmp_path: Path) -> None:
+    accents = [unicodedata.normalize(form, "caf\u00e9") for form in ("NFC", "NFD")]
+    for name in ("dog", "Dog", *accents):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "1.png").write_bytes(picture(1))
+    said: list[str] = []
+
+    images = open_dataset(str(tmp_path), "train", tmp_path, say=said.append)
+
+    told = "differ in blanks, the case of letters or the form of accents alone"
+    assert len(images.classes) == 4
+    assert sum(f"`Dog` (1) and `dog` (1) in `{tmp_path}` {told}" in one for one in said) == 1
+    assert sum(f"(1) and `{accents[0]}` (1) in `{tmp_path}` {told}" in one for one in said) == 1
+    with pytest.raises(DataError, match=f"differs from the model's `{accents[0]}` only in"):
+        match_classes((accents[1],), Labels((accents[0],)))
 
 
 def test_what_a_table_says_twice_and_differently_is_refused(cvt, cats: Path) -> None:
