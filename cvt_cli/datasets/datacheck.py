@@ -29,8 +29,9 @@ READ_UP_TO = 2_000_000
 class Seen(NamedTuple):
     """What tells a picture from others."""
 
-    key: bytes
-    reduced: bool  # it is of a JPEG's pixels at an eighth of its size
+    content: bytes  # of its file
+    pixels: bytes | None  # None where the header alone was decoded
+    reduced: bool  # they are a JPEG's at an eighth of its size
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ def check(
         data: at least one class.
         workers: threads that read; they do not change the result.
         progress: told of every image.
-        seen: find what tells each picture: its pixels where it is decoded, else its file's content.
+        seen: find what tells each picture: its file's content, and its pixels where it is decoded.
     """
     digest = hashlib.sha256(json.dumps(data.classes).encode())
     by_size = digest.copy()
@@ -84,21 +85,22 @@ def check(
     def look(index: int) -> tuple[str | None, int | None, str | None, Seen | None]:
         if data.pixels is not None:
             key = hashlib.sha256(data.pixels[index].tobytes()).digest()[:16] if seen else b""
-            return None, None, None, Seen(key, False)
+            return None, None, None, Seen(key, key, False)
         size = data.size(index)
         content = _content_hash(data, index)
-        found = None
+        pixels, reduced = None, False
         try:
             if only_headers:
                 decode.size(data.opener(index))
-                found = content and Seen(bytes.fromhex(content)[:16], False)
             else:
                 # A JPEG at 1/8 of its size: all of the file is read all the same, much faster.
                 picture = data.load(index, exif=False, at_least=Size(1, 1))
-                found = Seen(pixels_key(picture), _is_jpeg(data, index)) if seen else None
+                if seen:
+                    pixels, reduced = pixels_key(picture), _is_jpeg(data, index)
         except ImageError as error:
             return str(error), size, content, None
-        return None, size, content, found or None
+        found = Seen(bytes.fromhex(content)[:16], pixels, reduced) if seen and content else None
+        return None, size, content, found
 
     keys: list[Seen | None] = []
     looked_at = range(0 if unread else len(data))

@@ -58,7 +58,8 @@ def _groups(one: Part, other: Part) -> str:
 
 
 class _Pictures:
-    """Finds the same picture in two parts, by its pixels where they were decoded.
+    """Finds the same picture in two parts: by pixels where those of both were decoded, else by the
+    files' contents.
 
     A JPEG was decoded at an eighth of its size, which differs from the whole of the same picture in
     another format: where there are others, the JPEGs are decoded again.
@@ -66,42 +67,70 @@ class _Pictures:
 
     def __init__(self, parts: Sequence[Part], workers: int) -> None:
         self._workers = workers
-        every = [seen for part in parts for seen in part.seen if seen is not None]
-        self._mixed = len({seen.reduced for seen in every}) > 1
+        decoded = [s for part in parts for s in part.seen if s is not None and s.pixels is not None]
+        self._reduced = {seen.reduced for seen in decoded} == {True}  # so is every picture
         self._keys = {part.name: self._all_of(part) for part in parts}
 
-    def _all_of(self, part: Part) -> dict[bytes, int]:
-        """The first image with each key."""
-        found: dict[bytes, int] = {}
+    def _all_of(self, part: Part) -> dict[bytes, list[int]]:
+        """The images with each key, of their pixels."""
+        found: dict[bytes, list[int]] = {}
         again = []
         for index, seen in enumerate(part.seen):
-            if seen is not None and seen.reduced and self._mixed:
+            if seen is None or seen.pixels is None:
+                continue
+            if seen.reduced and not self._reduced:
                 again.append(index)
-            elif seen is not None:
-                found.setdefault(seen.key, index)
-        for index, key in ahead(lambda i: _whole(part.images, i), again, self._workers, 64):
+            else:
+                found.setdefault(seen.pixels, []).append(index)
+        for key, index in self._whole(part, again).items():
+            found.setdefault(key, []).append(index)
+        return found
+
+    def _whole(self, part: Part, indices: Sequence[int]) -> dict[bytes, int]:
+        """The first of some images with each key of all its pixels, of those that can be read."""
+        found: dict[bytes, int] = {}
+        for index, key in ahead(lambda i: _whole(part.images, i), indices, self._workers, 64):
             if key is not None:
                 found.setdefault(key, index)
         return found
 
+    def _shared(self, one: Part, other: Part) -> list[tuple[int, int]]:
+        """An image of each for every picture that both have."""
+        seen = [s for part in (one, other) for s in part.seen if s is not None]
+        if any(s.pixels is None for s in seen):
+            return _in_both(_by_content(one), _by_content(other))
+        first, second = self._keys[one.name], self._keys[other.name]
+        if not self._reduced:
+            return [(first[key][0], second[key][0]) for key in first if key in second]
+        return [  # those that are alike at an eighth of their size
+            pair
+            for key in first
+            if key in second
+            for pair in _in_both(self._whole(one, first[key]), self._whole(other, second[key]))
+        ]
+
     def of(self, one: Part, other: Part) -> str:
         """A sentence about the pictures that two parts share; empty if they share none."""
-        first, second = self._keys[one.name], self._keys[other.name]
-        shared = [(first[key], second[key]) for key in first if key in second]
-        reduced = [seen is not None and seen.reduced for seen in one.seen]
-        if not self._mixed and any(reduced):  # alike at an eighth of their size
-            shared = [
-                (a, b)
-                for a, b in shared
-                if not reduced[a] or _whole(one.images, a) == _whole(other.images, b)
-            ]
-        if not shared:
+        if not (shared := self._shared(one, other)):
             return ""
         a, b = min(shared)
         return (
             f"`{one.name}` and `{other.name}` share {counted(len(shared), 'picture')}, such as "
             f"`{one.images.names[a]}` and `{other.images.names[b]}`"
         )
+
+
+def _by_content(part: Part) -> dict[bytes, int]:
+    """The first image of each file's content."""
+    found: dict[bytes, int] = {}
+    for index, seen in enumerate(part.seen):
+        if seen is not None:
+            found.setdefault(seen.content, index)
+    return found
+
+
+def _in_both(one: dict[bytes, int], other: dict[bytes, int]) -> list[tuple[int, int]]:
+    return [(index, other[key]) for key, index in one.items() if key in other]
 
 
 def _whole(images: LabelledImages, index: int) -> bytes | None:

@@ -209,6 +209,7 @@ def draw_curves(
     path: Path,
     name: str,
     main: tuple[str, str] = ("val_top1", "Top-1"),
+    chosen: tuple[int, str] | None = None,
 ) -> None:
     """Losses, validation top-1 and learning rate of a run by epoch, its best epoch marked.
 
@@ -218,6 +219,8 @@ def draw_curves(
         path: of the picture; its suffix says which kind.
         name: of the run.
         main: what is drawn in place of top-1, a fraction: its name in the rows, and for people.
+        chosen: the place of the best epoch among the rows, and what it was chosen by; None is the
+            first of those with the best ``main``.
 
     Raises:
         UsageError, CvtError: as `check`.
@@ -250,9 +253,10 @@ def draw_curves(
         right.plot(epochs, column("learning_rate"), color=_BLUE, **style)
         right.set_title("Learning rate")
         best_said = ""
-        if np.isfinite(top1).any():
-            best = int(np.nanargmax(top1))  # the first of equals, as the run keeps it
-            best_said = f"; best: {top1[best]:.2f} % after epoch {epochs[best]:.0f}"
+        if chosen is not None or np.isfinite(top1).any():
+            best, by = chosen or (int(np.nanargmax(top1)), "")  # the first of equals
+            value = f"{top1[best]:.2f} % " if np.isfinite(top1[best]) else ""
+            best_said = f"; best{by and f' by {by}'}: {value}after epoch {epochs[best]:.0f}"
             for panel in (left, middle, right):
                 panel.axvline(epochs[best], color=_SOFT, lw=1.1, ls="--", zorder=1.5)
             middle.plot(

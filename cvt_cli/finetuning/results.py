@@ -161,7 +161,9 @@ def finish(folder: Path, job: Job, position: Position, part: Epoch | None, say: 
         if figures.available() and len(rows) > 1:  # of one there is no curve
             curves = [asdict(row) for row in rows]
             main = ("val_map", "mAP") if job.several else ("val_top1", "Top-1")
-            figures.draw_curves(curves, folder / "curves.png", folder.resolve().name, main)
+            by = "" if settings.select in ("top1", "map") else settings.select
+            name, chosen = folder.resolve().name, (rows.index(best), by)
+            figures.draw_curves(curves, folder / "curves.png", name, main, chosen)
         files.write_text(folder / "results.json", json.dumps(result.to_json(), indent=1) + "\n")
         run_card.finish(folder, result.seconds, say)
     return result

@@ -21,6 +21,7 @@ from typer.testing import CliRunner
 
 from cvt_cli.base import machine
 from cvt_cli.cli import app
+from cvt_cli.evaluation import figures
 from cvt_cli.model import weights
 from cvt_cli.model.network import Attention
 from cvt_cli.spec.published import CHECKPOINTS
@@ -1041,9 +1042,11 @@ def test_a_plan_says_what_follows_from_rare_classes(cvt, uneven: Path) -> None:
 
 @pytest.mark.parametrize("select", ["balanced", "macro-f1", "auc", "loss"])
 def test_the_best_epoch_is_the_best_by_what_is_selected(
-    cvt, uneven: Path, tmp_path: Path, select: str
+    cvt, uneven: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, select: str
 ) -> None:
     more = ["--sampler", "balanced", "--select", select, "--epochs", 4, "-o", tmp_path / "r"]
+    titles: list[str] = []
+    monkeypatch.setattr(figures, "_headed", lambda figure, title: titles.append(title))
 
     result = cvt("finetune", uneven, *TINY, *more, "--json")
 
@@ -1058,6 +1061,8 @@ def test_the_best_epoch_is_the_best_by_what_is_selected(
     values = [(-1 if select == "loss" else 1) * float(row[column]) for row in rows]
     assert result.json["select"] == select
     assert values[result.json["best_epoch"] - 1] == max(values)
+    assert titles[0].startswith(f"r; best by {select}: ")
+    assert titles[0].endswith(f"after epoch {result.json['best_epoch']}")
     # What it is chosen by is what an evaluation of the same images says.
     said = cvt("evaluate", uneven, "--model", tmp_path / "r", "--json").json
     key = {"balanced": "balanced_accuracy", "macro-f1": "macro_f1", "auc": "roc_auc"}.get(select)

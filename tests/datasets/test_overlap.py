@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from cvt_cli.datasets import datacheck
+
 CLASSES = ("cat", "dog")
 PARTS = ("train", "val", "test")
 DRY = ["--variant", "nano", "--dry-run"]
@@ -97,6 +99,43 @@ def test_jpegs_that_are_alike_at_an_eighth_of_their_size_are_not_the_same(
     assert "`train` and `val` share 1 picture, such as `cat/train0.jpg` and `cat/same.jpg`" in (
         same.stderr
     )
+
+
+def test_a_picture_is_found_though_another_of_its_part_is_alike_at_an_eighth_of_its_size(
+    cvt, tmp_path: Path
+) -> None:
+    greys = {"train": {"cat": 100, "dog": 200}, "val": {"cat": 20, "dog": 60}}
+    for part, of_classes in greys.items():
+        for name, grey in of_classes.items():
+            (tmp_path / part / name).mkdir(parents=True)
+            pixels = np.full((32, 32, 3), grey, np.uint8)
+            Image.fromarray(pixels).save(tmp_path / part / name / "a.jpg", quality=95)
+            pixels[0, 0] += 20  # which its mean over 8 x 8 pixels does not show
+            Image.fromarray(pixels).save(tmp_path / part / name / "b.jpg", quality=95)
+    (tmp_path / "val/dog/copy.jpg").write_bytes((tmp_path / "train/cat/b.jpg").read_bytes())
+
+    result = cvt("finetune", tmp_path, *DRY)
+
+    assert result.exit_code == 1
+    assert "`train` and `val` share 1 picture, such as `cat/b.jpg` and `dog/copy.jpg`" in (
+        result.stderr
+    )
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg"])
+def test_a_part_so_large_that_headers_alone_are_decoded_is_compared_by_its_files(
+    cvt, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
+) -> None:
+    root = apart(tmp_path / "set")
+    picture = root / "train" / "cat" / f"one.{suffix}"
+    Image.open(root / "train" / "cat" / "v0train_0.png").save(picture)
+    (root / "test" / "dog" / f"copy.{suffix}").write_bytes(picture.read_bytes())
+    monkeypatch.setattr(datacheck, "DECODED_UP_TO", 16)  # fewer than `train` alone has
+
+    result = cvt("finetune", root, *DRY)
+
+    assert result.exit_code == 1
+    assert f"`train` and `test` share 1 picture, such as `cat/one.{suffix}` and" in result.stderr
 
 
 def test_groups_are_set_aside_whole_so_that_none_crosses(cvt, tmp_path: Path) -> None:

@@ -67,6 +67,17 @@ def test_the_best_epoch_is_marked(tmp_path: Path, top1: list[float | None], best
         assert f"<!-- {said} -->" in drawn  # letters are outlines, with their text beside them
 
 
+def test_the_marked_epoch_is_the_one_that_the_run_chose_by_another_measure(tmp_path: Path) -> None:
+    figures.draw_curves(
+        rows([0.7, 0.6, 0.65]), tmp_path / "curves.svg", "first", chosen=(1, "loss")
+    )
+
+    assert (
+        "<!-- first; best by loss: 60.00 % after epoch 2 -->"
+        in (tmp_path / "curves.svg").read_text()
+    )
+
+
 def test_a_run_without_a_judged_epoch_has_no_best(tmp_path: Path) -> None:
     figures.draw_curves(rows([None, None]), tmp_path / "curves.svg", "first")
 
