@@ -82,6 +82,15 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
+def threshold(value: float) -> str:
+    """A probability that answers begin from: "0.987"; with as many digits as tell it from 0 and 1,
+    from which all or none would begin."""
+    digits = 3
+    while digits < 16 and 0 < value < 1 and float(f"{value:.{digits}f}") in (0, 1):
+        digits += 1
+    return f"{value:.{digits}f}"
+
+
 def human_count(value: int | None) -> str:
     """A large count with its metric prefix, "4.566 G"; empty for None."""
     if value is None:

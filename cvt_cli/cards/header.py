@@ -134,8 +134,8 @@ def _evaluated(
     document: Mapping[str, Any], facts: Mapping[str, Any] | None, named: str
 ) -> Iterator[Score]:
     part = shown_results.part_of(document, facts)
-    split = "val" if shown_results.was_chosen_by(document, facts) else "test"
-    seen = document.get("n_trained_on")
+    seen = shown_results.trained_on(document, facts)
+    split = "val" if shown_results.was_chosen_by(document, facts) else "train" if seen else "test"
     measures = document["measures"] or {}
     if shown_results.is_several(document):
         told = [("map", "mAP", measures.get("map")), ("f1", "macro F1", measures.get("macro_f1"))]

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cvt_cli.base.text import counted, human_bytes
+from cvt_cli.base.text import counted, human_bytes, threshold
 from cvt_cli.cards.markdown import Markdown, code, escaped, rows, table
 from cvt_cli.cards.record import MOST_CLASSES
 
@@ -67,12 +67,27 @@ def part_of(document: Document, training: Document | None) -> str:
     """Which part of the data was measured on, in words."""
     if document.get("split") == "val" or was_chosen_by(document, training):
         return "the images that the best epoch was chosen by"
-    seen = document.get("n_trained_on")
-    if seen:
+    if seen := trained_on(document, training):
         return f"images of which {seen} were trained on"
     if seen == 0:
         return "images that were not trained on"
-    return "other data than it was trained on" if training else "data of your own"
+    if training is None:
+        return "data of your own"
+    if not document.get("fingerprint"):
+        return "data of which it is not known whether it was trained on them"
+    return "other data than it was trained on"
+
+
+def trained_on(document: Document, training: Document | None) -> int | None:
+    """How many of an evaluation's images were trained on; None where that is not known.
+
+    A checkpoint that lies in its run's folder no more is judged on that run's images by their
+    fingerprint alone.
+    """
+    if (seen := document.get("n_trained_on")) is not None or training is None:
+        return seen
+    mark, known = document.get("fingerprint"), training["fingerprint"].split()
+    return training["train_n"] if mark and known and mark == known[0] else None
 
 
 def was_chosen_by(document: Document, training: Document | None) -> bool:
@@ -131,7 +146,7 @@ def evaluation(document: Document, training: Document | None) -> Markdown:
     if document["n_failed"]:
         how = "left out" if document.get("n_skipped") else "counted as wrong"
         notes.append(f"{counted(document['n_failed'], 'image')} could not be read, and {how}.")
-    if seen := document.get("n_trained_on"):
+    if seen := trained_on(document, training):
         notes.append(
             f"**{seen} of the {document['n']} images were trained on, so these figures are too "
             "high.**"
@@ -179,7 +194,7 @@ def classes(document: Document) -> Markdown:
     if several:
         head = ["class", "images", "threshold", "precision", "recall", "average precision"]
         body = [
-            [one["label"], str(one["n"]), f"{one['threshold']:.3f}", percent(one["precision"]),
+            [one["label"], str(one["n"]), threshold(one["threshold"]), percent(one["precision"]),
              percent(one["recall"]), percent(one["average_precision"])]
             for one in shown
         ]  # fmt: skip
@@ -195,11 +210,11 @@ def classes(document: Document) -> Markdown:
 
 def worst_class(document: Document) -> str:
     """The class of which the smallest share is found; empty where no class has images."""
-    rates = [(one.get("recall", one.get("accuracy")), one) for one in document["classes"]]
-    known = [(rate, one) for rate, one in rates if rate is not None]
-    if not known:
+    # By counts, as the interval: what `recall` says may be by the weights of the images.
+    rates = [(one["correct"] / one["n"], one) for one in document["classes"] if one["n"]]
+    if not rates:
         return ""
-    rate, one = min(known, key=lambda pair: pair[0])
+    rate, one = min(rates, key=lambda pair: pair[0])
     shown = with_interval(rate, one.get("interval"))
     return f"{one['label']}: {shown} of its {counted(one['n'], 'image')} are found"
 
@@ -245,7 +260,7 @@ def calibration(document: Document) -> Markdown:
             pairs.append(
                 (f"answered with at most {100 * point['at_most']:g} % wrong",
                  f"{percent(point['coverage'], 1)} of images (probability "
-                 f"{point['threshold']:.3f} or more)")
+                 f"{threshold(point['threshold'])} or more)")
             )  # fmt: skip
     return rows(pairs)
 

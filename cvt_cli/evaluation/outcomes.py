@@ -37,7 +37,7 @@ class Outcomes:
         self, images: int, classes: int, keep: bool | None = None, folder: Path | None = None
     ) -> None:
         self.answered = np.full(images, _UNSEEN, np.int32)
-        self.confidence = np.full(images, np.nan, np.float32)
+        self.confidence = np.full(images, np.nan)  # as `cvt predict` compares it with a threshold
         self.scores: NDArray[np.float32] | None = None
         fits = images * classes <= MOST_SCORES
         if keep and not fits:

@@ -1,6 +1,6 @@
 """What was measured of a model, in lines for a person."""
 
-from cvt_cli.base.text import counted
+from cvt_cli.base.text import counted, threshold
 from cvt_cli.evaluation.calibration import Calibration
 from cvt_cli.evaluation.measure_outcomes import Estimate, Measures
 from cvt_cli.evaluation.metrics import Groups, Metrics
@@ -89,7 +89,7 @@ def _of_sets(found: SetMetrics, trained: int | None) -> list[str]:
         hardest = sorted(known, key=lambda one: one.average_precision or 0.0)[:3]
         told = [
             f"{one.label} (AP {100 * (one.average_precision or 0):.2f} %; from "
-            f"{one.threshold:.3f} precision {100 * (one.precision or 0):.2f} %, "
+            f"{threshold(one.threshold)} precision {100 * (one.precision or 0):.2f} %, "
             f"recall {100 * (one.recall or 0):.2f} %)"
             for one in hardest
         ]
@@ -125,7 +125,7 @@ def _measures(found: Measures) -> list[str]:
     ]
     if found.curve is not None:
         told = [
-            f"{point.threshold:.3f} or more: {100 * point.coverage:.1f} % of images, "
+            f"{threshold(point.threshold)} or more: {100 * point.coverage:.1f} % of images, "
             f"at most {100 * most:g} % wrong"
             for most, point in found.curve.at_risk
             if point is not None and most in (0.01, 0.05)

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from cvt_cli.base.text import as_utf8
+from cvt_cli.base.text import as_utf8, threshold
 from cvt_cli.evaluation.metrics import wilson
 
 Theme = Literal["light", "dark"]
@@ -204,7 +204,8 @@ def alone(found: Mapping[str, Any] | None) -> dict[str, Any] | None:
     if told:
         row = told[-1]
         sentence += (
-            f" {100 * row['coverage']:.1f} % of them have a probability of {row['threshold']:.3f} "
+            f" {100 * row['coverage']:.1f} % of them have a probability of "
+            f"{threshold(row['threshold'])} "
             f"or more; of these, {100 * row['risk']:.1f} % are wrong. A person would check the "
             f"other {100 * (1 - row['coverage']):.1f} %."
         )

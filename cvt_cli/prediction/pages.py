@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from cvt_cli.base.package import DATA
-from cvt_cli.base.text import as_utf8, counted
+from cvt_cli.base.text import as_utf8, counted, threshold
 from cvt_cli.prediction import shareable
 from cvt_cli.spec.preprocessing import Preprocessing
 
@@ -45,6 +45,7 @@ def _environment() -> "Environment":
     environment.filters["breakable"] = _breakable
     environment.filters["percent"] = percent
     environment.filters["count"] = "{:,}".format
+    environment.filters["threshold"] = threshold
     environment.filters["images"] = functools.partial(counted, noun="image")
     environment.filters["short_count"] = short_count
     return environment

@@ -35,6 +35,12 @@ def test_names_of_files_keep_bytes_that_are_no_text() -> None:
     assert text.decoded(b"caf\xe9.jpg", names=True) == "caf\udce9.jpg"
 
 
+def test_a_threshold_never_reads_as_one_that_all_or_none_reach() -> None:
+    written = [text.threshold(value) for value in (0.98765, 0.9996, 0.99999998, 1.0, 0.00002, 0.0)]
+
+    assert written == ["0.988", "0.9996", "0.99999998", "1.000", "0.00002", "0.000"]
+
+
 def test_json_that_would_exhaust_the_stack_is_refused() -> None:
     with pytest.raises(ValueError, match="nested too deeply"):
         text.parsed_json(b"[" * 100_000)

@@ -15,7 +15,7 @@ from huggingface_hub import ModelCard
 from huggingface_hub.constants import REPOCARD_NAME
 from huggingface_hub.repocard_data import model_index_to_eval_results
 
-from cvt_cli.cards import markdown, parts
+from cvt_cli.cards import markdown, parts, shown_results
 from cvt_cli.model import weights
 from tests_shared import TESTS
 
@@ -367,6 +367,33 @@ def test_results_of_the_same_data_in_another_precision_are_told_apart(
     assert len(set(tasks)) == len(tasks) and "top-1, images (torch, bf16), val" in tasks
     for precision in ("fp32", "bf16"):
         assert result.json["card"].count(f"| top-1, images (torch, {precision}) |") == 1
+
+
+def test_images_that_were_trained_on_are_known_though_the_checkpoint_has_left_its_run(
+    cvt, measured: Path, run: Path, tmp_path: Path
+) -> None:
+    alone = shutil.copytree(run / "best", tmp_path / "alone")
+
+    result = cvt("evaluate", measured / "images", "--model", alone, "--card", alone, "--json")
+
+    assert result.exit_code == 0, result.stderr
+    assert (result.json["n"], result.json["n_trained_on"]) == (30, None)
+    card = (alone / REPOCARD_NAME).read_text()
+    assert "on images of which 21 were trained on" in card
+    assert "**21 of the 30 images were trained on, so these figures are too high.**" in card
+    assert "other data than it was trained on" not in card
+
+
+def test_the_worst_class_is_told_by_counts_as_its_interval_is() -> None:
+    # By weights `a` is found more often, and so is not what its interval is of.
+    found = [
+        {"label": "a", "n": 4, "correct": 1, "interval": [0.05, 0.7], "recall": 0.99},
+        {"label": "b", "n": 4, "correct": 2, "interval": [0.15, 0.85], "recall": 0.5},
+    ]
+
+    assert shown_results.worst_class({"classes": found}) == (
+        "a: 25.00 % (5.00 to 70.00) of its 4 images are found"
+    )
 
 
 def test_results_of_weights_that_are_there_no_more_leave_the_card(cvt, run: Path) -> None:

@@ -302,6 +302,19 @@ def test_lines_and_report_say_how_classes_fare_and_what_can_be_answered_alone(
     assert "<polyline" in page and "How many answers need no check?" in page
 
 
+def test_from_a_threshold_on_as_many_are_answered_as_is_said(
+    cvt, few: Path, tmp_path: Path
+) -> None:
+    found = cvt("evaluate", few, *NANO, "--predictions", tmp_path / "p.jsonl", "--json").json
+
+    lines = map(json.loads, (tmp_path / "p.jsonl").read_text().splitlines())
+    scores = [line["predictions"][0]["score"] for line in lines if "error" not in line]
+    points = found["risk_coverage"]["points"]
+    assert len(points) > 20
+    for point in points:
+        assert sum(score >= point["threshold"] for score in scores) == point["n"]
+
+
 def test_what_was_measured_is_printed_though_the_report_cannot_be_written(
     machine: Machine, few: Path, tmp_path: Path
 ) -> None:
