@@ -73,9 +73,7 @@ def part_of(document: Document, training: Document | None) -> str:
         return "images that were not trained on"
     if training is None:
         return "data of your own"
-    if not document.get("fingerprint"):
-        return "data of which it is not known whether it was trained on them"
-    return "other data than it was trained on"
+    return "data that it is not known to have been trained on"
 
 
 def trained_on(document: Document, training: Document | None) -> int | None:

@@ -34,7 +34,7 @@ class Origin:
     contents: tuple[tuple[str, str | None], ...] = ()  # of `validation`, with their names
 
     def trained_on(
-        self, images: LabelledImages, opened: Callable[[], LabelledImages]
+        self, images: LabelledImages, opened: Callable[[], LabelledImages], say: Say
     ) -> list[str] | None:
         """Names of those images that were trained on; None where they are of other data.
 
@@ -44,9 +44,15 @@ class Origin:
         Args:
             images: to be judged.
             opened: opens the training part of the same data.
+            say: told where these have more images now, of which the run does not say which.
         """
         if _same(images.root, self.root) and self._is_named(images):
             known = set(opened().names)
+            if (more := len(known) - self.n - len(self.unreadable)) > 0:
+                say(
+                    f"`{self.root}` has {counted(more, 'image')} more than when `{self.run}` "
+                    "began; they count as trained on, since the run does not say which they are"
+                )
         elif self._are(images, self.n, self.fingerprint):
             known = set(images.names)
         else:

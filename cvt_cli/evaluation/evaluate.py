@@ -12,7 +12,7 @@ import numpy as np
 from cvt_cli import loading
 from cvt_cli.base import machine, places, streams, torchrun
 from cvt_cli.base.errors import DataError, UsageError, refuse_other_kinds
-from cvt_cli.base.progress import silent, unheard
+from cvt_cli.base.progress import Say, silent, unheard
 from cvt_cli.base.text import counted
 from cvt_cli.cards import gather
 from cvt_cli.checkpoints.locate import Access
@@ -242,7 +242,8 @@ def _evaluate(names: list[str], settings: Asked, access: Access) -> list[Result]
         )
     results = []
     for ready, one, origin in zip(models, subjects, origins, strict=True):
-        found = _result(ready, one, origin, images, settings, access.offline)
+        say = access.say if rank == 0 else unheard
+        found = _result(ready, one, origin, images, settings, access.offline, say)
         results.append(found if energy is None else replace(found, energy=energy.to_json()))
     if rank == 0:
         written_files.write(models, subjects, images, results, settings, access)
@@ -374,12 +375,13 @@ def _result(
     images: LabelledImages,
     settings: Asked,
     offline: bool,
+    say: Say,
 ) -> Result:
     metrics = _metrics(one, images, settings)
     seen = None
     if origin is not None:
         training: Callable[[], LabelledImages] = partial(settings.opened, "train", offline, unheard)
-        seen = origin.trained_on(images, training)
+        seen = origin.trained_on(images, training, say)
     return Result(
         data=settings.data,
         root=images.root,

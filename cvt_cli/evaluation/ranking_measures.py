@@ -58,6 +58,12 @@ def ranked(
         sums = np.append(np.zeros(1, of.dtype), np.cumsum(of))[np.append(0, ends)]
         return sums[step], sums[step + 1]
 
+    def from_(of: NDArray[Any]) -> NDArray[Any]:
+        """The sum from each image's score upward; added up from there, so that light images above
+        heavy ones are not lost."""
+        sums = np.cumsum(of[::-1])[::-1]
+        return np.asarray(sums[np.append(0, ends[:-1])][step])
+
     ours = np.where(of_class, weight, 0)
     ours_below, ours_upto = upto(ours)
     all_below, all_upto = upto(weight)
@@ -68,14 +74,15 @@ def ranked(
     worse = (total - ours_below) + (total - ours_upto)
     pairs = (ours * better).sum()  # Twice those that are in order: integers, so exact.
     auc = float(pairs / (2 * total * rest))
-    precision = (total - ours_below) / (weight.sum() - all_below)  # from each score upward
+    answered = from_(weight)
+    precision = from_(ours) / answered
     mean = float((ours * precision).sum() / total)
 
     by_auc, by_mean = np.empty(len(order)), np.empty(len(order))
     by_auc[order] = weight * np.where(
         of_class, (better / (2 * rest) - auc) / total, (worse / (2 * total) - auc) / rest
     )
-    each = ours / (weight.sum() - all_below)
+    each = ours / answered
     gained, lost = upto(each)[1], upto(each * precision)[1]
     own = np.where(of_class, precision - mean + gained, 0.0)
     by_mean[order] = weight * (own - lost) / total

@@ -131,6 +131,12 @@ def check(names: list[str], asked: Asked) -> None:
         mistakes.check(names, asked.report)
     if asked.country is not None and not asked.energy:
         raise UsageError("--country: it needs --energy")
+    if asked.energy and asked.resume:
+        raise UsageError(
+            "--energy: with --resume it would be of the images that are left, and the result is of "
+            "all",
+            hint="leave out one of the two",
+        )
     if asked.energy:
         energy.check(asked.country)
     if asked.groups is not None and asked.told.group_by is not None:

@@ -15,6 +15,7 @@ from cvt_cli.datasets.labelled import LabelledImages
 from cvt_cli.evaluation.measure_outcomes import Measures
 from cvt_cli.evaluation.run_models import Subject
 from cvt_cli.prediction.answer_tables import require_parquet
+from cvt_cli.prediction.answers import apart
 from cvt_cli.spec.labels import Labels
 
 _ROWS_AT_ONCE = 4096
@@ -141,7 +142,8 @@ def write_confusion(path: Path, found: Measures | None, labels: Labels) -> None:
     for cell in cells:
         row = rows.setdefault(cell.label, [0] * len(columns))
         row[place[cell.answered]] = cell.n
-    heads = ["unreadable" if label is None else labels.names[label] for label in columns]
+    unreadable = apart("unreadable", labels.names)
+    heads = [unreadable if label is None else labels.names[label] for label in columns]
     lines = [text.csv_row(["labelled \\ predicted", *heads])]
     lines += [text.csv_row([labels.names[label], *row]) for label, row in sorted(rows.items())]
     files.write_text(path, "\n".join(lines) + "\n")

@@ -162,6 +162,8 @@ def saco(answer: Answer, picture: Tensor, values: Tensor, order: Tensor) -> floa
     told = _answers(answer, torch.cat((picture[None], without)))
     drops = told[0] - told[1:]
     flat = values.flatten().double()
+    if flat.min() == flat.max():  # of which a group with a pixel more than another would seem so
+        return 0.0
     strengths = torch.stack([flat[group].sum() for group in groups]).cpu()
     first, second = torch.triu_indices(GROUPS, GROUPS, 1)
     weights = strengths[first] - strengths[second]  # none below 0: the groups are in order

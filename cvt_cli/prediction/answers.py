@@ -1,6 +1,6 @@
 """What a model says of an image: as values, as JSON, and as a row of a table."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,14 @@ BETWEEN = "|"
 """Between the classes of an image that may have several, in one text."""
 
 UNKNOWN = "unknown"
-"""The answer where no class is as likely as the threshold asks."""
+"""The answer where no class is as likely as the threshold asks; see `apart`."""
+
+
+def apart(word: str, names: Collection[str]) -> str:
+    """A word that stands in place of a class, in parentheses where a class is called so."""
+    while word in names:
+        word = f"({word})"
+    return word
 
 
 @dataclass(frozen=True)
@@ -46,7 +53,7 @@ class Answer:
     path: str
     predictions: tuple[Prediction, ...] = ()  # the likeliest first
     error: str | None = None
-    answer: str | None = None  # with a threshold: the likeliest class, or UNKNOWN
+    answer: str | None = None  # with a threshold: the likeliest class, or UNKNOWN, `apart` from all
     several: bool = False  # it may have any number of classes, and all of them are there
     features: NDArray[np.float32] | None = None  # (C,), where they were asked for
     thumbnail: bytes | None = None  # a small JPEG, where it was asked for

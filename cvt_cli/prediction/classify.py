@@ -14,7 +14,7 @@ from cvt_cli.base.errors import ImageError
 from cvt_cli.base.machine import threads
 from cvt_cli.engines.protocol import Apart, Engine, begun, prepared, with_begun
 from cvt_cli.images.decode import Colour
-from cvt_cli.prediction.answers import UNKNOWN, Answer, Prediction
+from cvt_cli.prediction.answers import UNKNOWN, Answer, Prediction, apart
 from cvt_cli.spec.config import Size
 from cvt_cli.spec.labels import Labels
 from cvt_cli.spec.preprocessing import Preprocessing
@@ -96,6 +96,7 @@ def classify(
         arrays = [ready[0] for _, ready in chunk if not isinstance(ready, str)]
         return begun(engine, arrays, wishes.features) if arrays else tuple
 
+    unknown = apart(UNKNOWN, labels.names)
     ready_images = ahead(prepare, sources, workers or threads(), 2 * batch_size, size)
     chunks = batches(ready_images, batch_size, size)
     for chunk, finish in with_begun(chunks, begin, isinstance(engine, Apart)):
@@ -112,7 +113,7 @@ def classify(
                 found = top_predictions(next(results), labels, wishes.top_k or len(labels))
                 given = None
                 if wishes.threshold is not None:
-                    given = found[0].label if found[0].score >= wishes.threshold else UNKNOWN
+                    given = found[0].label if found[0].score >= wishes.threshold else unknown
                 yield Answer(source.name, found, answer=given, thumbnail=ready[1])
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from cvt_cli.base.text import as_utf8
 from cvt_cli.prediction import pages, shareable
-from cvt_cli.prediction.answers import BETWEEN, NONE, UNKNOWN, Answer
+from cvt_cli.prediction.answers import BETWEEN, NONE, Answer
 from cvt_cli.prediction.whole_files import CardsPage
 
 UNSURE = 0.5
@@ -86,7 +86,7 @@ class Page(CardsPage):
         unsure = answer.answer is None and first.score < UNSURE
         self._classes[named] += 1
         self._unsure += unsure
-        unknown = named == UNKNOWN and answer.answer is not None
+        unknown = answer.answer is not None and answer.answer != first.label
         return self._rendered(answer, values, named, unknown, unsure)
 
     def _card_of_several(self, answer: Answer, values: dict[str, Any]) -> str:

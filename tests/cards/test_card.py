@@ -381,7 +381,14 @@ def test_images_that_were_trained_on_are_known_though_the_checkpoint_has_left_it
     card = (alone / REPOCARD_NAME).read_text()
     assert "on images of which 21 were trained on" in card
     assert "**21 of the 30 images were trained on, so these figures are too high.**" in card
-    assert "other data than it was trained on" not in card
+    one = next((measured / "images").glob("*/*.png"))
+    changed = shutil.copytree(measured / "images", tmp_path / "changed")
+    (changed / one.relative_to(measured / "images")).unlink()
+    cvt("evaluate", changed, "--model", alone, "--card", alone)
+    assert (
+        "on data that it is not known to have been trained on"
+        in (alone / REPOCARD_NAME).read_text()
+    )
 
 
 def test_the_worst_class_is_told_by_counts_as_its_interval_is() -> None:

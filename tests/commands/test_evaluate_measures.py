@@ -4,6 +4,7 @@ import csv
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,9 @@ import pytest
 from pyarrow import parquet
 from sklearn import metrics as sk
 
-from cvt_cli.evaluation import outcomes
+from cvt_cli.evaluation import outcomes, score_files
+from cvt_cli.evaluation.measure_outcomes import Cell
+from cvt_cli.spec.labels import Labels
 from tests_shared import Machine
 
 NANO = ["--model", "cvt-nano-cifar10"]
@@ -249,6 +252,24 @@ def test_what_a_resumed_file_has_is_measured_but_for_the_ranks(
         assert again["measures"][name] == whole["measures"][name]
     assert again["risk_coverage"] == whole["risk_coverage"]
     assert again["confusion_matrix"] == whole["confusion_matrix"]
+
+
+def test_a_class_called_unreadable_is_told_from_what_could_not_be_read(tmp_path: Path) -> None:
+    cells = (Cell(0, 1, 2), Cell(0, None, 1), Cell(1, 1, 3))
+    found = SimpleNamespace(cells=cells)
+
+    score_files.write_confusion(tmp_path / "m.csv", found, Labels(("sound", "unreadable")))
+
+    with (tmp_path / "m.csv").open(newline="") as file:
+        head, sound, _ = csv.reader(file)
+    assert head[1:] == ["sound", "unreadable", "(unreadable)"] and sound[1:] == ["0", "2", "1"]
+
+
+def test_energy_of_what_is_left_is_not_taken_for_that_of_all(cvt, few: Path) -> None:
+    result = cvt("evaluate", few, *NANO, "--resume", "p.jsonl", "--energy")
+
+    assert result.exit_code == 2
+    assert "--energy: with --resume it would be of the images that are left" in result.stderr
 
 
 def test_more_probabilities_than_fit_are_kept_where_they_are_asked_for(

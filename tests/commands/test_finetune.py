@@ -413,6 +413,7 @@ def test_without_val_a_part_of_every_class_is_set_aside(cvt, digits: Path, tmp_p
     assert held.json["top5"] == result.json["val_top5"]
     other = cvt("evaluate", "--data", digits / "val", "--model", best, "--json")
     assert other.json["n_trained_on"] is None
+    assert "more than when" not in whole.stderr + other.stderr
     shutil.copytree(digits / "train", tmp_path / "moved")
     with tarfile.open(tmp_path / "packed.tar", "w") as archive:
         archive.add(digits / "train", "packed")
@@ -423,6 +424,22 @@ def test_without_val_a_part_of_every_class_is_set_aside(cvt, digits: Path, tmp_p
     one.write_bytes(one.read_bytes() + b"-")  # other data, with the same names
     changed = cvt("evaluate", "--data", tmp_path / "moved", "--model", best, "--json")
     assert changed.json["n_trained_on"] is None
+
+
+def test_images_that_came_after_a_run_began_are_said_to_be_counted_as_trained_on(
+    cvt, digits: Path, tmp_path: Path
+) -> None:
+    data = shutil.copytree(digits / "train", tmp_path / "data")
+    begun = cvt("finetune", data, *TINY, "--epochs", 1, "-o", tmp_path / "r")
+    assert begun.exit_code == 0, begun.stderr
+    for number, image in enumerate(sorted((digits / "val").glob("0/*"))[:2]):
+        shutil.copy(image, data / "0" / f"later{number}.png")
+
+    result = cvt("evaluate", data, "--model", tmp_path / "r", "--json")
+
+    said = f"`{data}` has 2 images more than when `{tmp_path / 'r'}` began; they count as trained"
+    assert said in result.stderr
+    assert result.json["n_trained_on"] == 54 + 2
 
 
 def test_another_table_in_the_same_folder_is_not_what_was_trained_on(

@@ -27,6 +27,7 @@ from cvt_cli.base.package import DATA
 from cvt_cli.images import decode, transform
 from cvt_cli.model import weights
 from cvt_cli.model.inference import inference_form
+from cvt_cli.spec.published import CHECKPOINTS
 from tests_shared import CHELSEA, TESTS, Machine, python, torchrun_environment
 
 BOATS = TESTS / "photos" / "nagasaki-boats.jpg"
@@ -65,6 +66,22 @@ def test_below_the_threshold_the_answer_is_unknown(cvt) -> None:
     assert chelsea["predictions"][0]["label"] == "cat"  # what it would have been
     assert [row["answer"] for row in rows] == ["ship", "unknown"]
     assert f"{CHELSEA}: unknown" in table
+
+
+def test_a_class_called_unknown_is_told_from_no_answer(cvt, tmp_path: Path) -> None:
+    model = shutil.copytree(CHECKPOINTS["cvt-nano-cifar10"].embedded, tmp_path / "m")
+    config = (model / "config.json").read_text()
+    (model / "config.json").write_text(config.replace('"ship"', '"unknown"'))
+    arguments = ["predict", BOATS, CHELSEA, "--model", tmp_path / "m", "--threshold", 0.8]
+
+    boats, chelsea = cvt(*arguments, "--jsonl").json_lines
+    cvt(*arguments, "--html", tmp_path / "p.html")
+
+    assert boats["predictions"][0]["label"] == boats["answer"] == "unknown"  # a ship by its picture
+    assert chelsea["answer"] == "(unknown)"
+    page = (tmp_path / "p.html").read_text()
+    assert page.count('data-class="unknown"') == page.count('data-class="(unknown)"') > 0
+    assert page.count('<div class="best">(unknown)</div>') == 1
 
 
 def test_parquet_holds_the_same_with_its_conditions(cvt, broken: Path, tmp_path: Path) -> None:

@@ -108,6 +108,19 @@ def test_area_and_average_precision_are_those_of_scikit_learn(case: Case) -> Non
         assert found.average_precision[label] == pytest.approx(mean, **EXACT)
 
 
+def test_light_images_above_heavy_ones_are_not_lost_in_the_sums() -> None:
+    generator = np.random.default_rng(3)
+    scores, positive = np.linspace(0, 1, 1000), generator.random(1000) < 0.5
+    weights = np.where(scores > 0.99, 1e-12, 1e12)
+
+    found = ranking_measures.ranked(scores, positive, weights)
+
+    assert found.average_precision == pytest.approx(
+        sk.average_precision_score(positive, scores, sample_weight=weights)
+    )
+    assert np.isfinite(found.average_precision_by).all()
+
+
 def test_several_labels_an_image_are_ranked_likewise() -> None:
     generator = np.random.default_rng(1)
     truth = (generator.random((200, 5)) < 0.3).astype(np.uint8)
