@@ -3,11 +3,12 @@
 import hashlib
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from cvt_cli.base.ahead import ahead
@@ -48,6 +49,8 @@ class DataCheck:
     fingerprint: str  # SHA-256, hexadecimal: another one means other data
     size_fingerprint: str  # one by the files' sizes alone, which earlier versions took
     seen: tuple[Seen | None, ...]  # of each image, where that was asked for and it was read
+    # (n,) of the files' hashes; None where none was read
+    contents: NDArray[np.uint64] | None = field(compare=False)
 
 
 def pixels_key(picture: Image.Image) -> bytes:
@@ -103,6 +106,7 @@ def check(
         return None, size, content, found
 
     keys: list[Seen | None] = []
+    contents = None if unread or data.pixels is not None else np.zeros(len(data), np.uint64)
     looked_at = range(0 if unread else len(data))
     with progress("checking images", len(looked_at)) as advance:
         for index, (reason, size, content, found) in ahead(look, looked_at, workers, 256):
@@ -110,6 +114,8 @@ def check(
                 unreadable.append((index, reason))
             if seen:
                 keys.append(found)
+            if contents is not None and content is not None:
+                contents[index] = int(content[:16], 16)
             digest.update(_line(data, index, content))
             by_size.update(_line(data, index, size))
             advance(1, f"{len(unreadable)} unreadable" if unreadable else "")
@@ -130,6 +136,7 @@ def check(
         fingerprint=digest.hexdigest(),
         size_fingerprint=by_size.hexdigest(),
         seen=tuple(keys),
+        contents=contents,
     )
 
 

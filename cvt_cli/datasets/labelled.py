@@ -58,6 +58,7 @@ class LabelledImages:
     groups: NDArray[np.int64] | None = None  # (n,) index into `group_names`: patient, video, …
     group_names: tuple[str, ...] = ()
     weights: NDArray[np.float64] | None = None  # (n,) how much each counts, above 0
+    contents: NDArray[np.uint64] | None = None  # (n,) of the files' hashes, where they were read
 
     def __len__(self) -> int:
         return len(self.names)
@@ -145,7 +146,7 @@ class LabelledImages:
         names = self.names
         of_each: dict[str, Any] = {
             field: None if (values := getattr(self, field)) is None else values[indices]
-            for field in ("pixels", "rows", "groups", "weights")
+            for field in ("pixels", "rows", "groups", "weights", "contents")
         }
         return replace(
             self,

@@ -3,6 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from cvt_cli.base.ahead import ahead
 from cvt_cli.base.errors import DataError, ImageError
 from cvt_cli.base.progress import Say
@@ -47,6 +50,48 @@ def refuse(parts: Sequence[Part], allowed: bool, workers: int, say: Say) -> None
         )
     for text in told:
         say(f"warning: {text} (--allow-overlap)")
+
+
+_TOO_GOOD = "what is measured on them is too good; take the copies out, or group them (--group-by)"
+
+
+def _files(images: LabelledImages) -> NDArray[np.uint64] | None:
+    """What files (n,) of one content and class share; None where they were not read."""
+    if images.contents is None or images.several:
+        return images.contents
+    return images.contents ^ (images.labels.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15))
+
+
+def tell_copies(training: LabelledImages, held_out: LabelledImages, say: Say) -> None:
+    """Say how many of the images that were set aside have the same file among those to train on."""
+    ours, theirs = _files(held_out), _files(training)
+    if ours is None or theirs is None:
+        return
+    copies = np.flatnonzero(np.isin(ours, theirs))
+    if not len(copies):
+        return
+    first = int(copies[0])
+    other = int(np.flatnonzero(theirs == ours[first])[0])
+    say(
+        f"warning: {len(copies)} of the {counted(len(held_out), 'image')} held out are copies of "
+        f"images to train on, such as `{held_out.names[first]}` of `{training.names[other]}`: "
+        f"{_TOO_GOOD}"
+    )
+
+
+def tell_copies_in_folds(images: LabelledImages, fold: NDArray[np.int64], say: Say) -> None:
+    """Say how many images have the same file in another fold (n,)."""
+    if (files := _files(images)) is None:
+        return
+    of, place = np.unique(files, return_inverse=True)
+    least, most = np.full(len(of), len(images)), np.full(len(of), -1)
+    np.minimum.at(least, place, fold)
+    np.maximum.at(most, place, fold)
+    if copies := int((least != most)[place].sum()):
+        say(
+            f"warning: {copies} of {counted(len(images), 'image')} have a copy in another fold: "
+            f"{_TOO_GOOD}"
+        )
 
 
 def _groups(one: Part, other: Part) -> str:

@@ -24,6 +24,7 @@ from cvt_cli.checkpoints import locate
 from cvt_cli.checkpoints.locate import Access
 from cvt_cli.datasets import groups as grouping
 from cvt_cli.datasets import held_out, layouts
+from cvt_cli.datasets import overlap as overlaps
 from cvt_cli.datasets.table_sets import Told
 from cvt_cli.finetuning import fold_results, folds, from_options
 from cvt_cli.finetuning import plan as plans
@@ -307,6 +308,8 @@ def _fold_plan(
         of = grouping.folds(images.labels, images.classes, images.groups, count, seed)
     except DataError as error:
         raise checked.refused(error) from None
+    if options.resume is None:
+        overlaps.tell_copies_in_folds(images, of, say)
     return folds.Plan(checked, of, count, fraction, seed)
 
 

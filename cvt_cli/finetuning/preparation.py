@@ -105,7 +105,10 @@ def check_images(
     checked = check_all(found, published, test, overlap, say, progress)
     try:
         if published is None:
-            return checked.images(*checked.readable[0].split(val_fraction, seed))
+            training, validation = checked.readable[0].split(val_fraction, seed)
+            if overlap != "not sought":
+                overlaps.tell_copies(training, validation, say)
+            return checked.images(training, validation)
         training, validation = checked.readable
         training.refuse_classes_of_less_than(1, " that can be read")
         if not len(validation):
@@ -140,6 +143,7 @@ def check_all(
         by_size.append(checked.size_fingerprint)
         headers |= checked.only_headers
         unread |= checked.unread
+        images = replace(images, contents=checked.contents)
         bad = [index for index, _ in checked.unreadable]
         unreadable += [f"{images.names[index]}: {reason}" for index, reason in checked.unreadable]
         readable.append(images.subset(np.setdiff1d(np.arange(len(images)), bad)) if bad else images)

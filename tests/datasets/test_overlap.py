@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -188,3 +189,23 @@ def test_of_many_groups_the_worst_are_shown(cvt, tmp_path: Path) -> None:
 
     lines = [line for line in result.stdout.splitlines() if line.startswith("group ")]
     assert len(lines) == 21 and lines[-1] == "group   4 more are no worse (--json has all)"
+
+
+def test_copies_of_one_file_on_both_sides_of_what_is_held_out_are_told(cvt, tmp_path: Path) -> None:
+    root = frames(tmp_path, {f"v{number}": "train" for number in range(6)}) / "train"
+    for name in CLASSES:  # of another class is no copy that makes anything too good
+        shutil.copy(root / "cat" / "v0_0.png", root / name / "same.png")
+    (root / "cat" / "v0_0.png").unlink()
+    without = [cvt("finetune", root, *DRY, *more).stderr for more in ((), ("--folds", 3))]
+    for path in sorted(root.glob("*/*")):
+        shutil.copy(path, path.with_name(f"{path.stem}-copy.png"))
+
+    held_out = cvt("finetune", root, *DRY)
+    folds = cvt("finetune", root, *DRY, "--folds", 3)
+    kept = cvt("finetune", root, *DRY, "--group-by", "v[0-9]+_[0-9]+|same")
+
+    assert not any("warning" in one for one in without)
+    assert "warning: 5 of the 5 images held out are copies of images to train on" in held_out.stderr
+    assert "images have a copy in another fold: what is measured on them is" in folds.stderr
+    assert all(one.exit_code == 0 for one in (held_out, folds, kept))
+    assert "warning" not in kept.stderr
