@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from cvt_cli.base import torchrun
+from cvt_cli.base import files, torchrun
 from cvt_cli.base.errors import UsageError
 from cvt_cli.base.text import counted
 from cvt_cli.commands import options, output
@@ -224,6 +224,9 @@ def evaluate(
     if not (predictions or report or scores or confusion or json_file or card):
         options.refuse(ctx, ["--overwrite"], "there is no output file to replace")
     options.refuse_replacing(json_file, overwrite)
+    if json_file is not None:
+        given = (data, label_map, real, groups)
+        files.refuse_overwriting([json_file], [str(path) for path in given if path is not None])
     unwritten: NotWritten | WritingInterrupted | None = None
     with torchrun.joined():
         try:

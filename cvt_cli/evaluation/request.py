@@ -153,21 +153,26 @@ def check(names: list[str], asked: Asked) -> None:
             "have the same name in the output files",
             hint="give each model once; to rename a folder, link to it",
         )
-    named = (asked.predictions, asked.report, asked.scores, asked.confusion)
+    in_files = called if len(names) > 1 else [None]
+    named = [
+        predictions.named_for(path, name)
+        for path in (asked.predictions, asked.scores, asked.confusion)
+        if path is not None
+        for name in in_files
+    ]
+    given = (asked.data, asked.label_map, asked.real, asked.groups)
     files.refuse_overwriting(
-        [path for path in named if path is not None],
-        [str(path) for path in (asked.label_map, asked.real, asked.groups) if path is not None],
+        [*named, *([asked.report] if asked.report is not None else [])],
+        [*names, *(str(path) for path in given if path is not None)],
     )
     if asked.predictions is not None and not asked.resume:
-        of_models = called if len(names) > 1 else [None]
         files.refuse_replacing(
-            [predictions.file_of(asked.predictions, name) for name in of_models],
+            [predictions.file_of(asked.predictions, name) for name in in_files],
             asked.overwrite,
         )
     for path in (asked.scores, asked.confusion):
         if path is not None:
-            several = called if len(names) > 1 else [None]
-            written = [predictions.named_for(path, name) for name in several]
+            written = [predictions.named_for(path, name) for name in in_files]
             if path.suffix.lower() == ".npy":
                 written += [score_files.about(one) for one in written]
             files.refuse_replacing(written, asked.overwrite)

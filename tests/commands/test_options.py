@@ -1,6 +1,7 @@
 """What stands on the command line has an effect or is refused, and no value of it is empty."""
 
 import re
+import shutil
 import typing
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ from typer.main import get_command
 
 from cvt_cli.cli import app
 from cvt_cli.commands import explain, options
+from cvt_cli.spec.published import CHECKPOINTS
 from tests_shared import CHELSEA
 
 PREDICT = (
@@ -329,3 +331,25 @@ def test_an_output_is_neither_an_input_nor_another_output(cvt, tmp_path: Path) -
         assert result.exit_code == 2 and said in result.stderr, result
     assert photo.read_bytes() == CHELSEA.read_bytes()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "photo.png"]
+
+
+@pytest.mark.parametrize("models", [1, 2])
+def test_what_an_evaluation_reads_is_not_replaced_by_what_it_writes(
+    cvt, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, models: int
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("a", "b")[:models]:
+        shutil.copytree(CHECKPOINTS["cvt-nano-cifar10"].embedded, tmp_path / name)
+    (tmp_path / "1.png").write_bytes(CHELSEA.read_bytes())
+    table = tmp_path / ("t.csv" if models == 1 else "t.a.csv")
+    table.write_text("path,label\n1.png,cat\n")
+    names = tmp_path / "names.json"
+    names.write_text('{"cat": "cat"}')
+    told = [part for name in ("a", "b")[:models] for part in ("--model", name)]
+
+    for more in (["--predictions", "t.csv"], ["--label-map", names, "--json", names]):
+        result = cvt("evaluate", table.name, *told, *more, "--overwrite")
+        assert result.exit_code == 2, result.stderr
+        assert "is an input, and the output would replace it" in result.stderr
+    assert table.read_text() == "path,label\n1.png,cat\n"
+    assert names.read_text() == '{"cat": "cat"}'
