@@ -204,7 +204,7 @@ def alone(found: Mapping[str, Any] | None) -> dict[str, Any] | None:
     if told:
         row = told[-1]
         sentence += (
-            f" {100 * row['coverage']:.1f} % of them have a probability of "
+            f" {100 * row['coverage']:.1f} % of the images have a probability of "
             f"{threshold(row['threshold'])} "
             f"or more; of these, {100 * row['risk']:.1f} % are wrong. A person would check the "
             f"other {100 * (1 - row['coverage']):.1f} %."

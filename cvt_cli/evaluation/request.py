@@ -137,6 +137,11 @@ def check(names: list[str], asked: Asked) -> None:
             "all",
             hint="leave out one of the two",
         )
+    if asked.energy and len(names) > 1:
+        raise UsageError(
+            "--energy: of several models it would be that of all together",
+            hint="evaluate them one by one",
+        )
     if asked.energy:
         energy.check(asked.country)
     if asked.groups is not None and asked.told.group_by is not None:

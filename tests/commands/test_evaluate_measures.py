@@ -15,9 +15,10 @@ from sklearn import metrics as sk
 from cvt_cli.evaluation import outcomes, score_files
 from cvt_cli.evaluation.measure_outcomes import Cell
 from cvt_cli.spec.labels import Labels
-from tests_shared import Machine
+from tests_shared import TESTS, Machine
 
 NANO = ["--model", "cvt-nano-cifar10"]
+KEPT = TESTS / "kept"
 EXACT = {"rel": 1e-12, "abs": 1e-12}
 
 
@@ -265,11 +266,13 @@ def test_a_class_called_unreadable_is_told_from_what_could_not_be_read(tmp_path:
     assert head[1:] == ["sound", "unreadable", "(unreadable)"] and sound[1:] == ["0", "2", "1"]
 
 
-def test_energy_of_what_is_left_is_not_taken_for_that_of_all(cvt, few: Path) -> None:
-    result = cvt("evaluate", few, *NANO, "--resume", "p.jsonl", "--energy")
+def test_energy_of_a_part_or_of_several_models_is_not_taken_for_that_of_one(cvt, few: Path) -> None:
+    left = cvt("evaluate", few, *NANO, "--resume", "p.jsonl", "--energy")
+    several = cvt("evaluate", few, *NANO, "--model", KEPT / "model", "--energy")
 
-    assert result.exit_code == 2
-    assert "--energy: with --resume it would be of the images that are left" in result.stderr
+    assert (left.exit_code, several.exit_code) == (2, 2)
+    assert "--energy: with --resume it would be of the images that are left" in left.stderr
+    assert "--energy: of several models it would be that of all together" in several.stderr
 
 
 def test_more_probabilities_than_fit_are_kept_where_they_are_asked_for(
