@@ -15,7 +15,8 @@ import shlex
 import shutil
 import time
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from time import perf_counter
@@ -23,6 +24,7 @@ from typing import Any
 
 from cvt_cli.base import files, locks, machine, torchrun
 from cvt_cli.base.conditions import json_hash
+from cvt_cli.base.errors import CvtError
 from cvt_cli.base.progress import Progress, Say, silent, unheard
 from cvt_cli.datasets import datacheck
 from cvt_cli.finetuning import plan, preparation, results, resume, run_card
@@ -169,8 +171,8 @@ class Run:
 
     def _train(self, folder: Path, position: Position) -> None:
         if self.trainer is None:
-            row = solve(self.job, folder, self._say, self.progress)
-            position.rows, position.best, position.seconds = [row], 1, row.elapsed
+            row = self._solved(folder, position)
+            position.rows, position.best = [row], 1
             for place in ("best", "last"):
                 run_card.keep(
                     folder / place, self.job.model, self.job, self.batches, row, 1, self._say
@@ -190,6 +192,18 @@ class Run:
             progress=self.progress,
         )
         self._part = loop.train()
+
+    def _solved(self, folder: Path, position: Position) -> Epoch:
+        """What came of a linear probe; how long it took, also in parts that were interrupted, is
+        kept with the state."""
+        started, before = perf_counter(), position.seconds
+        try:
+            row = solve(self.job, folder, self._say, self.progress)
+        finally:
+            position.seconds = before + perf_counter() - started
+            with suppress(CvtError):  # which is no reason to lose what was solved, or interrupted
+                resume.save(folder, position, self.job.model, None)
+        return replace(row, seconds=position.seconds, elapsed=position.seconds)
 
     def _save(self, folder: Path, position: Position) -> None:
         with self._stop.later():  # what is said of the state is noted before anybody may ask

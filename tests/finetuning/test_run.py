@@ -1,5 +1,6 @@
 """A training run that is killed, interrupted or out of room goes on, bit by bit."""
 
+import csv
 import errno
 import json
 import os
@@ -20,7 +21,7 @@ from safetensors import safe_open
 import warm_processes
 from cvt_cli.base import locks
 from cvt_cli.evaluation import figures
-from cvt_cli.finetuning import tensor_files
+from cvt_cli.finetuning import probe, tensor_files
 from cvt_cli.finetuning.training_loop import Loop
 from cvt_cli.model import weights
 from tests_shared import TESTS
@@ -320,6 +321,28 @@ def test_a_state_with_a_changed_byte_is_not_gone_on_from(cvt, tmp_path: Path) ->
 
     assert result.exit_code == 1
     assert "is not this run's state: its content has changed since it was written" in result.stderr
+
+
+def test_a_linear_probe_that_was_interrupted_tells_the_time_of_all_its_parts(
+    cvt, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    line = ["finetune", TESTS / "kept" / "images", "--model", TESTS / "kept" / "model"]
+
+    def slow(*_: object, **named: object) -> None:
+        time.sleep(2)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(probe, "solve", slow)
+        begun = cvt(*line, "--recipe", "linear-probe", "-o", run)
+    result = cvt("finetune", "--resume", run, "--json")
+
+    assert begun.exit_code == 130 and result.exit_code == 0, result.stderr
+    assert 2 < result.json["seconds"]
+    with (run / "metrics.csv").open() as file:
+        (row,) = csv.DictReader(file)
+    assert float(row["seconds"]) == pytest.approx(result.json["seconds"], abs=0.06)
 
 
 def test_features_with_a_changed_byte_are_computed_anew(cvt, tmp_path: Path) -> None:
