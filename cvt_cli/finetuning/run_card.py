@@ -234,7 +234,9 @@ def _finish(folder: Path, best: Path, seconds: float, say: Say) -> None:
         return
     if record.training is None:
         return
-    facts = {**record.training, "finished": now(), "seconds": seconds}
+    facts = {**record.training, "seconds": seconds}
+    if facts.get("finished") is None or seconds != record.training["seconds"]:
+        facts["finished"] = now()  # and not when a finished run was gone on with, for nothing
     facts["energy"] = energy_of(folder)
     about = replace(about, record=replace(record, training=facts))
     card.write(best, about, _composed(about, best, say).text)

@@ -16,6 +16,7 @@ from huggingface_hub.constants import REPOCARD_NAME
 from huggingface_hub.repocard_data import model_index_to_eval_results
 
 from cvt_cli.cards import markdown, parts, shown_results
+from cvt_cli.finetuning import run_card
 from cvt_cli.model import weights
 from tests_shared import TESTS
 
@@ -401,6 +402,18 @@ def test_the_worst_class_is_told_by_counts_as_its_interval_is() -> None:
     assert shown_results.worst_class({"classes": found}) == (
         "a: 25.00 % (5.00 to 70.00) of its 4 images are found"
     )
+
+
+def test_a_finished_run_ended_when_it_did_though_it_is_gone_on_with(
+    cvt, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended = re.search(r"; ended 2\d{3}-\S+;", card_of(run))
+    monkeypatch.setattr(run_card, "now", lambda: "2100-01-01T00:00+00:00")
+
+    result = cvt("finetune", "--resume", run, "--data", run.parent / "images")
+
+    assert result.exit_code == 0, result.stderr
+    assert ended is not None and ended[0] in card_of(run) and "2100-" not in card_of(run)
 
 
 def test_results_of_weights_that_are_there_no_more_leave_the_card(cvt, run: Path) -> None:
