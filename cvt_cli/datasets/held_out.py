@@ -1,8 +1,9 @@
 """What the run that a checkpoint came of trained on, and what it set aside to choose by."""
 
+import os
 import shlex
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,11 @@ from cvt_cli.base import machine, text
 from cvt_cli.base.errors import CvtError, DataError
 from cvt_cli.base.progress import Say
 from cvt_cli.base.text import counted
-from cvt_cli.datasets import datacheck
+from cvt_cli.datasets import datacheck, layouts
 from cvt_cli.datasets.labelled import LabelledImages
+from cvt_cli.datasets.table_sets import Told
 from cvt_cli.images import finding
+from cvt_cli.images.trees import Folder
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,7 @@ class Origin:
     fold: frozenset[str] = frozenset()  # names of the images that another fold trains on
     table: Path | None = None  # that names the images
     contents: tuple[tuple[str, str | None], ...] = ()  # of `validation`, with their names
+    told: Told = Told()  # noqa: RUF009  # how the table is read; it is frozen
 
     def trained_on(
         self, images: LabelledImages, opened: Callable[[], LabelledImages], say: Say
@@ -46,22 +50,58 @@ class Origin:
             opened: opens the training part of the same data.
             say: told where these have more images now, of which the run does not say which.
         """
-        if _same(images.root, self.root) and self._is_named(images):
-            known = set(opened().names)
-            if (more := len(known) - self.n - len(self.unreadable)) > 0:
-                say(
-                    f"`{self.root}` has {counted(more, 'image')} more than when `{self.run}` "
-                    "began; they count as trained on, since the run does not say which they are"
-                )
-        elif self._are(images, self.n, self.fingerprint):
-            known = set(images.names)
-        else:
-            return None
         left_out = {entry[: i + 1] for entry in self.unreadable for i in _before_colons(entry)}
         if self.set_aside:
             left_out |= self.validation | self.fold
+        of_its_kind = images.table is not None or self.table is None
+        if _same(images.root, self.root) and self._is_named(images) and of_its_kind:
+            # The table as the run read it, whatever is told of its columns now.
+            own = None if self.table is None else self._training()
+            known = set((own or opened()).names)
+            self._tell_more(len(known), say)
+        elif self._are(images, self.n, self.fingerprint):
+            known = set(images.names)
+        elif (places := self._places_below(images)) is not None:
+            own = self._training()
+            if own is None:
+                return None
+            self._tell_more(len(own), say)
+            whole = zip(own.names, _places(own), strict=True)
+            trained = {place for name, place in whole if name not in left_out}
+            found = [n for n, place in zip(images.names, places, strict=True) if place in trained]
+            return found or None
+        else:
+            return None
         known -= left_out
         return [name for name in images.names if name in known]
+
+    def _tell_more(self, count: int, say: Say) -> None:
+        """Say so if the run's training images are more than they were."""
+        if (more := count - self.n - len(self.unreadable)) > 0:
+            say(
+                f"`{self.root}` has {counted(more, 'image')} more than when `{self.run}` "
+                "began; they count as trained on, since the run does not say which they are"
+            )
+
+    def _places_below(self, images: LabelledImages) -> list[str] | None:
+        """Where images of another table, or of a folder where the run had a table, lie; None if
+        none of them is in the run's folder."""
+        if images.pixels is not None or not isinstance(images.tree or Folder(images.root), Folder):
+            return None
+        own, theirs = (str(root.resolve()) + os.sep for root in (self.root, images.root))
+        if images.table is None and not (own.startswith(theirs) or theirs.startswith(own)):
+            return None
+        places = list(_places(images))
+        return places if any(place.startswith(own) for place in places) else None
+
+    def _training(self) -> LabelledImages | None:
+        """The images that the run trained on and set aside, as they are there now; None if they
+        are not."""
+        told = Told() if self.table is None else replace(self.told, images=self.root)
+        try:
+            return layouts.open_dataset(str(self.table or self.root), "train", self.root, told=told)
+        except CvtError:
+            return None
 
     def _is_named(self, images: LabelledImages) -> bool:
         """Whether images of the run's folder are its data: several tables may lie in one folder."""
@@ -137,6 +177,7 @@ def origin_of(model: str) -> Origin | None:
                 data = plan["data"]
                 fold = frozenset(split.get("held_out", ()))
                 aside, prints = data["val_set_aside"], data["fingerprint"].split()
+                split_at = plan["settings"].get("separator")
                 return Origin(
                     run,
                     data["name"],
@@ -152,6 +193,7 @@ def origin_of(model: str) -> Origin | None:
                     tuple(zip(split["validation"], split["contents"], strict=True))
                     if "contents" in split
                     else (),
+                    Told(plan["settings"].get("columns"), None, None, split_at),
                 )
             except (OSError, ValueError, LookupError, TypeError, AttributeError):
                 return None
@@ -172,6 +214,13 @@ def is_trained_on_by_default(
     except CvtError:
         return True
     return _same(images.root, training.root) and not set(training.names).isdisjoint(images.names)
+
+
+def _places(images: LabelledImages) -> Iterator[str]:
+    """Where images are, however their paths are written."""
+    root = str(images.root.resolve())
+    for name in images.names:
+        yield name if "://" in name else os.path.normpath(os.path.join(root, name))
 
 
 def _same(one: Path, other: Path) -> bool:

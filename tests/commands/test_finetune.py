@@ -465,7 +465,7 @@ def test_another_table_in_the_same_folder_is_not_what_was_trained_on(
     assert other.exit_code == 0, other.stderr
     assert other.json["n_trained_on"] is None
 
-    # One of the same name elsewhere is another one too, unless it says the same.
+    # One elsewhere that says the same is the same, and images are known by where they lie.
     moved = tmp_path / "elsewhere" / "train.csv"
     moved.parent.mkdir()
     told = ("--images", tmp_path / "set", "--model", tmp_path / "r", "--json")
@@ -477,7 +477,9 @@ def test_another_table_in_the_same_folder_is_not_what_was_trained_on(
 
     assert same.json["n_trained_on"] == trained.json["train_n"]
     assert changed.exit_code == 0, changed.stderr
-    assert changed.json["n_trained_on"] is None
+    held = json.loads((tmp_path / "r" / "split.json").read_text())["validation"]
+    named = {line.rpartition(",")[0] for line in moved.read_text().splitlines()[1:]}
+    assert changed.json["n_trained_on"] == len(named - set(held))
 
 
 def test_a_dry_run_checks_times_and_writes_nothing(cvt, digits: Path, tmp_path: Path) -> None:
@@ -742,6 +744,34 @@ def test_what_was_set_aside_is_not_taken_from_other_data_without_a_word(
         ours = place != "other"
         assert ("`data` is not the data of" in held.stderr) is not ours
         assert ("of these 30 images were trained on" in whole.stdout) is ours
+
+
+def test_images_that_a_table_names_are_known_as_trained_on_by_their_place(
+    cvt, tmp_path: Path
+) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(KEPT / "images", data)
+    names = sorted(f"{path.parent.name}/{path.name}" for path in data.glob("*/*"))
+    for table, prefix in (("own.csv", ""), ("other.csv", ""), ("../far.csv", "data/")):
+        parts = ("train", "train", "val")
+        rows = [f"{prefix}{n},{n.split('/')[0]},{parts[i % 3]}" for i, n in enumerate(names)]
+        (data / table).write_text("\n".join(["path,label,split", *rows]) + "\n")
+    probe = ["--model", KEPT / "model", "--recipe", "linear-probe", "-o"]
+    folder_run, table_run = tmp_path / "of_folder", tmp_path / "of_table"
+    cvt("finetune", data, *probe, folder_run)
+    cvt("finetune", data / "own.csv", *probe, table_run)
+
+    def trained(images: Path, run: Path, *more: str) -> int | None:
+        found = cvt("evaluate", images, "--model", run, "--engine", "torch", "--json", *more)
+        return found.json["n_trained_on"]
+
+    n, held = len(names), len(json.loads((folder_run / "split.json").read_text())["validation"])
+    for table in (data / "own.csv", data / "other.csv", tmp_path / "far.csv"):
+        assert trained(table, folder_run, "--columns", "split=") == n - held
+        assert trained(table, table_run, "--columns", "split=") == len(names) * 2 // 3
+        assert not trained(table, table_run)  # its `val`
+    assert trained(data, table_run) == len(names) * 2 // 3
+    assert trained(KEPT / "images", table_run) is None
 
 
 def test_held_out_images_whose_files_were_renamed_or_replaced_since_are_told(
