@@ -66,6 +66,10 @@ def compare(
         output.note(
             f"{found.differ} of {counted(found.n, 'image')}: different pictures under the same path"
         )
+    for count, path in zip(found.unreadable, (a, b), strict=True):
+        if count:  # also where `cvt evaluate --skip-unreadable` left them out of its own figures
+            images = counted(found.n, "image")
+            output.note(f"counted as wrong: {count} of {images}, unreadable in `{path}`")
     document = {"a": str(a), "b": str(b), **found.to_json()}
     output.print_result(document, lambda: _print(found, a, b, changed), json_output, json_file)
 

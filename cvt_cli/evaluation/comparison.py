@@ -60,6 +60,7 @@ class Comparison:
     measures: Mapping[str, Difference] = field(default_factory=dict)
     weighted: bool = False  # images count in `measures` by their weights
     differ: int | None = None  # images of one path and different contents; None if no hash says it
+    unreadable: tuple[int, int] = (0, 0)  # images that A and B could not read, which count as wrong
 
     @property
     def n(self) -> int:
@@ -98,6 +99,8 @@ class Comparison:
             "only_in_a": self.only_in_a,
             "only_in_b": self.only_in_b,
             "different_pictures": self.differ,
+            "unreadable_a": self.unreadable[0],
+            "unreadable_b": self.unreadable[1],
             "accuracy_a": self.correct_a / self.n,
             "accuracy_b": self.correct_b / self.n,
             "difference_points": self.difference,
@@ -168,6 +171,10 @@ def compare(a: Sequence[Line], b: Sequence[Line]) -> Comparison:
         weighted=weighted,
         measures=paired_measures.measure(pairs, np.array(weights) if weighted else None),
         differ=sum(one != other for one, other in hashes) if hashes else None,
+        unreadable=(
+            sum(one.predicted is None for one, _ in pairs),
+            sum(other.predicted is None for _, other in pairs),
+        ),
     )
 
 

@@ -374,7 +374,10 @@ def test_the_command_prints_the_difference_and_what_changed(files: tuple[Path, P
     rows = [row.split() for row in result.stdout.splitlines()]
     assert ["cat/1.jpg", "cat", "cat", "dog", "A"] in rows
     assert ["dog/3,", "large.jpg", "dog", "unreadable", "dog", "B"] in rows
-    assert result.stderr == f"left out: 1 image only in `{files[0]}`\n"
+    assert result.stderr.splitlines() == [
+        f"left out: 1 image only in `{files[0]}`",
+        f"counted as wrong: 1 of 5 images, unreadable in `{files[0]}`",
+    ]
 
 
 def test_at_most_as_many_changed_images_are_shown_as_asked_for(files: tuple[Path, Path]) -> None:
@@ -408,6 +411,19 @@ def test_other_pictures_under_the_same_names_are_said(cvt, tmp_path: Path) -> No
     assert "1 of 1 image: different pictures under the same path" in other.stderr
     assert (other.exit_code, same.exit_code, same.stderr) == (0, 0, "")
     assert (other.json["different_pictures"], same.json["different_pictures"]) == (1, 0)
+
+
+def test_what_could_not_be_read_is_said_to_count_as_wrong(tmp_path: Path) -> None:
+    bad = line("dog/bad.jpg", "dog", None)
+    one = write(tmp_path / "one.jsonl", [line("cat/1.jpg", "cat", "cat"), bad])
+    other = write(tmp_path / "other.csv", [line("cat/1.jpg", "cat", "cat"), bad])
+
+    result = run(one, other, "--json")
+
+    assert (result.json["unreadable_a"], result.json["unreadable_b"]) == (1, 1)
+    assert result.json["accuracy_a"] == 0.5
+    for path in (one, other):
+        assert f"counted as wrong: 1 of 2 images, unreadable in `{path}`" in result.stderr
 
 
 def test_json_has_everything(files: tuple[Path, Path]) -> None:
