@@ -1,5 +1,6 @@
 """What the run that a checkpoint came of trained on, and what it set aside to choose by."""
 
+import functools
 import os
 import shlex
 from collections.abc import Callable, Iterator
@@ -86,11 +87,11 @@ class Origin:
     def _places_below(self, images: LabelledImages) -> list[str] | None:
         """Where images of another table, or of a folder where the run had a table, lie; None if
         none of them is in the run's folder."""
-        if images.pixels is not None or not isinstance(images.tree or Folder(images.root), Folder):
+        if len(images) > datacheck.READ_UP_TO or images.pixels is not None:
             return None
-        own, theirs = (str(root.resolve()) + os.sep for root in (self.root, images.root))
-        if images.table is None and not (own.startswith(theirs) or theirs.startswith(own)):
+        if not isinstance(images.tree or Folder(images.root), Folder):
             return None
+        own = str(self.root.resolve()) + os.sep
         places = list(_places(images))
         return places if any(place.startswith(own) for place in places) else None
 
@@ -217,10 +218,11 @@ def is_trained_on_by_default(
 
 
 def _places(images: LabelledImages) -> Iterator[str]:
-    """Where images are, however their paths are written."""
-    root = str(images.root.resolve())
+    """Where images are, however their paths are written and whatever links lead there."""
+    folder = functools.cache(os.path.realpath)
     for name in images.names:
-        yield name if "://" in name else os.path.normpath(os.path.join(root, name))
+        around, base = os.path.split(name)
+        yield name if "://" in name else os.path.join(folder(images.root / around), base)
 
 
 def _same(one: Path, other: Path) -> bool:

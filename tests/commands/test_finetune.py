@@ -772,6 +772,10 @@ def test_images_that_a_table_names_are_known_as_trained_on_by_their_place(
         assert not trained(table, table_run)  # its `val`
     assert trained(data, table_run) == len(names) * 2 // 3
     assert trained(KEPT / "images", table_run) is None
+    (tmp_path / "links").mkdir()
+    for path in data.glob("*/"):
+        (tmp_path / "links" / path.name).symlink_to(path)
+    assert trained(tmp_path / "links", folder_run) == n - held
 
 
 def test_held_out_images_whose_files_were_renamed_or_replaced_since_are_told(
