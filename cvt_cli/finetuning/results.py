@@ -4,13 +4,13 @@ import csv
 import io
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from cvt_cli.base import files, torchrun
+from cvt_cli.base import files, text, torchrun
 from cvt_cli.base.package import __version__
 from cvt_cli.base.progress import Say
 from cvt_cli.evaluation import figures, metrics
@@ -157,6 +157,7 @@ def finish(folder: Path, job: Job, position: Position, part: Epoch | None, say: 
         if best.thresholds is None
         else dict(zip(job.labels.names, best.thresholds, strict=True)),
     )
+    result = replace(result, **_trained_under(folder, result))
     if torchrun.rank() == 0:
         if figures.available() and len(rows) > 1:  # of one there is no curve
             curves = [asdict(row) for row in rows]
@@ -167,6 +168,19 @@ def finish(folder: Path, job: Job, position: Position, part: Epoch | None, say: 
         files.write_text(folder / "results.json", json.dumps(result.to_json(), indent=1) + "\n")
         run_card.finish(folder, result.seconds, say)
     return result
+
+
+def _trained_under(folder: Path, result: Result) -> dict[str, Any]:
+    """What a finished run was trained with: it stays so when a process goes on with it for nothing,
+    which may run elsewhere."""
+    names = ("device", "hardware", "processes", "version", "torch")
+    try:
+        before = text.read_json(folder / "results.json")
+        if (before["steps"], before["seconds"]) == (result.steps, result.seconds):
+            return {name: before[name] for name in names}
+    except (OSError, ValueError, LookupError, TypeError):  # it has ended for the first time
+        pass
+    return {}
 
 
 def figures_of(row: Epoch) -> dict[str, float | None]:

@@ -408,12 +408,16 @@ def test_a_finished_run_ended_when_it_did_though_it_is_gone_on_with(
     cvt, run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ended = re.search(r"; ended 2\d{3}-\S+;", card_of(run))
+    results = json.loads((run / "results.json").read_text())
+    (run / "results.json").write_text(json.dumps({**results, "device": "cuda:0", "processes": 8}))
     monkeypatch.setattr(run_card, "now", lambda: "2100-01-01T00:00+00:00")
 
     result = cvt("finetune", "--resume", run, "--data", run.parent / "images")
 
     assert result.exit_code == 0, result.stderr
     assert ended is not None and ended[0] in card_of(run) and "2100-" not in card_of(run)
+    again = json.loads((run / "results.json").read_text())
+    assert (again["device"], again["processes"]) == ("cuda:0", 8)  # not where it was resumed
 
 
 def test_results_of_weights_that_are_there_no_more_leave_the_card(cvt, run: Path) -> None:
