@@ -247,12 +247,12 @@ def class_folders(tree: Tree, split: Split, say: Say) -> LabelledImages:
     found = {name: list(tree.images(name, passed)) for name in sorted(folders)}
     classes = [name for name in found if found[name]]
     loose = sum(map(finding.is_image_name, files))
+    tables = [name for name in files if is_table(name)] if isinstance(tree, Folder) else []
     if loose and not classes:
-        tables = [name for name in files if is_table(name)]
         raise DataError(
             f"{counted(loose, 'image')} directly in `{tree.root}`, and nothing says of which class",
             hint=f"if a table has their classes, name it: {shlex.quote(str(tree.root / tables[0]))}"
-            if tables and isinstance(tree, Folder)
+            if tables
             else "put them into one folder per class, or put beside them "
             f"`{imagenet.VAL_TABLE}` with lines `name index`, or `{imagenet.DEVKIT_TABLE}` and "
             "`meta.mat` of ImageNet's devkit",
@@ -262,7 +262,9 @@ def class_folders(tree: Tree, split: Split, say: Say) -> LabelledImages:
             f"no images in class folders below `{tree.root}`: found {counted(len(found), 'folder')}"
             + (f" ({', '.join(list(found)[:5])})" if found else "")
             + (f"; {passed}" if str(passed) else ""),
-            hint="expected is one folder per class with image files in it, such as "
+            hint=f"if a table has the images, name it: {shlex.quote(str(tree.root / tables[0]))}"
+            if tables
+            else "expected is one folder per class with image files in it, such as "
             f"`{tree.root / 'cat' / '1.jpg'}`",
         )
     if empty := [f"`{name}`" for name in found if not found[name]]:

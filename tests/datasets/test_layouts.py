@@ -202,6 +202,17 @@ def test_class_folders_that_look_alike_are_named(tmp_path: Path) -> None:
         match_classes((accents[1],), Labels((accents[0],)))
 
 
+def test_a_folder_of_tables_alone_says_to_name_one(cvt, tmp_path: Path) -> None:
+    table = tmp_path / "data" / "train-00000-of-00001.parquet"
+    table.parent.mkdir()
+    table.write_bytes(b"PAR1")
+
+    result = cvt("finetune", tmp_path, "--model", "cvt-nano-cifar10", "--dry-run")
+
+    assert result.exit_code == 1
+    assert f"hint: if a table has the images, name it: {table}" in result.stderr
+
+
 def test_what_a_table_says_twice_and_differently_is_refused(cvt, cats: Path) -> None:
     table = cats.parent / "table"
     for option, content, said in (
