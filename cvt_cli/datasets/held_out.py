@@ -1,5 +1,6 @@
 """What the run that a checkpoint came of trained on, and what it set aside to choose by."""
 
+import base64
 import functools
 import os
 import shlex
@@ -8,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cvt_cli.base import machine, text
 from cvt_cli.base.errors import CvtError, DataError
@@ -18,6 +20,9 @@ from cvt_cli.datasets.labelled import LabelledImages
 from cvt_cli.datasets.table_sets import Told
 from cvt_cli.images import finding
 from cvt_cli.images.trees import Folder
+
+_LOOKED_AT = 200
+"""Images of which one must have been trained on, or no other is looked at."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,7 @@ class Origin:
     fold: frozenset[str] = frozenset()  # names of the images that another fold trains on
     table: Path | None = None  # that names the images
     contents: tuple[tuple[str, str | None], ...] = ()  # of `validation`, with their names
+    trained: NDArray[np.uint64] | None = None  # contents of the images that were trained on
     told: Told = Told()  # noqa: RUF009  # how the table is read; it is frozen
 
     def trained_on(
@@ -70,11 +76,26 @@ class Origin:
             whole = zip(own.names, _places(own), strict=True)
             trained = {place for name, place in whole if name not in left_out}
             found = [n for n, place in zip(images.names, places, strict=True) if place in trained]
-            return found or None
+            return found or self._by_contents(images)
         else:
-            return None
+            return self._by_contents(images)
         known -= left_out
         return [name for name in images.names if name in known]
+
+    def _by_contents(self, images: LabelledImages) -> list[str] | None:
+        """Names of the images whose files are those of images that were trained on; None where
+        none of some, evenly spread, is."""
+        if len(images) > datacheck.READ_UP_TO or images.pixels is not None or self.trained is None:
+            return None
+        some = np.unique(np.linspace(0, len(images) - 1, _LOOKED_AT).astype(np.int64))
+        for part in (images.subset(some), images):
+            found = [content or "0" for content in datacheck.contents(part, machine.threads())]
+            numbers = np.array([int(content, 16) for content in found], np.uint64)
+            known = np.isin(numbers, self.trained)
+            names = [name for name, is_known in zip(part.names, known, strict=True) if is_known]
+            if not names or len(part) == len(images):
+                break
+        return names or None
 
     def _tell_more(self, count: int, say: Say) -> None:
         """Say so if the run's training images are more than they were."""
@@ -162,6 +183,16 @@ class Origin:
             )
 
 
+def packed(contents: NDArray[np.uint64]) -> str:
+    """What tells files' contents, as a run keeps it."""
+    return base64.b64encode(np.sort(contents).astype("<u8").tobytes()).decode()
+
+
+def _unpacked(kept: str | None) -> NDArray[np.uint64] | None:
+    """What `packed` made, of a run that kept it; raises ValueError for something else."""
+    return None if kept is None else np.frombuffer(base64.b64decode(kept, validate=True), "<u8")
+
+
 def origin_of(model: str) -> Origin | None:
     """The run that a checkpoint is of: ``RUN``, ``RUN/best``, ``RUN/last`` or a file in these.
 
@@ -194,6 +225,7 @@ def origin_of(model: str) -> Origin | None:
                     tuple(zip(split["validation"], split["contents"], strict=True))
                     if "contents" in split
                     else (),
+                    _unpacked(split.get("trained_on")),
                     Told(plan["settings"].get("columns"), None, None, split_at),
                 )
             except (OSError, ValueError, LookupError, TypeError, AttributeError):

@@ -26,7 +26,7 @@ from cvt_cli.base import files, locks, machine, torchrun
 from cvt_cli.base.conditions import json_hash
 from cvt_cli.base.errors import CvtError
 from cvt_cli.base.progress import Progress, Say, silent, unheard
-from cvt_cli.datasets import datacheck
+from cvt_cli.datasets import datacheck, held_out
 from cvt_cli.finetuning import plan, preparation, results, resume, run_card
 from cvt_cli.finetuning.job import Job
 from cvt_cli.finetuning.probe_run import solve
@@ -100,6 +100,8 @@ class Run:
                 }
                 if not images.unread:
                     split["contents"] = datacheck.contents(images.validation, machine.threads())
+                if images.training.contents is not None:
+                    split["trained_on"] = held_out.packed(images.training.contents)
                 if images.held_out is not None:
                     split["held_out"] = list(images.held_out.names)
                 files.write_text(folder / plan.SPLIT_FILE, json.dumps(split, indent=1) + "\n")
