@@ -91,6 +91,11 @@ def threshold(value: float) -> str:
     return f"{value:.{digits}f}"
 
 
+def fraction(value: float | None) -> str:
+    """A measure from 0 to 1, "0.8750"; "none" where there is none."""
+    return "none" if value is None else f"{value:.4f}"
+
+
 def human_count(value: int | None) -> str:
     """A large count with its metric prefix, "4.566 G"; empty for None."""
     if value is None:

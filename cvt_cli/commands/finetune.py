@@ -11,7 +11,7 @@ import typer
 from cvt_cli.base import machine, torchrun
 from cvt_cli.base.errors import UsageError
 from cvt_cli.base.progress import silent, unheard
-from cvt_cli.base.text import counted
+from cvt_cli.base.text import counted, fraction
 from cvt_cli.commands import finetune_options, options, output
 from cvt_cli.spec import recipes
 
@@ -180,8 +180,8 @@ def _start_on(gpus: int, device: str) -> None:
 def _best(result: "Result") -> str:
     if result.thresholds is not None:
         return (
-            f"best: epoch {result.best_epoch}, mAP {result.val_map or 0:.4f}, micro F1 "
-            f"{result.val_micro_f1 or 0:.4f}, macro F1 {result.val_macro_f1 or 0:.4f} on "
+            f"best: epoch {result.best_epoch}, mAP {fraction(result.val_map)}, micro F1 "
+            f"{fraction(result.val_micro_f1)}, macro F1 {fraction(result.val_macro_f1)} on "
             f"{result.val_n} validation images, at thresholds chosen on them"
         )
     low, high = result.val_top1_interval

@@ -245,7 +245,7 @@ def draw_curves(
         }
         left.plot(epochs, column("training_loss"), color=_BLUE, label="training", **style)
         left.plot(epochs, column("val_loss"), color=_ORANGE, label="validation", **style)
-        left.set_title("Loss (cross-entropy in nats)")
+        left.set_title("Loss (nats)")
         left.legend(frameon=False)
         middle.plot(epochs, top1, color=_ORANGE, **style)
         middle.set_ylim(0, 100)  # a part of the scale makes small gains look large

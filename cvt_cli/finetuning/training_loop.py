@@ -7,6 +7,7 @@ from time import perf_counter
 
 from cvt_cli.base import torchrun
 from cvt_cli.base.progress import Progress, Say
+from cvt_cli.base.text import fraction
 from cvt_cli.finetuning import plan, results, run_card
 from cvt_cli.finetuning.batches import Batches, workers_watched
 from cvt_cli.finetuning.job import Job
@@ -266,7 +267,7 @@ class Loop:
             ("micro F1", row.val_micro_f1),
             ("macro F1", row.val_macro_f1),
         )
-        return ", ".join(f"{name} {value or 0:.4f}" for name, value in told)
+        return ", ".join(f"{name} {fraction(value)}" for name, value in told)
 
     def _selected(self, row: Epoch) -> str:
         """What else the best epoch is chosen by, and its value."""

@@ -61,7 +61,7 @@ def test_the_best_epoch_is_marked(tmp_path: Path, top1: list[float | None], best
     drawn = (tmp_path / "curves.svg").read_text()
     assert f"<!-- first; {best} -->" in drawn
     for said in (
-        *("Loss (cross-entropy in nats)", "Top-1 on validation images (%)", "Learning rate"),
+        *("Loss (nats)", "Top-1 on validation images (%)", "Learning rate"),
         *("epoch", "training", "validation", "0", "100"),  # all of the scale
     ):
         assert f"<!-- {said} -->" in drawn  # letters are outlines, with their text beside them

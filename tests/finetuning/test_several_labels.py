@@ -193,6 +193,23 @@ def test_what_the_validation_images_have_no_number_for_selects_no_epoch(
     assert why in result.stderr
 
 
+def test_a_measure_that_the_validation_images_do_not_have_is_told_as_none(
+    cvt, table: Path, tmp_path: Path
+) -> None:
+    paths = [line.split(",")[0] for line in table.read_text().splitlines()[1:]]
+    rows = ("a|b,train", "b,train", ",val")
+    rest = (f"{path},{rows[number % len(rows)]}" for number, path in enumerate(paths))
+    odd = table.with_name("none.csv")
+    odd.write_text("\n".join(["path,label,split", *rest]) + "\n")
+    told = ("--separator", "|", "--select", "loss", "--epochs", 1, "--allow-overlap")
+
+    result = cvt("finetune", odd, *SHORT, *told, "-o", tmp_path / "run")
+
+    assert result.exit_code == 0, result.stderr
+    assert "epoch 1/1: loss" in result.stderr and "mAP none" in result.stderr
+    assert "best: epoch 1, mAP none" in result.stdout
+
+
 def test_folds_hold_images_of_several_labels_out(cvt, table: Path, tmp_path: Path) -> None:
     lines = ("--columns", "split=", "--folds", 2)
 
