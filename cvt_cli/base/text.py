@@ -11,8 +11,17 @@ from typing import Any, BinaryIO
 
 
 def printable(text: str) -> str:
-    """The text with control characters escaped, so that a file name cannot break a line."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    """The text with control characters escaped, so that a file name cannot break a line. Blanks of
+    every kind stay: folders have them (U+3000 in Japanese), and shells are given what is printed.
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        c
+        if c.isprintable() or unicodedata.category(c) == "Zs"
+        else c.encode("unicode_escape").decode()
+        for c in text
+    )
 
 
 def as_utf8(name: str) -> str:

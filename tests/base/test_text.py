@@ -41,6 +41,11 @@ def test_a_threshold_never_reads_as_one_that_all_or_none_reach() -> None:
     assert written == ["0.988", "0.9996", "0.99999998", "1.000", "0.00002", "0.000"]
 
 
+def test_what_breaks_a_line_or_hides_is_escaped_and_blanks_are_not() -> None:
+    assert text.printable("写真\u3000集 \xa0\u202f") == "写真\u3000集 \xa0\u202f"
+    assert text.printable("a\nb\x1b\u2028\u202e") == r"a\nb\x1b\u2028\u202e"
+
+
 def test_json_that_would_exhaust_the_stack_is_refused() -> None:
     with pytest.raises(ValueError, match="nested too deeply"):
         text.parsed_json(b"[" * 100_000)
