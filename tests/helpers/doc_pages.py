@@ -76,6 +76,7 @@ PARSED_ONLY = {
     r"--against (transformers|timm-loop)": "minutes, and a machine for itself",
     r"^cvt compare a.jsonl b.jsonl --changed 3": "what was said of 10,000 images",
     r"^torchrun ": "tests/finetuning/test_distributed.py and others start two processes",
+    r"^cvt finetune composed/": "8 minutes; tests/finetuning/test_several_labels.py trains on such",
     r"^cvt explain @list\.txt": "200 images of CIFAR-10, half an hour",
 }
 """Lines that no test runs, with the reason; that they can be parsed is tested."""
