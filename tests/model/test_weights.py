@@ -583,7 +583,7 @@ def test_what_no_network_has_is_refused_before_anything_is_built(
         ({"crop_pct": 5e-324}, "`crop_pct` is 5e-324: the shorter side would be resized to more"),
         ({"image_mean": [float("nan"), 0, 0]}, "`mean` is (nan, 0, 0); it must be 3 numbers"),
         ({"image_std": [1, float("inf"), 1]}, "`std` is (1, inf, 1); it must be 3 numbers"),
-        ({"image_std": [1, 1, 10**400]}, "`std` is (1, 1, 1000"),
+        ({"image_std": [1, 1, 10**400]}, "`std` is (1, 1, inf)"),
         ({"rescale_factor": float("nan")}, "`rescale_factor` is nan"),
         ({"size": {"height": [], "width": 64}}, "`size` is {'height': [], 'width': 64}"),
     ],
