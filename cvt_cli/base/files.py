@@ -84,9 +84,8 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
         CvtError: the folder cannot be written to, or the disk is full.
     """
+    _refuse_folder(path)  # before the work, not when it is to get its name
     try:
-        if path.is_dir():  # said before the work, not when it is to get its name
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         if path.exists() and not path.is_file():
             with _poured_into(path) as temporary:  # which may have no path, as /dev/stdout in a |
                 yield temporary
@@ -135,11 +134,15 @@ def workplace(path: Path) -> Iterator[Path]:
 
 def refuse_unwritable(path: Path) -> None:
     """Raises CvtError if no file can be made there; its folder is made if need be."""
-    if path.is_dir():
-        raise unwritable(path, IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR)))
+    _refuse_folder(path)
     if not path.exists() or path.is_file():  # a device or a pipe is written in place
         with workplace(path):
             pass
+
+
+def _refuse_folder(path: Path) -> None:
+    if path.is_dir():
+        raise unwritable(path, IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR)))
 
 
 def refuse_unwritable_place(path: Path) -> None:

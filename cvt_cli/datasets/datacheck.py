@@ -166,7 +166,9 @@ def fingerprint(data: LabelledImages, workers: int) -> str:
 
 def contents(data: LabelledImages, workers: int) -> list[str | None]:
     """What tells the content of each image's file from others, in 16 characters; None where it
-    cannot be read."""
+    cannot be read. Files that `check` has read are not read again."""
+    if data.contents is not None:
+        return [f"{number:016x}" if number else None for number in data.contents.tolist()]
 
     def content(index: int) -> str | None:
         try:

@@ -123,6 +123,10 @@ class LabelledImages:
             return hashlib.sha256(self.pixels[index].tobytes()).hexdigest()
         return decode.content_hash(self.opener(index))
 
+    def evenly(self, most: int) -> NDArray[np.int64]:
+        """Indices of so many images at most, spread evenly."""
+        return np.unique(np.linspace(0, len(self) - 1, most).astype(np.int64))
+
     def opener(self, index: int) -> Callable[[], BinaryIO]:
         """What opens an image's file, where the set is not held in memory."""
         name = self.names[index]

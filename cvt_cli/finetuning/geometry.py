@@ -34,7 +34,7 @@ def _looked_at(images: LabelledImages) -> list[tuple[Size, bool]]:
     if images.pixels is not None:
         return [(Size(*images.pixels.shape[1:3]), False)]
     found: list[tuple[Size, bool]] = []
-    for index in np.unique(np.linspace(0, len(images) - 1, _LOOKED_AT).astype(int)).tolist():
+    for index in images.evenly(_LOOKED_AT).tolist():
         try:
             with images.opener(index)() as file, Image.open(file) as image:
                 # A TIFF is turned when it is decoded; a PNG would be decoded to ask it more.
