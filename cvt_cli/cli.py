@@ -79,6 +79,8 @@ class _App(help_pages.Group):
     def main(self, *args: Any, **kwargs: Any) -> Any:
         # Pillow warns of odd but readable files; what cannot be read is reported by name.
         warnings.filterwarnings("ignore", module=r"PIL\.")
+        # Of kernels of depth 1, whose strides can be told in two ways; nothing is slower for it.
+        warnings.filterwarnings("ignore", message="Grad strides do not match")
         machine.wait_briefly()
         try:
             with streams.prepared():

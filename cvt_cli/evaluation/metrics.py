@@ -19,7 +19,9 @@ def wilson(correct: int, n: int, z: float = 1.959963984540054) -> tuple[float, f
     centre = share + z * z / (2 * n)
     half = z * sqrt(share * (1 - share) / n + z * z / (4 * n**2))
     scale = 1 + z * z / n
-    return (centre - half) / scale, (centre + half) / scale
+    # Of none and of all one bound is 0 or 1, from which rounding would differ.
+    low = (centre - half) / scale if correct else 0.0
+    return low, (centre + half) / scale if correct < n else 1.0
 
 
 @dataclass(frozen=True)

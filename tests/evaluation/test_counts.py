@@ -58,6 +58,12 @@ def test_the_interval_is_wilsons() -> None:
     assert (low, high) == (pytest.approx(0.2553, abs=5e-5), pytest.approx(0.3662, abs=5e-5))
 
 
+def test_an_interval_of_none_or_all_does_not_leave_0_to_1() -> None:
+    none, all_of_them = ([wilson(k * n, n) for n in range(1, 2000)] for k in (0, 1))
+
+    assert {low for low, _ in none} == {0.0} and {high for _, high in all_of_them} == {1.0}
+
+
 @pytest.mark.parametrize("k", [1, 2, 5, 9])
 def test_top_k_equals_scikit_learns(k: int) -> None:
     _, labels, probabilities = drawn()

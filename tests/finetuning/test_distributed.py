@@ -189,6 +189,7 @@ def test_two_processes_say_of_the_best_epoch_what_evaluate_says_of_it(
     assert (found["processes"], found["steps"], found["val_n"]) == (2, 3 * 8, 100)
     assert "20 images per step (10 x 2 processes)" in straight.said
     assert straight.said.count("epoch 1/3: loss") == 1
+    assert "Warning" not in straight.said
 
     judged = cvt(
         "evaluate", "--data", digits, "--model", run / "best", "--engine", "torch",
