@@ -61,18 +61,6 @@ def making(path: Path, conditions: Mapping[str, Any]) -> Iterator[Path]:
     _write(path, stat, sha256, conditions)
 
 
-def seal(path: Path, sha256: str, conditions: Mapping[str, Any]) -> None:
-    """Stamp a file that is in its place and has this hash, as one that was read just now.
-
-    Raises:
-        CvtError: the folder cannot be written to.
-    """
-    try:
-        _write(path, path.stat(), sha256, conditions)
-    except OSError as error:
-        raise files.unwritable(path, error) from error
-
-
 def is_right(path: Path, conditions: Mapping[str, Any] | None = None) -> bool:
     """Whether a file is here and is what we made, as far as a `stat` tells.
 

@@ -37,12 +37,8 @@ class Seen(NamedTuple):
 
 @dataclass(frozen=True)
 class DataCheck:
-    """What a set of labelled images holds."""
+    """Which of a set's images can be read, and what tells the set from others."""
 
-    n: int  # images, unreadable ones included
-    per_class: tuple[int, ...]  # images of each class
-    smallest_class: str  # the first of those with the fewest images
-    smallest_count: int
     unreadable: tuple[tuple[int, str], ...]  # index of the image and the reason, by index
     only_headers: bool  # damage behind a header was not looked for
     unread: bool  # nor any other
@@ -123,13 +119,7 @@ def check(
         _add_pixels(one, data)
         if unread:
             _add_names(one, data)
-    per_class = data.sizes.tolist()
-    smallest = per_class.index(min(per_class))
     return DataCheck(
-        n=len(data),
-        per_class=tuple(per_class),
-        smallest_class=data.classes[smallest],
-        smallest_count=per_class[smallest],
         unreadable=tuple(unreadable),
         only_headers=only_headers,
         unread=unread,

@@ -6,7 +6,7 @@ sides of a split.
 
 import re
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -189,14 +189,3 @@ def _grouped_folds(
         for number, (_, members) in enumerate(splitter.split(labels, labels, groups)):
             found[members] = number
     return found
-
-
-def crossing(parts: Iterable[tuple[str, frozenset[str]]]) -> list[tuple[str, str, list[str]]]:
-    """Groups that lie in two parts: both parts and the groups, sorted."""
-    known = list(parts)
-    return [
-        (one, other, sorted(groups & others))
-        for place, (one, groups) in enumerate(known)
-        for other, others in known[place + 1 :]
-        if groups & others
-    ]
