@@ -290,17 +290,16 @@ class _Printer:
 
     def print_scores(self) -> None:
         """The means of all scores, the truest method first."""
-        if self._quiet or not self._found.means.n:
+        if self._quiet or not self._found.means.sums:
             return
         document = self._found.means.to_json()
         names = ("saco", "road", "insertion", "deletion", "saco_above_random")
         output.emit("")
         output.print_table(
-            f"How true the maps are: means of {counted(document['n'], 'map')} per method, with "
-            "95 % intervals",
-            ("method", "SaCo", "ROAD", "insertion", "deletion", "SaCo above random"),
+            "How true the maps are: means with 95 % intervals",
+            ("method", "maps", "SaCo", "ROAD", "insertion", "deletion", "SaCo above random"),
             [
-                (method, *(_with_interval(row[name]) for name in names))
+                (method, str(row["n"]), *(_with_interval(row[name]) for name in names))
                 for method, row in document["methods"].items()
             ],
         )

@@ -255,6 +255,8 @@ def _read(path: Path, told: Told, size: int, progress: Progress) -> _Whole:
     if chosen.picture is not None:
         assert isinstance(table, Parquet)
         pictures = table.pictures(chosen.picture)
+        if pictures.paths is not None:
+            checks.as_here(pictures.paths, root, notes.append)
         if rows.unnamed or len(np.unique(hashes)) < len(rows):
             packing = Packing()
             packing.add([f"row {line}" for line in rows.lines.tolist()])

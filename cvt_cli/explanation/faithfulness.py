@@ -110,12 +110,10 @@ class _Sums:
 class Means:
     """Scores over images, by method; memory does not grow with them."""
 
-    n: int = 0
     sums: dict[str, dict[str, _Sums]] = field(default_factory=dict)
 
     def add(self, found: Mapping[str, Scores]) -> None:
-        """Those of all methods for one map each, the random one among them."""
-        self.n += 1
+        """Those of some methods for one map each, the random one among them."""
         for method, one in found.items():
             mine = self.sums.setdefault(method, {n: _Sums() for n in (*NAMES, "above_random")})
             for name in NAMES:
@@ -123,12 +121,13 @@ class Means:
             mine["above_random"].add(one.saco - found[RANDOM].saco)
 
     def to_json(self) -> dict[str, Any]:
-        """By method the mean of each score, and by how much SaCo is above the random map's."""
+        """By method how many maps it gave, the mean of each score, and by how much SaCo is above
+        the random map's."""
         ranked = sorted(self.sums, key=lambda method: -self.sums[method]["saco"].mean)
         return {
-            "n": self.n,
             "methods": {
                 method: {
+                    "n": self.sums[method]["saco"].n,
                     **{name: self.sums[method][name].to_json() for name in NAMES},
                     "saco_above_random": None
                     if method == RANDOM

@@ -144,6 +144,22 @@ class _Handler(urllib.request.HTTPHandler, urllib.request.HTTPSHandler):
         return self.do_open(connection, request)
 
 
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    """Another place on the same server is told user and password too, another server never is."""
+
+    def redirect_request(self, req: urllib.request.Request, *told: Any) -> Any:
+        new = super().redirect_request(req, *told)
+        known = req.get_header("Authorization")
+        if new and known and _server(new) == _server(req):
+            new.add_unredirected_header("Authorization", known)
+        return new
+
+
+def _server(request: urllib.request.Request) -> tuple[str, str]:
+    parts = urllib.parse.urlsplit(request.full_url)  # its `host` may be that of a proxy
+    return parts.scheme, parts.netloc.lower()
+
+
 def fetch(address: str) -> BinaryIO:
     """An image from the web; user and password in its address are sent as Basic authentication.
 
@@ -174,7 +190,7 @@ def _fetched(address: str, deadline: _Deadline) -> BinaryIO:
     for handler in (
         urllib.request.ProxyHandler(),
         _Handler(deadline),
-        urllib.request.HTTPRedirectHandler(),
+        _Redirects(),
         urllib.request.HTTPDefaultErrorHandler(),
         urllib.request.HTTPErrorProcessor(),
         urllib.request.UnknownHandler(),
@@ -187,7 +203,7 @@ def _fetched(address: str, deadline: _Deadline) -> BinaryIO:
     if at:
         said = urllib.parse.unquote_to_bytes(user if ":" in user else f"{user}:")
         basic = f"Basic {base64.b64encode(said).decode()}"
-        request.add_unredirected_header("Authorization", basic)  # to no other host
+        request.add_unredirected_header("Authorization", basic)
     with opener.open(request, timeout=TIMEOUT_SEC) as response:
         length = response.headers.get("Content-Length") or ""
         announced = int(length) if length.isdecimal() else None

@@ -228,9 +228,22 @@ def test_scores_stand_beside_those_of_maps_that_know_nothing(cvt, folder: Path) 
     result = cvt("explain", "photos/a", "photos/b", *NANO, "--score", "--json")
 
     found = result.json["scores"]
-    assert found["n"] == 2
     assert found["methods"].keys() == {"occlusion", "random", "centre"}
     for row in found["methods"].values():
+        assert row["n"] == 2
         low, high = row["saco"]["interval"]
         assert -1 <= low <= row["saco"]["mean"] <= high <= 1
     assert found["methods"]["random"]["saco_above_random"] is None
+
+
+def test_each_method_has_its_own_count_of_maps(cvt, folder: Path) -> None:
+    """Attention is of no class, so that of an image's three classes it has one map."""
+    options = ("photos/a", *NANO, "--top-k", 3, "--method", "attention", "--method", "layercam")
+
+    rows = cvt("explain", *options, "--score", "--json").json["scores"]["methods"]
+    printed = cvt("explain", *options, "--score").stdout
+
+    counts = {method: row["n"] for method, row in rows.items()}
+    assert counts == {"attention": 1, "layercam": 3, "random": 3, "centre": 3}
+    told = dict(re.findall(r"^ *([a-z]+) +(\d+) ", printed.partition("above random")[2], re.M))
+    assert {method: int(told[method]) for method in counts} == counts

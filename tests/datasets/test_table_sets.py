@@ -465,12 +465,15 @@ def test_pictures_in_parquet_that_are_none_are_reported_by_their_rows(cvt, tmp_p
     assert "row 2`: not an image" in result.stderr and "row 3`: empty (0 bytes)" in result.stderr
 
 
-@pytest.mark.parametrize("binary", [True, False], ids=["some", "all"])
+@pytest.mark.parametrize(
+    ("binary", "slash"), [(True, "/"), (False, "/"), (True, "\\")], ids=["some", "all", "Windows"]
+)
 def test_a_picture_that_parquet_names_without_its_bytes_is_read_from_its_path(
-    cvt, folder: Path, tmp_path: Path, binary: bool
+    cvt, folder: Path, tmp_path: Path, binary: bool, slash: str
 ) -> None:
     """As `datasets` writes what it does not embed; where all are so, with pandas' type of them."""
-    pictures: list[dict[str, Any]] = [{"bytes": None, "path": path} for path, _ in ROWS]
+    paths = [path.replace("/", slash) for path, _ in ROWS]
+    pictures: list[dict[str, Any]] = [{"bytes": None, "path": path} for path in paths]
     if binary:
         pictures[3]["bytes"] = (folder / ROWS[3][0]).read_bytes()
         pictures[3]["path"] = "of no file.png"

@@ -51,6 +51,11 @@ class _Web(BaseHTTPRequestHandler):
             self.reply(*((200, content) if known else (401,)))
         elif self.path == "/to-private.jpg":
             self.reply(302, Location="/private.jpg")
+        elif self.path == "/to-another-server.jpg":  # another port, and back again
+            _, colon, port = self.headers["Host"].rpartition(":")
+            host = "localhost" if "127" in self.headers["Host"] else "127.0.0.1"
+            path = self.path if host == "localhost" else "/private.jpg"
+            self.reply(302, Location=f"http://{host}{colon}{port}{path}")
         elif self.path == "/loop.jpg":
             self.reply(302, Location="/loop.jpg")
         elif self.path == "/to-file.jpg":
@@ -386,7 +391,8 @@ def test_an_address_is_sent_as_browsers_send_it_and_kept_as_it_was_written(
         ("/private.jpg", "me:s%40cret", None),
         ("/private.jpg", "me:s@cret", None),
         ("/private.jpg", "me", "the server answered 401: Unauthorized"),
-        ("/to-private.jpg", "me:s%40cret", "the server answered 401: Unauthorized"),
+        ("/to-private.jpg", "me:s%40cret", None),
+        ("/to-another-server.jpg", "me:s%40cret", "the server answered 401: Unauthorized"),
         ("/none.jpg", "me:s%40cret", "the server answered 404: Not Found"),
     ],
 )
