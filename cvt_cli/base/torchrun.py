@@ -197,7 +197,7 @@ def joined(device: str = "cpu") -> Iterator[None]:
         yield
         return
     backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
-    with streams.results_alone():
+    with streams.results_alone(), others_watched():
         distributed.init_process_group(backend, timeout=PATIENCE)
     try:
         yield
