@@ -131,6 +131,7 @@ def trainer_of_whole() -> Trainer:
 # --- the command
 
 TORCHRUN = ("forked_torchrun", "2")
+ONE_THREAD = {**importing_tests_of(TESTS / "finetuning"), "OMP_NUM_THREADS": "1"}
 
 OFTEN = (
     "from cvt_cli.finetuning import training_loop; training_loop.SAVE_EVERY_SEC = 0.05; "
@@ -141,8 +142,7 @@ OFTEN = (
 
 def start_two(script: Path, *arguments: object) -> Started:
     script.write_text(OFTEN)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return start(*TORCHRUN, script, *arguments, environment=environment)
+    return start(*TORCHRUN, script, *arguments, environment=ONE_THREAD)
 
 
 def command(data: Path, run: Path) -> list[object]:
@@ -217,8 +217,7 @@ def test_all_processes_of_a_script_are_told_the_one_folder_of_their_run(
         f"found = finetune({str(digits)!r}, model='cvt-nano-cifar10', epochs=1, workers=0)\n"
         "print(found.run, found.best.is_dir())\n"
     )
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = start(*TORCHRUN, script, environment=environment, cwd=tmp_path)
+    process = start(*TORCHRUN, script, environment=ONE_THREAD, cwd=tmp_path)
     stdout, stderr = process.communicate(timeout=300)
 
     assert process.returncode == 0, stderr
