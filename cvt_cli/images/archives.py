@@ -21,7 +21,7 @@ from cvt_cli.base import limits
 from cvt_cli.base.errors import ImageError
 from cvt_cli.images import decode, finding
 from cvt_cli.images.finding import Passed
-from cvt_cli.images.tars import Tar, read_through
+from cvt_cli.images.tars import Tar, read_through, read_to_the_end
 
 ARCHIVE_ERRORS = (
     tarfile.TarError,
@@ -331,6 +331,7 @@ def _images_passing_by(
                 return
             else:
                 yield member.name, partial(_itself, _content(archive, member))
+        read_to_the_end(archive)
 
 
 def _content(archive: tarfile.TarFile, member: tarfile.TarInfo) -> BinaryIO:

@@ -33,12 +33,14 @@ def images_at(address: str, passed: Passed) -> Iterator[tuple[str, Callable[[], 
     """
     system, path = _file_system(address)
     try:
-        if glob.has_magic(path):
+        if glob.has_magic(path) and not system.exists(path):
             runs = finding.Runs(patterns.run_files(path, system.glob))
             found = [
                 name
-                for name in system.glob(path)
-                if patterns.is_meant(name, path, passed) and not runs.hold(name, passed)
+                for name, about in system.glob(path, detail=True).items()
+                if about["type"] != "directory"
+                and patterns.is_meant(name, path, passed)
+                and not runs.hold(name, passed)
             ]
         elif system.isdir(path):
             # Hidden is what is so below the folder that was named.

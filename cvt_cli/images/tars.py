@@ -1,8 +1,10 @@
 """Tar archives gone through member after member, whatever their headers say."""
 
 import bz2
+import gzip
+import lzma
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -59,6 +61,15 @@ class Tar(tarfile.TarFile):
         return member
 
 
+# By how such a file begins. tarfile itself unpacks at once all that 10 kB hold, which may be
+# gigabytes, looks at no checksum of gzip, and takes the first of several gzip files for all.
+_UNPACKING: dict[bytes, Callable[[BinaryIO], Any]] = {
+    b"BZh": bz2.open,
+    b"\x1f\x8b": gzip.open,
+    b"\xfd7zXZ": lzma.open,
+}
+
+
 @contextmanager
 def read_through(path: Path) -> Iterator[tarfile.TarFile]:
     """A .tar, compressed or not, whose members are read one after another.
@@ -68,14 +79,22 @@ def read_through(path: Path) -> Iterator[tarfile.TarFile]:
         tarfile.TarError: it is damaged, or another of `archives.ARCHIVE_ERRORS`.
     """
     with path.open("rb") as file:
-        if file.read(3) == b"BZh":
-            file.seek(0)
-            # tarfile itself unpacks all that 10 kB of bzip2 hold at once, which may be gigabytes.
-            with (
-                bz2.open(file) as unpacked,
-                Tar.open(fileobj=unpacked, mode="r|") as archive,
-            ):
+        start = file.read(5)
+        file.seek(0)
+        unpacking = next(
+            (how for magic, how in _UNPACKING.items() if start.startswith(magic)), None
+        )
+        if unpacking is None:
+            with Tar.open(fileobj=file, mode="r|*") as archive:
                 yield archive
             return
-    with Tar.open(path, mode="r|*") as archive:
-        yield archive
+        with unpacking(file) as unpacked, Tar.open(fileobj=unpacked, mode="r|") as archive:
+            yield archive
+
+
+def read_to_the_end(archive: tarfile.TarFile) -> None:
+    """Read what is behind the last member, where compression has its checksums; raises as
+    `read_through`."""
+    assert archive.fileobj is not None
+    while archive.fileobj.read(64 * 1024):
+        pass

@@ -226,6 +226,22 @@ def test_other_pictures_in_a_folder_are_named(cvt, tmp_path: Path) -> None:
     assert beside.stderr == f"{said}\n"
 
 
+def test_a_remote_pattern_finds_files_alone_and_a_name_may_look_like_one(
+    cvt, tmp_path: Path
+) -> None:
+    for name in ("a[1].jpg", "inner/2.jpg"):
+        fsspec.filesystem("memory").pipe(f"/{tmp_path.name}/{name}", BOATS.read_bytes())
+    place = f"memory://{tmp_path.name}"
+
+    found = cvt("predict", f"{place}/*", *NANO)
+    named = cvt("predict", f"{place}/a[1].jpg", *NANO)
+
+    assert found.exit_code == named.exit_code == 0, found.stderr + named.stderr
+    assert [line["path"] for line in found.json_lines + named.json_lines] == 2 * [
+        f"{place}/a[1].jpg"
+    ]
+
+
 def test_archives_in_a_folder_or_in_an_archive_are_named_since_they_are_not_opened(
     cvt, tmp_path: Path
 ) -> None:
@@ -794,6 +810,36 @@ def test_a_damaged_archive_is_named_and_what_came_before_is_answered(
     assert all("predictions" in line for line in before)
     assert str(whole) in bad["path"] and "error" in bad
     assert good["path"] == str(CHELSEA) and good["predictions"]
+
+
+def test_content_that_gzip_knows_to_be_damaged_is_no_content(
+    cvt, tmp_path: Path, folder: Path
+) -> None:
+    """A flipped bit of a JPEG is another picture, of which only the checksum tells."""
+    content = tarred(folder, tmp_path / "a.tar").read_bytes()
+    packed = bytearray(gzip.compress(content, 0))
+    packed[packed.find(BOATS.read_bytes()[:64]) + 100_000] ^= 0x55
+    whole, damaged = tmp_path / "whole.tgz", tmp_path / "damaged.tgz"
+    whole.write_bytes(gzip.compress(content))
+    damaged.write_bytes(packed)
+
+    assert cvt("predict", whole, *NANO).exit_code == 0
+    result = cvt("predict", damaged, *NANO)
+
+    assert result.exit_code == 1
+    assert "CRC check failed" in result.json_lines[-1]["error"]
+
+
+def test_gzip_files_one_behind_the_other_are_one_archive(cvt, tmp_path: Path, folder: Path) -> None:
+    """As bgzip writes it, and `cat` of two."""
+    content = tarred(folder, tmp_path / "a.tar").read_bytes()
+    path = tmp_path / "a.tgz"
+    path.write_bytes(gzip.compress(content[:100_000]) + gzip.compress(content[100_000:]))
+
+    lines = cvt("predict", path, *NANO).json_lines
+
+    assert [line["path"] for line in lines] == [f"{path}/deep/1.jpg", f"{path}/10.jpg"]
+    assert all(line["predictions"] for line in lines)
 
 
 @pytest.mark.parametrize("name", ["a.tar", "a.tgz"])
