@@ -55,8 +55,11 @@ class Files:
 
     def is_spared(self, name: str) -> bool:
         """True of every image; raises UsageError for one that a picture could replace."""
-        place = self.pictures
-        if place is None or is_picture(place) or not is_picture(Path(name)):
+        place, name = self.pictures, name.removeprefix("file://")
+        if place is None or not is_picture(Path(name)):
+            return True
+        if is_picture(place):
+            files.refuse_overwriting([place], [name])
             return True
         folder = os.path.dirname(name) or "."
         if place.is_dir() and os.path.isdir(folder) and os.path.samefile(place, folder):

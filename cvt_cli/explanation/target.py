@@ -48,12 +48,12 @@ def index_of(text: str | int, labels: Labels) -> int:
     wanted = text.strip().casefold()
     for names in (
         [name.casefold() for name in labels.names],
-        [(labels.wnid(index) or "") for index in range(len(labels))],
+        [labels.wnid(index) for index in range(len(labels))],
     ):
         found = [index for index, name in enumerate(names) if name == wanted]
         if found:
             return _one_of(found, text)
-    if wanted.isdecimal():
+    if wanted.isdecimal() and len(wanted) < 20:  # `int` reads no more than some thousand digits
         return _existing(int(wanted), labels)
     parts = [
         index

@@ -5,6 +5,7 @@ machine they are, and no password or token that an address holds.
 """
 
 import os
+import re
 import shlex
 import sys
 from collections.abc import Sequence
@@ -117,13 +118,12 @@ def _shown_address(address: str) -> str:
 
 def _argument(text: str) -> str:
     """One argument of a command line, quoted where a shell needs it."""
-    option, equals, value = text.partition("=")
-    if not (text.startswith("--") and equals):
-        option, equals, value = "", "", text
+    found = re.fullmatch(r"(--[^=]+=|-\w(?=.)|)(.*)", text, re.DOTALL)
+    option, value = found.groups() if found else ("", text)
     at, value = ("@", value[1:]) if value.startswith("@") else ("", value)
     if os.path.isabs(value) or "://" in value or value.startswith(".."):
         value = shown(value)
     value = at + value
     plain = value.replace("…", "")
     quoted = value if plain and shlex.quote(plain) == plain else shlex.quote(value)
-    return f"{option}{equals}{quoted}"
+    return f"{option}{quoted}"

@@ -60,6 +60,21 @@ def test_no_photograph_is_replaced_by_its_picture(cvt, folder: Path, inputs: lis
     assert Path("photos/a/cat.png").read_bytes() == before
 
 
+@pytest.mark.parametrize("place", ["photos/a", "photos/a/cat.png", "link.png"])
+@pytest.mark.parametrize("protocol", ["", "file://"])
+def test_no_photograph_in_a_folder_is_replaced(
+    cvt, folder: Path, place: str, protocol: str
+) -> None:
+    Path("link.png").symlink_to("photos/a/cat.png")
+    before = Path("photos/a/cat.png").read_bytes()
+    found = f"{protocol}{Path('photos/a').resolve()}"
+
+    result = cvt("explain", found, *NANO, "--output", place, "--overwrite")
+
+    assert result.exit_code == 2 and "is an input, and " in result.stderr
+    assert Path("photos/a/cat.png").read_bytes() == before
+
+
 def test_a_picture_of_another_process_is_not_replaced(
     cvt, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -149,6 +164,8 @@ def test_all_that_is_written_says_what_showed_through_transparent_pixels(cvt, fo
     [
         (("--target", "unicorn"), 2, "this model has no class `unicorn`; it has `airplane`, "),
         (("--target", "10"), 2, "there is no class 10; this model has 10 classes, counted from 0"),
+        (("--target", " "), 2, "this model has no class ` `; it has `airplane`, "),
+        (("--target", 5000 * "9"), 2, "this model has no class `9999"),
         (("--against", "cat"), 2, "--against `cat` names one class; accepted are two"),
         (("--against", "cat,cat"), 2, "--against `cat,cat` names the same class twice"),
         (("--against", "cat,dog", "-k", "2"), 2, "--top-k: --against names the classes already"),
@@ -162,7 +179,7 @@ def test_all_that_is_written_says_what_showed_through_transparent_pixels(cvt, fo
         (("-o", "photos/broken"), 2, "--output `photos/broken` is neither a folder nor a picture"),
         (("-o", "photos/broken/x"), 1, "`photos/broken` is not a folder\n\nhint: choose another "),
     ],
-    ids=lambda value: " ".join(value) if isinstance(value, tuple) else None,
+    ids=lambda value: " ".join(value)[:40] if isinstance(value, tuple) else None,
 )  # fmt: skip
 def test_what_cannot_be_is_said(
     cvt: Callable[..., Result], folder: Path, arguments: tuple[str, ...], code: int, message: str

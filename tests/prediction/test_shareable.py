@@ -93,12 +93,14 @@ def test_the_command_is_shown_as_it_can_be_typed_without_private_folders(
     line = [
         *("predict", "pets/my cat.jpg", "/srv/my pets", "@/srv/lists/all.txt"),
         *(f"--html={home}/out/page.html", "https://ada:secret@host/a.jpg", "-k", "3"),
+        *("-k3", "-m/srv/models/mine", "-m", "cvt-13"),
     ]
     monkeypatch.setattr(sys, "argv", ["/usr/bin/cvt", *line])
 
     assert shareable.command() == (
         "cvt predict 'pets/my cat.jpg' '…/srv/my pets' @…/lists/all.txt "
-        "--html=…/out/page.html https://host/a.jpg -k 3"
+        "--html=…/out/page.html https://host/a.jpg -k 3 "
+        "-k3 -m…/models/mine -m cvt-13"
     )
 
 

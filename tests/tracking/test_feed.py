@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import sqlite3
+import sys
 import threading
 import time
 from pathlib import Path
@@ -175,6 +176,23 @@ def test_a_tool_that_fails_is_said_once_and_the_training_goes_on(cvt, place: Pat
     assert json.loads(Path("run/results.json").read_text())["epochs"] == 2
     assert json.loads(Path("run/tracking/trackers.json").read_text()) == ["mlflow", "tensorboard"]
     assert list(Path("run/events").iterdir())
+
+
+def test_a_run_with_events_goes_on_where_tensorboard_is_not_installed(
+    cvt, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun = cvt(
+        "finetune", KEPT / "images", "--model", KEPT / "model", "--epochs", 2, "--max-time", "0s",
+        "--val-fraction", 0.3, "--batch-size", 8, "--workers", 0, "-o", "run",
+        "--track", "tensorboard",
+    )  # fmt: skip
+    assert begun.exit_code == 0, begun.stderr
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+
+    result = cvt("finetune", "--resume", "run", "--max-time", "1h")
+
+    assert result.exit_code == 0, result.stderr
+    assert "no more events are written: tensorboard is missing; pip install" in result.stderr
 
 
 CHILD = """
