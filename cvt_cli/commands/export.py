@@ -159,6 +159,7 @@ def export(
     """
     from cvt_cli import loading
     from cvt_cli.cards import gather
+    from cvt_cli.datasets import held_out
 
     torchrun.refuse("an export")
     model = options.once(model_argument, model, "--model")
@@ -199,6 +200,7 @@ def export(
             precision=in_precision,
             dynamic_size=dynamic_size,
         )
+        held_out.remember(checkpoint)
         if card is not None:
             gather.check_is_of(card, "export", {"weights_sha256": record.weights_sha256})
         result = exporting.export(
@@ -247,12 +249,14 @@ def _convert(
 ) -> None:
     """Write a checkpoint's tensors as they are."""
     from cvt_cli import loading
+    from cvt_cli.datasets import held_out
 
     with files.workplace(target) as folder:
         from cvt_cli.export import convert
 
         checkpoint, loaded = loading.load_checkpoint(model, res, activation, access, resize)
         record = checkpoint.record_of_export(loaded.described)
+        held_out.remember(checkpoint)
         stored, card = loading.verified(checkpoint, access), checkpoint.card
         converted = convert.convert(stored, loaded, card, record, layout, target, folder)
         for message in loaded.notes:

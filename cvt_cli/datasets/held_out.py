@@ -2,19 +2,23 @@
 
 import base64
 import functools
+import json
 import os
+import re
 import shlex
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cvt_cli.base import machine, text
+from cvt_cli.base import files, machine, places, stamps, text
 from cvt_cli.base.errors import CvtError, DataError
 from cvt_cli.base.progress import Say
 from cvt_cli.base.text import counted
+from cvt_cli.checkpoints.checkpoint import Checkpoint
 from cvt_cli.datasets import datacheck, layouts
 from cvt_cli.datasets.labelled import LabelledImages
 from cvt_cli.datasets.table_sets import Told
@@ -193,43 +197,75 @@ def _unpacked(kept: str | None) -> NDArray[np.uint64] | None:
 
 
 def origin_of(model: str) -> Origin | None:
-    """The run that a checkpoint is of: ``RUN``, ``RUN/best``, ``RUN/last`` or a file in these.
+    """The run that a checkpoint is of: ``RUN``, ``RUN/best``, ``RUN/last`` or a file in these, a
+    copy of them, or a file that was exported from them on this machine.
 
-    None where it lies in no run's folder, or one whose plan cannot be read.
+    None where there is no such run, or its plan cannot be read.
     """
     path = Path(model)
-    if not path.exists():
+    run = _run_of(path.resolve()) if path.exists() else None
+    if run is None:
         return None
-    path = path.resolve()
-    for run in (path, path.parent, path.parent.parent):
-        if finding.is_run(run):
-            try:
-                split, plan = (text.read_json(run / f"{name}.json") for name in ("split", "plan"))
-                data = plan["data"]
-                fold = frozenset(split.get("held_out", ()))
-                aside, prints = data["val_set_aside"], data["fingerprint"].split()
-                split_at = plan["settings"].get("separator")
-                return Origin(
-                    run,
-                    data["name"],
-                    Path(data["root"]),
-                    frozenset(split["validation"]),
-                    aside,
-                    tuple(data["unreadable"]),
-                    n := data["train_n"] + (data["val_n"] if aside else 0) + len(fold),
-                    prints[0],
-                    (Path(split["root"]), n if aside else data["val_n"], prints[-1]),
-                    fold,
-                    Path(data["table"]) if data.get("table") else None,
-                    tuple(zip(split["validation"], split["contents"], strict=True))
-                    if "contents" in split
-                    else (),
-                    _unpacked(split.get("trained_on")),
-                    Told(plan["settings"].get("columns"), None, None, split_at),
-                )
-            except (OSError, ValueError, LookupError, TypeError, AttributeError):
-                return None
-    return None
+    try:
+        split, plan = (text.read_json(run / f"{name}.json") for name in ("split", "plan"))
+        data = plan["data"]
+        fold = frozenset(split.get("held_out", ()))
+        aside, prints = data["val_set_aside"], data["fingerprint"].split()
+        split_at = plan["settings"].get("separator")
+        return Origin(
+            run,
+            data["name"],
+            Path(data["root"]),
+            frozenset(split["validation"]),
+            aside,
+            tuple(data["unreadable"]),
+            n := data["train_n"] + (data["val_n"] if aside else 0) + len(fold),
+            prints[0],
+            (Path(split["root"]), n if aside else data["val_n"], prints[-1]),
+            fold,
+            Path(data["table"]) if data.get("table") else None,
+            tuple(zip(split["validation"], split["contents"], strict=True))
+            if "contents" in split
+            else (),
+            _unpacked(split.get("trained_on")),
+            Told(plan["settings"].get("columns"), None, None, split_at),
+        )
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return None
+
+
+def _run_of(path: Path) -> Path | None:
+    for folder in (path, path.parent, path.parent.parent):
+        if finding.is_run(folder):
+            return folder
+    try:
+        checkpoint = Checkpoint.at(path)
+        weights = record.weights_sha256 if (record := checkpoint.record) else None
+        kept = text.read_json(_kept_at(weights or checkpoint.weights_sha256))
+        run = Path(kept["run"])
+        same = stamps.hash_of(run / "split.json") == kept["split_sha256"]
+    except (CvtError, OSError, ValueError, LookupError, TypeError):
+        return None
+    return run if same else None
+
+
+def remember(checkpoint: Checkpoint) -> None:
+    """Keep, for `origin_of`, which run a checkpoint is of, by its weights.
+
+    They tell a copy, and an exported file says of which it was made.
+    """
+    if checkpoint.kind in ("repository", "embedded"):
+        return
+    with suppress(CvtError, OSError):  # it is not known then, as on another machine
+        if (run := _run_of(checkpoint.path.resolve())) is not None:
+            kept = {"run": str(run), "split_sha256": stamps.hash_of(run / "split.json")}
+            files.write_text(_kept_at(checkpoint.weights_sha256), json.dumps(kept) + "\n")
+
+
+def _kept_at(weights_sha256: str) -> Path:
+    if not re.fullmatch("[0-9a-f]{64}", weights_sha256):  # a stranger's file may say anything
+        raise ValueError("it is no SHA-256")
+    return places.cache_dir() / "runs" / f"{weights_sha256}.json"
 
 
 def is_trained_on_by_default(

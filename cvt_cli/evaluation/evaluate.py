@@ -260,9 +260,9 @@ def _held_out(
     for name, origin in zip(names, origins, strict=True):
         if origin is None:
             raise UsageError(
-                f"--split val: `{name}` is not in a run folder, whose `split.json` lists the "
-                "images that were held out",
-                hint="leave out --split, or name a folder of these images as data",
+                f"--split val: it is not known of which run `{name}` is, whose `split.json` lists "
+                "the images that were held out",
+                hint="leave out --split, or name the run's folder as --model",
             )
         part: Split = "train" if origin.set_aside else "test"
         images = settings.opened(part, access.offline, access.say, access.progress)

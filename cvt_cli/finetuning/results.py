@@ -13,6 +13,8 @@ import torch
 from cvt_cli.base import files, text, torchrun
 from cvt_cli.base.package import __version__
 from cvt_cli.base.progress import Say
+from cvt_cli.checkpoints.checkpoint import Checkpoint
+from cvt_cli.datasets import held_out
 from cvt_cli.evaluation import figures, metrics
 from cvt_cli.finetuning import run_card
 from cvt_cli.finetuning.job import Job
@@ -167,6 +169,8 @@ def finish(folder: Path, job: Job, position: Position, part: Epoch | None, say: 
             figures.draw_curves(curves, folder / "curves.png", name, main, chosen)
         files.write_text(folder / "results.json", json.dumps(result.to_json(), indent=1) + "\n")
         run_card.finish(folder, result.seconds, say)
+        for place in ("best", "last"):
+            held_out.remember(Checkpoint.at(folder / place))
     return result
 
 

@@ -425,6 +425,19 @@ def test_without_val_a_part_of_every_class_is_set_aside(cvt, digits: Path, tmp_p
     was_trained_on = f"{one.parent.name}/{one.name}" not in split["validation"]
     changed = cvt("evaluate", "--data", tmp_path / "moved", "--model", best, "--json")
     assert changed.json["n_trained_on"] == 48 - was_trained_on
+    cvt("export", best, "-o", tmp_path / "model.onnx")
+    shutil.copytree(best, tmp_path / "copy")
+    for model in ("model.onnx", "copy"):
+        whole = cvt("evaluate", "--data", digits / "train", "--model", tmp_path / model)
+        assert "trained 48 of these 60 images were trained on; --split val" in whole.stdout
+        held = cvt(
+            "evaluate", "--data", digits / "train", "--model", tmp_path / model,
+            "--split", "val", "--json",
+        )  # fmt: skip
+        assert (held.json["n"], held.json["n_trained_on"]) == (12, 0)
+    shutil.rmtree(tmp_path / "r")  # what is no longer there says nothing
+    other = cvt("evaluate", "--data", digits / "train", "--model", tmp_path / "copy", "--json")
+    assert other.exit_code == 0 and other.json["n_trained_on"] is None
 
 
 def test_images_that_came_after_a_run_began_are_said_to_be_counted_as_trained_on(
@@ -712,7 +725,7 @@ def test_the_next_command_that_is_printed_measures_on_what_was_held_out(
     found = json.loads((run / "results.json").read_text())
     assert (judged["n"], judged["top1"]) == (3, found["val_top1"])
     refused = cvt("evaluate", "--data", data, "--model", KEPT / "model", "--split", "val")
-    assert refused.exit_code == 2 and "is not in a run folder" in refused.stderr
+    assert refused.exit_code == 2 and "it is not known of which run" in refused.stderr
     (data / "red" / json.loads((run / "split.json").read_text())["validation"][-1][4:]).unlink()
     changed = cvt(*words)
     assert changed.exit_code == 1

@@ -92,7 +92,7 @@ def test_an_unreadable_image_is_wrong_and_named(tmp_path: Path) -> None:
         ({"predictions": "p.txt"}, "predictions cannot be written as `p.txt`"),
         ({"resume": True}, "--resume needs exactly one model, and --predictions FILE.jsonl"),
         ({"data_dir": "sets"}, "--data-dir is only for known data sets"),
-        ({"split": "val"}, "is not in a run folder"),
+        ({"split": "val"}, "it is not known of which run"),
         ({"split": "train"}, "split is `train`; accepted is `val`"),
         ({"batch_size": 0}, "batch_size is 0; it must be at least 1"),
         ({"top_k": 1}, "top_k is 1; it must be at least 2"),
