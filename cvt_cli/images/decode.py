@@ -362,11 +362,14 @@ def colour(text: str) -> Colour:
         UsageError: it is none.
     """
     try:
-        return ImageColor.getrgb(text)[:3]
+        red, green, blue, *opacity = ImageColor.getrgb(text)
+        if opacity:
+            raise ValueError
     except (ValueError, TypeError, AttributeError):  # the others from Python, of what is no text
         raise UsageError(
             f"`{text}` is not a color; accepted are names such as `white`, and `#rrggbb`"
         ) from None
+    return red, green, blue
 
 
 def to_rgb(image: Image.Image, background: Colour | None = None) -> Image.Image:

@@ -1,5 +1,6 @@
 """Files that a pattern matches, as a shell would find them, and folders that were closed to it."""
 
+import contextlib
 import glob
 import os
 from collections.abc import Callable, Iterable, Iterator
@@ -15,11 +16,8 @@ def matches(pattern: str, passed: Passed) -> Iterator[str | OSError]:
     Args:
         pattern: with ``*``, ``?``, ``[…]``, or ``**`` for any depth.
         passed: learns which folders are passed over.
-
-    Raises:
-        RecursionError: there are too many folders, one in another.
     """
-    search = partial(glob.glob, recursive=True)
+    search = partial(_search, passed=passed)
     found = sorted(search(pattern), key=finding.natural_key)
     runs = finding.Runs(run_files(pattern, search))
     closed = list(_closed_to(pattern, passed))
@@ -28,6 +26,27 @@ def matches(pattern: str, passed: Passed) -> Iterator[str | OSError]:
             if not runs.hold(name, passed):
                 yield name
     yield from closed
+
+
+def _search(pattern: str, passed: Passed) -> list[str]:
+    """As `glob.glob`, whose ``**`` also follows links to folders, in circles where they lead so."""
+    parts = pattern.split("/")
+    if "**" not in parts:
+        return glob.glob(pattern)
+    place = parts.index("**")
+    above, below = "/".join([*parts[:place], ""]), "/".join(parts[place + 1 :] or ["*"])
+    left = glob.glob(above) if above else [""]
+    found: dict[str, None] = {}
+    while left:
+        folder = left.pop()
+        found |= dict.fromkeys(_search(os.path.join(glob.escape(folder), below), passed))
+        with contextlib.suppress(OSError), os.scandir(folder or ".") as entries:
+            for entry in entries:
+                if not finding.is_folder(entry) or entry.name.startswith("."):
+                    continue
+                inner = os.path.join(folder, entry.name)
+                passed.links.add(inner) if entry.is_symlink() else left.append(inner)
+    return list(found)
 
 
 def run_files(pattern: str, search: Callable[[str], Iterable[str]]) -> list[str]:
@@ -76,7 +95,7 @@ def _closed_to(pattern: str, passed: Passed) -> Iterator[OSError]:
         above, listed = "/".join(parts[:depth]), glob.has_magic(parts[depth])
         if not listed and not glob.has_magic(above):
             continue
-        for folder in sorted(glob.glob(f"{above}/", recursive=True)):
+        for folder in sorted(_search(f"{above}/", passed)):
             if folder in seen or not is_meant(folder, pattern, passed):
                 continue
             seen.add(folder)

@@ -310,11 +310,8 @@ class _Search:
             yield _unreadable(str(path), f"{damaged}: {error}")
 
     def _from_pattern(self, pattern: str) -> Iterator[Source]:
-        try:
-            for found in patterns.matches(pattern, self.passed):
-                yield _closed(found) if isinstance(found, OSError) else _file(Path(found))
-        except RecursionError:  # `**` goes down by calling itself
-            yield _unreadable(pattern, "there are too many folders there, one in another")
+        for found in patterns.matches(pattern, self.passed):
+            yield _closed(found) if isinstance(found, OSError) else _file(Path(found))
 
     def _from_address(self, address: str) -> Iterator[Source]:
         try:

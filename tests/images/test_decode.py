@@ -219,6 +219,7 @@ def test_background_is_an_option_and_kept_with_the_answers(cvt, tmp_path: Path) 
 
     plain, white = cvt(*given).json, cvt(*given, "--background", "#ffffff").json
     wrong = cvt(*given, "--background", "whitish")
+    half = cvt(*given, "--background", "#ffffff80")
 
     assert "background" not in plain and white["background"] == "#ffffff"
     assert plain["results"][0]["predictions"][0]["label"] == "cat"
@@ -227,6 +228,7 @@ def test_background_is_an_option_and_kept_with_the_answers(cvt, tmp_path: Path) 
     assert first["score"] == pytest.approx(second["score"], abs=1e-5)
     assert wrong.exit_code == 2
     assert "`whitish` is not a color; accepted are names such as `white`" in wrong.stderr
+    assert "`#ffffff80` is not a color" in half.stderr
 
 
 def test_exif_orientation_makes_all_landscapes_look_the_same(awkward: Path) -> None:
