@@ -57,7 +57,8 @@ def start_of_training(
                 f"head replaced: {counted(len(classes), 'class')} of the data for the "
                 f"{len(loaded.labels)} of `{checkpoint.name}`",
             )
-        name, repository = Path(checkpoint.name).stem, checkpoint.repository
+        path, repository = Path(checkpoint.name), checkpoint.repository
+        name = path.stem if path.is_file() else path.name  # a folder may be called v1.2
         record = loaded.preprocessing
         return Start(name, network, record, notes, repository, checkpoint.license)
     key = parse_variant(variant or "")

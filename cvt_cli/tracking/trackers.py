@@ -30,7 +30,9 @@ TRACKERS = {
         ("wandb",), "wandb", "tracking/wandb/ of the run, unless you are logged in; `wandb sync`"
     ),
     "mlflow": Tracker(
-        ("mlflow", "sqlalchemy", "alembic"), "mlflow", "mlflow.db here; `mlflow ui` opens it"
+        ("mlflow", "sqlalchemy", "alembic"),
+        "mlflow",
+        "mlflow.db here, unless MLFLOW_TRACKING_URI says otherwise; `mlflow ui` opens it",
     ),
 }
 

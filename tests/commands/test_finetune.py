@@ -120,6 +120,13 @@ def test_a_checkpoint_is_fine_tuned_with_another_head(cvt, digits: Path, tmp_pat
     assert f"next: cvt evaluate {digits} --model {tmp_path / 'r'}" in result.stderr
 
 
+def test_a_folder_with_a_dot_in_its_name_is_called_by_all_of_it(cvt, tmp_path: Path) -> None:
+    shutil.copytree(KEPT / "model", tmp_path / "nano-v1.2")
+    options = ["--model", tmp_path / "nano-v1.2", "--val-fraction", 0.3, "--dry-run"]
+
+    assert "model: `nano-v1.2`" in cvt("finetune", KEPT / "images", *options).stderr
+
+
 def test_the_same_seed_trains_to_the_same_bits(cvt, digits: Path, tmp_path: Path) -> None:
     states = []
     for name in ("a", "b"):
