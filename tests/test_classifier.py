@@ -320,6 +320,7 @@ def test_a_target_that_is_a_number_is_an_index_and_a_text_a_name(tmp_path: Path)
     ]
 
     assert said == [3, 3, names.index("3")]
+    assert classify.explain(CHELSEA, method="layercam", stage=np.int64(1))
 
 
 @pytest.mark.parametrize(

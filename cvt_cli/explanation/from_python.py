@@ -78,7 +78,7 @@ def asked(
         targets=() if target is None else (target,),
         against=against,
         top_k=1 if top_k is None else top_k,
-        stage=stage,
+        stage=None if stage is None else int(stage),  # of NumPy's, torch would be told no bool
         score=score,
         exif=exif,
         background=background,

@@ -4,6 +4,7 @@ import math
 import re
 from collections.abc import Iterable
 from dataclasses import KW_ONLY, dataclass, fields
+from numbers import Number
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -128,6 +129,8 @@ class Options:
                 written_out = places.expanded(str(value))
                 kind = str if name in ("data", "model") else Path
                 object.__setattr__(self, name, kind(written_out))
+            if isinstance(value, Number) and hasattr(value, "item"):  # of NumPy
+                object.__setattr__(self, name, value.item())
         if self.model and self.variant:
             raise UsageError(
                 "give either --model, a checkpoint to start from, or --variant, to train from "

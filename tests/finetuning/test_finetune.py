@@ -54,6 +54,17 @@ def test_training_from_python_gives_the_bits_of_the_command(cvt, tmp_path: Path,
     assert Classifier(result.best)(picture)[0].label in {p.name for p in IMAGES.iterdir()}
 
 
+def test_numbers_of_numpy_are_numbers(tmp_path: Path) -> None:
+    """As a search over `np.arange` and `np.logspace` gives them."""
+    told = {**SHORT, "epochs": np.int64(2), "val_fraction": np.float64(0.3), "seed": np.int32(1)}
+
+    of_numpy = finetune(IMAGES, model=MODEL, output=tmp_path / "a", lr=np.float32(0.5), **told)
+    plain = finetune(IMAGES, model=MODEL, output=tmp_path / "b", lr=0.5, seed=1, **SHORT)
+
+    runs = [result.best.parent for result in (of_numpy, plain)]
+    assert (runs[0] / LAST).read_bytes() == (runs[1] / LAST).read_bytes()
+
+
 def test_runs_of_two_threads_have_the_bits_of_one_alone(tmp_path: Path) -> None:
     def train(name: str) -> bytes:
         told = {"model": MODEL, "augment": "medium", "output": tmp_path / name}
