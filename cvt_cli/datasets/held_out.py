@@ -46,12 +46,14 @@ class Origin:
     table: Path | None = None  # that names the images
     contents: tuple[tuple[str, str | None], ...] = ()  # of `validation`, with their names
     trained: NDArray[np.uint64] | None = None  # contents of the images that were trained on
+    before: NDArray[np.uint64] | None = None  # of those that the run's start was trained on
     told: Told = Told()  # noqa: RUF009  # how the table is read; it is frozen
 
     def trained_on(
         self, images: LabelledImages, opened: Callable[[], LabelledImages], say: Say
     ) -> list[str] | None:
-        """Names of those images that were trained on; None where they are of other data.
+        """Names of those images that were trained on, also by what the run started from; None where
+        they are of other data.
 
         Where the data were moved, renamed or packed since, it is by their contents that they are
         known.
@@ -61,6 +63,16 @@ class Origin:
             opened: opens the training part of the same data.
             say: told where these have more images now, of which the run does not say which.
         """
+        own, earlier = self._in_the_run(images, opened, say), _known(images, self.before)
+        if earlier is None:
+            return own
+        both = {*(own or ()), *earlier}
+        return [name for name in images.names if name in both]
+
+    def _in_the_run(
+        self, images: LabelledImages, opened: Callable[[], LabelledImages], say: Say
+    ) -> list[str] | None:
+        """Of `trained_on`, those of this run."""
         left_out = {entry[: i + 1] for entry in self.unreadable for i in _before_colons(entry)}
         if self.set_aside:
             left_out |= self.validation | self.fold
@@ -80,25 +92,11 @@ class Origin:
             whole = zip(own.names, _places(own), strict=True)
             trained = {place for name, place in whole if name not in left_out}
             found = [n for n, place in zip(images.names, places, strict=True) if place in trained]
-            return found or self._by_contents(images)
+            return found or _known(images, self.trained)
         else:
-            return self._by_contents(images)
+            return _known(images, self.trained)
         known -= left_out
         return [name for name in images.names if name in known]
-
-    def _by_contents(self, images: LabelledImages) -> list[str] | None:
-        """Names of the images whose files are those of images that were trained on; None where
-        none of some, evenly spread, is."""
-        if len(images) > datacheck.READ_UP_TO or images.pixels is not None or self.trained is None:
-            return None
-        for part in (images.subset(images.evenly(_LOOKED_AT)), images):
-            found = [content or "0" for content in datacheck.contents(part, machine.threads())]
-            numbers = np.array([int(content, 16) for content in found], np.uint64)
-            known = np.isin(numbers, self.trained)
-            names = [name for name, is_known in zip(part.names, known, strict=True) if is_known]
-            if not names or len(part) == len(images):
-                break
-        return names or None
 
     def _tell_more(self, count: int, say: Say) -> None:
         """Say so if the run's training images are more than they were."""
@@ -186,6 +184,30 @@ class Origin:
             )
 
 
+def _known(images: LabelledImages, kept: NDArray[np.uint64] | None) -> list[str] | None:
+    """Names of the images whose files have one of these contents; None where none of some, evenly
+    spread, has."""
+    if kept is None or len(images) > datacheck.READ_UP_TO or images.pixels is not None:
+        return None
+    for part in (images.subset(images.evenly(_LOOKED_AT)), images):
+        found = [content or "0" for content in datacheck.contents(part, machine.threads())]
+        numbers = np.array([int(content, 16) for content in found], np.uint64)
+        known = np.isin(numbers, kept)
+        names = [name for name, is_known in zip(part.names, known, strict=True) if is_known]
+        if not names or len(part) == len(images):
+            break
+    return names or None
+
+
+def trained_on_by(model: str) -> NDArray[np.uint64] | None:
+    """Contents of the images that a checkpoint was trained on, in its run and in those before it;
+    None where no run says so."""
+    origin = origin_of(model)
+    found = [] if origin is None else [origin.trained, origin.before]
+    known = [contents for contents in found if contents is not None]
+    return np.unique(np.concatenate(known)) if known else None
+
+
 def packed(contents: NDArray[np.uint64]) -> str:
     """What tells files' contents, as a run keeps it."""
     return base64.b64encode(np.sort(contents).astype("<u8").tobytes()).decode()
@@ -228,6 +250,7 @@ def origin_of(model: str) -> Origin | None:
             if "contents" in split
             else (),
             _unpacked(split.get("trained_on")),
+            _unpacked(split.get("trained_before")),
             Told(plan["settings"].get("columns"), None, None, split_at),
         )
     except (OSError, ValueError, LookupError, TypeError, AttributeError):

@@ -79,6 +79,22 @@ def tell_copies(training: LabelledImages, held_out: LabelledImages, say: Say) ->
     )
 
 
+def tell_trained_before(
+    held_out: LabelledImages, contents: NDArray[np.uint64], model: str, say: Say
+) -> None:
+    """Say how many of the images that were set aside the start of a run was trained on."""
+    if held_out.contents is None:
+        return
+    known = np.flatnonzero(np.isin(held_out.contents, contents))
+    if len(known):
+        say(
+            f"warning: `{model}` was trained on {len(known)} of the "
+            f"{counted(len(held_out), 'image')} held out, such as "
+            f"`{held_out.names[int(known[0])]}`: what is measured on them is too good; start from "
+            "a model that has not seen them, or hold out what its run held out"
+        )
+
+
 def tell_copies_in_folds(images: LabelledImages, fold: NDArray[np.int64], say: Say) -> None:
     """Say how many images have the same file in another fold (n,)."""
     if (files := _files(images)) is None:

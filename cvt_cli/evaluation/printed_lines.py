@@ -13,7 +13,7 @@ def lines(result: Result) -> list[str]:
     """A line for each thing that was measured."""
     found = result.metrics
     if isinstance(found, SetMetrics):
-        return _of_sets(found, result.n_trained_on)
+        return _of_sets(found, result)
     n, k = found.n, found.k
     lines = [
         f"top-1   {100 * found.top1:.2f} %  ({found.top1_correct} of {n}; "
@@ -26,7 +26,7 @@ def lines(result: Result) -> list[str]:
             f"{counted(subset.n, 'class')} present"
         )
     if result.n_trained_on:
-        lines.append(_trained_on(result.n_trained_on, n))
+        lines.append(_trained_on(result, n))
     if not found.topk_is_certain:
         lines.append(f"top-{k:<3} {100 * found.topk:.2f} %  ({found.topk_correct} of {n})")
     if (real := found.real) is not None:
@@ -54,14 +54,14 @@ def lines(result: Result) -> list[str]:
     return lines + _speed(found)
 
 
-def _trained_on(trained: int, n: int) -> str:
-    return (
-        f"trained {trained} of these {n} images were trained on; "
-        "--split val measures on those held out"
-    )
+def _trained_on(result: Result, n: int) -> str:
+    said = f"trained {result.n_trained_on} of these {n} images were trained on"
+    if result.split is not None:
+        return f"{said}, by what the run started from"
+    return f"{said}; --split val measures on those held out"
 
 
-def _of_sets(found: SetMetrics, trained: int | None) -> list[str]:
+def _of_sets(found: SetMetrics, result: Result) -> list[str]:
     """The same where an image may have several classes."""
     exact, lines = found.exact, []
     if found.measures is not None:
@@ -80,8 +80,8 @@ def _of_sets(found: SetMetrics, trained: int | None) -> list[str]:
         f"exact   {100 * (exact.accuracy or 0):.2f} %  ({exact.correct} of {exact.n}; "
         f"95 % interval {_range(exact.interval)}) have all their classes and no other"
     )
-    if trained:
-        lines.append(_trained_on(trained, found.n))
+    if result.n_trained_on:
+        lines.append(_trained_on(result, found.n))
     loss = "none readable" if found.loss is None else f"{found.loss:.4f} nats"
     lines.append(f"loss    {loss}, binary cross-entropy")
     if found.measures is not None:

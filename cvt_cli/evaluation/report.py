@@ -164,11 +164,12 @@ def _warnings(document: Mapping[str, Any]) -> Iterator[_Warning]:
     n = document["n"]
     if trained := document.get("n_trained_on"):
         verb = "was" if trained == 1 else "were"
-        yield _Warning(
-            f"{trained:,} of these {pages.images(n)} {verb} used in training, so the accuracy is "
-            "too high. To measure on the held-out images:",
-            "--split val",
-        )
+        said = f"{trained:,} of these {pages.images(n)} {verb} used in training"
+        said += ", so the accuracy is too high."
+        if document.get("split"):  # what the run started from was trained on them
+            yield _Warning(said)
+        else:
+            yield _Warning(f"{said} To measure on the held-out images:", "--split val")
     if failed := document["n_failed"]:
         what = f"{pages.images(failed)} could not be read and "
         if document["n_skipped"]:

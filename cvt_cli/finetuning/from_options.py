@@ -8,7 +8,7 @@ from cvt_cli.base import machine, places, torchrun
 from cvt_cli.base.errors import DataError
 from cvt_cli.base.progress import Progress, Say, unheard
 from cvt_cli.checkpoints.locate import Access
-from cvt_cli.datasets import layouts
+from cvt_cli.datasets import held_out, layouts, overlap
 from cvt_cli.datasets.labelled import LabelledImages
 from cvt_cli.datasets.table_sets import Told
 from cvt_cli.datasets.torchvision_sets import check_data_dir
@@ -61,6 +61,11 @@ def job_of(
     )
     if settings.recipe.optimizer != "newton":
         validation.refuse_unmeasurable(settings.select, images.validation)
+    model = model_of(options)
+    before = None if model is None else held_out.trained_on_by(model)
+    if model is not None and before is not None:
+        measured = images.validation if images.held_out is None else images.held_out
+        overlap.tell_trained_before(measured, before, model, access.say)
     return Job(
         start.name,
         start.model,
@@ -73,6 +78,7 @@ def job_of(
         start.license,
         **followed(options),
         scratch=bool(options.variant),
+        trained_before=before,
     )
 
 

@@ -4,7 +4,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from cvt_cli.base import machine
@@ -93,6 +95,8 @@ class Job:
     energy: bool = False  # measure it
     country: str | None = None  # for the CO2 of it
     scratch: bool = False  # it starts from fresh weights, and ``name`` is a variant
+    # Contents of the images that what it starts from was trained on.
+    trained_before: NDArray[np.uint64] | None = None
 
     @property
     def labels(self) -> Labels:

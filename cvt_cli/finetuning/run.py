@@ -102,6 +102,8 @@ class Run:
                     split["contents"] = datacheck.contents(images.validation, machine.threads())
                 if images.training.contents is not None:
                     split["trained_on"] = held_out.packed(images.training.contents)
+                if self.job.trained_before is not None:
+                    split["trained_before"] = held_out.packed(self.job.trained_before)
                 if images.held_out is not None:
                     split["held_out"] = list(images.held_out.names)
                 files.write_text(folder / plan.SPLIT_FILE, json.dumps(split, indent=1) + "\n")

@@ -447,6 +447,36 @@ def test_without_val_a_part_of_every_class_is_set_aside(cvt, digits: Path, tmp_p
     assert other.exit_code == 0 and other.json["n_trained_on"] is None
 
 
+def test_a_run_says_which_held_out_images_its_start_was_trained_on(
+    cvt, digits: Path, tmp_path: Path
+) -> None:
+    def trained(run: str, model: object, *options: object) -> tuple[set[str], str]:
+        result = cvt(
+            "finetune", "--data", digits / "train", "--model", model, "--epochs", 1,
+            "--val-fraction", 0.2, *options, "-o", tmp_path / run,
+        )  # fmt: skip
+        assert result.exit_code == 0, result.stderr
+        held_out = json.loads((tmp_path / run / "split.json").read_text())["validation"]
+        return set(held_out), result.stderr
+
+    first, said = trained("first", "cvt-nano-cifar10")
+    assert "was trained on" not in said
+    same, said = trained("same", tmp_path / "first")
+    assert same == first and "was trained on" not in said
+    cvt("export", tmp_path / "first", "-o", tmp_path / "first.safetensors")
+    for run, start in (("other", "first"), ("third", "other"), ("exported", "first.safetensors")):
+        held_out, said = trained(run, tmp_path / start, "--seed", 1)
+        seen = len(held_out - first)
+        assert seen and f"was trained on {seen} of the 12 images held out, such as `" in said
+
+        measured = cvt("evaluate", digits / "train", "--model", tmp_path / run, "--split", "val")
+
+        wanted = f"trained {seen} of these 12 images were trained on, by what the run started from"
+        assert wanted in measured.stdout
+    whole = cvt("evaluate", digits / "train", "--model", tmp_path / "third", "--json")
+    assert whole.json["n_trained_on"] == 60 - len(held_out & first)
+
+
 def test_images_that_came_after_a_run_began_are_said_to_be_counted_as_trained_on(
     cvt, digits: Path, tmp_path: Path
 ) -> None:
