@@ -152,8 +152,9 @@ def explained(
     if listing.is_empty:
         raise no_images(listing)
     if wanted.pictures is not None and is_picture(wanted.pictures) and listing.total != 1:
+        there = "there are several" if listing.total else "only reading tells how many there are"
         raise UsageError(
-            f"--output `{wanted.pictures}` is a picture of one image, but there are several",
+            f"--output `{wanted.pictures}` is a picture of one image, but {there}",
             hint="name a folder, or a page with --html",
         )
     with ExitStack() as stack:

@@ -2,11 +2,10 @@
 
 import os
 from pathlib import Path
-from typing import get_args
 
 import pytest
 
-from cvt_cli.commands.explain import MethodName
+from cvt_cli.explanation.methods import METHODS
 from tests_shared import Machine
 
 
@@ -50,7 +49,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("cvt info cvt-w", {"cvt-w24-384-22k"}),
         ("cvt predict x.jpg --engine o", {"onnxruntime", "openvino"}),
         ("cvt benchmark --engine torch,op", {"torch,openvino"}),
-        ("cvt explain x.jpg --method ", set(get_args(MethodName))),
+        ("cvt explain x.jpg --method ", set(METHODS)),
         ("cvt predict x.jpg --device cu", {"cuda", "cuda:0", "cuda:1"}),
         ("cvt fine", {"finetune"}),
     ],

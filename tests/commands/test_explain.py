@@ -4,6 +4,7 @@ import json
 import os
 import re
 import signal
+import tarfile
 import threading
 import time
 import zipfile
@@ -189,6 +190,18 @@ def test_what_cannot_be_is_said(
     assert result.exit_code == code
     assert message in result.stderr
     assert not list(Path().glob("why*")) and not Path("explanations").exists()
+
+
+def test_one_picture_is_not_written_where_only_reading_tells_how_many_images_there_are(
+    cvt: Callable[..., Result], folder: Path
+) -> None:
+    with tarfile.open("one.tar", "w") as archive:
+        archive.add("photos/a/cat.png")
+
+    result = cvt("explain", "one.tar", *NANO, "-o", "why.png")
+
+    assert result.exit_code == 2
+    assert "a picture of one image, but only reading tells how many there are" in result.stderr
 
 
 def test_a_graph_has_no_gradients(cvt, folder: Path) -> None:
