@@ -99,7 +99,7 @@ def test_a_run_that_goes_on_is_measured_on_and_what_is_not_measured_is_said(
     begun = cvt(
         "finetune", KEPT / "images", "--model", KEPT / "model", "--epochs", 60, "--val-fraction",
         0.3, "--batch-size", 8, "--workers", 0, "-o", run, "--energy", "--country", "DEU",
-        "--max-time", "1s",
+        "--max-time", "3s",
     )  # fmt: skip
     assert begun.exit_code == 0, begun.stderr
     (first,) = json.loads((run / "energy.json").read_text())
