@@ -205,7 +205,7 @@ def _zip_index(path: Path, changed: int, size: int) -> Index:
     index = Index(path, "zip archive", state=(changed, size))
     with zipfile.ZipFile(path) as archive:
         for info in archive.infolist():
-            index.add(info.filename, info, info.is_dir())
+            index.add(info.filename, info, info.filename.endswith("/"))  # it may be empty
     return index
 
 

@@ -898,6 +898,19 @@ def test_folders_may_lie_a_thousand_deep(cvt, tmp_path: Path, monkeypatch) -> No
         deepest = deepest.rpartition("/")[0]
 
 
+def test_a_member_without_a_name_is_none(cvt, tmp_path: Path) -> None:
+    unnamed = zipfile.ZipInfo("x")
+    unnamed.filename = ""
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.write(CHELSEA, "cat.png")
+        with archive.open(unnamed, "w") as file:
+            file.write(b"x")
+
+    (line,) = cvt("predict", tmp_path / "a.zip", *NANO).json_lines
+
+    assert line["path"] == f"{tmp_path}/a.zip/cat.png" and line["predictions"]
+
+
 def test_an_encrypted_member_is_an_unreadable_image(cvt, tmp_path: Path) -> None:
     path = tmp_path / "a.zip"
     with zipfile.ZipFile(path, "w") as archive:
