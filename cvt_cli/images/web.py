@@ -147,8 +147,9 @@ class _Handler(urllib.request.HTTPHandler, urllib.request.HTTPSHandler):
 class _Redirects(urllib.request.HTTPRedirectHandler):
     """Another place on the same server is told user and password too, another server never is."""
 
-    def redirect_request(self, req: urllib.request.Request, *told: Any) -> Any:
-        new = super().redirect_request(req, *told)
+    def redirect_request(self, req: urllib.request.Request, fp: Any, *told: Any) -> Any:
+        new = super().redirect_request(req, fp, *told)
+        fp.close()  # else all that the server sends with it would be read, whatever its length
         known = req.get_header("Authorization")
         if new and known and _server(new) == _server(req):
             new.add_unredirected_header("Authorization", known)
@@ -173,7 +174,7 @@ def fetch(address: str) -> BinaryIO:
         error.close()
         loops = "redirects without end" if "infinite loop" in str(error.msg) else error.reason
         raise ImageError(f"the server answered {error.code}: {loops}") from None
-    except (urllib.error.URLError, http.client.HTTPException, OSError, ValueError) as error:
+    except (http.client.HTTPException, OSError, ValueError, OverflowError) as error:
         if deadline.passed:
             raise ImageError(f"not complete after {DEADLINE_SEC:.0f} s") from None
         cause = getattr(error, "reason", error)

@@ -56,6 +56,14 @@ class _Web(BaseHTTPRequestHandler):
             host = "localhost" if "127" in self.headers["Host"] else "127.0.0.1"
             path = self.path if host == "localhost" else "/private.jpg"
             self.reply(302, Location=f"http://{host}{colon}{port}{path}")
+        elif self.path == "/to-no-port.jpg":
+            self.reply(302, Location=f"http://127.0.0.1:{'9' * 30}/")
+        elif self.path == "/moved-at-length.jpg":
+            self.send_response(302)
+            self.send_header("Location", "/boats.jpg")
+            self.end_headers()
+            while True:
+                self.wfile.write(content)
         elif self.path == "/loop.jpg":
             self.reply(302, Location="/loop.jpg")
         elif self.path == "/to-file.jpg":
@@ -380,8 +388,11 @@ def test_what_can_be_read_only_once_is_known(tmp_path: Path) -> None:
     assert sources.readable_once([f"@{pipe}", *again]) == f"@{pipe}"
 
 
-@pytest.mark.parametrize("path", ["/boats.jpg", "/moved.jpg"])
-def test_an_address_on_the_web_is_fetched(cvt, server: str, path: str) -> None:
+@pytest.mark.parametrize("path", ["/boats.jpg", "/moved.jpg", "/moved-at-length.jpg"])
+def test_an_address_on_the_web_is_fetched(
+    cvt, server: str, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(web, "DEADLINE_SEC", 5.0)
     result = cvt("predict", server + path, *NANO)
 
     (line,) = result.json_lines
@@ -469,6 +480,7 @@ def test_other_letters_are_quoted_and_what_browsers_leave_is_left(address: str, 
         ("/page.jpg", "not an image, or of a type that Pillow cannot read"),
         ("/loop.jpg", "the server answered 302: redirects without end"),
         ("/to-file.jpg", "Redirection to url 'file:"),
+        ("/to-no-port.jpg", "cannot be downloaded: "),
         ("/hangs.jpg", "no answer within 1 s"),
         ("/drips.jpg", "not complete after 1 s"),
         ("/status-drips.jpg", "not complete after 1 s"),
