@@ -91,6 +91,9 @@ def validation(training: Training) -> Markdown:
         pairs.append((name, share(found["correct"], n, found["interval"])))
         if found.get("correct_top5") is not None:
             pairs.append(("top-5 on them", share(found["correct_top5"], n, found["interval_top5"])))
+    if seen := found.get("trained_before"):
+        what = "of these images, those that the start of the run was trained on: it is too good"
+        pairs.append((what, f"{seen} of {n}"))
     return table(("measure", "value (95 % interval)"), pairs)
 
 

@@ -126,6 +126,8 @@ class Run:
             DataError: an image cannot be read, or others are set aside than when it began.
             KeyboardInterrupt: the run was asked to stop; what is saved was said.
         """
+        if (origin := held_out.origin_of(str(folder))) is not None:
+            self.job = replace(self.job, trained_before=origin.before)
 
         def restored() -> Position:
             # What an epoch that --max-time ended early took the place of; it goes on now.

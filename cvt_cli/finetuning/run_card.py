@@ -10,6 +10,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from cvt_cli.base import files, text, torchrun
@@ -166,6 +167,9 @@ def _validation(job: Job, row: Epoch, n: int) -> dict[str, Any]:
         "correct": row.val_correct,
         "interval": list(metrics.wilson(row.val_correct, n)),
     }
+    contents, before = job.images.validation.contents, job.trained_before
+    if contents is not None and before is not None:
+        found["trained_before"] = int(np.isin(contents, before).sum())
     if job.several:
         found |= {"map": row.val_map, "micro_f1": row.val_micro_f1, "macro_f1": row.val_macro_f1}
     elif len(job.labels) > 5:  # else it is certain

@@ -473,6 +473,9 @@ def test_a_run_says_which_held_out_images_its_start_was_trained_on(
 
         wanted = f"trained {seen} of these 12 images were trained on, by what the run started from"
         assert wanted in measured.stdout
+        card = (tmp_path / run / "best" / "README.md").read_text()
+        assert f"that the start of the run was trained on: it is too good | {seen} of 12 |" in card
+    assert "the start of the run" not in (tmp_path / "same" / "best" / "README.md").read_text()
     whole = cvt("evaluate", digits / "train", "--model", tmp_path / "third", "--json")
     assert whole.json["n_trained_on"] == 60 - len(held_out & first)
 
