@@ -83,7 +83,7 @@ Score = Annotated[
     bool,
     options.flag(
         "Measure how true each map is (SaCo, ROAD, insertion, deletion), beside a random and a "
-        "centred map. Takes about 130 passes through the network per map.",
+        "centred map. Takes about 60 passes through the network for each of them.",
         EXPLAIN,
         "--score",
     ),

@@ -10,7 +10,7 @@
                map says they are (Wu et al. 2024, arXiv 2404.01415); from -1 to 1, higher is better,
                and 0 is what a random map gets
 
-Pictures are normalised, (3, H, W), where 0 is the mean colour of ImageNet.
+Pictures are normalised, (3, H, W), where 0 is the mean colour that the model is given.
 """
 
 import math

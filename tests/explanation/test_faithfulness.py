@@ -40,6 +40,19 @@ def test_saco_is_the_one_of_its_authors_by_plain_loops(picture: torch.Tensor) ->
     assert abs(scoring.saco(answer, picture, values, order) - found / total) < 1e-12
 
 
+def test_the_scores_of_a_map_take_about_sixty_passes_as_help_says(picture: torch.Tensor) -> None:
+    asked = 0
+
+    def counting(pictures: torch.Tensor) -> torch.Tensor:
+        nonlocal asked
+        asked += len(pictures)
+        return answer(pictures)
+
+    scoring.scores(counting, picture, torch.arange(SIZE * SIZE).view(SIZE, SIZE).double())
+
+    assert asked == 61
+
+
 def test_deletion_is_the_area_under_the_probability_by_plain_loops(picture: torch.Tensor) -> None:
     order = torch.randperm(SIZE * SIZE, generator=torch.Generator().manual_seed(3))
     told = []
