@@ -332,8 +332,9 @@ def _several(images: Any) -> bool:
 
 
 def _holds_objects(array: Any) -> bool:
-    """Whether a column holds texts, bytes or arrays, one for each image."""
-    return bool(array.ndim == 1 and getattr(array.dtype, "kind", "") in tuple("OUST"))
+    """Whether a column holds texts, bytes or arrays, one for each image, or none at all."""
+    kind = getattr(array.dtype, "kind", "")  # NumPy makes floats of an empty list
+    return bool(array.ndim == 1 and (kind in tuple("OUST") or not len(array)))
 
 
 def _is_column(values: Any) -> bool:

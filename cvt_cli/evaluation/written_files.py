@@ -1,6 +1,8 @@
 """What an evaluation writes besides its lines: scores, confusions, a page, the model card."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
 
 from cvt_cli.base.errors import CvtError
 from cvt_cli.cards import gather
@@ -25,19 +27,28 @@ def write(
     """Write what was asked for: probabilities, the confusion matrix, a page, the model card.
 
     Raises:
-        NotWritten: a file could not be written; the error has the results.
+        NotWritten: a file could not be written, the others were; the error has the results.
         WritingInterrupted: so has this one.
     """
+    failed: list[CvtError] = []
     try:
         for ready, one, found in zip(models, subjects, results, strict=True):
-            _write(ready, one, images, found, settings, len(models) > 1, access)
-    except CvtError as error:
-        raise NotWritten(error, results) from error
+            several = len(models) > 1
+            for output in _outputs(ready, one, images, found, settings, several, access):
+                try:
+                    if (path := output()) is not None:
+                        access.say(f"written: `{path}`")
+                except CvtError as error:  # the others may lie where there is room
+                    failed.append(error)
     except KeyboardInterrupt:
         raise WritingInterrupted(results) from None
+    for other in failed[1:]:
+        access.say(f"error: {other}")
+    if failed:
+        raise NotWritten(failed[0], results) from failed[0]
 
 
-def _write(
+def _outputs(
     ready: ReadyModel,
     one: Subject,
     images: LabelledImages,
@@ -45,30 +56,38 @@ def _write(
     settings: Asked,
     several: bool,
     access: Access,
-) -> None:
-    say = access.say
+) -> Iterator[Callable[[], Path | None]]:
+    """What writes each of them, and gives its place where that is still to be said."""
     name = predictions.name_in_files(ready.model) if several else None
-    if settings.scores is not None:
-        path = predictions.named_for(settings.scores, name)
+
+    def scores(path: Path) -> Path:
         conditions = {**ready.conditions(), "data": settings.data, "exif": settings.exif}
         score_files.write_scores(path, one, images, conditions)
-        say(f"written: `{path}`")
-    if settings.confusion is not None:
-        path = predictions.named_for(settings.confusion, name)
+        return path
+
+    def confusion(path: Path) -> Path:
         assert isinstance(result.metrics, Metrics)  # it was refused of several labels
         score_files.write_confusion(path, result.metrics.measures, one.labels)
-        say(f"written: `{path}`")
-    if settings.report is not None:
-        folder = settings.report / name if name else settings.report
+        return path
+
+    def page(folder: Path) -> Path:
         document = result.to_json()
         if one.labels.several:
-            path = several_report.write_report(folder, document)
-        else:
-            overlays = (
-                mistakes.explain(ready, one, images, settings, access) if settings.explain else {}
-            )
-            path = report.report_on(folder, document, one, images, settings.exif, overlays)
-        say(f"written: `{path}`")
-    if settings.card is not None:
+            return several_report.write_report(folder, document)
+        overlays = (
+            mistakes.explain(ready, one, images, settings, access) if settings.explain else {}
+        )
+        return report.report_on(folder, document, one, images, settings.exif, overlays)
+
+    def card(folder: Path) -> None:
         sources = [("the result", result.to_json())]
-        gather.add(settings.card, sources, say, overwrite=settings.overwrite)
+        gather.add(folder, sources, access.say, overwrite=settings.overwrite)
+
+    if settings.scores is not None:
+        yield partial(scores, predictions.named_for(settings.scores, name))
+    if settings.confusion is not None:
+        yield partial(confusion, predictions.named_for(settings.confusion, name))
+    if settings.report is not None:
+        yield partial(page, settings.report / name if name else settings.report)
+    if settings.card is not None:
+        yield partial(card, settings.card)

@@ -349,3 +349,21 @@ def test_what_was_measured_is_printed_though_the_report_cannot_be_written(
     assert said.exit_code == 1 and "error: cannot write `" in said.stderr
     assert said.json["n"] == len(list(few.rglob("*.png")))
     assert not (tmp_path / "r" / "index.html").exists()
+
+
+def test_a_file_that_cannot_be_written_does_not_cost_the_others(
+    machine: Machine, few: Path, tmp_path: Path
+) -> None:
+    machine.popen = {"largest_file": 600}
+    scores, confusion = tmp_path / "s.npy", tmp_path / "c.csv"
+    page = tmp_path / "r" / "index.html"
+
+    said = machine.run(
+        "evaluate", few, *NANO, "--scores", scores, "--report", page.parent,
+        "--confusion", confusion, "--json",
+    )  # fmt: skip
+
+    assert said.exit_code == 1 and f"error: cannot write `{scores}`" in said.stderr
+    assert f"error: cannot write `{page}" in said.stderr
+    assert confusion.read_text().startswith("labelled") and said.json["n"]
+    assert not scores.exists() and not page.exists()
