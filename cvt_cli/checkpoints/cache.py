@@ -54,6 +54,12 @@ class Snapshot:
         return folders.find_weights(self.folder)
 
     @property
+    def used(self) -> list[Path | None]:
+        """The files that this tool reads and fetches; there may be more, of other tools."""
+        names = (folders.CONFIG_FILE, folders.PREPROCESSING_FILE, folders.CARD_FILE)
+        return [*(self.folder / name for name in names), self.weights]
+
+    @property
     def missing(self) -> list[str]:
         """The files that a checkpoint needs and this folder has not: half written, or never asked.
 

@@ -126,7 +126,8 @@ def _ask(repository: str, revision: str | None, offline: bool) -> "ModelInfo":
     wanted = f"`{repository}`" + (f" at revision `{revision}`" if revision else "")
     if (partly := cache.find(repository, revision)) is not None:
         lacking = " and ".join(f"`{name}`" for name in partly.missing)
-        not_here = f"{wanted} is in the cache without {lacking} (`{partly.folder}`)"
+        without = f" without {lacking}" if lacking else ""
+        not_here = f"{wanted} is in the cache{without} (`{partly.folder}`)"
     else:
         not_here = f"{wanted} is not in the cache (`{places.hub_dir()}`)"
     not_here += f", and the hub {endpoint()}"

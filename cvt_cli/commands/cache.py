@@ -111,7 +111,7 @@ def verify(names: Names = None, json_output: options.Json = False) -> None:
     verdicts = {True: "right", False: "damaged", None: "no hash known"}
     rows = catalogue.held(names or [])
     checks = [(row.name, file, right) for row in rows for file, right in cache.verify(row.snapshot)]
-    fetched = {row.snapshot.folder: row.as_fetched for row in rows}
+    fetched = {path: row.as_fetched for row in rows for path in row.snapshot.used}
     seen = {file for _, file, _ in checks}
     if not names:
         checks += [
@@ -129,14 +129,13 @@ def verify(names: Names = None, json_output: options.Json = False) -> None:
             text_columns=3,
         )
     damaged = [(name, file) for name, file, right in checks if right is False]
-    for name, file in damaged:
-        made = file.is_relative_to(places.cache_dir())
-        output.error(
-            f"`{file}` is damaged",
-            "it was removed, and is made again when it is needed"
-            if made
-            else f"`cvt download {fetched.get(file.parent, name)}` replaces it",
-        )
+    for _, file in damaged:
+        hint = "cvt does not use it; the tool that downloaded it may replace it"
+        if file in fetched:
+            hint = f"`cvt download {fetched[file]}` replaces it"
+        elif file.is_relative_to(places.cache_dir()):
+            hint = "it was removed, and is made again when it is needed"
+        output.error(f"`{file}` is damaged", hint)
     if damaged:
         raise typer.Exit(1)
 

@@ -246,13 +246,14 @@ def held(names: list[str]) -> list[Held]:
 def meant(names: list[str]) -> dict[str, Snapshot]:
     """Of each of these checkpoints what its name means: ``main``, else what is whole, used last.
 
+    In the order in which they are named.
+
     Raises:
         CheckpointError: the cache holds nothing of one of them.
     """
-    found: dict[str, Held] = {}
-    for row in sorted(held(names), key=_rank):
-        found[row.name] = row
-    return {name: row.snapshot for name, row in sorted(found.items())}
+    found = {row.snapshot.repository: row for row in sorted(held(names), key=_rank)}
+    rows = [found[repository_of(name)] for name in names]
+    return {row.name: row.snapshot for row in rows}
 
 
 def _rank(row: Held) -> tuple[bool, bool, float]:
@@ -313,8 +314,18 @@ def download(names: list[str], access: Access) -> Iterator[Held | CvtError]:
                 )
                 snapshot = found
             for path, right in cache.verify(snapshot):
-                if right is False:  # the hub's files were verified above: it is a conversion
-                    access.say(f"`{path}` was damaged; it is made again")
+                if right is not False:
+                    continue
+                if path in snapshot.used:  # of a copy that stays, since no hub was reached
+                    raise CheckpointError(
+                        f"`{path}` is damaged",
+                        hint="run the same command again where the hub can be reached",
+                    )
+                ours = not path.is_relative_to(snapshot.folder)
+                what = (
+                    "was damaged; it is made again" if ours else "is damaged; cvt does not use it"
+                )
+                access.say(f"`{path}` {what}")
             loading.verified(locate.fetched(snapshot), access)
             yield _held(snapshot)
         except UnreachableError as error:

@@ -140,10 +140,11 @@ def _convert(pickled: Path, record: Path) -> Path:
         with suppress(OSError):
             left.unlink()  # by the version before, which kept no stamps
     with stamps.making(made, {}) as temporary:
-        try:
-            save_file(dict(_read_pickle(pickled)), temporary, metadata={"format": "pt"})
-        except SafetensorError as error:  # a full disk, say
-            raise OSError(str(error)) from error
+        tensors = {str(name): tensor for name, tensor in _read_pickle(pickled).items()}
+        for name, tensor in tensors.items():
+            if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_complex():
+                raise CheckpointError(f"`{pickled}`: `{name}` holds no plain numbers")
+        write_safetensors(temporary, tensors)  # they may have other strides, or share memory
         # safetensors lets nobody but the owner read.
         files.permit(temporary, pickled.stat().st_mode)
     return made

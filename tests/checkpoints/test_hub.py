@@ -162,6 +162,29 @@ def test_a_pickle_is_converted_once_bit_by_bit(hub: Hub, machine: Machine, pickl
     assert damaged.json == first.json and made.read_bytes() == whole
 
 
+def test_a_pickle_of_tensors_with_other_strides_or_in_one_memory_is_converted(
+    hub: Hub, machine: Machine, pickled
+) -> None:
+    plain = torch.load(io.BytesIO(pickled["pytorch_model.bin"]), weights_only=True)
+    one = torch.tensor(7)
+    odd = {
+        name: tensor.to(memory_format=torch.channels_last) if tensor.ndim == 4 else
+        one if name.endswith("num_batches_tracked") else tensor
+        for name, tensor in plain.items()
+    }  # fmt: skip
+    matrix = next(name for name in plain if name.endswith("dense.weight"))
+    for name, tensors in (("odd", odd), ("sparse", {**plain, matrix: plain[matrix].to_sparse()})):
+        torch.save(tensors, buffer := io.BytesIO())
+        hub.add(f"somebody/{name}", {**pickled, "pytorch_model.bin": buffer.getvalue()})
+    hub.add(NAME, pickled)
+
+    refused = machine.run("predict", CHELSEA, "--model", "somebody/sparse")
+
+    assert predicted(machine, "--model", "somebody/odd") == predicted(machine, "--model", NAME)
+    assert refused.exit_code == 1
+    assert f"pytorch_model.bin`: `{matrix}` holds no plain numbers" in refused.stderr
+
+
 def test_a_file_that_another_tool_fetched_is_used(hub: Hub, machine: Machine, checkpoint) -> None:
     hub.add(NAME, checkpoint)
     script = (
@@ -239,6 +262,45 @@ def test_the_folder_of_a_name_is_that_of_main_also_beside_other_revisions(
     (machine.hub_cache / "models--somebody--tiny" / "refs" / "main").unlink()
     path = machine.run("cache", "path", NAME, "--json").json[NAME]
     assert Path(path).name in {repository.refs[tag].sha for tag in ("main", "v0", "v1")}
+
+
+def test_folders_are_printed_in_the_order_in_which_they_are_asked_for(
+    hub: Hub, machine: Machine, checkpoint
+) -> None:
+    names = ["somebody/second", "somebody/first"]
+    for name in names:
+        hub.add(name, checkpoint)
+    machine.run("download", *names)
+
+    printed = machine.run("cache", "path", *names).stdout.splitlines()
+
+    assert [Path(line).parents[1].name for line in printed] == [
+        "models--somebody--second", "models--somebody--first",
+    ]  # fmt: skip
+
+
+def test_a_damaged_file_that_only_other_tools_use_is_not_said_to_be_replaced(
+    hub: Hub, machine: Machine, checkpoint
+) -> None:
+    hub.add(NAME, checkpoint)
+    machine.run("download", NAME)
+    (config,) = machine.hub_cache.glob("models--*/snapshots/*/config.json")
+    other = config.with_name("tf_model.h5")
+    blob = config.resolve().with_name(hashlib.sha256(b"sound").hexdigest())
+    blob.write_bytes(b"damaged")
+    other.symlink_to(blob)
+
+    verified = machine.run("cache", "verify", NAME)
+    fetched = machine.run("download", NAME)
+    config.resolve().write_bytes(b"{}")
+    hub.stop()
+    kept = machine.run("download", NAME)
+
+    assert verified.exit_code == 1 and "replaces it" not in verified.stderr
+    assert "cvt does not use it; the tool that downloaded it may replace it" in verified.stderr
+    assert fetched.exit_code == 0 and f"`{other}` is damaged; cvt does not use it" in fetched.stderr
+    assert kept.exit_code == 1 and f"`{config}` is damaged" in kept.stderr
+    assert f"`{NAME}` is in the cache (`{config.parent}`), and the hub" in kept.stderr
 
 
 def test_what_replaces_a_damaged_file_of_another_revision_is_said(
