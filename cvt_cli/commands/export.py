@@ -169,8 +169,8 @@ def export(
         )
     target = target or _default_target(model, form or "onnx", "int8" if int8 else precision)
     form = formats.resolve(form, target)
-    _check_options(ctx, form, precision, int8, calibration)
-    _refuse_existing(target, overwrite)
+    _check_options(ctx, form, int8, calibration)
+    _refuse_existing(form, target, overwrite)
     if card is not None:
         gather.check(card, overwrite=overwrite)
     access = output.access(revision, offline)
@@ -272,7 +272,7 @@ def _convert(
 
 
 def _check_options(
-    ctx: typer.Context, form: FormatName, precision: str, int8: bool, calibration: Path | None
+    ctx: typer.Context, form: FormatName, int8: bool, calibration: Path | None
 ) -> None:
     """Raises UsageError for options that do not go together, or have no effect."""
     if form == "safetensors":
@@ -286,8 +286,8 @@ def _check_options(
         options.refuse(ctx, ["--card"], "nothing is measured of a copy of the tensors")
     else:
         options.refuse(ctx, ["--layout"], "only safetensors files have tensor names to choose")
-    if int8 and precision != "fp32":
-        raise UsageError(f"give --int8 or --precision {precision}, not both")
+    if int8:
+        options.refuse(ctx, ["--precision"], "give it or --int8, not both")
     if int8 and calibration is None:
         raise UsageError(
             "--int8 needs images to measure value ranges on: --calibration FOLDER",
@@ -297,9 +297,11 @@ def _check_options(
         raise UsageError("--calibration is only for --int8")
 
 
-def _refuse_existing(target: Path, overwrite: bool) -> None:
+def _refuse_existing(form: FormatName, target: Path, overwrite: bool) -> None:
     """Raises CvtError if something is there that would be replaced, or nothing can be."""
-    beside = [target, target.with_name(target.name + ".json")]
+    beside = [target]
+    if form != "safetensors":  # of which nothing is measured
+        beside.append(target.with_name(target.name + ".json"))
     if second := formats.second_file(target):
         beside.append(second)
     files.refuse_replacing(beside, overwrite)

@@ -156,14 +156,14 @@ def benchmark(
         UsageError: there is no such engine, precision or device, or a file does not run on it.
         CvtError: a side's process ended, as for want of memory.
     """
-    if not against and all(network.file for network in networks):
-        if device not in ("auto", "cpu"):
-            raise UsageError(f"`{networks[0].name}` runs on the CPU here, not on `{device}`")
+    on_cpu = all(network.file for network in networks)  # and what they are compared with
+    if on_cpu and device not in ("auto", "cpu"):
+        raise UsageError(f"`{networks[0].name}` runs on the CPU here, not on `{device}`")
     from cvt_cli.model import devices
 
     if energy:
         energies.check(country)
-    place = devices.choose_device(device)
+    place = devices.choose_device("cpu" if on_cpu else device)
     networks = [n if n.file else replace(n, device=str(place)) for n in networks]
     sides = sides_of(networks, engines, precisions, batch_sizes, against)
     hardware = devices.hardware(place)

@@ -94,6 +94,11 @@ def convert(
         raise CheckpointError(f"`{target}` does not hold the same tensors as `{stored}`")
     if as_folder:
         files.refuse_replaced(target)
+        try:  # so that none of another checkpoint stands beside what is written, also if killed
+            for name in (folders.CARD_FILE, folders.WEIGHTS_FILE):
+                (target / name).unlink(missing_ok=True)
+        except OSError as error:
+            raise files.unwritable(target / name, error) from error
         weights.write_description(target, loaded.described, card)
     try:
         files.rename(made, written)

@@ -287,6 +287,19 @@ def test_info_and_predict_tell_the_same_of_a_file(files: Path, name: str, cvt) -
     assert {key: used[key] for key in shared} == {key: told[key] for key in shared}
 
 
+def test_a_benchmark_of_files_is_of_the_processor_also_beside_a_gpu(
+    files: Path, cvt, monkeypatch
+) -> None:
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+
+    words = ("benchmark", files / "nano.onnx", "--rounds", 1, "--batch-size", 1, "--json")
+    found = cvt(*words).json
+
+    assert found["device"] == "cpu" and found["hardware"].endswith(("thread", "threads"))
+    refused = cvt(*words, "--device", "mps", "--against", "transformers")
+    assert refused.exit_code == 2 and "runs on the CPU here, not on `mps`" in refused.stderr
+
+
 def test_info_flops_and_benchmark_take_it(files: Path, cvt, tmp_path: Path) -> None:
     picture = tmp_path / "rates.svg"
     described = cvt("info", files / "nano.onnx", "--json").json
@@ -546,6 +559,7 @@ def test_int8_is_calibrated_on_images_and_counts_nearly_the_same(
         (["-o", "a.onnx", "--int8"], "--int8 needs images to measure value ranges on"),
         (["-o", "a.onnx", "--calibration", "."], "--calibration is only for --int8"),
         (["-o", "a.onnx", "--int8", "--calibration", ".", "--precision", "fp16"], "not both"),
+        (["-o", "a.onnx", "--int8", "--calibration", ".", "--precision", "fp32"], "not both"),
         (["-o", "a.onnx", "--with-preprocessing", "--dynamic-size"], "leave out --dynamic-size"),
         (["-o", "a.safetensors", "--precision", "fp16"], "--precision: safetensors files hold"),
         (["-o", "f", "--format", "safetensors", "--layout", "reference"], "has the hub's layout"),
@@ -937,6 +951,35 @@ def test_the_same_tensors_and_texts_are_the_same_file(cvt, tmp_path: Path) -> No
 
 def bits(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.contiguous().reshape(-1).view(torch.uint8)
+
+
+def test_nothing_of_another_checkpoint_stays_beside_a_converted_one(
+    cvt, tmp_path: Path, monkeypatch
+) -> None:
+    words = ("--format", "safetensors", "-o", tmp_path / "folder", "--overwrite")
+    cvt("export", NANO, "-o", tmp_path / "bare.safetensors")
+    cvt("export", NANO, *words)
+    names = (folders.CARD_FILE, folders.WEIGHTS_FILE)
+    assert all((tmp_path / "folder" / name).is_file() for name in names)
+
+    assert cvt("export", tmp_path / "bare.safetensors", *words).exit_code == 0  # it has no card
+
+    assert not (tmp_path / "folder" / folders.CARD_FILE).exists()
+
+    def killed(*_: object) -> None:
+        assert not (tmp_path / "folder" / folders.WEIGHTS_FILE).exists()
+        raise OSError("killed when the description was written, and the tensors were not")
+
+    monkeypatch.setattr("cvt_cli.base.files.rename", killed)
+    assert cvt("export", NANO, *words).exit_code == 1
+
+
+def test_a_name_beside_a_converted_checkpoint_is_not_in_its_way(cvt, tmp_path: Path) -> None:
+    (tmp_path / "folder.json").write_text("of something else")
+
+    done = cvt("export", NANO, "--format", "safetensors", "-o", tmp_path / "folder")
+
+    assert done.exit_code == 0, done.stderr
 
 
 def test_a_half_stored_checkpoint_keeps_its_types_and_its_card(cvt, tmp_path: Path) -> None:
