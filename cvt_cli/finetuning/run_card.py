@@ -156,9 +156,9 @@ def _facts(
 
 def _shareable(command: str) -> str:
     """The command without the folders of this machine, since a card may be shown to anybody."""
-    words = shlex.split(command) if command.startswith("cvt ") else []
-    shown = [shareable.shown(word) if os.path.isabs(word) else word for word in words]
-    return command if shown == words else shlex.join(shown)
+    if command.startswith("cvt "):
+        return shareable.command_of(shlex.split(command)[1:])
+    return shareable.call(command)
 
 
 def _validation(job: Job, row: Epoch, n: int) -> dict[str, Any]:

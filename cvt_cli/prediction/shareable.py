@@ -8,7 +8,7 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from urllib.parse import quote, urlsplit, urlunsplit
 
@@ -65,7 +65,18 @@ def command() -> str | None:
     started = Path(sys.argv[0])
     if started.stem != "cvt" and started.parts[-2:] != ("cvt_cli", "__main__.py"):
         return None
-    return " ".join(["cvt", *map(_argument, sys.argv[1:])])
+    return command_of(sys.argv[1:])
+
+
+def command_of(words: Iterable[str]) -> str:
+    """A command line of ``cvt``, as it can be typed, of what stands behind ``cvt``."""
+    return " ".join(["cvt", *map(_argument, words)])
+
+
+def call(text: str) -> str:
+    """A call from Python, whose arguments are written as Python writes them."""
+    path = r"""(?<==)(['"])((?:/|\.\.).*?)\1(?=[,)])"""
+    return re.sub(path, lambda found: repr(shown(found[2])), text)
 
 
 def link(target: str, folder: Path) -> str | None:

@@ -65,6 +65,24 @@ def test_numbers_of_numpy_are_numbers(tmp_path: Path) -> None:
     assert (runs[0] / LAST).read_bytes() == (runs[1] / LAST).read_bytes()
 
 
+@pytest.mark.parametrize("how", ["python", "command"])
+def test_a_card_tells_no_folder_of_this_machine(cvt, tmp_path: Path, how: str) -> None:
+    data = shutil.copytree(IMAGES, tmp_path / "ada's" / "secrets" / "pets")
+    model = shutil.copytree(MODEL, data.parent / "models" / "mine")
+    run = tmp_path / "run"
+    if how == "python":
+        finetune(data, model=model, output=run, **{**SHORT, "epochs": 1})
+    else:
+        short = ["--val-fraction", 0.3, "--epochs", 1, "--batch-size", 8, "--workers", 0]
+        told = cvt("finetune", f"--data={data}", f"-m{model}", *short, f"-o{run}")
+        assert told.exit_code == 0, told.stderr
+
+    for name in ("README.md", "card.json"):
+        said = (run / "best" / name).read_text()
+        assert "ada's" not in said and str(tmp_path) not in said
+    assert "models/mine" in json.loads(said)["training"]["command"]
+
+
 def test_runs_of_two_threads_have_the_bits_of_one_alone(tmp_path: Path) -> None:
     def train(name: str) -> bytes:
         told = {"model": MODEL, "augment": "medium", "output": tmp_path / name}
