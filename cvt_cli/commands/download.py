@@ -53,6 +53,10 @@ def download(
 
     if bool(names) == everything:
         raise UsageError("name models, or use --all", hint="`cvt models` lists them")
+    if engine:
+        from cvt_cli.engines import runtimes
+
+        runtimes.require(engine)  # not after gigabytes
     wanted = names or [c.name for c in CHECKPOINTS.values() if c.repository]
     here: list[Held] = []
     done = 0

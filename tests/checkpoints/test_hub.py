@@ -29,6 +29,7 @@ from cvt_cli.base.errors import CheckpointError
 from cvt_cli.base.limits import LARGEST_CONFIG_BYTES
 from cvt_cli.base.progress import silent
 from cvt_cli.checkpoints import hub as client
+from cvt_cli.engines import runtimes
 from cvt_cli.model import weights
 from cvt_cli.spec.labels import Labels
 from cvt_cli.spec.preprocessing import Preprocessing
@@ -1083,6 +1084,17 @@ def test_a_name_that_no_hub_takes_is_refused(machine: Machine, name: str) -> Non
 
     assert result.exit_code == 1
     assert f"`{name}`" in result.stderr and "cannot be reached" not in result.stderr
+
+
+def test_a_runtime_that_is_not_installed_is_said_before_anything_is_downloaded(
+    cvt, monkeypatch
+) -> None:
+    monkeypatch.setattr(runtimes, "installed", lambda package: package != "openvino")
+    monkeypatch.setattr(client, "fetch", lambda *_, **__: pytest.fail("it was downloaded first"))
+
+    result = cvt("download", NAME, "--engine", "openvino")
+
+    assert result.exit_code == 2 and "engine `openvino` is not installed" in result.stderr
 
 
 def test_download_prepares_a_graph_that_goes_with_its_checkpoint(
