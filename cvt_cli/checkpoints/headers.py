@@ -175,9 +175,15 @@ def describe_tensors(
 
     Raises:
         UsageError: the input size is not known and not given.
-        CheckpointError: the tensors are no known variant's.
+        CheckpointError: the tensors are no known variant's, or not those of the known checkpoint.
     """
     variant, config = variant_of_shapes(shapes, path)
+    if known is not None and (variant, config.num_classes) != (known.variant, known.num_classes):
+        raise CheckpointError(
+            f"`{path}` has the name of {known.name}, and holds a `{variant}` with "
+            f"{text.counted(config.num_classes, 'class')}",
+            hint="give the file another name, and its input size with --res",
+        )
     if size is None and known is not None:
         size = Size.square(known.size)
     if size is None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from cvt_cli.base.progress import silent
 from cvt_cli.checkpoints.locate import Access, locate
@@ -305,6 +305,26 @@ def test_a_class_whose_name_is_half_a_character_is_refused(cvt, tmp_path) -> Non
 
     assert result.exit_code == 1
     assert "as the name of class 0, not text" in result.stderr
+
+
+@pytest.mark.parametrize("words", [["info"], ["export", "-o", "a.safetensors"], ["predict"]])
+def test_a_file_of_other_tensors_is_not_taken_for_the_published_one_of_its_name(
+    cvt, tmp_path, monkeypatch, words: list[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    tensors = load_file(CHECKPOINTS["cvt-nano-cifar10"].embedded / "model.safetensors")
+    torch.save(tensors, "CvT-13-224x224-IN-1k.pth")
+    shutil.copy(CHELSEA, "photo.png")
+    command, *more = words
+
+    model = ["photo.png", "--model"] if command == "predict" else []
+    result = cvt(command, *model, "./CvT-13-224x224-IN-1k.pth", *more)
+
+    assert result.exit_code == 1
+    assert "has the name of cvt-13, and holds a `nano` with 10 classes" in result.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "CvT-13-224x224-IN-1k.pth", "photo.png",
+    ]  # fmt: skip
 
 
 def test_a_folder_that_does_not_say_its_preprocessing_has_its_variants(cvt, tmp_path) -> None:
