@@ -208,11 +208,13 @@ def _whole(path: Path, told: Told, progress: Progress) -> _Whole:
         state = path.stat()
     except OSError as error:
         raise DataError(f"cannot read `{path}`: {error.strerror}") from None
-    key = (path.absolute(), state.st_mtime_ns, state.st_size, told)
-    if _kept is None or _kept[0] != key:
-        _kept = None  # before the next one takes memory
-        _kept = key, _read(path, told, state.st_size, progress)
-    return _kept[1]
+    places = [(one, one.absolute()) for one in (path, told.images) if one is not None]
+    changed = state.st_ino, state.st_ctime_ns, state.st_mtime_ns, state.st_size
+    key, found = (places, changed, told), _kept  # which another thread may replace meanwhile
+    if found is None or found[0] != key:
+        found = _kept = None  # before the next one takes memory
+        found = _kept = key, _read(path, told, state.st_size, progress)
+    return found[1]
 
 
 @contextmanager

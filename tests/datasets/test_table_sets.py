@@ -17,6 +17,8 @@ from PIL import Image
 from pyarrow import parquet
 from safetensors.torch import load_file
 
+from cvt_cli import evaluate
+from cvt_cli.evaluation.metrics import Metrics
 from cvt_cli.images import table_files
 from small_sets import class_folders, picture
 
@@ -546,6 +548,20 @@ def test_pictures_of_a_process_that_was_killed_are_removed_by_the_next_one(
     result = cvt("evaluate", tmp_path / "t.parquet", *NANO, "--json")
 
     assert private and result.json["n"] == 2 and not left.exists()
+
+
+def test_a_table_is_found_from_another_working_folder_too(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written(folder / "t.csv", ROWS, ("path", "label"))
+    monkeypatch.chdir(folder.parent)
+    first = evaluate("images/t.csv", "cvt-nano-cifar10").metrics
+
+    monkeypatch.chdir(folder)
+    again = evaluate("t.csv", "cvt-nano-cifar10").metrics
+
+    assert isinstance(first, Metrics) and isinstance(again, Metrics)
+    assert first.failures == again.failures == () and again.top1 == first.top1
 
 
 def test_a_table_that_can_be_read_only_once_is_refused(cvt, tmp_path: Path) -> None:
