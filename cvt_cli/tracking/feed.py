@@ -20,7 +20,6 @@ from typing import Any
 
 from cvt_cli.base import files, machine
 from cvt_cli.base.errors import CvtError
-from cvt_cli.base.package import installing
 from cvt_cli.base.progress import Say
 from cvt_cli.tracking import tensorboard, trackers
 from cvt_cli.tracking.tensorboard import Events
@@ -138,11 +137,12 @@ class Feed:
         chosen = trackers.kept(run) if names is None else names
         of_files = ("tensorboard",) if chosen is None and tensorboard.available() else chosen or ()
         if "tensorboard" in of_files:
-            if tensorboard.available():
+            try:
                 self._events = Events(run / "events", first_step)
-            else:  # of a run that was begun where it is installed
-                how = installing("tensorboard")
-                say(f"no more events are written: tensorboard is missing; {how}")
+            except CvtError:
+                raise
+            except Exception as error:  # its import fails: it has gone, or lacks its own protobuf
+                say(f"no events for TensorBoard, and the training goes on: {error}")
         others = [name for name in of_files if name != "tensorboard"]
         if chosen is not None:
             self._keep(run, chosen)

@@ -51,6 +51,10 @@ class Events:
     """
 
     def __init__(self, folder: Path, first_step: int) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        self._event, self._writer = Event, RecordWriter
         self._folder = folder
         place = f"{platform.node()}.{os.getpid()}"
         try:
@@ -80,11 +84,9 @@ class Events:
 
     def _write(self, event: Mapping[str, Any]) -> None:
         """Write an event, by the fields of TensorBoard's `Event`."""
-        from tensorboard.compat.proto.event_pb2 import Event
-        from tensorboard.summary.writer.record_writer import RecordWriter
-
         record = io.BytesIO()
-        RecordWriter(record).write(Event(wall_time=time.time(), **event).SerializeToString())
+        content = self._event(wall_time=time.time(), **event).SerializeToString()
+        self._writer(record).write(content)
         try:
             files.write_all(self._file, record.getvalue())
         except OSError as error:

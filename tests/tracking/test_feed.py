@@ -178,7 +178,7 @@ def test_a_tool_that_fails_is_said_once_and_the_training_goes_on(cvt, place: Pat
     assert list(Path("run/events").iterdir())
 
 
-def test_a_run_with_events_goes_on_where_tensorboard_is_not_installed(
+def test_a_run_with_events_goes_on_where_tensorboard_has_gone_or_fails(
     cvt, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     begun = cvt(
@@ -187,12 +187,12 @@ def test_a_run_with_events_goes_on_where_tensorboard_is_not_installed(
         "--track", "tensorboard",
     )  # fmt: skip
     assert begun.exit_code == 0, begun.stderr
-    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    monkeypatch.setitem(sys.modules, "tensorboard.compat.proto.event_pb2", None)
 
     result = cvt("finetune", "--resume", "run", "--max-time", "1h")
 
     assert result.exit_code == 0, result.stderr
-    assert "no more events are written: tensorboard is missing; pip install" in result.stderr
+    assert "no events for TensorBoard, and the training goes on: " in result.stderr
 
 
 CHILD = """
