@@ -118,6 +118,8 @@ def resolve(form: FormatName | None, output: Path) -> FormatName:
         UsageError: neither says it, or one says another than the other.
     """
     said = by_suffix(output)
+    if said and output.suffix != (suffix := FORMATS[said].suffix):  # some runtimes take no other
+        raise UsageError(f"`{output}`: the suffix of {said} is written `{suffix}`")
     suffixes = ", ".join(f"`{form.suffix}` ({name})" for name, form in FORMATS.items())
     folder = "; safetensors also a folder, whose name has no suffix"
     if form is None:

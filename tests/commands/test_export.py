@@ -551,6 +551,8 @@ def test_int8_is_calibrated_on_images_and_counts_nearly_the_same(
         (["-o", "a.gguf"], "`a.gguf` does not say the format; accepted are `.onnx` (onnx), "
          "`.xml` (openvino), `.pt2` (pt2), `.safetensors` (safetensors)"),
         (["-o", "folder"], "`folder` does not say the format"),
+        (["-o", "a.XML"], "`a.XML`: the suffix of openvino is written `.xml`"),
+        (["-o", "a.SAFETENSORS"], "the suffix of safetensors is written `.safetensors`"),
         (["-o", "my model"], "--output 'my model.onnx', or --format safetensors for a folder"),
         (["-o", "a.onnx", "--format", "pt2"], "`a.onnx` does not have the suffix of pt2"),
         (["-o", "a.onnx", "--format", "gguf"], "'gguf'"),
