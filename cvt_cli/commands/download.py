@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from cvt_cli.base.errors import UsageError
+from cvt_cli.base.errors import CvtError, UsageError
 from cvt_cli.base.text import human_bytes
 from cvt_cli.commands import completion, options, output
 from cvt_cli.spec.formats import Runtime
@@ -63,14 +63,16 @@ def download(
     access = output.access(revision)
     for result in catalogue.download(wanted, access):
         done += 1
-        if isinstance(result, Held):
-            here.append(result)
+        try:
+            if not isinstance(result, Held):
+                raise result
             if engine:
                 # Not by its name, which may be a folder's here.
                 found = locate.fetched(result.snapshot)
                 loading.load_classifier(found, None, None, "cpu", "auto", access, engine=engine)
-        else:
-            output.error(str(result), result.hint)
+            here.append(result)
+        except CvtError as error:  # the others may be had
+            output.error(str(error), error.hint)
     if left := wanted[done:]:
         output.note(f"not tried: {', '.join(left)}")
     if json_output:

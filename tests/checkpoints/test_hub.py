@@ -1097,6 +1097,19 @@ def test_a_runtime_that_is_not_installed_is_said_before_anything_is_downloaded(
     assert result.exit_code == 2 and "engine `openvino` is not installed" in result.stderr
 
 
+def test_a_checkpoint_of_which_no_graph_can_be_made_does_not_keep_others_from_it(
+    hub: Hub, machine: Machine, checkpoint
+) -> None:
+    hub.add("somebody/odd", changed(checkpoint, mlp_ratio=[2.0, 2.0, 2.0]))
+    hub.add(NAME, checkpoint)
+
+    done = machine.run("download", "somebody/odd", NAME, "--engine", "onnxruntime", "--json")
+
+    assert done.exit_code == 1 and "model.safetensors` does not fit" in done.stderr
+    assert [row["name"] for row in done.json] == [NAME]
+    assert list(machine.own_cache.rglob("model.onnx"))
+
+
 def test_download_prepares_a_graph_that_goes_with_its_checkpoint(
     hub: Hub, machine: Machine, pickled, tmp_path: Path
 ) -> None:
