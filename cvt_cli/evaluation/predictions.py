@@ -143,6 +143,9 @@ class PredictionFiles:
             return
         name = name_in_files(conditions["model"]) if self._several else None
         path = file_of(self._path, name)
+        if path != self._path:
+            others = " and a file like it of each other process" if torchrun.count() > 1 else ""
+            self._say(f"predictions of `{conditions['model']}`: `{path}`{others}")
         if path.suffix.lower() != ".jsonl":
             write = self._stack.enter_context(_table(path, conditions, one, images)).write
             one.judged = partial(self._write_row, write)

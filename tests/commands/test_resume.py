@@ -285,6 +285,21 @@ def test_two_processes_go_on_by_name_after_an_image_was_added(
     assert sorted(paths) == sorted(str(path) for path in Path("images").rglob("*.png"))
 
 
+def test_processes_say_which_files_of_predictions_they_write(
+    cvt, machine: Machine, folder: Path
+) -> None:
+    shared = machine.torchrun(*EVALUATE, "--device", "cpu")
+
+    files = [f"judged.{rank}-of-2.jsonl" for rank in (0, 1)]
+    said = f"predictions of `model`: `{files[0]}` and a file like it of each other process"
+    assert shared.exit_code == 0 and shared.stderr.count(said) == 1
+    Path("both.jsonl").write_text("".join(Path(name).read_text() for name in files))
+    alone = cvt(*EVALUATE)
+    assert "predictions of" not in alone.stderr
+    compared = cvt("compare", "judged.jsonl", "both.jsonl", "--json").json
+    assert (compared["n"], compared["accuracy_b"]) == (shared.json["n"], shared.json["top1"])
+
+
 @pytest.mark.parametrize("once", ["-", "@/dev/stdin", "@pipe"])
 def test_what_can_be_read_once_is_not_shared_by_processes(
     cvt, folder: Path, monkeypatch: pytest.MonkeyPatch, once: str
