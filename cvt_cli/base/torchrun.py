@@ -2,9 +2,10 @@
 
 import json
 import os
+import re
 import zlib
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -119,6 +120,27 @@ def own_path(path: Path) -> Path:
     if count() == 1:
         return path
     return path.with_name(f"{path.stem}.{rank()}-of-{count()}{path.suffix}")
+
+
+def refuse_another_count(path: Path) -> None:
+    """Raises UsageError where a file of this name is to be gone on with that another number of
+    processes wrote, and not this one: all that they did would be done again."""
+    if own_path(path).exists():
+        return
+    of_any = re.compile(re.escape(path.stem) + r"(?:\.\d+-of-(\d+))?" + re.escape(path.suffix))
+    found: dict[int, Path] = {}
+    with suppress(OSError):
+        for other in sorted(path.parent.iterdir()):
+            if (match := of_any.fullmatch(other.name)) and other.stat().st_size:
+                found.setdefault(int(match[1] or 1), other)
+    if found and count() not in found:
+        before, other = found.popitem()
+        how = f"with `torchrun --nproc-per-node {before}`" if before > 1 else "without torchrun"
+        raise UsageError(
+            f"`{other}` is of {before} process{'es' if before > 1 else ''}, and this run has "
+            f"{count()}: what that has done would be done again",
+            hint=f"go on as it was begun, {how}, or name another file",
+        )
 
 
 def gather(own: Any) -> list[Any]:

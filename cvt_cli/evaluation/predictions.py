@@ -93,6 +93,8 @@ class PredictionFiles:
         self._lines: list[tuple[Counted, Subject]] = []
         self._first: Counted | None = None
         if path is not None and path.suffix.lower() == ".jsonl" and not several:
+            if resume:
+                torchrun.refuse_another_count(path)
             # Its lock is held before anything is loaded, so that a second process waits for it.
             lines = Counted(torchrun.own_path(path), resume, say)
             self._first = self._stack.enter_context(lines)

@@ -261,6 +261,8 @@ def predict(inputs: Sequence[str], asked: Asked, load: Load, say: Say) -> Iterat
         if asked.lines is not None:
             # Its lock is held before anything is loaded, so that a second process waits for it.
             path, anew = torchrun.own_path(asked.lines), asked.resume is None
+            if not anew:
+                torchrun.refuse_another_count(asked.lines)
             lines = stack.enter_context(Answered(path, say, anew))
         ready = load(lines.made if lines else None, listing.total)
         answers = Answers(ready, asked, listing, lines)

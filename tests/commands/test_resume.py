@@ -285,6 +285,26 @@ def test_two_processes_go_on_by_name_after_an_image_was_added(
     assert sorted(paths) == sorted(str(path) for path in Path("images").rglob("*.png"))
 
 
+@pytest.mark.parametrize(
+    "command", [PREDICT, ["evaluate", "--data", "images", *TORCH, "--resume", "answers.jsonl"]]
+)
+def test_another_number_of_processes_does_not_do_again_what_was_done(
+    cvt, machine: Machine, folder: Path, command: list[str]
+) -> None:
+    shared = machine.torchrun(*command, "--device", "cpu")
+    assert shared.exit_code == 0, shared.stderr
+
+    alone = cvt(*command)
+
+    assert alone.exit_code == 2 and not Path("answers.jsonl").exists()
+    assert "`answers.0-of-2.jsonl` is of 2 processes, and this run has 1: what" in alone.stderr
+    assert "hint: go on as it was begun, with `torchrun --nproc-per-node 2`" in alone.stderr
+    for rank in (0, 1):
+        Path(f"answers.{rank}-of-2.jsonl").unlink()
+    assert cvt(*command).exit_code == 0
+    assert "is of 1 process, and this run has 2" in machine.torchrun(*command).stderr
+
+
 def test_processes_say_which_files_of_predictions_they_write(
     cvt, machine: Machine, folder: Path
 ) -> None:
