@@ -13,6 +13,7 @@ from typing import Any
 
 from cvt_cli.base import streams
 from cvt_cli.base.errors import CvtError, UsageError
+from cvt_cli.base.text import counted
 
 PATIENCE = timedelta(days=7)
 """How long a process that is done waits for the others; torchrun ends it if one fails."""
@@ -137,8 +138,8 @@ def refuse_another_count(path: Path) -> None:
         before, other = found.popitem()
         how = f"with `torchrun --nproc-per-node {before}`" if before > 1 else "without torchrun"
         raise UsageError(
-            f"`{other}` is of {before} process{'es' if before > 1 else ''}, and this run has "
-            f"{count()}: what that has done would be done again",
+            f"`{other}` is of {counted(before, 'process')}, and this run has {count()}: what that "
+            "has done would be done again",
             hint=f"go on as it was begun, {how}, or name another file",
         )
 

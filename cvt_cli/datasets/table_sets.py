@@ -233,10 +233,13 @@ def _not_collecting() -> Iterator[None]:
 def _read(path: Path, told: Told, size: int, progress: Progress) -> _Whole:
     table = open_table(path)
     roles = choosing.parse(told.columns)
-    if told.group_by is not None and told.group_by in table.columns:
-        if "group" in roles:
-            raise UsageError("--group-by and --columns group=… say the same; give one of them")
-        roles["group"] = told.group_by
+    if told.group_by is not None:
+        if roles.get("group"):
+            raise UsageError(
+                "--group-by and --columns group=… both define groups; give one of them"
+            )
+        # A pattern is told, and goes before a column that is known by its name.
+        roles["group"] = told.group_by if told.group_by in table.columns else ""
     chosen = choosing.choose(table, roles)
     reading = Reading(table, chosen)
     with progress(f"reading {path.name}", size, unit="bytes") as advance, _not_collecting():
@@ -259,6 +262,8 @@ def _read(path: Path, told: Told, size: int, progress: Progress) -> _Whole:
         pictures = table.pictures(chosen.picture)
         if pictures.paths is not None:
             checks.as_here(pictures.paths, root, notes.append)
+        elif told.images is not None:
+            raise UsageError(f"--images: `{path}` holds the pictures themselves, and no paths")
         if rows.unnamed or len(np.unique(hashes)) < len(rows):
             packing = Packing()
             packing.add([f"row {line}" for line in rows.lines.tolist()])

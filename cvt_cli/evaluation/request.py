@@ -15,6 +15,7 @@ from cvt_cli.datasets.table_sets import Told
 from cvt_cli.datasets.torchvision_sets import check_data_dir
 from cvt_cli.evaluation import mistakes, predictions, report, score_files
 from cvt_cli.evaluation.result import Part
+from cvt_cli.images import columns
 from cvt_cli.spec import published
 from cvt_cli.spec.config import Activation
 from cvt_cli.spec.formats import EngineChoice, Int8
@@ -146,6 +147,8 @@ def check(names: list[str], asked: Asked) -> None:
         energy.check(asked.country)
     if asked.groups is not None and asked.told.group_by is not None:
         raise UsageError("--groups and --group-by both define groups; give only one of the two")
+    if asked.groups is not None and columns.parse(asked.told.columns).get("group"):
+        raise UsageError("--groups and --columns group=… both define groups; give one of them")
     predictions.check(asked.predictions, asked.resume, len(names))
     score_files.check(asked.scores, asked.confusion, asked.resume)
     check_data_dir(asked.data, asked.data_dir)

@@ -26,6 +26,7 @@ from cvt_cli.base import files, locks, machine, torchrun
 from cvt_cli.base.conditions import json_hash
 from cvt_cli.base.errors import CvtError
 from cvt_cli.base.progress import Progress, Say, silent, unheard
+from cvt_cli.base.text import counted
 from cvt_cli.datasets import datacheck, held_out
 from cvt_cli.finetuning import plan, preparation, results, resume, run_card
 from cvt_cli.finetuning.job import Job
@@ -135,6 +136,13 @@ class Run:
             preparation.check_split(folder, self.job.images.validation)
             position = resume.restore(folder, self.job.model, self.trainer, self.batches.steps)
             self._note_saved()
+            before, now = plan.read_plan(folder)["processes"], torchrun.count()
+            if before != now and self.trainer is not None and not position.finished:
+                self._say(
+                    f"the run began in {counted(before, 'process')} and goes on in {now}, with "
+                    f"{counted(self.job.settings.batch_size, 'image')} at once in each: "
+                    "BatchNorm's statistics are of these, so the weights will be others"
+                )
             if torchrun.rank() == 0:
                 if whole_best.is_dir():
                     shutil.rmtree(folder / "best", ignore_errors=True)

@@ -550,6 +550,41 @@ def test_pictures_of_a_process_that_was_killed_are_removed_by_the_next_one(
     assert private and result.json["n"] == 2 and not left.exists()
 
 
+def test_a_pattern_that_tells_groups_goes_before_a_column_of_that_name(
+    cvt, folder: Path, tmp_path: Path
+) -> None:
+    rows = [(path, name, f"p{number % 3}") for number, (path, name) in enumerate(ROWS)]
+    table = written(folder / "t.csv", rows, ("path", "label", "patient"))
+    pattern = ["--group-by", r"/(\d+)\.png"]
+
+    told = cvt("evaluate", table, *NANO, *pattern, "--json")
+
+    assert told.exit_code == 0, told.stderr
+    names = {group["group"] for group in told.json["groups"]["groups"]}
+    assert names == {f"{number:03}" for number in range(6)}
+    run = cvt(
+        "finetune", table, *NANO, *pattern, "--recipe", "linear-probe",
+        "--val-fraction", 0.4, "-o", tmp_path / "r",
+    )  # fmt: skip
+    assert run.exit_code == 0, run.stderr
+    held_out = json.loads((tmp_path / "r" / "split.json").read_text())["validation"]
+    held = {Path(name).stem for name in held_out}
+    assert held and held_out == [path for path, _ in ROWS if Path(path).stem in held]
+    groups = written(tmp_path / "g.csv", [(row[0], row[2]) for row in rows], ("path", "group"))
+    for more in (pattern, ["--groups", groups]):
+        refused = cvt("evaluate", table, *NANO, *more, "--columns", "group=patient")
+        assert refused.exit_code == 2 and "both define groups" in refused.stderr
+
+
+def test_a_folder_of_images_is_refused_of_a_table_that_holds_them(cvt, folder: Path) -> None:
+    held = next(path for path in tables(folder) if path.name == "bytes.parquet")
+
+    refused = cvt("evaluate", held, *NANO, "--images", folder)
+
+    assert refused.exit_code == 2
+    assert f"--images: `{held}` holds the pictures themselves, and no paths" in refused.stderr
+
+
 def test_a_table_is_found_from_another_working_folder_too(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -250,6 +250,7 @@ def test_two_processes_that_are_killed_go_on_to_the_same_bits(
     _, stderr = again.communicate(timeout=300)
 
     assert again.returncode == 0, stderr
+    assert "the run began in" not in stderr
     said = re.search(r"continuing at step (\d+) of 24", stderr)
     assert said is not None and 8 <= int(said[1]) < 24
     for name in ("best/model.safetensors", "last/model.safetensors"):
@@ -265,3 +266,16 @@ def test_two_processes_that_are_killed_go_on_to_the_same_bits(
     with safe_open(run / "state" / "state.safetensors", "pt") as mine:
         with safe_open(straight.run / "state" / "state.safetensors", "pt") as theirs:
             assert all(torch.equal(mine.get_tensor(n), theirs.get_tensor(n)) for n in theirs.keys())
+
+
+def test_a_run_of_two_processes_that_goes_on_in_one_says_so(
+    cvt, digits: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    process = start_two(tmp_path / "often.py", *command(digits, run), "--max-time", "0s")
+    assert process.communicate(timeout=300) and process.returncode == 0
+
+    again = cvt("finetune", "--resume", run, "--workers", 0, "--max-time", "0s")
+
+    wanted = "the run began in 2 processes and goes on in 1, with 20 images at once in each"
+    assert again.exit_code == 0 and again.stderr.count(wanted) == 1
