@@ -150,13 +150,14 @@ def benchmark(
     from cvt_cli.export import benchmark as measuring
     from cvt_cli.export import benchmark_sides
 
-    if written and len(written) == 1:
-        several = " --model ".join(model or ()) or None
-        variant, one = options.architecture(written[0], variant, several)
-        model = [one] if one else None
-    else:
-        model = options.once(written, model, "--model")
-    networks = benchmark_sides.networks_of(variant, model or (), res, output.access())
+    options.once(" ".join(written or ()), " --model ".join(model or ()), "--model")
+    if variant and model:
+        raise UsageError("give --variant or --model, not both")
+    names: list[str | None] = [*(written or model or [])]
+    networks = [
+        benchmark_sides.network_of(*options.architecture(name, variant, None), res, output.access())
+        for name in names or [None]
+    ]
     if against is None and all(network.file for network in networks):
         options.refuse(ctx, ["--precision"], "an exported file has its own precision")
     if plot is not None:

@@ -95,29 +95,19 @@ class Side:
         return self.network.file is None and self.engine in ("onnxruntime", "openvino")
 
 
-def networks_of(
-    variant: str | None, models: Sequence[str], res: str | None, access: Access
-) -> list[Network]:
-    """What follows ``--variant`` or ``--model``; by default CvT-13.
+def network_of(variant: str | None, model: str | None, res: str | None, access: Access) -> Network:
+    """A variant, or a model; by default CvT-13.
 
     Raises:
         UsageError: both, no such size, or a file does not take it.
         CheckpointError, ConfigError: as `architectures_of`, or a file is damaged.
     """
-    if variant and models:
-        raise UsageError("give --variant or --model, not both")
-    size = Size.of(res)
-    networks = []
-    names: Sequence[str | None] = models or [None]
-    for name in names:
-        found = find(name, access) if name is not None else None
-        if isinstance(found, Checkpoint) and found.kind == "graph":
-            networks.append(Network.of_graph(found, size))
-            continue
-        wanted = variant or (None if name else "13")
-        ((costs_of, config),) = architectures_of(wanted, name, res, None, access)
-        networks.append(Network.of(costs_of.variant, config, costs_of.height, costs_of.width))
-    return networks
+    found = find(model, access) if model is not None else None
+    if isinstance(found, Checkpoint) and found.kind == "graph":
+        return Network.of_graph(found, Size.of(res))
+    wanted = variant or (None if model else "13")
+    ((costs_of, config),) = architectures_of(wanted, model, res, None, access)
+    return Network.of(costs_of.variant, config, costs_of.height, costs_of.width)
 
 
 def sides_of(

@@ -210,6 +210,15 @@ def test_the_table_says_what_was_measured_and_the_picture_shows_it(
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_variants_can_be_compared_with_each_other_and_with_models(cvt_process) -> None:
+    words = ("--res", 32, "--engine", "onnxruntime", "--batch-size", 1, "--rounds", 1, "--json")
+
+    found = cvt_process("benchmark", "nano", "cvt-nano-cifar10", "13", *words).json
+
+    assert [row["model"] for row in found["rows"]] == ["nano", "cvt-nano-cifar10", "13"]
+    assert found["rows"][0]["ratio"] == 1.0 and found["rows"][2]["ratio_range"] is not None
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -235,6 +244,7 @@ def test_the_table_says_what_was_measured_and_the_picture_shows_it(
             "nothing to measure: `onnxruntime` cannot compute in `fp16` on `cpu`",
         ),
         (["--variant", "13", "--model", "cvt-13"], "give --variant or --model, not both"),
+        (["13", "nano", "--model", "cvt-13"], "`13 nano` and --model `cvt-13`: give only one"),
     ],
 )
 def test_what_cannot_be_measured_is_a_usage_error(cvt_process, arguments, message: str) -> None:
