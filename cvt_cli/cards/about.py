@@ -89,7 +89,7 @@ def of_checkpoint(checkpoint: Checkpoint, described: CheckpointConfig, record: R
     return About(
         name=checkpoint.name
         if checkpoint.known or checkpoint.snapshot
-        else name_of(folder or checkpoint.path),
+        else folders.called(folder or checkpoint.path),
         described=described,
         record=record,
         known=checkpoint.identity,
@@ -99,12 +99,6 @@ def of_checkpoint(checkpoint: Checkpoint, described: CheckpointConfig, record: R
         weights_sha256=checkpoint.weights_sha256 if has_weights else None,
         files=sizes_of(folder or checkpoint.path),
     )
-
-
-def name_of(folder: Path) -> str:
-    """What a checkpoint's folder is called; that of a run by the run."""
-    folder = folder.resolve()
-    return folder.parent.name if folder.name in (folders.BEST, folders.LAST) else folder.name
 
 
 def sizes_of(place: Path) -> dict[str, int]:

@@ -355,6 +355,8 @@ def _in_short(about: About, found: Fields) -> Markdown:
             else shown_results.share(told["correct"], facts["val_n"], told["interval"])
         )  # fmt: skip
         name = "mAP" if "map" in told else "top-1"
+        if seen := told.get("trained_before"):
+            value += f"; too good, since {seen} of these images were trained on before"
         pairs.append((name, f"{value}, on the images that the best epoch was chosen by"))
     pairs.append(("classes", f"{len(labels)}" + (", several an image" if labels.several else "")))
     pairs += [

@@ -167,6 +167,8 @@ def _of_validation(facts: Mapping[str, Any]) -> Iterator[Score]:
     split = "train, a part held out" if facts["set_aside"] else "val"
     named = facts["data_name"]
     notes = f"{n} images, those that the best epoch was chosen by"
+    if seen := found.get("trained_before"):
+        notes += f"; {seen} of them were trained on by what the run started from"
     if "map" in found:
         told = [("map", "mAP", found["map"], None), ("f1", "macro F1", found["macro_f1"], None)]
     else:

@@ -237,6 +237,8 @@ class Checkpoint:
         """
         # A path may say more of the machine than the user wants to pass on.
         source = self.path.resolve().name
+        if self.path.is_dir():
+            source = folders.called(self.path)
         if self.kind == "embedded":
             source = "cvt-cli"
         elif self.snapshot:

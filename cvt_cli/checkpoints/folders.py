@@ -4,6 +4,7 @@ The settings are written and read here. What the tensors are called is in `names
 shapes tell is in `headers`.
 """
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -70,6 +71,14 @@ def folder_of(path: Path) -> Path | None:
     # Of two files with its tensors, the folder's are those of the first.
     is_its = path.name in WEIGHTS_FILES and path == find_weights(path.parent)
     return path.parent if is_its and beside.is_file() else None
+
+
+def called(path: Path) -> str:
+    """What a checkpoint's folder or file is called; that of a run by the run."""
+    path = Path(os.path.abspath(path))  # a link is called as it is itself
+    if path.is_file():
+        return path.stem
+    return path.parent.name if path.name in (BEST, LAST) else path.name  # may be v1.2
 
 
 def best_of(folder: Path) -> Path | None:
@@ -221,6 +230,8 @@ def _read_json(path: Path) -> dict[str, Any]:
             f"`{path}` does not exist; the folder holds {_content_of(path.parent)}",
             hint=f"no epoch of this run is finished; `{last}` is a checkpoint too"
             if (last / CONFIG_FILE).is_file()
+            else f"it is a cross-validation, whose models are those of its folds, such as `{fold}`"
+            if best_of(fold := path.with_name("fold-1"))
             else "a checkpoint folder holds `config.json`, `model.safetensors` "
             "(or `pytorch_model.bin`) and `preprocessor_config.json`",
         ) from None

@@ -8,6 +8,7 @@ import typer
 from cvt_cli.base import files, torchrun
 from cvt_cli.base.errors import UsageError
 from cvt_cli.base.text import counted, human_bytes
+from cvt_cli.checkpoints import folders
 from cvt_cli.commands import completion, options, output
 from cvt_cli.spec import formats, published
 from cvt_cli.spec.config import Activation
@@ -228,10 +229,8 @@ def _default_target(model: str, form: FormatName, precision: str) -> Path:
     if known := published.find(model):
         name = known.name
     else:
-        path = Path(model).resolve() if Path(model).exists() else Path(model)
-        name = path.stem if path.is_file() else path.name
-        if name in ("best", "last"):  # of a run
-            name = path.parent.name
+        path = Path(model)
+        name = folders.called(path) if path.exists() else path.name
     return Path(
         name + ("" if precision == "fp32" else f"-{precision}") + formats.FORMATS[form].suffix
     )

@@ -112,6 +112,14 @@ class Job:
         return self.images.training.several
 
     @property
+    def validation_seen(self) -> int | None:
+        """Validation images that what it starts from was trained on; None where that is unknown."""
+        contents = self.images.validation.contents
+        if contents is None or self.trained_before is None:
+            return None
+        return int(np.isin(contents, self.trained_before).sum())
+
+    @property
     def takes_steps(self) -> bool:
         """Whether it is trained step by step; a linear probe is solved at once."""
         return self.settings.recipe.optimizer != "newton"

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from cvt_cli import loading
 from cvt_cli.base.text import counted
+from cvt_cli.checkpoints import folders
 from cvt_cli.checkpoints.locate import Access
 from cvt_cli.model import network as networks
 from cvt_cli.model import weights
@@ -58,7 +59,7 @@ def start_of_training(
                 f"{len(loaded.labels)} of `{checkpoint.name}`",
             )
         path, repository = Path(checkpoint.name), checkpoint.repository
-        name = path.stem if path.is_file() else path.name  # a folder may be called v1.2
+        name = folders.called(path) if path.exists() else path.name
         record = loaded.preprocessing
         return Start(name, network, record, notes, repository, checkpoint.license)
     key = parse_variant(variant or "")

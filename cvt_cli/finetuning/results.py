@@ -72,6 +72,8 @@ class Result:
     val_micro_f1: float | None = None  # `val_top1` is then the share of exact matches
     energy: dict[str, Any] | None = None  # that the run took, where it was measured
     thresholds: dict[str, float] | None = None  # of each class, chosen on the validation images
+    # Validation images that what the run started from was trained on; None where that is unknown.
+    val_trained_before: int | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The documented keys, as results.json has them."""
@@ -155,6 +157,7 @@ def finish(folder: Path, job: Job, position: Position, part: Epoch | None, say: 
         val_map=best.val_map,
         val_micro_f1=best.val_micro_f1,
         energy=run_card.energy_of(folder),
+        val_trained_before=job.validation_seen,
         thresholds=None
         if best.thresholds is None
         else dict(zip(job.labels.names, best.thresholds, strict=True)),

@@ -10,7 +10,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from cvt_cli.base import files, text, torchrun
@@ -26,7 +25,7 @@ from cvt_cli.cards.parts import Merged
 from cvt_cli.cards.record import RECORD_FILE, Record
 from cvt_cli.cards.record import read as read_record
 from cvt_cli.checkpoints.checkpoint import Checkpoint
-from cvt_cli.checkpoints.folders import BEST, CARD_FILE, CheckpointConfig
+from cvt_cli.checkpoints.folders import BEST, CARD_FILE, CheckpointConfig, called
 from cvt_cli.evaluation import metrics
 from cvt_cli.finetuning.batches import Batches
 from cvt_cli.finetuning.job import Job, parts_of_a_step
@@ -72,7 +71,7 @@ def _keep(
         labels = replace(labels, thresholds=tuple(row.thresholds))
     record = Record(_facts(job, batches, row, epochs, _begun(folder.parent)))
     described = CheckpointConfig(model.config, labels, job.preprocessing)
-    about = About(abouts.name_of(folder), described, record, license=job.license)
+    about = About(called(folder), described, record, license=job.license)
     made = _composed(about, folder, say).text
     for name in (RECORD_FILE, EVAL_RESULTS):
         card.remove(folder / name)
@@ -167,9 +166,8 @@ def _validation(job: Job, row: Epoch, n: int) -> dict[str, Any]:
         "correct": row.val_correct,
         "interval": list(metrics.wilson(row.val_correct, n)),
     }
-    contents, before = job.images.validation.contents, job.trained_before
-    if contents is not None and before is not None:
-        found["trained_before"] = int(np.isin(contents, before).sum())
+    if (seen := job.validation_seen) is not None:
+        found["trained_before"] = seen
     if job.several:
         found |= {"map": row.val_map, "micro_f1": row.val_micro_f1, "macro_f1": row.val_macro_f1}
     elif len(job.labels) > 5:  # else it is certain

@@ -474,7 +474,12 @@ def test_a_run_says_which_held_out_images_its_start_was_trained_on(
         wanted = f"trained {seen} of these 12 images were trained on, by what the run started from"
         assert wanted in measured.stdout
         card = (tmp_path / run / "best" / "README.md").read_text()
+        results = json.loads((tmp_path / run / "results.json").read_text())
+        assert results["val_trained_before"] == seen
         assert f"that the start of the run was trained on: it is too good | {seen} of 12 |" in card
+        assert f"; {seen} of them were trained on by what the run started from" in card
+        assert f"too good, since {seen} of these images were trained on before" in card
+        assert f"from `{start.partition('.')[0]}`" in card  # the run, not its `best`
     assert "the start of the run" not in (tmp_path / "same" / "best" / "README.md").read_text()
     whole = cvt("evaluate", digits / "train", "--model", tmp_path / "third", "--json")
     assert whole.json["n_trained_on"] == 60 - len(held_out & first)

@@ -128,6 +128,9 @@ def test_a_model_of_a_fold_is_known_not_to_have_seen_it(cvt, videos: Path, strai
     split = json.loads((straight / "fold-1" / "split.json").read_text())
     unseen = len(split["held_out"]) + len(split["validation"])
     assert result.json["n_trained_on"] == 36 - unseen
+    whole = cvt("evaluate", videos, "--model", straight)
+    wanted = f"whose models are those of its folds, such as `{straight / 'fold-1'}`"
+    assert whole.exit_code == 1 and wanted in whole.stderr
 
 
 def test_folds_of_other_images_are_not_gone_on_with(
