@@ -10,11 +10,12 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cvt_cli.base import files, machine, places, stamps, text
+from cvt_cli.base import files, machine, places, text
 from cvt_cli.base.errors import CvtError, DataError
 from cvt_cli.base.progress import Say
 from cvt_cli.base.text import counted
@@ -225,11 +226,10 @@ def origin_of(model: str) -> Origin | None:
     None where there is no such run, or its plan cannot be read.
     """
     path = Path(model)
-    run = _run_of(path.resolve()) if path.exists() else None
-    if run is None:
+    if (found := _run_of(path.resolve()) if path.exists() else None) is None:
         return None
+    run, split, plan = found
     try:
-        split, plan = (text.read_json(run / f"{name}.json") for name in ("split", "plan"))
         data = plan["data"]
         fold = frozenset(split.get("held_out", ()))
         aside, prints = data["val_set_aside"], data["fingerprint"].split()
@@ -257,31 +257,33 @@ def origin_of(model: str) -> Origin | None:
         return None
 
 
-def _run_of(path: Path) -> Path | None:
-    for folder in (path, path.parent, path.parent.parent):
-        if finding.is_run(folder):
-            return folder
+def _run_of(path: Path) -> tuple[Path, dict[str, Any], dict[str, Any]] | None:
+    """The run that a checkpoint is of, what it set aside and its plan; None where that is not known
+    or cannot be read."""
     try:
+        for run in (path, path.parent, path.parent.parent):
+            if finding.is_run(run):
+                return run, text.read_json(run / "split.json"), text.read_json(run / "plan.json")
         checkpoint = Checkpoint.at(path)
         weights = record.weights_sha256 if (record := checkpoint.record) else None
         kept = text.read_json(_kept_at(weights or checkpoint.weights_sha256))
-        run = Path(kept["run"])
-        same = stamps.hash_of(run / "split.json") == kept["split_sha256"]
+        return Path(kept["run"]), kept["split"], kept["plan"]
     except (CvtError, OSError, ValueError, LookupError, TypeError):
         return None
-    return run if same else None
 
 
 def remember(checkpoint: Checkpoint) -> None:
-    """Keep, for `origin_of`, which run a checkpoint is of, by its weights.
+    """Keep, for `origin_of`, what a checkpoint's run was trained on, by the checkpoint's weights.
 
-    They tell a copy, and an exported file says of which it was made.
+    They tell a copy, and an exported file says of which it was made, wherever the run is by then.
     """
     if checkpoint.kind in ("repository", "embedded"):
         return
-    with suppress(CvtError, OSError):  # it is not known then, as on another machine
-        if (run := _run_of(checkpoint.path.resolve())) is not None:
-            kept = {"run": str(run), "split_sha256": stamps.hash_of(run / "split.json")}
+    with suppress(CvtError, OSError, AttributeError):  # it is not known then, as elsewhere
+        if (found := _run_of(checkpoint.path.resolve())) is not None:
+            run, split, plan = found
+            of_plan = {name: plan.get(name) for name in ("data", "settings")}
+            kept = {"run": str(run), "split": split, "plan": of_plan}
             files.write_text(_kept_at(checkpoint.weights_sha256), json.dumps(kept) + "\n")
 
 

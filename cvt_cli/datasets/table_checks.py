@@ -4,6 +4,7 @@ Each check raises DataError, or gives what the user should know and returns what
 """
 
 import os
+import re
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
@@ -72,7 +73,8 @@ def known_parts(rows: Rows, say: Say) -> NDArray[np.int32] | None:
     if unknown := [name for name, part in zip(split.names, known, strict=True) if part is None]:
         if len(unknown) == len(known) and "split" in rows.columns.guessed:
             say(
-                f"`{rows.columns.split}` of `{rows.table.path}` holds {text.some(unknown)}, which "
+                f"`{rows.columns.split}` of `{rows.table.path}` holds "
+                f"{text.some(name or 'nothing' for name in unknown)}, which "
                 "name no parts of a set: the column is not taken as the split"
             )
             return None
@@ -114,6 +116,15 @@ def as_here(names: Packed, root: Path, say: Say) -> bool:
     names.content[:] = names.content.replace(b"\\", b"/")
     say(f"paths such as `{first}` are read as Windows writes them")
     return True
+
+
+def local(names: Packed) -> Packed:
+    """The paths, also of those that are written as addresses of files on this machine."""
+    if os.sep == "\\" or not re.search(b"(?i)file:///", names.content):
+        return names
+    written = (name[:8].lower() == b"file:///" for name in names.encoded())
+    before = np.fromiter(written, bool, len(names)) * np.int32(len("file://"))
+    return Packed(names.content, names.starts + before, names.lengths - before)
 
 
 def as_files(names: Packed, root: Path) -> Packed:

@@ -269,7 +269,8 @@ def _read(path: Path, told: Told, size: int, progress: Progress) -> _Whole:
             packing.add([f"row {line}" for line in rows.lines.tolist()])
             names = packing.packed()
     else:
-        rewritten = checks.as_here(names, root, notes.append)
+        names = checks.local(rows.names)
+        rewritten = checks.as_here(names, root, notes.append) or names is not rows.names
         if (files := checks.as_files(names, root)) is not names or rewritten:
             hashes = np.fromiter(map(hash, files), np.int64, len(files))
         kept = checks.without_repeats(rows, files, hashes, parts, groups, notes.append)

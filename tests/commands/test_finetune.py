@@ -402,7 +402,9 @@ def test_a_batch_larger_than_the_data_is_made_smaller_with_its_rate(
     assert result.json["recipe"]["learning_rate"] == pytest.approx(0.002 * 60 / 2048)
 
 
-def test_without_val_a_part_of_every_class_is_set_aside(cvt, digits: Path, tmp_path: Path) -> None:
+def test_without_val_a_part_of_every_class_is_set_aside(
+    cvt, digits: Path, tmp_path: Path, own_cache: Path
+) -> None:
     result = cvt(
         "finetune", "--data", digits / "train", *TINY, "--epochs", 1,
         "--val-fraction", 0.2, "-o", tmp_path / "r", "--json",
@@ -442,7 +444,10 @@ def test_without_val_a_part_of_every_class_is_set_aside(cvt, digits: Path, tmp_p
             "--split", "val", "--json",
         )  # fmt: skip
         assert (held.json["n"], held.json["n_trained_on"]) == (12, 0)
-    shutil.rmtree(tmp_path / "r")  # what is no longer there says nothing
+    (tmp_path / "r").rename(tmp_path / "elsewhere")
+    other = cvt("evaluate", "--data", digits / "train", "--model", tmp_path / "copy", "--json")
+    assert other.json["n_trained_on"] == 48
+    shutil.rmtree(own_cache / "runs")  # as on another machine
     other = cvt("evaluate", "--data", digits / "train", "--model", tmp_path / "copy", "--json")
     assert other.exit_code == 0 and other.json["n_trained_on"] is None
 

@@ -294,7 +294,10 @@ def test_rows_that_give_one_image_two_labels_groups_or_weights_are_refused_howev
 
 
 @pytest.mark.parametrize("label", ["cat", "dog"])
-@pytest.mark.parametrize("written_as", ["{folder}/cat/001.png", "dog/../cat/001.png"])
+@pytest.mark.parametrize(
+    "written_as",
+    ["{folder}/cat/001.png", "dog/../cat/001.png", "file://{folder}/cat/001.png"],
+)
 def test_one_file_is_one_image_from_whichever_folder_its_path_begins(
     cvt, folder: Path, written_as: str, label: str
 ) -> None:
