@@ -9,6 +9,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+WEIGHTED = "by the weights of the images"
+"""How measures count the images where a table weighs them."""
+
 
 def printable(text: str) -> str:
     """The text with control characters escaped, so that a file name cannot break a line. Blanks of

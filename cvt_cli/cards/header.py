@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from cvt_cli.base.text import WEIGHTED
 from cvt_cli.cards import shown_results
 from cvt_cli.cards.about import About
 from cvt_cli.spec.published import MEASURED_AT, MEASURED_BY
@@ -154,6 +155,8 @@ def _evaluated(
             notes += f"; 95 % interval {interval[0]:.4f} to {interval[1]:.4f}"
         if seen:
             notes += f"; {seen} of them were trained on"
+        if metric != "accuracy" and measures.get("weighted"):
+            notes += f"; {WEIGHTED}"
         notes += f"; {document['engine']}, {document['precision']}; cvt {document['version']}"
         if document.get("fingerprint"):
             notes += f"; fingerprint {document['fingerprint']}"

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cvt_cli.base.text import counted, human_bytes, threshold
+from cvt_cli.base.text import WEIGHTED, counted, human_bytes, threshold
 from cvt_cli.cards.markdown import Markdown, code, escaped, rows, table
 from cvt_cli.cards.record import MOST_CLASSES
 
@@ -152,6 +152,11 @@ def evaluation(document: Document, training: Document | None) -> Markdown:
     elif was_chosen_by(document, training):
         notes.append(
             "The best epoch was chosen on these images, so expect a little less on new ones."
+        )
+    if (document["measures"] or {}).get("weighted"):
+        notes.append(
+            f"What is said of the classes together, and the precision, F1 and average precision of "
+            f"each, is {WEIGHTED}. Everything else counts images."
         )
     notes.append(conditions(document))
     shown = table(("measure", "value (95 % interval)"), pairs)

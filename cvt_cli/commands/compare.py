@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cvt_cli.base.text import counted
+from cvt_cli.base.text import WEIGHTED, counted
 from cvt_cli.commands import options, output
 
 if TYPE_CHECKING:
@@ -129,7 +129,7 @@ _SHOWN = {
 
 
 def _measures(found: "Comparison") -> list[str]:
-    lines = ["by the weights of the images:"] if found.weighted and found.measures else []
+    lines = [f"{WEIGHTED}:"] if found.weighted and found.measures else []
     for name, word in _SHOWN.items():
         one = found.measures.get(name)
         if one is None or one.a is None or one.b is None or one.interval is None:

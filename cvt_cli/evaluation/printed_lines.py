@@ -1,6 +1,6 @@
 """What was measured of a model, in lines for a person."""
 
-from cvt_cli.base.text import counted, threshold
+from cvt_cli.base.text import WEIGHTED, counted, threshold
 from cvt_cli.evaluation.calibration import Calibration
 from cvt_cli.evaluation.measure_outcomes import Estimate, Measures
 from cvt_cli.evaluation.metrics import Groups, Metrics
@@ -76,6 +76,8 @@ def _of_sets(found: SetMetrics, result: Result) -> list[str]:
             f"{said('sample', 'sample_f1')}",
             f"macro   {said('precision', 'macro_precision')}; {said('recall', 'macro_recall')}",
         ]
+        if found.measures.weighted:
+            lines.append(f"weights mAP, AUC, F1 and macro are {WEIGHTED}")
     lines.append(
         f"exact   {100 * (exact.accuracy or 0):.2f} %  ({exact.correct} of {exact.n}; "
         f"95 % interval {_range(exact.interval)}) have all their classes and no other"
@@ -121,7 +123,8 @@ def _measures(found: Measures) -> list[str]:
 
     lines = [
         f"classes {said('balanced accuracy', 'balanced_accuracy', 100, 2)}; "
-        f"{said('macro F1', 'macro_f1', 100, 2)}; {said('AUC', 'roc_auc', 1, 4)}",
+        f"{said('macro F1', 'macro_f1', 100, 2)}; {said('AUC', 'roc_auc', 1, 4)}"
+        + (f"; {WEIGHTED}" if found.weighted else ""),
     ]
     if found.curve is not None:
         told = [

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cvt_cli.base import files
+from cvt_cli.base.text import WEIGHTED
 from cvt_cli.datasets.labelled import LabelledImages
 from cvt_cli.evaluation import mistakes, report_charts
 from cvt_cli.evaluation.mistakes import Mistake
@@ -261,6 +262,8 @@ def _of_all_classes(found: Mapping[str, Any]) -> Iterator[Figure]:
         share = key in ("balanced_accuracy", "macro_f1")
         value = pages.percent(one["value"], 2) if share else f"{one['value']:.4f}"
         notes = [note] if note else []
+        if found.get("weighted"):
+            notes.append(WEIGHTED)
         if one["interval"] is not None:
             low, high = one["interval"]
             notes.append(

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from cvt_cli.base.text import WEIGHTED
 from cvt_cli.evaluation.report import Figure, between, write_page
 from cvt_cli.prediction import pages
 
@@ -55,6 +56,8 @@ def _figures(document: Mapping[str, Any], found: Mapping[str, Any]) -> Iterator[
         if one is None or one["value"] is None:
             continue
         notes = [note] if note else []
+        if found.get("weighted"):
+            notes.append(WEIGHTED)
         if one["interval"] is not None:
             notes.append(between(one["interval"]))
         yield Figure(name, pages.percent(one["value"], 2), tuple(notes))

@@ -162,6 +162,10 @@ def test_weights_and_groups_of_a_table_are_in_the_measures(
     assert_is_scikit_learns(run, np.array([weights[path] for path in run.paths]))
     assert document["measures"]["weighted"] is True
     assert document["measures"]["resampled"] == "groups"
+    page = tmp_path / "report" / "index.html"
+    said = cvt("evaluate", weights_table, *NANO, "--report", page.parent).stdout
+    assert "; by the weights of the images\n" in said
+    assert "by the weights of the images" in page.read_text()
     gap = document["groups"]["largest_gap"]
     assert gap["interval"][0] < gap["gap"] < gap["interval"][1]
 
