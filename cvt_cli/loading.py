@@ -4,6 +4,7 @@ Imports torch only inside the functions that need it.
 """
 
 import functools
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -305,7 +306,7 @@ def _run(opened: _Opened, asked: _Asked, access: Access) -> "tuple[Engine, str]"
     checkpoint = opened.checkpoint
     # It may read the weights for their hash.
     graph_of = functools.cache(lambda: prepared_graphs.graph_of(checkpoint, opened.described))
-    chosen, why = _choose_engine(asked, opened.macs, lambda: graph_of()[0].is_file())
+    chosen, why = _choose_engine(asked, opened.macs, lambda: os.path.isfile(graph_of()[0]))
     macs = opened.macs * asked.together
     from cvt_cli.engines import parts, runtimes
 

@@ -62,7 +62,7 @@ def unwritable(path: Path, error: OSError) -> CvtError:
         )
     reason, more = error.strerror or str(error), "free space on this disk"
     for place in path.parents:
-        if os.path.lexists(place) and not place.is_dir():
+        if os.path.lexists(place) and not os.path.isdir(place):
             reason, more = f"`{place}` is not a folder", "move that file away"
     other = "choose another folder"
     for folder, variable in chosen_by.items():
@@ -86,7 +86,7 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     _refuse_folder(path)  # before the work, not when it is to get its name
     try:
-        if path.exists() and not path.is_file():
+        if os.path.exists(path) and not os.path.isfile(path):
             with _poured_into(path) as temporary:  # which may have no path, as /dev/stdout in a |
                 yield temporary
             return
@@ -135,13 +135,13 @@ def workplace(path: Path) -> Iterator[Path]:
 def refuse_unwritable(path: Path) -> None:
     """Raises CvtError if no file can be made there; its folder is made if need be."""
     _refuse_folder(path)
-    if not path.exists() or path.is_file():  # a device or a pipe is written in place
+    if not os.path.exists(path) or os.path.isfile(path):  # a device or a pipe is written in place
         with workplace(path):
             pass
 
 
 def _refuse_folder(path: Path) -> None:
-    if path.is_dir():
+    if os.path.isdir(path):
         raise unwritable(path, IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR)))
 
 
@@ -150,7 +150,7 @@ def refuse_unwritable_place(path: Path) -> None:
     place = path.parent
     while not os.path.lexists(place) and place != place.parent:
         place = place.parent
-    if not place.is_dir():
+    if not os.path.isdir(place):
         raise unwritable(path, NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR)))
     if not os.access(place, os.W_OK | os.X_OK):
         raise unwritable(path, PermissionError(errno.EACCES, os.strerror(errno.EACCES)))
@@ -162,7 +162,9 @@ def refuse_overwriting(written: Sequence[Path], read: Iterable[str]) -> None:
     Raises:
         UsageError: one of ``written`` is another of them, or one of ``read``.
     """
-    places = [path.resolve() for path in written if path.is_file() or not path.exists()]
+    places = [
+        path.resolve() for path in written if os.path.isfile(path) or not os.path.exists(path)
+    ]
     if twice := next((path for path in places if places.count(path) > 1), None):
         raise UsageError(f"`{twice}` is named for two outputs; the second would replace the first")
     for name in read:
@@ -215,7 +217,9 @@ def refuse_replaced(path: Path) -> None:
 
 def _holds_something(path: Path) -> bool:
     """Whether there is a file that is not empty, or a folder that is not."""
-    return bool(path.is_file() and path.stat().st_size or path.is_dir() and any(path.iterdir()))
+    if os.path.isfile(path):
+        return path.stat().st_size > 0
+    return os.path.isdir(path) and any(path.iterdir())
 
 
 def beside(place: Path) -> Path:

@@ -33,7 +33,7 @@ def growing(path: Path, what: str, say: Say) -> Iterator[BinaryIO]:
         while True:
             # Nothing is read of a pipe or a device; and who opens a pipe for both waits for nobody
             # to read it, and is not told that nobody does any more.
-            mode = "ab" if path.exists() and not path.is_file() else "a+b"
+            mode = "ab" if os.path.exists(path) and not os.path.isfile(path) else "a+b"
             file = cast("BinaryIO", path.open(mode, buffering=0))
             try:
                 if stat.S_ISREG(os.fstat(file.fileno()).st_mode):

@@ -126,7 +126,7 @@ def own_path(path: Path) -> Path:
 def refuse_another_count(path: Path) -> None:
     """Raises UsageError where a file of this name is to be gone on with that another number of
     processes wrote, and not this one: all that they did would be done again."""
-    if own_path(path).exists():
+    if os.path.exists(own_path(path)):
         return
     of_any = re.compile(re.escape(path.stem) + r"(?:\.\d+-of-(\d+))?" + re.escape(path.suffix))
     found: dict[int, Path] = {}

@@ -67,8 +67,9 @@ class Snapshot:
         """
         config, preprocessing = folders.CONFIG_FILE, folders.PREPROCESSING_FILE
         absent = self.storage / ".no_exist" / self.commit  # where the client notes such files
-        missing = [] if (self.folder / config).is_file() else [config]
-        if not (self.folder / preprocessing).is_file() and not (absent / preprocessing).exists():
+        missing = [] if os.path.isfile(self.folder / config) else [config]
+        here = os.path.isfile(self.folder / preprocessing)
+        if not here and not os.path.exists(absent / preprocessing):
             missing.append(preprocessing)
         return missing if self.weights else [*missing, folders.WEIGHTS_FILES[0]]
 
@@ -106,7 +107,7 @@ def find(repository: str, revision: str | None = None) -> Snapshot | None:
     if commit is None or not _SHA1.fullmatch(commit):
         return None
     snapshot = Snapshot(repository, commit)
-    return snapshot if snapshot.folder.is_dir() else None
+    return snapshot if os.path.isdir(snapshot.folder) else None
 
 
 def snapshots() -> list[Snapshot]:
@@ -127,8 +128,8 @@ def _is_cvt(snapshot: Snapshot) -> bool:
         if text.read_json(config, most=LARGEST_CONFIG_BYTES).get("model_type") == "cvt":
             return True
     with suppress(OSError, CvtError):  # CvtError: there is no place for what is made
-        if config.is_symlink() and record_of(snapshot.repository, "-").parent.is_dir():
-            return not config.is_file() or is_right(config) is False
+        if config.is_symlink() and os.path.isdir(record_of(snapshot.repository, "-").parent):
+            return not os.path.isfile(config) or is_right(config) is False
     return False
 
 
@@ -252,7 +253,7 @@ def verify(snapshot: Snapshot) -> Iterator[tuple[Path, bool | None]]:
                 (record / "verified.json").unlink()
         yield path, right
     record = weights_record(snapshot)
-    if record and (made := conversion(record)).exists():
+    if record and os.path.exists(made := conversion(record)):
         right = stamps.verify(made)
         if not right:
             stamps.remove(made)
@@ -307,7 +308,7 @@ def sizes(snapshot: Snapshot) -> tuple[int, int]:
     if record is None:
         return own, 0
     made = conversion(record)
-    converted_bytes = made.stat().st_size if made.is_file() else 0
+    converted_bytes = made.stat().st_size if os.path.isfile(made) else 0
     return own, converted_bytes + size_of(places.graphs_of(record.name))
 
 
@@ -361,13 +362,13 @@ def remove(repository: str) -> int:
                 f"`{repository}` is being downloaded by another process, and was not removed"
             ) from None
         lock.release()
-    hashes = {path.name for path in record.iterdir()} if record.is_dir() else set()
+    hashes = {path.name for path in record.iterdir()} if os.path.isdir(record) else set()
     for folder in storage.glob("snapshots/*"):
         if found := weights_hash(Snapshot(repository, folder.name)):
             hashes.add(found)
     graphs = [places.graphs_of(weights_hash) for weights_hash in hashes]
     before = sum(size_of(folder) for folder in (storage, record, *graphs))
-    if not (storage.exists() or storage.is_symlink() or record.exists()):
+    if not (os.path.exists(storage) or storage.is_symlink() or os.path.exists(record)):
         raise CheckpointError(
             f"the cache (`{places.hub_dir()}`) holds nothing of `{repository}`",
             hint="`cvt cache list` shows what it holds",
@@ -382,7 +383,7 @@ def remove(repository: str) -> int:
         try:
             if folder.is_symlink():
                 folder.unlink()
-            elif folder.exists():
+            elif os.path.exists(folder):
                 shutil.rmtree(folder)
         except OSError as error:
             raise CvtError(f"cannot remove `{folder}`: {error.strerror or error}") from error
@@ -391,5 +392,5 @@ def remove(repository: str) -> int:
 
 def size_of(folder: Path) -> int:
     """Bytes of the files below a folder; links are not followed."""
-    paths = folder.rglob("*") if folder.is_dir() else ()
+    paths = folder.rglob("*") if os.path.isdir(folder) else ()
     return sum(p.lstat().st_size for p in paths if p.is_file() and not p.is_symlink())

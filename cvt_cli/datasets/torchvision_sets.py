@@ -1,6 +1,7 @@
 """Sets that are known by name and that torchvision can fetch; Oxford-IIIT Pet and Flowers-102."""
 
 import importlib.util
+import os
 from collections.abc import Callable
 from contextlib import redirect_stdout
 from dataclasses import dataclass
@@ -137,7 +138,7 @@ def found_or_fetched(name: str, data_dir: Path, offline: bool, say: Say) -> Path
 
 def _known_root(known: _KnownSet, data_dir: Path) -> Path | None:
     places = (data_dir / folder for folder in reversed(known.folders))
-    return next((place for place in places if place.is_dir()), None)
+    return next((place for place in places if os.path.isdir(place)), None)
 
 
 def _fetch(name: str, data_dir: Path, say: Say) -> None:

@@ -321,7 +321,7 @@ def _compiled_once(
     if stamps.is_right(kept, made_under):
         with suppress(RuntimeError, OSError):
             return _imported(core, kept, settings)
-    if kept.exists():
+    if os.path.exists(kept):
         say(f"`{kept}` is damaged; it is made again")
     compiled = _compiled(core, path, part, settings)
     if os.access(path.parent, os.W_OK):

@@ -3,6 +3,7 @@
 Imports torch only inside the function that makes one.
 """
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -64,7 +65,7 @@ def prepare(
     with locks.locked(graph.with_name("prepare.lock"), what, access.say):
         if stamps.is_right(graph):
             return
-        if graph.is_file():
+        if os.path.isfile(graph):
             access.say(f"`{graph}` is damaged; it is made again")
         access.say(f"{what} at {preprocessing.height}x{preprocessing.width}, once")
         write_graph.write_onnx(

@@ -1,10 +1,11 @@
 """Where files are kept, also where there is no home folder to keep them in."""
 
 import os
+from pathlib import Path
 
 import pytest
 
-from tests_shared import CHELSEA, Result, as_unknown_user
+from tests_shared import CHELSEA, TESTS, Result, as_unknown_user
 
 
 def without_a_home(*arguments: object) -> Result:
@@ -32,6 +33,24 @@ def test_without_a_home_folder_what_needs_one_says_which_variable_names_it(comma
     assert "home folder" in result.stderr and "Traceback" not in result.stderr
     assert "hint: set " in result.stderr and "CVT_CACHE" in result.stderr
     assert "HF_HOME" in result.stderr
+
+
+@pytest.mark.parametrize("closed", ["cvt", "cvt/hashes", "cvt/graphs"])
+def test_a_cache_that_may_not_be_entered_costs_no_answer(tmp_path: Path, closed: str) -> None:
+    homes = ("CVT_CACHE", "HF_HOME", "XDG_CACHE_HOME")
+    environment = {name: value for name, value in os.environ.items() if name not in homes}
+    folder = tmp_path / closed
+    folder.mkdir(parents=True)
+    folder.chmod(0)
+    environment |= {"CVT_CACHE": str(tmp_path / "cvt"), "HF_HOME": str(tmp_path / "cvt")}
+
+    result = as_unknown_user(
+        "predict", CHELSEA, "--model", TESTS / "kept" / "model", "--json", environment=environment
+    )
+    folder.chmod(0o700)
+
+    assert result.exit_code == 0, result.stderr
+    assert result.json["results"][0]["predictions"]
 
 
 def test_where_the_cache_cannot_be_written_the_hint_names_its_variable(
