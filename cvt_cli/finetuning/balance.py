@@ -27,17 +27,24 @@ _ACCEPTED = (
 _MOST_NAMED = 5
 
 
-def parsed(told: str) -> ClassWeights:
-    """What follows ``--class-weights``; a file is read.
+def parsed(told: str | Mapping[str, float]) -> ClassWeights:
+    """What follows ``--class-weights``; a file is read. Factors by name are only checked.
 
     Raises:
         UsageError: it is nothing of that.
     """
-    if told == "balanced" or told.startswith("balanced^"):
+    pairs: list[tuple[str, Any]]
+    if isinstance(told, Mapping):
+        pairs = list(told.items())
+    elif not isinstance(told, str):
+        raise UsageError(f"--class-weights is `{told}`; {_ACCEPTED}")
+    elif told == "balanced" or told.startswith("balanced^"):
         _power(told)
         return told
-    if "=" in told and not Path(told).is_file():
-        pairs = [part.rpartition("=")[::2] for part in told.split(",")]
+    elif "=" in told and not Path(told).is_file():
+        pairs = [
+            (name, value) for name, _, value in (one.rpartition("=") for one in told.split(","))
+        ]
     else:
         pairs = list(_read(told))
     found: dict[str, float] = {}
@@ -46,7 +53,9 @@ def parsed(told: str) -> ClassWeights:
             value = float(weight)
         except (TypeError, ValueError):
             value = math.nan
-        if not name or not LIGHTEST_WEIGHT <= value <= HEAVIEST_WEIGHT:  # so for NaN
+        if (
+            not isinstance(name, str) or not name or not LIGHTEST_WEIGHT <= value <= HEAVIEST_WEIGHT
+        ):  # so for NaN
             raise UsageError(
                 f"--class-weights: the weight of `{name}` is `{weight}`; it must be a number above "
                 f"0, from {LIGHTEST_WEIGHT:g} to {HEAVIEST_WEIGHT:g}",

@@ -241,6 +241,8 @@ def _new_folds(
     left = partial(_left_fold, options, device)
     told = {name: value for name, value in options.values.items() if name not in folds.NOT_KEPT}
     told |= {"precision": job.settings.precision}
+    if isinstance(factors := job.settings.class_weights, dict):  # their file may change, or go
+        told |= {"class_weights": factors}
     told = {name: str(v) if isinstance(v, Path) else v for name, v in told.items()}
 
     def start() -> fold_results.Result:
@@ -273,7 +275,9 @@ def _folds_going_on(
     every = folds.Folds(
         folder, plan, about["command"], begun, left, access, progress, start=about["start"]
     )
-    return Prepared(begun(plan.of_fold(0)), None, every.go_on)
+    job = begun(plan.of_fold(0))
+    every.refuse_other_start(job)
+    return Prepared(job, None, every.go_on)
 
 
 def _left_fold(options: Options, device: torch.device, images: Images, folder: Path) -> Job:

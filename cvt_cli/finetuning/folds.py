@@ -185,13 +185,22 @@ class Folds:
         say = self._access.say
         files.swept(self.folder, deep=True)
         for number in range(self.plan.count):
-            place = self.folder / f"fold-{number + 1}"
+            place = self._place(number)
             if (place / OUT_OF_FOLD).exists():
                 say(f"fold {number + 1} of {self.plan.count} is done")
                 continue
             say(f"fold {number + 1} of {self.plan.count}")
             self._run(number, place)
         return self._result()
+
+    def refuse_other_start(self, job: Job) -> None:
+        """Raises UsageError if a fold is still to begin, and would not start as the others did."""
+        states = (self._place(number) / STATE_FILE for number in range(self.plan.count))
+        if not all(state.exists() for state in states):
+            start_of(job).refuse_other(self.folder / FOLDS_FILE, self._start, _OTHER_START)
+
+    def _place(self, number: int) -> Path:
+        return self.folder / f"fold-{number + 1}"
 
     def _run(self, number: int, place: Path) -> None:
         images = self.plan.of_fold(number)
@@ -253,7 +262,7 @@ class Folds:
         found, seconds = [], 0.0
         by_path: dict[str, tuple[bool, str]] = {}
         for number in range(self.plan.count):
-            place = self.folder / f"fold-{number + 1}"
+            place = self._place(number)
             try:
                 raw = (place / OUT_OF_FOLD).read_text("utf-8").splitlines()
                 lines = [json.loads(line) for line in raw]

@@ -9,6 +9,7 @@ from pathlib import Path
 from torch import Tensor
 
 from cvt_cli.base.errors import CheckpointError
+from cvt_cli.checkpoints.folders import unreadable
 from cvt_cli.finetuning.tensor_files import read_tensors, write_tensors
 from cvt_cli.finetuning.trainer import Trainer
 from cvt_cli.model.network import CvT
@@ -110,6 +111,8 @@ def restore(folder: Path, model: CvT, trainer: Trainer | None, steps_per_epoch: 
                 row["epoch"] = -(-row["step"] // steps_per_epoch)
         position = dict(numbers["position"])
         return Position([Epoch(**row) for row in position.pop("rows")], **position)
+    except PermissionError as error:
+        raise unreadable(path, error) from None
     except (OSError, RuntimeError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"`{path}` is not this run's state: {error}",

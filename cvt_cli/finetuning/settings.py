@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import KW_ONLY, dataclass, fields
 from numbers import Number
 from pathlib import Path
@@ -102,7 +102,7 @@ class Options:
     weight_decay: float | None = None
     clip: float | None = None  # largest norm of all gradients together; 0 is without
     augment: Augment | None = None
-    class_weights: str | None = None  # see `balance.parsed`
+    class_weights: str | Mapping[str, float] | None = None  # see `balance.parsed`
     sampler: Literal["balanced"] | None = None  # every class equally often
     select: Select | None = None  # what the best epoch is chosen by; by default "top1", or "map"
     threshold_for: str | None = None  # "f1" or "precision=P"; see `thresholds.best_threshold`

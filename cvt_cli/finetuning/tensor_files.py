@@ -25,10 +25,12 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str,
     content = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     metadata = {**about, _CHECKSUM: _checksum(content, about)}
     with files.replacing(path) as temporary:
+        mode = temporary.stat().st_mode  # as the umask says; save_file takes 0600
         try:
             save_file(content, temporary, metadata=metadata)
         except SafetensorError as error:  # a full disk, say
             raise OSError(str(error)) from error
+        files.permit(temporary, mode)
 
 
 def read_about(path: Path) -> dict[str, str]:
@@ -37,6 +39,7 @@ def read_about(path: Path) -> dict[str, str]:
     Raises:
         OSError, ValueError: the file is missing or damaged.
     """
+    path.open("rb").close()  # safetensors says that there is none where nobody may read it
     try:
         with safe_open(path, "pt") as file:
             return file.metadata() or {}

@@ -56,7 +56,7 @@ class Index:
     folders: dict[str, set[str]] = field(default_factory=lambda: {"": set()})
     files: dict[str, set[str]] = field(default_factory=dict)
     passed: Passed = field(default_factory=Passed)
-    state: tuple[int, int] = (0, 0)  # when a .zip was changed, and its bytes
+    state: tuple[int, ...] = ()  # of the archive when it was listed
 
     def add(self, name: str, member: zipfile.ZipInfo | _Span | None, is_folder: bool) -> None:
         parts = finding.member_parts(name, self.passed)
@@ -128,6 +128,8 @@ class Index:
     def _from_tar(self, span: _Span) -> bytes:
         # A file of its own for every read: threads and forked processes would move each other's.
         with self.path.open("rb") as file:
+            if _state_of(file) != self.state:  # what stands there may be another picture's
+                raise ImageError("the archive was replaced or changed while it was read")
             file.seek(span.offset)
             content = file.read(span.size)
         if len(content) < span.size:
@@ -178,10 +180,16 @@ def bytes_of(member: zipfile.ZipInfo | _Span) -> int:
 
 
 @lru_cache(maxsize=4)
-def _opened_zip(path: str, state: tuple[int, int], process: int) -> zipfile.ZipFile:
+def _opened_zip(path: str, state: tuple[int, ...], process: int) -> zipfile.ZipFile:
     """A few open files per process: threads may share one, forked processes may not; nor is one
     asked for what stands in another that has its name now."""
     return zipfile.ZipFile(path)
+
+
+def _state_of(file: BinaryIO) -> tuple[int, ...]:
+    """What tells whether an open file is another one, or has changed."""
+    found = os.fstat(file.fileno())
+    return found.st_ino, found.st_mtime_ns, found.st_size
 
 
 def zip_index(path: Path) -> Index:
@@ -212,6 +220,7 @@ def _zip_index(path: Path, changed: int, size: int) -> Index:
 def tar_index(path: Path) -> Index:
     index = Index(path, "tar archive")
     with path.open("rb") as file, Tar.open(fileobj=file, mode="r:") as archive:
+        index.state = _state_of(file)
         for member in archive:
             regular = member.isreg() and not member.issparse()
             span = _Span(member.offset_data, member.size) if regular else None

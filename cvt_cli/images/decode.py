@@ -288,8 +288,8 @@ def from_memory(image: object, exif: bool, background: Colour | None = None) -> 
     fits = array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4))
     if not fits or array.dtype.kind not in "uif" or array.size == 0:
         raise ImageError(
-            f"{type(image).__name__} of {array.dtype} with shape {array.shape}; "
-            + _ACCEPTED_IN_MEMORY
+            f"{type(image).__name__} of {array.dtype} with shape "
+            f"{tuple(getattr(image, 'shape', array.shape))}; {_ACCEPTED_IN_MEMORY}"
         )
     return to_rgb(Image.fromarray(_as_8_bits(array)), background)
 

@@ -178,6 +178,11 @@ class Answers:
         self._lines.begin(Conditions(wanted))
         if self.done:
             say(f"{counted(self.done, 'image')} already in `{self._lines.path}`")
+            if failed := self._lines.failed:
+                say(
+                    f"{failed} of them could not be read then, and are not tried again; remove "
+                    "their lines (those with an `error`) to try them"
+                )
 
     def open_files(self, stack: ExitStack) -> None:
         """Open the files that appear whole when the stack ends without an error."""

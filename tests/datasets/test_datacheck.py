@@ -70,6 +70,21 @@ def test_a_folder_without_images_is_no_class(folder: Path) -> None:
     assert data.classes == ("cat", "dog", "eel") and data.sizes.tolist() == [3, 2, 4]
 
 
+def test_a_tar_that_is_replaced_gives_no_picture_of_another_class(
+    folder: Path, tmp_path: Path
+) -> None:
+    data = opened(tarred(folder, tmp_path / "data.tar"))
+    assert isinstance(data.load(0, exif=False), Image.Image)
+    (folder / "cat").rename(folder / "x")
+    (folder / "dog").rename(folder / "cat")
+    (folder / "x").rename(folder / "dog")
+    tarred(folder, tmp_path / "other.tar").replace(tmp_path / "data.tar")
+
+    for index in range(len(data)):
+        with pytest.raises(ImageError, match="the archive was replaced or changed"):
+            data.load(index, exif=False)
+
+
 def damage(folder: Path) -> dict[str, str]:
     """Break some images of the folder; the reason to be given for each."""
     (folder / "cat" / "empty.png").touch()

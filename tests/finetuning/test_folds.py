@@ -14,7 +14,7 @@ from PIL import Image
 from cvt_cli.base import package
 from cvt_cli.evaluation.metrics import wilson
 from cvt_cli.finetuning import preparation
-from tests_shared import Machine, Result
+from tests_shared import TESTS, Machine, Result
 
 SHORT = ["--variant", "nano", "--epochs", "1", "--batch-size", "8", "--warmup-epochs", "0"]
 SHORT += ["--lr", "2e-3", "--workers", "0"]
@@ -120,6 +120,35 @@ def test_folds_killed_in_the_middle_end_with_the_same_table_to_the_byte(
     assert "fold 1 of 3 is done" in result.stderr
     for name in ("folds.csv", "out_of_fold.jsonl"):
         assert (run / name).read_bytes() == (straight / name).read_bytes()
+
+
+def test_folds_go_on_with_the_class_weights_that_were_read_though_their_file_has_gone(
+    cvt, videos: Path, tmp_path: Path
+) -> None:
+    file, run, model = tmp_path / "w.json", tmp_path / "run", tmp_path / "model"
+    classes = sorted(path.name for path in videos.iterdir() if path.is_dir())
+    file.write_text(json.dumps({classes[0]: 3.0}))
+    shutil.copytree(TESTS / "kept" / "model", model)
+    line = ["finetune", videos, "--model", model, "--epochs", 1, "--workers", 0, "--folds", 3]
+    whole = cvt(*line, *BY_VIDEO, "--class-weights", file, "-o", run)
+    assert whole.exit_code == 0, whole.stderr
+    for name in ("folds.csv", "results.json"):
+        (run / name).unlink()
+    table = (run / "fold-3" / "out_of_fold.jsonl").read_bytes()
+    shutil.rmtree(run / "fold-3")
+    file.unlink()
+
+    again = cvt("finetune", "--resume", run)
+
+    assert again.exit_code == 0, again.stderr
+    assert (run / "fold-3" / "out_of_fold.jsonl").read_bytes() == table
+    shutil.rmtree(run / "fold-3")
+    (run / "fold-2" / "out_of_fold.jsonl").unlink()
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**config, "activation": "gelu"}))
+    other = cvt("finetune", "--resume", run)
+    assert other.exit_code == 2 and "fold 2 of 3" not in other.stderr  # before any fold goes on
+    assert "activation" in other.stderr
 
 
 def test_a_model_of_a_fold_is_known_not_to_have_seen_it(cvt, videos: Path, straight: Path) -> None:

@@ -24,7 +24,7 @@ from cvt_cli.evaluation import figures
 from cvt_cli.finetuning import probe, tensor_files
 from cvt_cli.finetuning.training_loop import Loop
 from cvt_cli.model import weights
-from tests_shared import TESTS
+from tests_shared import TESTS, as_unknown_user
 from warm_processes import Started
 
 OFTEN = (
@@ -309,6 +309,29 @@ def flip_last_byte(path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[-1] ^= 0x40
     path.write_bytes(content)
+
+
+def test_a_state_may_be_read_by_whom_the_umask_lets_and_says_who_may_not(
+    cvt, tmp_path: Path
+) -> None:
+    run = tmp_path / "r"
+    before = os.umask(0o027)
+    try:
+        trained = cvt(
+            "finetune", TESTS / "kept" / "images", "--model", TESTS / "kept" / "model",
+            "--epochs", 1, "--workers", 0, "-o", run,
+        )  # fmt: skip
+    finally:
+        os.umask(before)
+    assert trained.exit_code == 0, trained.stderr
+    state = run / "state" / "state.safetensors"
+    assert state.stat().st_mode & 0o777 == 0o640
+    state.chmod(0)
+
+    refused = as_unknown_user("finetune", "--resume", run)
+
+    assert refused.exit_code == 1
+    assert f"`{state}` cannot be read: Permission denied" in refused.stderr
 
 
 def test_a_state_with_a_changed_byte_is_not_gone_on_from(cvt, tmp_path: Path) -> None:
