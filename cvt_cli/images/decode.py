@@ -116,7 +116,8 @@ def decode(
         if at_least is not None:
             image.draft("RGB", at_least[::-1])
         # A pixel has up to four bytes in Pillow; what is not RGB is held twice.
-        needed = image.width * image.height * (4 if image.mode == "RGB" else 8)
+        held = image.width * image.height * (4 if image.mode == "RGB" else 8)
+        needed = max(held, image.width * image.height * _decoding(image))
         share = limits.pictures.take(needed) if needed > _LARGE else None
         try:
             image.load()  # before the file is closed
@@ -126,8 +127,20 @@ def decode(
                 share.release()
             raise
         if share is not None:
+            share.release(keep=held)
             weakref.finalize(result, share.release)
         return result
+
+
+_DECODERS = {"JPEG2000": 20, "WEBP": 16, "AVIF": 10, "HEIF": 8}
+"""Bytes that some decoders hold for a pixel at the most, as measured."""
+
+
+def _decoding(image: Image.Image) -> int:
+    """Bytes that a picture's decoder holds for a pixel at the most, where that may be more."""
+    if image.info.get("progressive"):
+        return 7
+    return 12 if image.mode == "F" else _DECODERS.get(image.format or "", 0)
 
 
 def _identified(file: BinaryIO) -> Image.Image:

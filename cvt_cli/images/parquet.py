@@ -90,8 +90,11 @@ class Parquet(Table):
         """As the library `datasets` writes them beside the schema."""
         try:
             about = json.loads((self._schema.metadata or {})[b"huggingface"])
-            names = about["info"]["features"][column]["names"]
-        except (KeyError, ValueError, TypeError):
+            feature = about["info"]["features"][column]
+            if isinstance(feature, list):  # of lists, as older versions write it
+                feature = feature[0]
+            names = feature.get("feature", feature)["names"]
+        except (LookupError, ValueError, TypeError, AttributeError):
             return None
         if not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
             return None

@@ -18,6 +18,7 @@ from pyarrow import parquet
 from safetensors.torch import load_file
 
 from cvt_cli import evaluate
+from cvt_cli.datasets.table_sets import Told, open_part
 from cvt_cli.evaluation.metrics import Metrics
 from cvt_cli.images import table_files
 from small_sets import class_folders, picture
@@ -600,6 +601,24 @@ def test_a_table_is_found_from_another_working_folder_too(
 
     assert isinstance(first, Metrics) and isinstance(again, Metrics)
     assert first.failures == again.failures == () and again.top1 == first.top1
+
+
+@pytest.mark.parametrize("written_as", ["Sequence", "List", "list"])
+def test_names_of_several_classes_an_image_are_those_that_datasets_keeps(
+    folder: Path, written_as: str
+) -> None:
+    names = ["ship", "dog", "cat"]
+    kept: Any = {"names": names, "_type": "ClassLabel"}
+    kept = [kept] if written_as == "list" else {"feature": kept, "_type": written_as}
+    paths, labels = (list(column) for column in zip(*ROWS, strict=True))
+    rows = pyarrow.table({"path": paths, "labels": [[names.index(label)] for label in labels]})
+    about = {"info": {"features": {"labels": kept}}}
+    schema = rows.schema.with_metadata({"huggingface": json.dumps(about)})
+    parquet.write_table(rows.cast(schema), folder / "t.parquet")
+
+    found = open_part(folder / "t.parquet", ["train"], Told(), print)
+
+    assert found is not None and found.several and found.classes == ("cat", "dog", "ship")
 
 
 def test_a_table_that_can_be_read_only_once_is_refused(cvt, tmp_path: Path) -> None:

@@ -419,3 +419,21 @@ def test_deep_greys_take_no_more_memory_than_a_few_times_the_picture(mode: str) 
     tracemalloc.stop()
 
     assert peak < 12 * 3000 * 3000  # bytes; in float64 all at once there were over 32 a pixel
+
+
+@pytest.mark.parametrize(
+    ("suffix", "bytes_a_pixel"), [("webp", 16), ("jp2", 20), ("png", 4), ("jpg", 7)]
+)
+def test_a_large_picture_waits_for_the_room_that_its_decoder_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str, bytes_a_pixel: int
+) -> None:
+    side, taken = 4500, []
+    path = tmp_path / f"large.{suffix}"
+    more = {"progressive": True} if suffix == "jpg" else {}
+    Image.new("RGB", (side, side)).save(path, **more)
+    take = limits.pictures.take
+    monkeypatch.setattr(limits.pictures, "take", lambda size: taken.append(size) or take(size))
+
+    picture = decode.load(path, exif=False)
+
+    assert taken == [side * side * bytes_a_pixel] and picture.size == (side, side)
