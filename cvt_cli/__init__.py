@@ -2,14 +2,16 @@
 
 from typing import TYPE_CHECKING
 
+from cvt_cli.base.errors import CvtError
 from cvt_cli.base.package import __version__
 
 if TYPE_CHECKING:
     from cvt_cli.classifier import Classifier
     from cvt_cli.evaluation.evaluate import evaluate
     from cvt_cli.finetuning.finetune import finetune
+    from cvt_cli.spec.formats import Int8
 
-__all__ = ["Classifier", "__version__", "evaluate", "finetune"]
+__all__ = ["Classifier", "CvtError", "Int8", "__version__", "evaluate", "finetune"]
 
 
 def __getattr__(name: str) -> object:
@@ -26,6 +28,10 @@ def __getattr__(name: str) -> object:
         from cvt_cli.finetuning.finetune import finetune
 
         return finetune
+    if name == "Int8":
+        from cvt_cli.spec.formats import Int8
+
+        return Int8
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -289,14 +289,17 @@ class Classifier:
             del row["path"]
             return row
 
+        names = columns_of(Answer(""))
+        if own := [f"`{name}`" for name in names if name in table]:
+            raise UsageError(
+                f"this table has {' and '.join(own)} of its own, which the answers would replace",
+                hint="rename them first, or pass the column of images alone",
+            )
         answers = self._classify([images] if is_row else images, self._wishes())
         rows = [columns_of(answer) for answer in answers]
         if is_row:
             return {**table, **rows[0]}
-        found = {
-            name: np.array([row[name] for row in rows], dtype=object)
-            for name in columns_of(Answer(""))
-        }
+        found = {name: np.array([row[name] for row in rows], dtype=object) for name in names}
         return table.assign(**found) if _is_frame(table) else {**table, **found}
 
     def _classify(self, images: "Iterable[One]", wishes: "Wishes") -> "Iterator[Answer]":

@@ -328,7 +328,7 @@ def _run(opened: _Opened, asked: _Asked, access: Access) -> "tuple[Engine, str]"
     from cvt_cli.model.engine import TorchEngine
 
     place = devices.choose_device(asked.device)
-    precision = devices.choose_precision(asked.precision, place)
+    precision = devices.choose_precision(asked.precision, place, ("int8",))
     model = opened.load().model
     if place.type != "cuda":
         on_cpu = part if place.type == "cpu" else None

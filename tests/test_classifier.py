@@ -108,7 +108,9 @@ def test_it_shows_what_it_is_and_where_it_is_imported_from(classify) -> None:
     assert classify.classes[:2] == ("airplane", "automobile")
     copy = pickle.loads(pickle.dumps(classify))
     assert repr(copy) == "<Classifier cvt-nano-cifar10, to be loaded where it is first used>"
-    assert "Classifier" in dir(cvt_cli)
+    assert {"Classifier", "CvtError", "Int8"} <= set(dir(cvt_cli))
+    with pytest.raises(cvt_cli.CvtError, match="`int4`; accepted are `auto`, .*, `int8`"):
+        Classifier("cvt-nano-cifar10", precision="int4").classes  # noqa: B018
 
 
 def test_the_next_step_is_shown_below_the_error() -> None:
@@ -174,6 +176,9 @@ def test_rows_and_frames_are_given_back_with_columns(classify, pixels) -> None:
     assert classify(frame["path"][:1])[0][0].label == "cat"
     with pytest.raises(UsageError, match="this table has several columns called `path`"):
         classify(pd.concat([frame, frame], axis="columns"))
+    for table in (out, {"path": str(CHELSEA), "label_1": "dog"}):
+        with pytest.raises(UsageError, match="has .*`label_1`.* of its own, which the answers"):
+            classify(table)
     with pytest.raises(UsageError, match="needs a column `image` or `bytes`.*this has `name`"):
         classify({"name": "x"})
 

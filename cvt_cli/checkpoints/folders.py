@@ -161,12 +161,19 @@ def read_folder(
             f"`{path}` describes a model of type "
             f"{shown(content.get('model_type') or content.get('architecture'))}; accepted is 'cvt'"
         )
-    preprocessing = None
+    preprocessing, notes = None, []
     try:
         config, names = config_from_transformers(content)
         path = folder / PREPROCESSING_FILE
         if path.exists():
-            preprocessing = Preprocessing.from_transformers(_read_json(path))
+            said = _read_json(path)
+            preprocessing = Preprocessing.from_transformers(said)
+            unsaid = [name for name in ("image_mean", "image_std") if name not in said]
+            if unsaid:
+                notes.append(
+                    f"`{path}` has no `{'` and no `'.join(unsaid)}`: ImageNet's are assumed, where "
+                    "transformers takes 0.5"
+                )
     except ConfigError as error:
         raise ConfigError(f"`{path}`: {error}", error.hint) from None
     except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
@@ -174,7 +181,6 @@ def read_folder(
         raise ConfigError(f"`{path}` holds a value of the wrong kind: {error}") from None
     if known is not None and not _may_be(known, config, content):
         known = None
-    notes = []
     if activation is None and "activation" not in content:
         # transformers knows exact GELU only, but the published weights were trained with QuickGELU.
         activation = "quick_gelu" if known else "gelu"

@@ -8,7 +8,6 @@ import typer
 from cvt_cli.base import files, torchrun
 from cvt_cli.base.errors import UsageError
 from cvt_cli.base.text import counted, human_bytes
-from cvt_cli.checkpoints import folders
 from cvt_cli.commands import completion, options, output
 from cvt_cli.spec import formats, published
 from cvt_cli.spec.config import Activation
@@ -229,6 +228,8 @@ def _default_target(model: str, form: FormatName, precision: str) -> Path:
     if known := published.find(model):
         name = known.name
     else:
+        from cvt_cli.checkpoints import folders
+
         path = Path(model)
         name = folders.called(path) if path.exists() else path.name
     return Path(

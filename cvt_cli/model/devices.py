@@ -58,17 +58,23 @@ def require_one_each(device: torch.device) -> None:
         )
 
 
-def choose_precision(requested: str, device: torch.device) -> Precision:
+def choose_precision(
+    requested: str, device: torch.device, others: tuple[str, ...] = ()
+) -> Precision:
     """The precision asked for; for "auto" bf16 on CUDA cards that have it, else fp32.
+
+    Args:
+        requested: by its name.
+        device: to compute on.
+        others: what else is accepted, for the message.
 
     Raises:
         UsageError: the device does not compute in it.
     """
     has_bf16 = device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
     if requested not in ("auto", *_DTYPES):
-        raise UsageError(
-            f"there is no precision `{requested}`; accepted are `auto`, `fp32`, `bf16`, `fp16`"
-        )
+        known = ", ".join(f"`{one}`" for one in ("auto", *_DTYPES, *others))
+        raise UsageError(f"there is no precision `{requested}`; accepted are {known}")
     if requested == "auto":
         return "bf16" if device.type == "cuda" and has_bf16 else "fp32"
     if requested == "bf16" and not has_bf16:

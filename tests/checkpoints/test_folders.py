@@ -7,6 +7,7 @@ transforms.
 
 import io
 import json
+import shutil
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from torchvision import transforms
 from transformers import AutoImageProcessor, ConvNextImageProcessor, CvtConfig
 from transformers import CvtForImageClassification as Theirs
 
+from cvt_cli.checkpoints import folders
 from cvt_cli.checkpoints.checkpoint import Checkpoint
 from cvt_cli.checkpoints.names import to_reference
 from cvt_cli.model import weights
@@ -239,3 +241,15 @@ def test_somebodys_fine_tuned_model_predicts_what_transformers_predicts(
     )  # fmt: skip
     changed = {p["label"]: p["score"] for p in wrong.json["results"][0]["predictions"]}
     assert changed != pytest.approx(ours, abs=1e-4)
+
+
+def test_a_mean_that_a_folder_does_not_say_is_noted(tmp_path: Path) -> None:
+    folder = shutil.copytree(TESTS / "kept" / "model", tmp_path / "model")
+    path = folder / "preprocessor_config.json"
+    said = json.loads(path.read_text())
+    del said["image_mean"]
+    path.write_text(json.dumps(said))
+
+    (note,) = folders.read_folder(folder).notes
+
+    assert note.startswith(f"`{path}` has no `image_mean`: ImageNet's are assumed, where trans")
