@@ -206,7 +206,13 @@ class Csv(Table):
         try:
             return list(islice(reader, count))
         except csv.Error as error:
-            raise DataError(f"`{self.path}`, line {reader.line_num}: {error}") from None
+            words = ("unexpected end of data", "field larger than field limit")
+            raise DataError(
+                f"`{self.path}`, line {reader.line_num}: {error}",
+                hint="a quotation mark is not closed, in this line or one before it"
+                if str(error).startswith(words)
+                else None,
+            ) from None
 
     def pieces(
         self, wanted: Sequence[str], advance: Callable[[int], None] = lambda read: None

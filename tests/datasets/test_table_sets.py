@@ -621,6 +621,15 @@ def test_names_of_several_classes_an_image_are_those_that_datasets_keeps(
     assert found is not None and found.several and found.classes == ("cat", "dog", "ship")
 
 
+def test_a_quotation_mark_that_is_not_closed_is_told(cvt, folder: Path) -> None:
+    (folder / "t.csv").write_text('path,label\n"cat/001.png,cat\ndog/001.png,dog\n')
+
+    refused = cvt("evaluate", folder / "t.csv", *NANO)
+
+    assert refused.exit_code == 1
+    assert "hint: a quotation mark is not closed, in this line or one before it" in refused.stderr
+
+
 def test_a_table_that_can_be_read_only_once_is_refused(cvt, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "t.csv")
 
