@@ -211,7 +211,7 @@ class Folds:
             run, planned = self._first or (None, None)
             if run is None or planned is None or number:
                 begun = self._begun(images)
-                start_of(begun).refuse_other(self.folder / FOLDS_FILE, self._start, _OTHER_START)
+                self.refuse_other_start(begun)
                 run = self._run_of(begun)
                 planned = run.plan(self.plan.fraction)
             self._first, job = None, run.job
