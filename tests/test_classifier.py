@@ -215,6 +215,43 @@ def test_it_answers_in_a_process_that_was_forked_after_it_was_used(engine: str) 
     assert done.stdout == "cat cat\n", done.stderr
 
 
+FORKED_LATER = """
+import gc, multiprocessing, sys
+from cvt_cli import Classifier
+from cvt_cli.base.errors import CvtError
+
+photo, engine = sys.argv[1:]
+Classifier("cvt-nano-cifar10", engine="openvino")(photo)
+gc.collect()
+
+def work(engine):
+    made = []  # one after the other, as each ends
+    for _ in range(2):
+        try:
+            made.append(Classifier("cvt-nano-cifar10", engine=engine)(photo)[0].label)
+        except CvtError as error:
+            made.append(f"{error} {error.hint}")
+    return made
+
+with multiprocessing.get_context("fork").Pool(1) as pool:
+    print(pool.map_async(work, [engine]).get(timeout=60))
+"""
+
+
+@pytest.mark.parametrize("engine", ["auto", "torch", "onnxruntime"])
+def test_a_process_forked_after_openvino_was_used_and_let_go_answers(engine: str) -> None:
+    done = python(FORKED_LATER, CHELSEA, engine)
+
+    assert done.stdout == "[['cat', 'cat']]\n", done.stderr
+
+
+def test_openvino_in_such_a_process_says_why_it_cannot_run() -> None:
+    done = python(FORKED_LATER, CHELSEA, "openvino")
+
+    assert done.stdout.count("OpenVINO was used before this process was forked") == 2, done.stderr
+    assert "`spawn` or `forkserver`" in done.stdout
+
+
 THREADS = """
 import sys, threading
 from cvt_cli import Classifier

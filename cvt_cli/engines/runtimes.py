@@ -5,10 +5,12 @@ A graph is a file that `graphs` wrote: float32 images (B, 3, H, W), normalised, 
 is an extra of the package.
 """
 
+import ctypes
 import functools
 import io
 import os
 import threading
+import weakref
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from importlib.util import find_spec
@@ -39,6 +41,28 @@ FloatPrecision = Literal["fp32", "bf16"]  # that OpenVINO computes in
 _BRIEF_SPIN_US = "20"
 """As long as a thread of ONNX Runtime waits awake for others, which may not be running."""
 
+_engines: weakref.WeakSet[Any] = weakref.WeakSet()
+"""Those of this process that hold threads."""
+
+_threads_wait = False  # OpenVINO's, of a model that is no more, for the next one like it
+_threads_are_gone = False  # they waited in the process that this one was forked from
+
+
+def _after_fork() -> None:
+    """Nothing waits here for threads of the runtimes, which a fork does not have.
+
+    An engine made before computes in the thread that calls it. To end it would be to wait for its
+    threads: it stays.
+    """
+    global _threads_are_gone
+    _threads_are_gone = _threads_wait
+    for engine in _engines:
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(engine))
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
 
 def installed(runtime: str) -> bool:
     """Whether a runtime's package is there."""
@@ -57,27 +81,63 @@ def can_prepare() -> bool:
 
 
 def computes_in(runtime: Runtime, precision: str) -> bool:
-    """Whether a runtime, which must be installed, computes in a precision on this processor."""
-    if precision not in PRECISIONS[runtime]:
+    """Whether a runtime, which must be installed, computes in a precision on this processor, in
+    this process."""
+    if precision not in PRECISIONS[runtime] or (runtime == "openvino" and _threads_are_gone):
         return False
     if precision == "fp32":
         return True
     return "BF16" in openvino_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
-@functools.cache
 def openvino_core() -> "openvino.Core":
     """The one of this process, with its plugin for CPUs.
 
     The thread that loads the plugin gets a stack for signals (AMX needs a large one), which is
     freed with the plugin. Of several that end in another order than they came, the main thread
     would be left with one that is no more: the next signal, Ctrl-C too, would end the process.
+
+    Raises:
+        UsageError: OpenVINO's threads are those of the process that this one was forked from.
     """
+    if _threads_are_gone:
+        raise UsageError(
+            "OpenVINO was used before this process was forked, and would wait here for threads "
+            "that only the other process has",
+            hint="start processes by `spawn` or `forkserver` (`multiprocessing.get_context`), or "
+            "use another engine here",
+        )
+    return _core()
+
+
+@functools.cache
+def _core() -> "openvino.Core":
     import openvino
 
     core = openvino.Core()
     aside(lambda: core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
     return core
+
+
+def compiled_for_cpu(model: Any, settings: Mapping[str, Any]) -> Any:
+    """A model of OpenVINO, or a file of one, compiled.
+
+    Raises:
+        RuntimeError: OpenVINO cannot read the file.
+        UsageError: as `openvino_core`.
+    """
+    return _counted(openvino_core().compile_model(model, "CPU", settings))
+
+
+def _counted(compiled: Any) -> Any:
+    """A compiled model; that it ended will be known."""
+
+    def ended() -> None:
+        global _threads_wait
+        _threads_wait = True
+
+    weakref.finalize(compiled, ended).atexit = False
+    return compiled
 
 
 def floats_in(precision: str, takes_pixels: bool = False) -> FloatPrecision:
@@ -112,7 +172,7 @@ def open_preprocessing(
         session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
         return lambda pixels: session.run(None, {PIXELS: pixels})[0]
     settings = {"INFERENCE_PRECISION_HINT": HINT_OF["fp32"]}
-    compiled = openvino_core().compile_model(path, "CPU", settings)
+    compiled = compiled_for_cpu(path, settings)
     return lambda pixels: np.array(compiled(pixels)[0])
 
 
@@ -139,10 +199,13 @@ def open_graph(
         say: told of what was kept, is damaged, and is made again.
 
     Raises:
-        UsageError: the runtime is not installed, or does not compute in that precision here.
+        UsageError: the runtime is not installed, cannot be used in this process, or does not compute
+            in that precision here.
         CheckpointError: the file is no graph that the runtime reads.
     """
     require(runtime)
+    if runtime == "openvino":
+        openvino_core()  # which may not be had
     own = record.precision if record else "fp32"
     wanted = own if precision == "auto" else precision
     if wanted != own and own != "fp32":
@@ -194,6 +257,7 @@ class OnnxRuntimeEngine:
         except Exception as error:  # its own kinds, which share no parent
             raise _unreadable(path, error, record, self.name) from error
         self.hardware = machine.named_threads(threads)
+        _engines.add(self)
 
     def __call__(self, batch: NDArray[Any]) -> NDArray[np.float32]:
         """Images (B, 3, H, W), normalised, or pixels, to logits (B, classes)."""
@@ -262,6 +326,7 @@ class OpenVinoEngine:
             if running == "bf16":  # a matter of the processor, not of the file
                 self.floats = running
                 self.hardware += ", floats in bf16"
+        _engines.add(self)
 
     def __call__(self, batch: NDArray[Any]) -> NDArray[np.float32]:
         """Images (B, 3, H, W), normalised, or pixels, to logits (B, classes)."""
@@ -289,12 +354,12 @@ def _compiled(core: Any, path: Path, part: int | None, settings: dict[str, Any])
         RuntimeError: OpenVINO cannot read the graph.
     """
     if part is None:
-        return core.compile_model(path, "CPU", settings)
+        return compiled_for_cpu(path, settings)
     graph = core.read_model(path)
     shape = graph.input(0).partial_shape
     shape[0] = part
     graph.reshape(shape)
-    return core.compile_model(graph, "CPU", settings)
+    return compiled_for_cpu(graph, settings)
 
 
 def _compiled_once(
@@ -341,9 +406,9 @@ def _imported(core: Any, kept: Path, settings: dict[str, Any]) -> tuple[Any, Any
     memory = np.memmap(kept, np.uint8, mode="c")  # "r" is not taken; nothing is written to it
     try:
         content = openvino.Tensor(memory, shared_memory=True)
-        return core.import_model(content, "CPU", settings), (content, memory)
+        return _counted(core.import_model(content, "CPU", settings)), (content, memory)
     except TypeError:  # an older version, which takes bytes alone
-        return core.import_model(memory.tobytes(), "CPU", settings), None
+        return _counted(core.import_model(memory.tobytes(), "CPU", settings)), None
 
 
 def _check_weights(path: Path, sha256: str) -> None:

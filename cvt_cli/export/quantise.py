@@ -189,11 +189,9 @@ def _held(model: Any, every: list[NDArray[np.float32]], right: Right, how: dict[
     """
     import nncf
 
-    core = runtimes.openvino_core()
-
     def computing(model: Any, floats: FloatPrecision) -> Compute:
         hint = {"INFERENCE_PRECISION_HINT": runtimes.HINT_OF[floats]}
-        compiled = core.compile_model(model, "CPU", hint)
+        compiled = runtimes.compiled_for_cpu(model, hint)
         return lambda image: compiled(image)["logits"]
 
     in_float = computing(model, "fp32")
