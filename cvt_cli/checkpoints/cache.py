@@ -16,7 +16,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cvt_cli.base import files, places, stamps, text
@@ -377,8 +377,10 @@ def remove(repository: str) -> int:
         cached = huggingface_hub.scan_cache_dir()
         for repo in cached.repos:
             if repo.repo_id == repository and repo.repo_type == "model":
+                # It looks for a commit in all repositories, which may share it: a renamed one does.
+                alone = replace(cached, repos=frozenset([repo]))
                 commits = [revision.commit_hash for revision in repo.revisions]
-                cached.delete_revisions(*commits).execute()
+                alone.delete_revisions(*commits).execute()
     for folder in (storage, record, *graphs):
         try:
             if folder.is_symlink():

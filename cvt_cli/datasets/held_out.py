@@ -200,10 +200,10 @@ def _known(images: LabelledImages, kept: NDArray[np.uint64] | None) -> list[str]
     return names or None
 
 
-def trained_on_by(model: str) -> NDArray[np.uint64] | None:
+def trained_on_by(checkpoint: Checkpoint) -> NDArray[np.uint64] | None:
     """Contents of the images that a checkpoint was trained on, in its run and in those before it;
     None where no run says so."""
-    origin = origin_of(model)
+    origin = origin_of(checkpoint)
     found = [] if origin is None else [origin.trained, origin.before]
     known = [contents for contents in found if contents is not None]
     return np.unique(np.concatenate(known)) if known else None
@@ -219,16 +219,23 @@ def _unpacked(kept: str | None) -> NDArray[np.uint64] | None:
     return None if kept is None else np.frombuffer(base64.b64decode(kept, validate=True), "<u8")
 
 
-def origin_of(model: str) -> Origin | None:
-    """The run that a checkpoint is of: ``RUN``, ``RUN/best``, ``RUN/last`` or a file in these, a
-    copy of them, or a file that was exported from them on this machine.
+def origin_of(checkpoint: Checkpoint) -> Origin | None:
+    """The run that a checkpoint is of: ``RUN/best``, ``RUN/last`` or a file in these, a copy of
+    them, also one on the hub, or a file that was exported from them on this machine.
 
     None where there is no such run, or its plan cannot be read.
     """
-    path = Path(model)
-    if (found := _run_of(path.resolve()) if path.exists() else None) is None:
-        return None
-    run, split, plan = found
+    found = _run_of(checkpoint)
+    return None if found is None else _origin(*found)
+
+
+def origin_of_run(folder: Path) -> Origin | None:
+    """Likewise of a run, whatever there is of its checkpoints."""
+    found = _run_at(folder)
+    return None if found is None else _origin(*found)
+
+
+def _origin(run: Path, split: dict[str, Any], plan: dict[str, Any]) -> Origin | None:
     try:
         data = plan["data"]
         fold = frozenset(split.get("held_out", ()))
@@ -257,18 +264,25 @@ def origin_of(model: str) -> Origin | None:
         return None
 
 
-def _run_of(path: Path) -> tuple[Path, dict[str, Any], dict[str, Any]] | None:
+def _run_of(checkpoint: Checkpoint) -> tuple[Path, dict[str, Any], dict[str, Any]] | None:
     """The run that a checkpoint is of, what it set aside and its plan; None where that is not known
     or cannot be read."""
+    path = checkpoint.path.resolve()
+    for run in (path, path.parent, path.parent.parent):
+        if finding.is_run(run):
+            return _run_at(run)
     try:
-        for run in (path, path.parent, path.parent.parent):
-            if finding.is_run(run):
-                return run, text.read_json(run / "split.json"), text.read_json(run / "plan.json")
-        checkpoint = Checkpoint.at(path)
         weights = record.weights_sha256 if (record := checkpoint.record) else None
         kept = text.read_json(_kept_at(weights or checkpoint.weights_sha256))
         return Path(kept["run"]), kept["split"], kept["plan"]
     except (CvtError, OSError, ValueError, LookupError, TypeError):
+        return None
+
+
+def _run_at(run: Path) -> tuple[Path, dict[str, Any], dict[str, Any]] | None:
+    try:
+        return run, text.read_json(run / "split.json"), text.read_json(run / "plan.json")
+    except (CvtError, OSError, ValueError):
         return None
 
 
@@ -280,7 +294,7 @@ def remember(checkpoint: Checkpoint) -> None:
     if checkpoint.kind in ("repository", "embedded"):
         return
     with suppress(CvtError, OSError, AttributeError):  # it is not known then, as elsewhere
-        if (found := _run_of(checkpoint.path.resolve())) is not None:
+        if (found := _run_of(checkpoint)) is not None:
             run, split, plan = found
             of_plan = {name: plan.get(name) for name in ("data", "settings")}
             kept = {"run": str(run), "split": split, "plan": of_plan}

@@ -199,8 +199,8 @@ def open_graph(
         say: told of what was kept, is damaged, and is made again.
 
     Raises:
-        UsageError: the runtime is not installed, cannot be used in this process, or does not compute
-            in that precision here.
+        UsageError: the runtime is not installed, cannot be used in this process, or does not
+            compute in that precision here.
         CheckpointError: the file is no graph that the runtime reads.
     """
     require(runtime)

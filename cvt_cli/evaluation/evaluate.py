@@ -15,10 +15,10 @@ from cvt_cli.base.errors import DataError, UsageError, refuse_other_kinds
 from cvt_cli.base.progress import Say, silent, unheard
 from cvt_cli.base.text import counted
 from cvt_cli.cards import gather
+from cvt_cli.checkpoints import locate
 from cvt_cli.checkpoints.locate import Access
 from cvt_cli.datasets import datacheck, held_out
 from cvt_cli.datasets.classes import match_classes
-from cvt_cli.datasets.held_out import Origin
 from cvt_cli.datasets.labelled import LabelledImages, Split, place_of
 from cvt_cli.datasets.table_sets import Told
 from cvt_cli.datasets.torchvision_sets import KNOWN_SETS
@@ -172,11 +172,10 @@ def _path(place: Place | None) -> Path | None:
 def _evaluate(names: list[str], settings: Asked, access: Access) -> list[Result]:
     check(names, settings)
     table = None if settings.groups is None else annotations.read_groups_file(settings.groups)
-    origins = [held_out.origin_of(name) for name in names]
     if settings.split is None:
         images = settings.opened("test", access.offline, access.say, access.progress)
     else:
-        images = _held_out(names, origins, settings, access)
+        images = _held_out(names, settings, access)
     rank, threads = torchrun.rank(), settings.workers or machine.threads()
     progress = access.progress if rank == 0 else silent
     mine: Sequence[int] = range(len(images))
@@ -241,9 +240,9 @@ def _evaluate(names: list[str], settings: Asked, access: Access) -> list[Result]
             f"`{place_of(images.root, name)}`: {reason}"
         )
     results = []
-    for ready, one, origin in zip(models, subjects, origins, strict=True):
+    for ready, one in zip(models, subjects, strict=True):
         say = access.say if rank == 0 else unheard
-        found = _result(ready, one, origin, images, settings, access.offline, say)
+        found = _result(ready, one, images, settings, access.offline, say)
         results.append(found if energy is None else replace(found, energy=energy.to_json()))
     if rank == 0:
         written_files.write(models, subjects, images, results, settings, access)
@@ -252,13 +251,12 @@ def _evaluate(names: list[str], settings: Asked, access: Access) -> list[Result]
     return results
 
 
-def _held_out(
-    names: list[str], origins: list[Origin | None], settings: Asked, access: Access
-) -> LabelledImages:
+def _held_out(names: list[str], settings: Asked, access: Access) -> LabelledImages:
     """The images that the models' runs chose their best epochs by; see ``--split``."""
     found = []
-    for name, origin in zip(names, origins, strict=True):
-        if origin is None:
+    for name in names:
+        checkpoint = locate.locate(name, replace(access, say=unheard))
+        if (origin := held_out.origin_of(checkpoint)) is None:
             raise UsageError(
                 f"--split val: it is not known of which run `{name}` is, whose `split.json` lists "
                 "the images that were held out",
@@ -371,7 +369,6 @@ def _metrics(one: Subject, images: LabelledImages, settings: Asked) -> Metrics |
 def _result(
     ready: ReadyModel,
     one: Subject,
-    origin: Origin | None,
     images: LabelledImages,
     settings: Asked,
     offline: bool,
@@ -379,7 +376,7 @@ def _result(
 ) -> Result:
     metrics = _metrics(one, images, settings)
     seen = None
-    if origin is not None:
+    if (origin := held_out.origin_of(ready.checkpoint)) is not None:
         training: Callable[[], LabelledImages] = partial(settings.opened, "train", offline, unheard)
         seen = origin.trained_on(images, training, say)
     return Result(

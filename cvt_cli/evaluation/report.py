@@ -77,7 +77,10 @@ def write_report(
         figures=list(_figures(document, scores, num_classes or len(names))),
         average=100 * document["top1"],
         confusions=_confusions(document, matrix, names),
-        classes=_classes(scores),
+        classes={
+            **_classes(scores),
+            "weighted": (document.get("measures") or {}).get("weighted", False),
+        },
         calibration=_calibration(document),
         alone=report_charts.alone(document.get("risk_coverage")),
         mistakes=wrong,
@@ -236,7 +239,9 @@ def _figures(
         )
     yield from _of_all_classes(document.get("measures") or {})
     if scores and not document.get("measures"):
-        yield Figure("Macro F1", pages.percent(float(np.mean([row.f1 for row in scores])), 2))
+        yield Figure(
+            "Macro F1", pages.percent(float(np.mean([row.f1 or 0.0 for row in scores])), 2)
+        )
     if calibration := document.get("calibration"):
         yield Figure("Calibration error", pages.percent(calibration["ece"], 2))
     if document["loss"] is not None:
@@ -326,7 +331,7 @@ def _classes(scores: Sequence[ClassScore]) -> dict[str, Any]:
         "easiest": ordered[::-1][:_EXTREMES],
         "recall": float(np.mean([row.recall for row in scores])) if scores else None,
         "precision": float(np.mean([row.precision or 0.0 for row in scores])) if scores else None,
-        "f1": float(np.mean([row.f1 for row in scores])) if scores else None,
+        "f1": float(np.mean([row.f1 or 0.0 for row in scores])) if scores else None,
     }
 
 

@@ -230,15 +230,15 @@ class ClassScore:
     recall: float  # share of its images that were recognised
     interval: tuple[float, float]  # 95 %, of the recall
     precision: float | None  # share of the answers of this class that are right; None without any
-    f1: float  # their harmonic mean
+    f1: float | None  # their harmonic mean; None where its images have no weight
 
 
 def class_scores(rows: Sequence[Mapping[str, Any]], matrix: NDArray[np.int64]) -> list[ClassScore]:
-    """What follows for each class that has images.
+    """What follows for each class that has images; by the data's weights where the document has.
 
     Args:
         rows: of the document's ``classes``, each with ``label``, ``n``, ``correct``, ``accuracy``
-            and ``interval``.
+            and ``interval``, and ``precision`` and ``f1`` where these were measured.
         matrix: images (C, C) of the same classes, row = true class, column = predicted class.
     """
     return [
@@ -247,8 +247,10 @@ def class_scores(rows: Sequence[Mapping[str, Any]], matrix: NDArray[np.int64]) -
             n=row["n"],
             recall=row["accuracy"],
             interval=(row["interval"][0], row["interval"][1]),
-            precision=row["correct"] / answered if answered else None,
-            f1=2 * row["correct"] / (row["n"] + answered),
+            precision=row["precision"]
+            if "precision" in row
+            else (row["correct"] / answered if answered else None),
+            f1=row["f1"] if "f1" in row else 2 * row["correct"] / (row["n"] + answered),
         )
         for row, answered in zip(rows, matrix.sum(axis=0).tolist(), strict=True)
         if row["n"]

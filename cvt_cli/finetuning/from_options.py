@@ -61,11 +61,10 @@ def job_of(
     )
     if settings.recipe.optimizer != "newton":
         validation.refuse_unmeasurable(settings.select, images.validation)
-    model = model_of(options)
-    before = None if model is None else held_out.trained_on_by(model)
-    if model is not None and before is not None:
+    before = None if start.checkpoint is None else held_out.trained_on_by(start.checkpoint)
+    if start.checkpoint is not None and before is not None:
         measured = images.validation if images.held_out is None else images.held_out
-        overlap.tell_trained_before(measured, before, model, access.say)
+        overlap.tell_trained_before(measured, before, start.checkpoint.name, access.say)
     return Job(
         start.name,
         start.model,

@@ -6,6 +6,7 @@ from pathlib import Path
 from cvt_cli import loading
 from cvt_cli.base.text import counted
 from cvt_cli.checkpoints import folders
+from cvt_cli.checkpoints.checkpoint import Checkpoint
 from cvt_cli.checkpoints.locate import Access
 from cvt_cli.model import network as networks
 from cvt_cli.model import weights
@@ -25,6 +26,7 @@ class Start:
     notes: tuple[str, ...]
     repository: str | None = None  # of the hub
     license: str | None = None
+    checkpoint: Checkpoint | None = None  # None of fresh weights
 
 
 def start_of_training(
@@ -61,7 +63,7 @@ def start_of_training(
         path, repository = Path(checkpoint.name), checkpoint.repository
         name = folders.called(path) if path.exists() else path.name
         record = loaded.preprocessing
-        return Start(name, network, record, notes, repository, checkpoint.license)
+        return Start(name, network, record, notes, repository, checkpoint.license, checkpoint)
     key = parse_variant(variant or "")
     chosen = VARIANTS[key]
     config = chosen.config.with_classes(len(classes)).with_activation(activation)

@@ -1,6 +1,7 @@
 """What a run is to do, as plan.json has it: written, read in each of its versions, described."""
 
 import json
+import os
 import platform
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -11,7 +12,7 @@ import torch
 
 from cvt_cli.base import text, torchrun
 from cvt_cli.base.conditions import json_hash
-from cvt_cli.base.errors import CheckpointError
+from cvt_cli.base.errors import CheckpointError, CvtError
 from cvt_cli.base.package import __version__
 from cvt_cli.base.text import counted, human_bytes
 from cvt_cli.checkpoints import folders
@@ -240,6 +241,20 @@ def _rough(seconds: float) -> str:
         if seconds >= 2 * size:
             return f"{seconds / size:.1f} {unit}"
     return f"{seconds:.0f} seconds"
+
+
+def refuse_moved(folder: Path) -> None:
+    """Raises CvtError if a run's folder has lost its plan since the run began.
+
+    What is written there afterwards would be no run: nothing could go on with it, or say what it
+    was trained on.
+    """
+    if not os.path.isfile(folder / PLAN_FILE):
+        raise CvtError(
+            f"`{folder}` is no longer the folder of this run, whose `{PLAN_FILE}` is gone: it was "
+            "moved, renamed or removed meanwhile",
+            hint="what was saved is where it went; `cvt finetune --resume` continues it there",
+        )
 
 
 def read_plan(folder: Path) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from cvt_cli.finetuning.job import Job
 from cvt_cli.finetuning.probe import Solution
 from cvt_cli.finetuning.resume import Epoch
 from cvt_cli.finetuning.validation import engine_of, validate
+from cvt_cli.model import weights
 
 
 def solve(job: Job, folder: Path, say: Say, progress: Progress) -> Epoch:
@@ -42,6 +43,7 @@ def solve(job: Job, folder: Path, say: Say, progress: Progress) -> Epoch:
     with torch.no_grad():
         job.model.head.weight.copy_(torch.from_numpy(solution.weight))
         job.model.head.bias.copy_(torch.from_numpy(solution.bias))
+    weights.balance_head(job.model)
     validated = validate(job.model, job, progress)
     found = validated.counts
     chosen = next(row for row in solution.rows if row.penalty == solution.penalty)
@@ -88,11 +90,11 @@ def _solution(job: Job, kept: Path, progress: Progress) -> Solution:
         )
         for part, images in (("train", job.images.training), ("val", job.images.validation))
     )
-    weights = job.class_weights
+    of_classes = job.class_weights
     return probe.solve(
         *training,
         *validation,
         len(job.labels),
-        None if weights is None else weights.numpy().astype(np.float64),
+        None if of_classes is None else of_classes.numpy().astype(np.float64),
         image_weights=job.images.training.weights,
     )

@@ -127,7 +127,7 @@ class Run:
             DataError: an image cannot be read, or others are set aside than when it began.
             KeyboardInterrupt: the run was asked to stop; what is saved was said.
         """
-        if (origin := held_out.origin_of(str(folder))) is not None:
+        if (origin := held_out.origin_of_run(folder)) is not None:
             self.job = replace(self.job, trained_before=origin.before)
 
         def restored() -> Position:
@@ -222,6 +222,7 @@ class Run:
     def _save(self, folder: Path, position: Position) -> None:
         with self._stop.later():  # what is said of the state is noted before anybody may ask
             if torchrun.rank() == 0:
+                plan.refuse_moved(folder)
                 resume.save(folder, position, self.job.model, self.trainer)
             self._note_saved()
         self._stop.obey()

@@ -29,7 +29,7 @@ from cvt_cli.checkpoints.folders import BEST, CARD_FILE, CheckpointConfig, calle
 from cvt_cli.evaluation import metrics
 from cvt_cli.finetuning.batches import Batches
 from cvt_cli.finetuning.job import Job, parts_of_a_step
-from cvt_cli.finetuning.plan import SPLIT_FILE
+from cvt_cli.finetuning.plan import SPLIT_FILE, refuse_moved
 from cvt_cli.finetuning.resume import Epoch
 from cvt_cli.model import weights
 from cvt_cli.model.network import CvT
@@ -54,9 +54,13 @@ def keep(
         row: what came of the epoch.
         epochs: that the run is to have.
         say: told of a card that is moved aside.
+
+    Raises:
+        CvtError: it cannot be written, or the run was moved away (`plan.refuse_moved`).
     """
+    refuse_moved(folder.parent)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(exist_ok=True)
     except OSError as error:
         raise files.unwritable(folder, error) from error
     with gather.alone(folder, say):

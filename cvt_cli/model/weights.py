@@ -192,6 +192,22 @@ def build(
     return model.eval()
 
 
+def balance_head(model: CvT) -> None:
+    """Move factors from large columns of the head's weights to the norm before it, in place.
+
+    A feature that hardly varies gets weights of thousands from a solver, beside which all others
+    round to 0 in int8, and which float16 cannot hold. The factors are powers of two, so that not a
+    bit of the logits changes.
+    """
+    with torch.no_grad():
+        largest = model.head.weight.abs().amax(0)
+        ratio = largest / largest.median().clamp_min(torch.finfo(largest.dtype).tiny)
+        factors = torch.exp2(ratio.clamp_min(1).log2().floor())  # 1 where a column is not large
+        model.head.weight /= factors
+        model.norm.weight *= factors
+        model.norm.bias *= factors
+
+
 def replace_head(model: CvT, num_classes: int, seed: int) -> CvT:
     """The same network with a new head, drawn afresh, for another set of classes.
 

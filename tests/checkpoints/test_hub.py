@@ -1110,6 +1110,20 @@ def test_a_checkpoint_of_which_no_graph_can_be_made_does_not_keep_others_from_it
     assert list(machine.own_cache.rglob("model.onnx"))
 
 
+def test_of_two_repositories_of_one_commit_the_one_that_is_named_is_removed(
+    hub: Hub, machine: Machine, checkpoint
+) -> None:
+    names = ("somebody/before", "somebody/renamed", "somebody/after")
+    commits = {hub.add(name, checkpoint).refs["main"].sha for name in names}
+    machine.run("download", *names)
+
+    removed = machine.run("cache", "remove", "somebody/renamed")
+
+    assert len(commits) == 1 and removed.exit_code == 0
+    left = {row["name"] for row in machine.run("cache", "list", "--json").json}
+    assert left == {"somebody/before", "somebody/after"}
+
+
 def test_download_prepares_a_graph_that_goes_with_its_checkpoint(
     hub: Hub, machine: Machine, pickled, tmp_path: Path
 ) -> None:

@@ -124,8 +124,9 @@ def test_what_finetune_made_can_be_pushed_as_it_is(
         (tmp_path / "digits" / name).mkdir(parents=True)
         for path in sorted((signdigits / "train" / name).iterdir())[:12]:
             shutil.copy(path, tmp_path / "digits" / name)
-    trained = cvt(
-        "finetune", "--data", tmp_path / "digits", "--model", "cvt-nano-cifar10", "--epochs", 2,
+    data = tmp_path / "digits"
+    trained = somebody.run(
+        "finetune", "--data", data, "--model", "cvt-nano-cifar10", "--epochs", "2",
         "-o", tmp_path / "run",
     )  # fmt: skip
     assert trained.exit_code == 0, trained.stderr
@@ -138,6 +139,14 @@ def test_what_finetune_made_can_be_pushed_as_it_is(
     best = tmp_path / "run" / "best"
     assert held(hub) == content(best) | {results: (best / results).read_bytes()}
     assert somebody.run("info", NAME, "--json").json["classes"] == ["0", "1"]
+    # By its name on the hub it is known as what was trained on this data, as it is by its folder.
+    whole = somebody.run("evaluate", data, "--model", NAME)
+    aside = [
+        somebody.run("evaluate", data, "--model", model, "--split", "val", "--json").json
+        for model in (tmp_path / "run", NAME)
+    ]
+    assert "of these 24 images were trained on; --split val" in whole.stdout
+    assert aside[0]["n"] == aside[1]["n"] < 24 and aside[0]["top1"] == aside[1]["top1"]
 
 
 def test_of_a_run_that_is_saving_an_epoch_what_is_sent_is_of_one_epoch(

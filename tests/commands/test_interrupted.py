@@ -80,6 +80,35 @@ def test_the_line_that_goes_on_leaves_out_what_resume_refuses(
     assert went_on.exit_code == 0, went_on.stderr
 
 
+@pytest.mark.parametrize("what", ["renamed", "removed"])
+def test_a_run_whose_folder_goes_while_it_trains_ends_with_a_sentence(
+    images: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    monkeypatch.chdir(images)
+    machine = Machine(images, dict(os.environ))
+    run, moved = images / "run", images / "better"
+    process = machine.start(
+        "finetune", "my images", "--model", "cvt-nano-cifar10", "--epochs", "50", "--workers", "0",
+        "-o", "run",
+    )  # fmt: skip
+    deadline = time.monotonic() + 100
+    while not (run / "last" / "model.safetensors").exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    if what == "renamed":
+        run.rename(moved)
+    else:
+        shutil.rmtree(run, ignore_errors=True)
+        shutil.rmtree(run, ignore_errors=True)  # what was written meanwhile
+    _, said = process.communicate(timeout=100)
+
+    assert process.returncode == 1 and "Traceback" not in said
+    assert "moved, renamed or removed meanwhile" in said
+    assert not (run / "best" / "model.safetensors").exists()
+    if what == "renamed":
+        went_on = machine.run("finetune", "--resume", moved, "--max-time", "1s")
+        assert went_on.exit_code == 0, went_on.stderr
+
+
 def test_ctrl_c_where_nothing_is_kept_says_so(
     images: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

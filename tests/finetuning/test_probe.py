@@ -451,3 +451,18 @@ def test_a_class_that_no_training_image_has_is_never_the_answer(found: SimpleNam
     logits = found.val_x @ solution.weight.T + solution.bias
     assert np.isfinite(logits).all()
     assert 4 not in logits.argmax(axis=1)
+
+
+def test_large_weights_of_small_features_go_into_the_norm_and_no_bit_changes() -> None:
+    model = weights.load(DATA / "cvt-nano-cifar10").model.eval()
+    small = model.norm.weight.abs() < 1e-3
+    with torch.no_grad():
+        model.head.weight[:, small] = torch.randn(10, int(small.sum())) * 1e5
+    images = torch.randn(4, 3, 32, 32)
+    before, largest = model(images), model.head.weight.abs().amax(0)
+
+    weights.balance_head(model)
+
+    after = model.head.weight.abs().amax(0)
+    assert small.sum() > 5 and torch.equal(model(images), before)
+    assert largest.max() > 65504 and after.max() < 2.01 * after.median()
