@@ -9,6 +9,7 @@ import ctypes
 import functools
 import io
 import os
+import sys
 import threading
 import weakref
 from collections.abc import Callable, Mapping
@@ -32,6 +33,11 @@ from cvt_cli.spec.formats import PRECISIONS, Runtime, by_suffix
 
 if TYPE_CHECKING:
     import openvino
+
+# Neither reports to its maker what it was used for; each would, from its import on. OpenVINO and
+# NNCF do without the package that does it.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 
 _MUCH = 10**15
 """MACs that pay for every thread."""

@@ -225,6 +225,34 @@ assert np.abs(answer(shared, *sides[0])[1] - alone[sides[0]][1]).max() < 1e-5
     assert done.stdout.count(".blob` is damaged; it is made again") == 1
 
 
+REPORTS = """
+import socket, sys
+from cvt_cli import Classifier
+
+names, ask = [], socket.getaddrinfo
+socket.getaddrinfo = lambda *told, **more: names.append(told[0]) or ask(*told, **more)
+for engine in ("onnxruntime", "openvino"):
+    Classifier("cvt-nano-cifar10", engine=engine)(sys.argv[1])
+import nncf
+print(names, sys.modules["openvino_telemetry"])
+"""
+
+
+def test_no_runtime_reports_to_its_maker(tmp_path: Path) -> None:
+    """Each does from its import on, and keeps a number of the user in their home."""
+    (tmp_path / "home").mkdir()
+    environment = {**os.environ, "HOME": str(tmp_path / "home"), "CVT_CACHE": str(tmp_path / "c")}
+    environment.pop("ORT_DISABLE_TELEMETRY", None)
+
+    done = subprocess.run(
+        [sys.executable, "-c", REPORTS, CHELSEA], env=environment, capture_output=True, text=True
+    )
+
+    assert done.stdout == "[] None\n", done.stderr
+    assert not list((tmp_path / "home").rglob("*onnxruntime*"))
+    assert not (tmp_path / "home" / "intel").exists()
+
+
 def test_signals_are_heard_after_graphs_are_closed_in_the_order_they_were_opened() -> None:
     """OpenVINO's plugin gives its thread a stack for them, and takes it away with a graph."""
     done = in_a_process("""
