@@ -66,7 +66,10 @@ class Watch:
 
     def _look(self, loss: Tensor, step: int, rate: float) -> None:
         value = loss.item()
-        self._smooth = value if self._smooth is None else 0.9 * self._smooth + 0.1 * value
+        if self._smooth is None:  # of the start, which may be sure and wrong on augmented images
+            self._smooth = value
+            self._limit *= max(1.0, value / self._guess)
+        self._smooth = 0.9 * self._smooth + 0.1 * value
         if math.isfinite(value) and self._smooth <= self._limit:
             return
         what = (

@@ -192,6 +192,10 @@ def build(
     return model.eval()
 
 
+_LARGE_COLUMN = 4
+"""Times the median one's largest weight, from which on a column of the head is too large."""
+
+
 def balance_head(model: CvT) -> None:
     """Move factors from large columns of the head's weights to the norm before it, in place.
 
@@ -202,10 +206,11 @@ def balance_head(model: CvT) -> None:
     with torch.no_grad():
         largest = model.head.weight.abs().amax(0)
         ratio = largest / largest.median().clamp_min(torch.finfo(largest.dtype).tiny)
-        factors = torch.exp2(ratio.clamp_min(1).log2().floor())  # 1 where a column is not large
-        model.head.weight /= factors
-        model.norm.weight *= factors
-        model.norm.bias *= factors
+        large = ratio >= _LARGE_COLUMN
+        factors = torch.where(large, torch.exp2(ratio.clamp_min(1).log2().floor()), 1.0)
+        model.head.weight.div_(factors)
+        model.norm.weight.mul_(factors)
+        model.norm.bias.mul_(factors)
 
 
 def replace_head(model: CvT, num_classes: int, seed: int) -> CvT:

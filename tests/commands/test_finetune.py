@@ -1098,7 +1098,12 @@ def test_a_linear_probe_solves_the_head_on_fixed_features(
     before = weights.load(CHECKPOINTS["cvt-nano-cifar10"].embedded).model.state_dict()
     after = weights.load(run / "best").model.state_dict()
     changed = {name for name, tensor in after.items() if not torch.equal(tensor, before[name])}
-    assert changed == {"head.weight", "head.bias"}
+    assert changed == {"head.weight", "head.bias", "norm.weight", "norm.bias"}
+    # Small features are made larger, by powers of two, so that the head's weights are not large.
+    for name in ("norm.weight", "norm.bias"):
+        factors = (after[name] / before[name]).log2()
+        assert torch.equal(factors, factors.round())
+    assert after["head.weight"].abs().max() < 20
     evaluated = cvt("evaluate", "--data", learnable, "--model", run / "best", "--json").json
     assert evaluated["top1"] == result.json["val_top1"]
     again = cvt("finetune", "--resume", run, "--json")

@@ -42,6 +42,18 @@ def test_a_loss_that_falls_is_let_go_on() -> None:
         watch.all_good([torch.ones(2)])
 
 
+def test_a_start_that_is_worse_than_a_guess_is_let_begin_and_stopped_where_it_runs_away() -> None:
+    """As a linear probe is on images that it is sure of, once they are augmented."""
+    watch = Watch(10, PLAIN, "fp32")
+
+    for step in range(20):
+        watch(torch.tensor(8.0 - step / 5), step, 1e-3)
+
+    with pytest.raises(CvtError, match="the loss has diverged to"):
+        for step in range(20, 60):
+            watch(torch.tensor(40.0), step, 1e-3)
+
+
 def test_weights_that_the_last_step_has_ruined_are_not_kept() -> None:
     watch = Watch(10, PLAIN, "fp32")
 
