@@ -1,7 +1,7 @@
 """From which probability on a class is answered, where an image may have several."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,8 +28,8 @@ def best_threshold(
         precision: that is wished for; None looks for the best F1.
 
     Returns:
-        None where no image has the class; where the precision is reached nowhere, the threshold
-        with the highest there is.
+        None where no image has the class; where the precision is reached nowhere, one that is
+        above all scores.
     """
     if not positive.any():
         return None
@@ -45,10 +45,18 @@ def best_threshold(
     elif (reached := np.flatnonzero((shares >= precision) & (right > 0))).size:
         best = int(reached[np.argmax(right[reached])])
     else:
-        best = int(np.argmax(shares))
+        return float((value[0] + 1) / 2)
     lowest = value[ends[best]]
     below = value[ends[best] + 1] if ends[best] + 1 < len(value) else 0.0
     return float((lowest + below) / 2)
+
+
+class Chosen(NamedTuple):
+    """Thresholds, and the classes, by their places, that have them for want of better ones."""
+
+    thresholds: tuple[float, ...]
+    unreached: tuple[int, ...]  # the precision, on all images
+    absent: tuple[int, ...]  # no image has the class
 
 
 def best_thresholds(
@@ -57,18 +65,22 @@ def best_thresholds(
     before: Sequence[float],
     weights: NDArray[np.float64] | None,
     precision: float | None,
-) -> tuple[float, ...]:
+) -> Chosen:
     """`best_threshold` of every class by the images that can be read; where none has a class, the
     one before."""
     assert outcomes.scores is not None
     rows = np.flatnonzero(outcomes.answered >= 0)
     weight = None if weights is None else weights[rows]
-    found = []
+    found, unreached, absent = [], [], []
     for place, default in enumerate(before):
-        column = outcomes.scores[rows, place]
-        best = best_threshold(column, truth[rows, place] > 0, weight, precision)
+        column, positive = outcomes.scores[rows, place], truth[rows, place] > 0
+        best = best_threshold(column, positive, weight, precision)
+        if best is None:
+            absent.append(place)
+        elif precision is not None and not (positive & (column >= best)).any():
+            unreached.append(place)
         found.append(default if best is None else best)
-    return tuple(found)
+    return Chosen(tuple(found), tuple(unreached), tuple(absent))
 
 
 def answered_from(outcomes: SetOutcomes, labels: Labels) -> None:

@@ -3,7 +3,7 @@
 import csv
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import torch
 from cvt_cli.base import files, text, torchrun
 from cvt_cli.base.package import __version__
 from cvt_cli.base.progress import Say
+from cvt_cli.base.text import counted
 from cvt_cli.checkpoints.checkpoint import Checkpoint
 from cvt_cli.datasets import held_out
 from cvt_cli.evaluation import figures, metrics
@@ -72,6 +73,7 @@ class Result:
     val_micro_f1: float | None = None  # `val_top1` is then the share of exact matches
     energy: dict[str, Any] | None = None  # that the run took, where it was measured
     thresholds: dict[str, float] | None = None  # of each class, chosen on the validation images
+    thresholds_unreached: list[str] | None = None  # classes that --threshold-for is not held for
     # Validation images that what the run started from was trained on; None where that is unknown.
     val_trained_before: int | None = None
 
@@ -94,7 +96,7 @@ class Result:
         }
 
 
-_OF_SEVERAL = ("val_map", "val_micro_f1", "thresholds")
+_OF_SEVERAL = ("val_map", "val_micro_f1", "thresholds", "thresholds_unreached")
 
 
 def _named(several: bool, values: dict[str, Any]) -> dict[str, Any]:
@@ -161,8 +163,13 @@ def finish(folder: Path, job: Job, position: Position, part: Epoch | None, say: 
         thresholds=None
         if best.thresholds is None
         else dict(zip(job.labels.names, best.thresholds, strict=True)),
+        thresholds_unreached=None
+        if best.unreached is None
+        else [job.labels.names[place] for place in best.unreached],
     )
     result = replace(result, **_trained_under(folder, result))
+    for line in _of_thresholds(job, best):
+        say(line)
     if torchrun.rank() == 0:
         if figures.available() and len(rows) > 1:  # of one there is no curve
             curves = [asdict(row) for row in rows]
@@ -175,6 +182,22 @@ def finish(folder: Path, job: Job, position: Position, part: Epoch | None, say: 
         for place in ("best", "last"):
             held_out.remember(Checkpoint.at(folder / place))
     return result
+
+
+def _of_thresholds(job: Job, best: Epoch) -> Iterator[str]:
+    """Which classes have another threshold than was asked for, and why."""
+    names = job.labels.names
+    if best.unreached:
+        yield (
+            f"warning: no threshold reaches {job.settings.threshold_for} on the validation images "
+            f"for {counted(len(best.unreached), 'class')}, answered only above every probability "
+            f"there: {text.some(names[place] for place in best.unreached)}"
+        )
+    if best.absent:
+        yield (
+            f"no threshold is chosen for {counted(len(best.absent), 'class')} that no validation "
+            f"image has: {text.some(names[place] for place in best.absent)}"
+        )
 
 
 def _trained_under(folder: Path, result: Result) -> dict[str, Any]:

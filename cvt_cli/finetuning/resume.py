@@ -42,6 +42,8 @@ class Epoch:
     val_map: float | None = None
     val_micro_f1: float | None = None
     thresholds: tuple[float, ...] | None = None  # chosen on the validation images
+    unreached: tuple[int, ...] | None = None  # as of `thresholds.Chosen`
+    absent: tuple[int, ...] | None = None
 
     def score(self, select: str) -> float:
         """How good it is by what the best epoch is chosen by; higher is better, all above -1."""

@@ -127,7 +127,7 @@ def _facts(
         "data_name": Path(settings.data).name or settings.data,
         "command": _shareable(settings.command),
         "settings": {
-            {"name": "recipe"}.get(key, key): str(value) for key, value in _used(job).items()
+            {"name": "recipe"}.get(key, key): str(value) for key, value in _used(job, row).items()
         },
         "seed": settings.seed,
         "precision": settings.precision,
@@ -248,7 +248,7 @@ def _finish(folder: Path, best: Path, seconds: float, say: Say) -> None:
     card.write(best, about, _composed(about, best, say).text)
 
 
-def _used(job: Job) -> dict[str, str]:
+def _used(job: Job, row: Epoch) -> dict[str, str]:
     """What of the recipe and the settings had a part in the training."""
     settings = job.settings
     recipe = {k: v for k, v in asdict(settings.recipe).items() if v is not None and v != ()}
@@ -267,6 +267,9 @@ def _used(job: Job) -> dict[str, str]:
         recipe["sampler"] = settings.sampler
     if settings.threshold_for:
         recipe["thresholds for"] = settings.threshold_for
+        if row.unreached:
+            classes = text.some(job.labels.names[place] for place in row.unreached)
+            recipe["thresholds for"] += f" (reached by none for {classes})"
     if settings.select != "top1":
         recipe["best epoch by"] = settings.select
     if settings.sync_batchnorm:

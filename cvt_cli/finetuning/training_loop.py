@@ -189,7 +189,7 @@ class Loop:
         trainer, position = self.trainer, self.position
         trainer.agree()
         validated = validate(trainer.best_model, self.job, self._progress)
-        found = validated.counts
+        found, chosen = validated.counts, validated.chosen
         before = position.rows[-1].elapsed if position.rows else 0.0
         elapsed = perf_counter() - self._begun
         return Epoch(
@@ -209,7 +209,9 @@ class Loop:
             val_roc_auc=validated.roc_auc,
             val_map=validated.mean_precision,
             val_micro_f1=validated.micro_f1,
-            thresholds=validated.thresholds,
+            thresholds=chosen and chosen.thresholds,
+            unreached=chosen and chosen.unreached,
+            absent=chosen and chosen.absent,
         )
 
     def _take(self, row: Epoch) -> None:

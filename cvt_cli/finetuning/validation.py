@@ -13,6 +13,7 @@ from cvt_cli.evaluation import measure_outcomes, run_models, several_measures, t
 from cvt_cli.evaluation.counts import Counts
 from cvt_cli.evaluation.run_models import Subject
 from cvt_cli.evaluation.several_labels import SetOutcomes
+from cvt_cli.evaluation.thresholds import Chosen
 from cvt_cli.finetuning.job import Job
 from cvt_cli.finetuning.settings import parsed_aim
 from cvt_cli.model.cuda import CudaEngine
@@ -30,7 +31,7 @@ class Validated(NamedTuple):
     # Where an image may have several classes, at the thresholds that are best for these images:
     mean_precision: float | None = None
     micro_f1: float | None = None
-    thresholds: tuple[float, ...] | None = None
+    chosen: Chosen | None = None
 
 
 def engine_of(model: CvT, job: Job) -> TorchEngine:
@@ -122,7 +123,7 @@ def _of_sets(subject: Subject, outcomes: SetOutcomes, job: Job) -> Validated:
     assert untold is not None
     aim = parsed_aim(job.settings.threshold_for or "f1")
     chosen = thresholds.best_thresholds(outcomes, truth, untold, images.weights, aim)
-    labels = replace(subject.labels, thresholds=chosen)
+    labels = replace(subject.labels, thresholds=chosen.thresholds)
     thresholds.answered_from(outcomes, labels)
     exact = (outcomes.said == (truth > 0)).all(axis=1) & (outcomes.answered >= 0)
     subject.result.correct_top1 = int(exact.sum())
@@ -138,5 +139,5 @@ def _of_sets(subject: Subject, outcomes: SetOutcomes, job: Job) -> Validated:
         roc_auc=numbers.get("roc_auc"),
         mean_precision=numbers.get("map"),
         micro_f1=numbers.get("micro_f1"),
-        thresholds=chosen,
+        chosen=chosen,
     )

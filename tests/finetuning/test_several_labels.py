@@ -83,7 +83,7 @@ def test_a_threshold_has_the_best_f1_or_the_precision_that_is_wished_for(weighte
             assert sk.precision_score(positive, exact, **of) >= 0.6
             assert sk.recall_score(positive, exact, **of) == pytest.approx(max(reached))
         else:
-            assert sk.precision_score(positive, exact, **of) == pytest.approx(max(precision))
+            assert not exact.any() and max(precision) < 0.6
     assert best_threshold(scores, np.zeros(30, bool), None, None) is None
 
 
@@ -107,6 +107,30 @@ def test_a_run_keeps_thresholds_that_are_read_back(cvt, table: Path, tmp_path: P
     head = (run / "metrics.csv").read_text().splitlines()[0]
     assert head.startswith("epoch,learning_rate,training_loss,val_loss,val_map,val_micro_f1")
     assert "mAP on the validation images" in (run / "best" / "README.md").read_text()
+
+
+def test_classes_that_reach_the_precision_nowhere_are_named_and_not_answered(
+    cvt, table: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+
+    result = cvt(
+        "finetune", table, *SHORT, "-o", run, "--json", "--threshold-for", "precision=0.95"
+    )
+
+    unreached = result.json["thresholds_unreached"]
+    assert 0 < len(unreached) < 10
+    said = (
+        f"no threshold reaches precision=0.95 on the validation images for {len(unreached)} class"
+    )
+    assert said in result.stderr and unreached[0] in result.stderr
+    assert "precision=0.95 (reached by none for " in (run / "best" / "README.md").read_text()
+    judged = cvt("evaluate", table, "--model", run, "--split", "val", "--json").json
+    for row in judged["classes"]:
+        if row["label"] in unreached:
+            assert row["answered"] == 0
+        else:
+            assert row["precision"] is None or row["precision"] >= 0.95
 
 
 def test_a_run_that_is_gone_on_with_ends_with_the_same_weights(
