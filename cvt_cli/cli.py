@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from cvt_cli.base import machine, streams
+from cvt_cli.base import files, machine, streams
 from cvt_cli.base.errors import CvtError, UsageError, is_of_memory
 from cvt_cli.base.package import __version__
 from cvt_cli.commands import (
@@ -91,6 +91,9 @@ class _App(help_pages.Group):
         except streams.Unread:
             raise SystemExit(1) from None
         except OSError as error:
+            if told := files.no_temporary_folder(error):
+                output.error(str(told), told.hint)
+                raise SystemExit(1) from None
             if error.errno not in _OF_THE_MACHINE:
                 raise
             place = "" if error.filename is None else f"`{os.fsdecode(error.filename)}`: "

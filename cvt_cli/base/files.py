@@ -71,6 +71,17 @@ def unwritable(path: Path, error: OSError) -> CvtError:
     return CvtError(f"cannot write `{path}`: {reason}", hint=f"{other}, or {more}")
 
 
+def no_temporary_folder(error: Exception) -> CvtError | None:
+    """What to tell the user where nobody can have a temporary file, as in a read-only container;
+    None of another error."""
+    if isinstance(error, FileNotFoundError) and "No usable temporary directory" in str(error):
+        return CvtError(
+            "no folder for temporary files can be written to",
+            hint="set TMPDIR to one that can",
+        )
+    return None
+
+
 # --- whole files
 
 

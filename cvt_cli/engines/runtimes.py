@@ -12,8 +12,8 @@ import os
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from cvt_cli.base import machine, stamps
 from cvt_cli.base.aside import aside
 from cvt_cli.base.conditions import Conditions
-from cvt_cli.base.errors import CheckpointError, CvtError, UsageError
+from cvt_cli.base.errors import CheckpointError, CvtError, UsageError, is_of_memory
 from cvt_cli.base.package import installing
 from cvt_cli.base.progress import Say
 from cvt_cli.checkpoints.export_metadata import PIXELS, Record
@@ -244,6 +244,7 @@ class OnnxRuntimeEngine:
     ) -> None:
         import onnxruntime
 
+        self._path, self._record = path, record
         self.takes_pixels = record is not None and record.preprocessing_inside
         self.precision: str = record.precision if record else "fp32"
         self._input = PIXELS if self.takes_pixels else "images"
@@ -275,7 +276,8 @@ class OnnxRuntimeEngine:
 
     def _run(self, name: str, batch: NDArray[Any]) -> NDArray[np.float32]:
         def run(some: NDArray[Any]) -> NDArray[np.float32]:
-            return self._session.run([name], {self._input: some})[0]  # type: ignore[no-any-return]
+            with _explained(self._path, self._record, self.name):
+                return self._session.run([name], {self._input: some})[0]  # type: ignore[no-any-return]
 
         return self._calls(run, batch)
 
@@ -302,6 +304,7 @@ class OpenVinoEngine:
         say: Say,
     ) -> None:
         core = openvino_core()
+        self._path, self._record = path, record
         self.takes_pixels = record is not None and record.preprocessing_inside
         self.floats: str | None = None
         settings: dict[str, Any] = {
@@ -348,7 +351,8 @@ class OpenVinoEngine:
         def run(some: NDArray[Any]) -> NDArray[np.float32]:
             if not hasattr(self._of_thread, "request"):
                 self._of_thread.request = self._compiled.create_infer_request()
-            return np.array(self._of_thread.request.infer(some, share_inputs=True)[name])
+            with _explained(self._path, self._record, self.name):
+                return np.array(self._of_thread.request.infer(some, share_inputs=True)[name])
 
         return self._calls(run, batch)
 
@@ -437,6 +441,20 @@ def _check_weights(path: Path, sha256: str) -> None:
             f"{found}, not {sha256}",
             hint="the two files belong together: copy both, or export them again",
         )
+
+
+@contextmanager
+def _explained(path: Path, record: Record | None, runtime: Runtime) -> Iterator[None]:
+    """Inside of it an exported file runs, which may be damaged where only a call finds out.
+
+    A prepared graph is compared with its hash before: what it fails by is a bug, or the machine.
+    """
+    try:
+        yield
+    except Exception as error:
+        if record is None or is_of_memory(error):
+            raise
+        raise _unreadable(path, error, record, runtime) from error
 
 
 def _unreadable(

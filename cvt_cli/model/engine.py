@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cvt_cli.base import machine, text
+from cvt_cli.base import files, machine, text
 from cvt_cli.base.errors import CheckpointError
 from cvt_cli.checkpoints import export_metadata
 from cvt_cli.checkpoints.export_metadata import Record
@@ -135,6 +135,8 @@ class ExportedEngine:
                 warnings.simplefilter("ignore")
                 program = torch.export.load(path)
         except Exception as error:  # whatever torch's reader makes of damaged bytes
+            if told := files.no_temporary_folder(error):
+                raise told from error
             raise CheckpointError(
                 f"`{path}` is damaged, or from another version of torch: "
                 f"{(str(error).splitlines() or [type(error).__name__])[0]}",

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import tempfile
 import time
 import zipfile
 from collections.abc import Callable
@@ -719,6 +720,35 @@ def test_a_damaged_file_is_explained(files: Path, tmp_path: Path, cvt, name: str
         assert result.exit_code == 1
         assert f"`{tmp_path / name}`" in result.stderr
         assert "Traceback" not in result.stderr
+
+
+def test_a_damage_that_only_a_call_finds_is_explained(files: Path, tmp_path: Path, cvt) -> None:
+    graph = onnx.load(files / "nano.onnx")
+    conv = next(node for node in graph.graph.node if node.op_type == "Conv")
+    next(one for one in conv.attribute if one.name == "group").i = 9
+    onnx.save(graph, tmp_path / "nano.onnx")
+
+    result = cvt("predict", CHELSEA, "--model", tmp_path / "nano.onnx")
+
+    assert result.exit_code == 1
+    assert f"`onnxruntime` cannot run `{tmp_path / 'nano.onnx'}` in `fp32`" in result.stderr
+
+
+def test_without_a_folder_for_temporary_files_a_sentence_says_so(
+    files: Path, cvt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: ["/nowhere"])
+
+    for command in (
+        ["benchmark", files / "nano.onnx", "--rounds", 1],
+        ["predict", CHELSEA, "--model", files / "nano.pt2"],
+    ):
+        result = cvt(*command)
+
+        assert result.exit_code == 1
+        assert "no folder for temporary files can be written to" in result.stderr
+        assert "hint: set TMPDIR to one that can" in result.stderr
 
 
 def test_an_xml_does_not_take_the_weights_of_another_export(
