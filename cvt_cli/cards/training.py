@@ -28,6 +28,8 @@ def data(training: Training) -> Markdown:
     aside = (
         "set aside from the training images" if training["set_aside"] else "the data's own `val`"
     )
+    if groups := training.get("val_groups"):  # absent from cards of versions before
+        aside += f", {counted(groups, 'whole group')} of {code(training['groups'])}"
     sizes = training["class_sizes"]
     ends: list[tuple[str, Any]] = []
     if sizes:

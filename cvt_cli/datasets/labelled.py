@@ -57,7 +57,9 @@ class LabelledImages:
     rows: NDArray[np.int32] | None = None  # (n,) of the table, from 0
     groups: NDArray[np.int64] | None = None  # (n,) index into `group_names`: patient, video, …
     group_names: tuple[str, ...] = ()
+    grouped_by: str | None = None  # the column or the pattern that tells the groups
     weights: NDArray[np.float64] | None = None  # (n,) how much each counts, above 0
+    weighed_by: str | None = None  # the column that tells the weights
     contents: NDArray[np.uint64] | None = None  # (n,) of the files' hashes, where they were read
 
     def __len__(self) -> int:

@@ -127,7 +127,7 @@ def _grouped(images: LabelledImages, told: Told, say: Say) -> LabelledImages:
     groups, names, first = from_paths(images.names, told.group_by)
     shown = ", ".join(f"`{name}` is of `{group}`" for name, group in first)
     say(f"--group-by: {counted(len(names), 'group')} of images; {shown}")
-    return replace(images, groups=groups, group_names=names)
+    return replace(images, groups=groups, group_names=names, grouped_by=told.group_by)
 
 
 def open_given(

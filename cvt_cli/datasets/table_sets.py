@@ -118,7 +118,9 @@ class _Whole:
             rows=self.rows if name is None else self.rows[chosen],
             groups=None if self.groups is None else self.groups[chosen].astype(np.int64),
             group_names=self.group_names,
+            grouped_by=self.columns.group,
             weights=None if self.weights is None else self.weights[chosen],
+            weighed_by=self.columns.weight,
         )
 
     @property

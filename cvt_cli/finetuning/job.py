@@ -77,6 +77,14 @@ class Images:
     size_fingerprint: str = ""  # of all of them, by the files' sizes: plans of version 1
     held_out: LabelledImages | None = None  # the fold that has no part in the run
 
+    @property
+    def held_out_groups(self) -> int | None:
+        """How many whole groups were set aside to choose the best epoch by; None where images
+        were, or none."""
+        if not self.set_aside or self.training.groups is None:
+            return None
+        return len(self.validation.named_groups)
+
 
 @dataclass(frozen=True)
 class Job:

@@ -116,6 +116,9 @@ def _data(job: Job, val_fraction: float) -> dict[str, Any]:
         "val_n": len(images.validation),
         "val_set_aside": images.set_aside,
         "val_fraction": val_fraction,
+        "groups": images.training.grouped_by,
+        "val_groups": images.held_out_groups,
+        "image_weights": images.training.weighed_by,
         "smallest_class": images.training.classes[smallest],
         "smallest_n": int(counts[smallest]),
         "unreadable": list(images.unreadable),
@@ -182,6 +185,8 @@ def describe(plan: Mapping[str, Any]) -> list[str]:
     data, settings, model = plan["data"], plan["settings"], plan["model"]
     recipe = settings["recipe"]
     origin = "held out" if data["val_set_aside"] else "from its `val`"
+    if groups := data.get("val_groups"):  # absent from plans of versions before, as are weights
+        origin += f", {counted(groups, 'whole group')} of `{data['groups']}`"
     reading = "some could not be read" if data["unreadable"] else "all were read"
     if data["only_headers_read"]:
         reading = "only their headers were read"
@@ -198,6 +203,8 @@ def describe(plan: Mapping[str, Any]) -> list[str]:
         lines.append(
             f"{len(unreadable)} left out, cannot be read: {'; '.join(unreadable[:5])}{more}"
         )
+    if weights := data.get("image_weights"):
+        lines.append(f"image weights: an image's loss counts by its weight in `{weights}`")
     lines += balance.described(plan)
     preprocessing = Preprocessing.from_transformers(model["preprocessing"])
     lines.append(

@@ -134,6 +134,8 @@ def _facts(
         "train_n": len(job.images.training),
         "val_n": n,
         "set_aside": job.images.set_aside,
+        "groups": job.images.training.grouped_by,
+        "val_groups": job.images.held_out_groups,
         "unreadable_n": len(job.images.unreadable),
         "class_sizes": dict(zip(job.images.training.classes, sizes, strict=True)),
         "fingerprint": job.images.fingerprint,
@@ -263,6 +265,8 @@ def _used(job: Job, row: Epoch) -> dict[str, str]:
         if isinstance(told, dict):
             told = ", ".join(f"{name} {value:g}" for name, value in told.items())
         recipe["class weights"] = "balanced" if told is True else told
+    if weights := job.images.training.weighed_by:
+        recipe["image weights"] = f"of the column {weights}"
     if settings.sampler:
         recipe["sampler"] = settings.sampler
     if settings.threshold_for:

@@ -573,6 +573,7 @@ def test_a_pattern_that_tells_groups_goes_before_a_column_of_that_name(
     assert run.exit_code == 0, run.stderr
     held_out = json.loads((tmp_path / "r" / "split.json").read_text())["validation"]
     held = {Path(name).stem for name in held_out}
+    assert json.loads((tmp_path / "r" / "plan.json").read_text())["data"]["groups"] == pattern[1]
     assert held and held_out == [path for path, _ in ROWS if Path(path).stem in held]
     groups = written(tmp_path / "g.csv", [(row[0], row[2]) for row in rows], ("path", "group"))
     for more in (pattern, ["--groups", groups]):
@@ -669,6 +670,36 @@ def test_the_weight_of_an_image_counts_in_training(cvt, folder: Path, tmp_path: 
 
     assert trained["equal"].allclose(trained["none"], atol=1e-5)
     assert not trained["some"].allclose(trained["none"], atol=1e-5)
+
+
+def test_a_run_says_by_which_columns_images_were_weighed_and_held_out(
+    cvt, folder: Path, tmp_path: Path
+) -> None:
+    """They are guessed by their names, so that no option tells of them afterwards."""
+    rows = [(*row, f"p{number % 5}", 1 + number % 3) for number, row in enumerate(ROWS)]
+    weighed = written(folder / "t.csv", rows, ("path", "label", "patient", "weight"))
+    probe, columns = ["--recipe", "linear-probe"], ["--columns", "group=,weight="]
+
+    planned = cvt("finetune", weighed, *NANO, *probe, "--dry-run")
+    runs = [
+        cvt("finetune", weighed, *NANO, *probe, *told, "-o", tmp_path / name)
+        for name, told in (("with", []), ("without", columns))
+    ]
+
+    assert [run.exit_code for run in runs] == [0, 0], runs[0].stderr
+    plans, cards = (
+        [(tmp_path / name / file).read_text() for name in ("with", "without")]
+        for file in ("plan.json", "best/README.md")
+    )
+    data, bare = (json.loads(plan)["data"] for plan in plans)
+    assert (data["groups"], data["val_groups"], data["image_weights"]) == ("patient", 2, "weight")
+    assert [bare[key] for key in ("groups", "val_groups", "image_weights")] == [None] * 3
+    for said in (planned.stderr, runs[0].stderr):
+        assert "6 validation images (held out, 2 whole groups of `patient`) in" in said
+        assert "an image's loss counts by its weight in `weight`" in said
+    assert "6 images, set aside from the training images, 2 whole groups of `patient`" in cards[0]
+    assert "| image weights | of the column weight |" in cards[0]
+    assert "whole group" not in cards[1] and "image weights" not in cards[1]
 
 
 @pytest.mark.parametrize("several", [False, True])
