@@ -26,8 +26,11 @@ from cvt_cli.datasets.table_sets import Told
 from cvt_cli.images import finding
 from cvt_cli.images.trees import Folder
 
-_LOOKED_AT = 200
+_LOOKED_AT = 2000
 """Images of which one must have been trained on, or no other is looked at."""
+
+_LOOKED_AT_AFAR = 200
+"""Likewise of images that are on other machines, since each is fetched once more for it."""
 
 
 @dataclass(frozen=True)
@@ -190,7 +193,10 @@ def _known(images: LabelledImages, kept: NDArray[np.uint64] | None) -> list[str]
     spread, has."""
     if kept is None or len(images) > datacheck.READ_UP_TO or images.pixels is not None:
         return None
-    for part in (images.subset(images.evenly(_LOOKED_AT)), images):
+    some = images.subset(images.evenly(_LOOKED_AT_AFAR))
+    if not any("://" in name for name in some.names):
+        some = images.subset(images.evenly(_LOOKED_AT))
+    for part in (some, images):
         found = [content or "0" for content in datacheck.contents(part, machine.threads())]
         numbers = np.array([int(content, 16) for content in found], np.uint64)
         known = np.isin(numbers, kept)

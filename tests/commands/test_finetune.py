@@ -810,6 +810,30 @@ def test_what_was_set_aside_is_not_taken_from_other_data_without_a_word(
         assert "of these 30 images were trained on" in whole.stdout  # by their contents
 
 
+def test_a_few_trained_images_among_many_others_are_known(cvt, tmp_path: Path) -> None:
+    run, data = tmp_path / "run", tmp_path / "data"
+    trained = ["--model", KEPT / "model", "--recipe", "linear-probe", "-o", run]
+    cvt("finetune", "--data", KEPT / "images", *trained)
+    held_out = set(json.loads((run / "split.json").read_text())["validation"])
+    known = [
+        path
+        for path in sorted((KEPT / "images").glob("*/*"))
+        if f"{path.parent.name}/{path.name}" not in held_out
+    ]
+    generator = np.random.default_rng(0)
+    for name in ("red", "blue"):
+        (data / name).mkdir(parents=True)
+        for number in range(300):
+            pixels = generator.integers(0, 256, (8, 8, 3), np.uint8)
+            Image.fromarray(pixels).save(data / name / f"{number:03}.png")
+    for number, path in zip((150, 151), known, strict=False):
+        shutil.copy(path, data / path.parent.name / f"{number}-again.png")
+
+    found = cvt("evaluate", data, "--model", run, "--engine", "torch", "--json").json
+
+    assert found["n"] == 602 and found["n_trained_on"] == 2
+
+
 def test_images_that_a_table_names_are_known_as_trained_on_by_their_place(
     cvt, tmp_path: Path
 ) -> None:
