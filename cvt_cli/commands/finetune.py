@@ -209,4 +209,9 @@ def _of_folds(result: "fold_results.Result") -> list[str]:
         f"all     {what} {result.top1:.4f}  ({result.correct} of {result.n}; 95 % interval "
         f"{low:.4f} to {high:.4f}{by})"
     )
+    if result.trained_before:
+        lines.append(
+            f"trained the start was trained on {result.trained_before} of these {result.n} images: "
+            "what is measured on them is too good"
+        )
     return [*lines, str(result.out_of_fold)]

@@ -32,6 +32,7 @@ class Fold:
     train_n: int
     val_n: int
     best_epoch: int
+    trained_before: int | None  # images in it that the start was trained on; None if unknown
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,7 @@ class Result:
     fingerprint: str
     command: str
     version: str
+    trained_before: int | None  # of all images, as of `Fold`
     several: bool = False  # an image may have several classes: what is right is right exactly
 
     @property

@@ -27,6 +27,7 @@ from cvt_cli.base.errors import CheckpointError, DataError
 from cvt_cli.base.package import __version__
 from cvt_cli.base.progress import Progress
 from cvt_cli.checkpoints.locate import Access
+from cvt_cli.datasets import held_out
 from cvt_cli.datasets.labelled import LabelledImages
 from cvt_cli.evaluation import metrics, run_models
 from cvt_cli.evaluation.run_models import Judged
@@ -266,9 +267,9 @@ class Folds:
             try:
                 raw = (place / OUT_OF_FOLD).read_text("utf-8").splitlines()
                 lines = [json.loads(line) for line in raw]
-                held_out = self.plan.images.subset(np.flatnonzero(self.plan.of == number)).names
-                if [line["path"] for line in lines] != list(held_out):
-                    raise ValueError(f"`{OUT_OF_FOLD}` is not of the fold's {len(held_out)} images")
+                names = self.plan.images.subset(np.flatnonzero(self.plan.of == number)).names
+                if [line["path"] for line in lines] != list(names):
+                    raise ValueError(f"`{OUT_OF_FOLD}` is not of the fold's {len(names)} images")
                 one = text.read_json(place / "results.json")
                 correct = sum(line["correct"] for line in lines)
                 by_path |= {
@@ -284,6 +285,7 @@ class Folds:
                         one["train_n"],
                         one["val_n"],
                         one["best_epoch"],
+                        _trained_before(place, lines),
                     )
                 )
                 seconds += one["seconds"]
@@ -319,11 +321,26 @@ class Folds:
             fingerprint=self.plan.checked.fingerprint,
             command=self.command,
             version=__version__,
+            trained_before=_sum([fold.trained_before for fold in found]),
             several=images.several,
         )
         about = json.dumps(result.to_json(), indent=1) + "\n"
         files.write_text(self.folder / "results.json", about)
         return result
+
+
+def _trained_before(place: Path, lines: list[dict[str, Any]]) -> int | None:
+    """How many of a fold's images its start was trained on, by what they hold."""
+    origin = held_out.origin_of_run(place)
+    if origin is None or origin.before is None:
+        return None
+    contents = [int(line["sha256"][:16], 16) for line in lines if line["sha256"]]
+    return int(np.isin(np.array(contents, np.uint64), origin.before).sum())
+
+
+def _sum(counts: list[int | None]) -> int | None:
+    known = [count for count in counts if count is not None]
+    return sum(known) if known else None
 
 
 def refuse_other(about: dict[str, Any], plan: Plan, folder: Path) -> None:

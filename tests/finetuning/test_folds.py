@@ -253,3 +253,22 @@ def test_folds_without_groups_have_every_class_alike(cvt, videos: Path) -> None:
     assert result.exit_code == 0, result.stderr
     assert "4 folds of 9 to 9 images" in result.stderr
     assert result.json["folds"] == 4 and result.json["data"]["train_n"] == 25
+
+
+def test_folds_whose_start_has_seen_their_images_say_how_many(
+    cvt, videos: Path, tmp_path: Path
+) -> None:
+    start = ["--model", "cvt-nano-cifar10", "--recipe", "linear-probe"]
+    cvt("finetune", videos, *start, "-o", tmp_path / "seen")
+    split = json.loads((tmp_path / "seen" / "split.json").read_text())
+    wanted = 36 - len(split["validation"])
+
+    told = ["--model", tmp_path / "seen", "--recipe", "linear-probe", "--folds", 2]
+    result = cvt("finetune", videos, *told, "-o", tmp_path / "folds")
+    fresh = cvt("finetune", videos, *start, "--folds", 2, "-o", tmp_path / "fresh", "--json")
+
+    document = json.loads((tmp_path / "folds" / "results.json").read_text())
+    assert document["trained_before"] == wanted
+    assert sum(fold["trained_before"] for fold in document["folds"]) == wanted
+    assert f"the start was trained on {wanted} of these 36 images" in result.stdout
+    assert fresh.json["trained_before"] is None
