@@ -67,7 +67,8 @@ def write_report(
     Raises:
         CvtError: the file cannot be written.
     """
-    scores = report_charts.class_scores(document["classes"], matrix)
+    weighted = is_weighted(document)
+    scores = report_charts.class_scores(document["classes"], matrix, weighted)
     return write_page(
         folder,
         "report.html",
@@ -77,15 +78,17 @@ def write_report(
         figures=list(_figures(document, scores, num_classes or len(names))),
         average=100 * document["top1"],
         confusions=_confusions(document, matrix, names),
-        classes={
-            **_classes(scores),
-            "weighted": (document.get("measures") or {}).get("weighted", False),
-        },
+        classes={**_classes(scores), "weighted": weighted},
         calibration=_calibration(document),
         alone=report_charts.alone(document.get("risk_coverage")),
         mistakes=wrong,
         ramp=drawing.ramp(True) if any(one.overlay for one in wrong) else None,
     )
+
+
+def is_weighted(document: Mapping[str, Any]) -> bool:
+    """Whether the data's weights are in what was measured of the classes."""
+    return bool((document.get("measures") or {}).get("weighted"))
 
 
 def write_page(

@@ -228,29 +228,38 @@ class ClassScore:
     name: str
     n: int
     recall: float  # share of its images that were recognised
-    interval: tuple[float, float]  # 95 %, of the recall
+    interval: tuple[float, float] | None  # 95 %, of the recall; none by weights
     precision: float | None  # share of the answers of this class that are right; None without any
     f1: float | None  # their harmonic mean; None where its images have no weight
 
 
-def class_scores(rows: Sequence[Mapping[str, Any]], matrix: NDArray[np.int64]) -> list[ClassScore]:
-    """What follows for each class that has images; by the data's weights where the document has.
+def class_scores(
+    rows: Sequence[Mapping[str, Any]], matrix: NDArray[np.int64], weighted: bool = False
+) -> list[ClassScore]:
+    """What follows for each class that has images.
 
     Args:
         rows: of the document's ``classes``, each with ``label``, ``n``, ``correct``, ``accuracy``
-            and ``interval``, and ``precision`` and ``f1`` where these were measured.
+            and ``interval``; where ``weighted`` with ``recall``, ``precision`` and ``f1``.
         matrix: images (C, C) of the same classes, row = true class, column = predicted class.
+        weighted: take what was measured by the weights of the images.
     """
+    if weighted:
+        return [
+            ClassScore(
+                row["label"], row["n"], row["recall"] or 0.0, None, row["precision"], row["f1"]
+            )
+            for row in rows
+            if row["n"]
+        ]
     return [
         ClassScore(
             name=row["label"],
             n=row["n"],
             recall=row["accuracy"],
             interval=(row["interval"][0], row["interval"][1]),
-            precision=row["precision"]
-            if "precision" in row
-            else (row["correct"] / answered if answered else None),
-            f1=row["f1"] if "f1" in row else 2 * row["correct"] / (row["n"] + answered),
+            precision=row["correct"] / answered if answered else None,
+            f1=2 * row["correct"] / (row["n"] + answered),
         )
         for row, answered in zip(rows, matrix.sum(axis=0).tolist(), strict=True)
         if row["n"]

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from cvt_cli.base.text import WEIGHTED
-from cvt_cli.evaluation.report import Figure, between, write_page
+from cvt_cli.evaluation.report import Figure, between, is_weighted, write_page
 from cvt_cli.prediction import pages
 
 _FIGURES = (
@@ -46,6 +46,7 @@ def write_report(folder: Path, document: dict[str, Any]) -> Path:
         },
         figures=list(_figures(document, found)),
         classes=hardest,
+        weighted=is_weighted(document),
     )
 
 

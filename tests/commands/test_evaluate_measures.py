@@ -166,10 +166,9 @@ def test_weights_and_groups_of_a_table_are_in_the_measures(
     said = cvt("evaluate", weights_table, *NANO, "--report", page.parent).stdout
     assert "; by the weights of the images\n" in said
     assert "by the weights of the images" in page.read_text()
-    assert "Precision and F1 are by the weights of the images, recall counts them." in (
-        page.read_text()
-    )
+    assert "All three are by the weights of the images." in page.read_text()
     for row in document["classes"]:
+        assert f'<span class="value">{100 * row["recall"]:.1f} %</span>' in page.read_text()
         numbers = [
             f'<td class="number">{100 * row[name]:.1f} %</td>' for name in ("precision", "f1")
         ]

@@ -170,6 +170,23 @@ def test_a_person_is_shown_all_of_it(cvt, model: Path, table: Path, tmp_path: Pa
     assert '<div class="scroll"' in before  # eight columns are wider than a phone
 
 
+def test_a_page_of_weighted_images_has_the_numbers_of_the_document(
+    cvt, model: Path, table: Path, tmp_path: Path
+) -> None:
+    weighted = table.with_name("weighted.csv")
+
+    document = cvt(
+        "evaluate", weighted, "--model", model, "--report", tmp_path / "page", "--json"
+    ).json
+
+    page = (tmp_path / "page" / "index.html").read_text()
+    assert f"mean of {len(document['classes'])} classes, by the weights of the images" in page
+    assert "All are by the weights of the images." in page
+    for row in document["classes"]:
+        _, _, after = page.partition(f">{row['label']}</th>")
+        assert f'<span class="value">{100 * row["recall"]:.1f} %</span>' in after[:200]
+
+
 def test_what_was_judged_is_gone_on_with_to_the_same_numbers(
     cvt, model: Path, table: Path, tmp_path: Path
 ) -> None:
