@@ -96,11 +96,14 @@ def duration(seconds: float) -> str:
 
 def threshold(value: float) -> str:
     """A probability that answers begin from: "0.987"; with as many digits as tell it from 0 and 1,
-    from which all or none would begin."""
-    digits = 3
-    while digits < 16 and 0 < value < 1 and float(f"{value:.{digits}f}") in (0, 1):
-        digits += 1
-    return f"{value:.{digits}f}"
+    from which all or none would begin. Rounded up, since who uses what is written here would else
+    let answers in that were not counted."""
+    for digits in range(3, 17):
+        nearest = float(f"{value:.{digits}f}")
+        shown = f"{nearest if nearest >= value else nearest + 10**-digits:.{digits}f}"
+        if value in (0, 1) or (nearest > 0 and float(shown) < 1):
+            break
+    return shown
 
 
 def fraction(value: float | None) -> str:

@@ -41,6 +41,24 @@ def test_a_threshold_never_reads_as_one_that_all_or_none_reach() -> None:
     assert written == ["0.988", "0.9996", "0.99999998", "1.000", "0.00002", "0.000"]
 
 
+def test_from_a_threshold_as_it_is_written_on_no_answer_is_that_was_not_counted() -> None:
+    values = [
+        0.85307,
+        0.85349,
+        0.8535,
+        0.1,
+        0.9994,
+        0.99951,
+        0.0004,
+        *(1 - 0.4**n for n in range(30)),
+    ]
+
+    written = [text.threshold(value) for value in values]
+
+    assert written[:7] == ["0.854", "0.854", "0.854", "0.100", "0.9994", "0.9996", "0.0004"]
+    assert all(float(shown) >= value for shown, value in zip(written, values, strict=True))
+
+
 def test_what_breaks_a_line_or_hides_is_escaped_and_blanks_are_not() -> None:
     assert text.printable("写真\u3000集 \xa0\u202f") == "写真\u3000集 \xa0\u202f"
     assert text.printable("a\nb\x1b\u2028\u202e") == r"a\nb\x1b\u2028\u202e"

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,6 +13,7 @@ import pytest
 from pyarrow import parquet
 from sklearn import metrics as sk
 
+from cvt_cli.base.text import threshold
 from cvt_cli.evaluation import outcomes, score_files
 from cvt_cli.evaluation.measure_outcomes import Cell
 from cvt_cli.spec.labels import Labels
@@ -324,7 +326,7 @@ def test_lines_and_report_say_how_classes_fare_and_what_can_be_answered_alone(
     found = json.loads((tmp_path / "d.json").read_text())
     five = found["risk_coverage"]["at_risk"][2]
     share = f"{100 * five['coverage']:.1f} % of images"
-    line = f"{five['threshold']:.3f} or more: {share}, at most 5 % wrong"
+    line = f"{threshold(five['threshold'])} or more: {share}, at most 5 % wrong"
     assert line in said.stdout
     page = (tmp_path / "r" / "index.html").read_text()
     for name in ("roc_auc", "matthews", "kappa"):
@@ -333,7 +335,7 @@ def test_lines_and_report_say_how_classes_fare_and_what_can_be_answered_alone(
         assert f"95 % interval {low:.4f} to {high:.4f}" in page
     row = found["risk_coverage"]["at_risk"][2]
     assert row["at_most"] == 0.05 and row["risk"] <= 0.05
-    assert f"{row['wrong']} of {row['n']}" in page and f"{row['threshold']:.3f}" in page
+    assert f"{row['wrong']} of {row['n']}" in page and threshold(row["threshold"]) in page
     assert "<polyline" in page and "How many answers need no check?" in page
 
 
@@ -348,6 +350,23 @@ def test_from_a_threshold_on_as_many_are_answered_as_is_said(
     assert len(points) > 20
     for point in points:
         assert sum(score >= point["threshold"] for score in scores) == point["n"]
+
+
+def test_predict_accepts_from_a_printed_threshold_on_no_image_that_was_not_counted(
+    cvt, few: Path, tmp_path: Path
+) -> None:
+    judged = cvt("evaluate", few, *NANO, "--json", tmp_path / "d.json", "--report", tmp_path / "r")
+
+    [line] = [line for line in judged.stdout.splitlines() if line.startswith("sure")]
+    page = (tmp_path / "r" / "index.html").read_text()
+    counted = json.loads((tmp_path / "d.json").read_text())["risk_coverage"]["at_risk"]
+    printed = re.findall(r"(0\.\d+) or more", line)
+    assert len(printed) == 2
+    for shown, one in zip(printed, (counted[0], counted[2]), strict=True):
+        answered = cvt("predict", few, *NANO, "--no-exif", "--threshold", shown, "--jsonl")
+        accepted = sum(one.get("answer", "unknown") != "unknown" for one in answered.json_lines)
+        assert one["n"] - 2 <= accepted <= one["n"]
+        assert f">{shown}<" in page
 
 
 def test_what_was_measured_is_printed_though_the_report_cannot_be_written(
