@@ -183,6 +183,12 @@ def shared_memory_free() -> int | None:
     return found.f_bavail * found.f_frsize
 
 
+_OR_UNGUARDED = (
+    ', or in a script that trains without `if __name__ == "__main__":`, which each such process '
+    "imports"
+)
+
+
 @contextmanager
 def workers_watched(hint: str) -> Iterator[None]:
     """Raises CvtError in place of torch's error, which may come anywhere, if a worker is gone."""
@@ -191,9 +197,10 @@ def workers_watched(hint: str) -> Iterator[None]:
     except RuntimeError as error:
         if not str(error).startswith("DataLoader worker"):
             raise
+        other = "" if multiprocessing.get_start_method() == "fork" else _OR_UNGUARDED
         raise CvtError(
-            "a data-loading process has ended or was killed, as happens when "
-            f"memory runs out: {str(error).strip()}",
+            "a data-loading process has ended or was killed, as happens when memory runs out"
+            f"{other}: {str(error).strip()}",
             hint=hint,
         ) from None
 

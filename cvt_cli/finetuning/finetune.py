@@ -3,6 +3,7 @@
 import functools
 import inspect
 import itertools
+import multiprocessing
 import os
 import shlex
 import threading
@@ -119,6 +120,13 @@ def _able_to_train() -> Iterator[None]:
 
     One thread at a time: all of them draw from the one generator and have the one default type.
     """
+    if getattr(multiprocessing.current_process(), "_inheriting", False):  # until it has begun
+        raise UsageError(
+            "training began again in a process that was started to load its images, since that "
+            "imports the script",
+            hint='put what the script does below `if __name__ == "__main__":`, or train with '
+            "workers=0",
+        )
     with _one_thread:
         before = torch.get_default_dtype()
         torch.set_default_dtype(torch.float32)

@@ -4,6 +4,8 @@ import inspect
 import json
 import os
 import shutil
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -274,3 +276,27 @@ def test_it_trains_the_same_whatever_the_program_has_set_for_itself(
 
     one, other = (run.best / "model.safetensors" for run in (plain, result))
     assert one.read_bytes() == other.read_bytes()
+
+
+UNGUARDED = """
+import multiprocessing, sys
+multiprocessing.set_start_method("spawn", force=True)
+from cvt_cli import finetune
+finetune(sys.argv[1], model="cvt-nano-cifar10", epochs=1, output=sys.argv[2], workers=1)
+"""
+
+
+def test_a_script_that_its_own_workers_begin_anew_is_told_of_the_guard(tmp_path: Path) -> None:
+    """As it is by default on macOS and Windows, and from Python 3.14 on."""
+    script = tmp_path / "train.py"
+    script.write_text(UNGUARDED)
+
+    done = subprocess.run(
+        [sys.executable, script, TESTS / "kept" / "images", tmp_path / "run"],
+        capture_output=True,
+        text=True,
+    )
+
+    assert done.returncode == 1
+    assert "training began again in a process that was started to load its images" in done.stderr
+    assert 'in a script that trains without `if __name__ == "__main__":`' in done.stderr
