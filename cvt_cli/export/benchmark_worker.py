@@ -4,6 +4,7 @@ Imports torch only inside functions, so that a runtime's process does without it
 """
 
 import multiprocessing
+import os
 import signal
 import time
 from collections.abc import Callable
@@ -43,6 +44,8 @@ class Worker:
     """One side in its process; the others sleep while it has its turn."""
 
     def __init__(self, side: Side, graph: Path | None) -> None:
+        if "-P" in machine.python():  # which `multiprocessing` takes from the environment alone
+            os.environ["PYTHONSAFEPATH"] = "1"
         context = multiprocessing.get_context("spawn")
         self.side = side
         self._connection, theirs = context.Pipe()

@@ -55,6 +55,18 @@ def test_every_side_has_its_row_and_its_conditions(cvt_process) -> None:
     assert not list(places.cache_dir().rglob("*.onnx"))
 
 
+def test_files_of_the_working_folder_are_no_modules_of_its_processes(tmp_path: Path) -> None:
+    (tmp_path / "select.py").write_text("raise SystemExit('of the working folder')")
+    cvt = Path(sys.executable).with_name("cvt")  # as a user starts it, who is in no module's folder
+
+    done = subprocess.run(
+        [cvt, "benchmark", "--variant", "nano", "--engine", "torch", "--rounds", "1"],
+        cwd=tmp_path, capture_output=True, text=True,
+    )  # fmt: skip
+
+    assert done.returncode == 0, done.stderr
+
+
 def test_int8_is_a_side_of_the_runtimes_alone() -> None:
     network = benchmark_sides.Network.of("nano", variants.VARIANTS["nano"].config, 32, 32)
 
