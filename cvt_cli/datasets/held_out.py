@@ -67,16 +67,24 @@ class Origin:
             opened: opens the training part of the same data.
             say: told where these have more images now, of which the run does not say which.
         """
-        own, earlier = self._in_the_run(images, opened, say), _known(images, self.before)
-        if earlier is None:
-            return own
-        both = {*(own or ()), *earlier}
-        return [name for name in images.names if name in both]
+        own = self._in_the_run(images, opened, say)
+        found = [own, _known(images, self.before)]
+        if own is None:
+            found.append(_known(images, self.trained))
+        elif self.trained is not None and len(images) <= datacheck.READ_UP_TO:
+            # Copies of them among the others, which have names of their own.
+            of_run = set(own)
+            rest = [place for place, name in enumerate(images.names) if name not in of_run]
+            found.append(_known(images.subset(np.array(rest, np.int64)), self.trained))
+        if all(names is None for names in found):
+            return None
+        known = {name for names in found for name in names or ()}
+        return [name for name in images.names if name in known]
 
     def _in_the_run(
         self, images: LabelledImages, opened: Callable[[], LabelledImages], say: Say
     ) -> list[str] | None:
-        """Of `trained_on`, those of this run."""
+        """Of `trained_on`, those of this run by their places; None where it trained on others."""
         left_out = {entry[: i + 1] for entry in self.unreadable for i in _before_colons(entry)}
         if self.set_aside:
             left_out |= self.validation | self.fold
@@ -96,9 +104,9 @@ class Origin:
             whole = zip(own.names, _places(own), strict=True)
             trained = {place for name, place in whole if name not in left_out}
             found = [n for n, place in zip(images.names, places, strict=True) if place in trained]
-            return found or _known(images, self.trained)
+            return found or None
         else:
-            return _known(images, self.trained)
+            return None
         known -= left_out
         return [name for name in images.names if name in known]
 
@@ -191,7 +199,12 @@ class Origin:
 def _known(images: LabelledImages, kept: NDArray[np.uint64] | None) -> list[str] | None:
     """Names of the images whose files have one of these contents; None where none of some, evenly
     spread, has."""
-    if kept is None or len(images) > datacheck.READ_UP_TO or images.pixels is not None:
+    if (
+        kept is None
+        or not len(images)
+        or len(images) > datacheck.READ_UP_TO
+        or images.pixels is not None
+    ):
         return None
     some = images.subset(images.evenly(_LOOKED_AT_AFAR))
     if not any("://" in name for name in some.names):

@@ -4,6 +4,7 @@ import ast
 import csv
 import json
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -476,7 +477,10 @@ def test_a_run_says_which_held_out_images_its_start_was_trained_on(
 
         measured = cvt("evaluate", digits / "train", "--model", tmp_path / run, "--split", "val")
 
-        wanted = f"trained {seen} of these 12 images were trained on, by what the run started from"
+        wanted = (
+            f"trained {seen} of these 12 images were trained on, in copies or by what the run "
+            "started from"
+        )
         assert wanted in measured.stdout
         card = (tmp_path / run / "best" / "README.md").read_text()
         results = json.loads((tmp_path / run / "results.json").read_text())
@@ -808,6 +812,26 @@ def test_what_was_set_aside_is_not_taken_from_other_data_without_a_word(
         ours = place != "other"
         assert ("`data` is not the data of" in held.stderr) is not ours
         assert "of these 30 images were trained on" in whole.stdout  # by their contents
+
+
+def test_copies_of_trained_images_among_those_held_out_are_counted_wherever_the_data_lie(
+    cvt, tmp_path: Path
+) -> None:
+    run, data = tmp_path / "run", tmp_path / "data"
+    shutil.copytree(KEPT / "images", data)
+    for path in sorted(data.glob("*/*")):
+        shutil.copy(path, path.with_name(f"again-{path.name}"))
+    begun = cvt("finetune", data, "--model", KEPT / "model", "--recipe", "linear-probe", "-o", run)
+    told = re.search(r"(\d+) of the (\d+) images held out are copies", begun.stderr)
+    measure = ("--model", run, "--split", "val", "--engine", "torch")
+
+    here = cvt("evaluate", data, *measure, "--json").json
+    data.rename(tmp_path / "moved")
+    moved = cvt("evaluate", tmp_path / "moved", *measure)
+
+    assert 0 < here["n_trained_on"] == int(told[1]) and here["n"] == int(told[2])
+    said = f"trained {told[1]} of these {told[2]} images were trained on, in copies or by what"
+    assert said in moved.stdout
 
 
 def test_a_few_trained_images_among_many_others_are_known(cvt, tmp_path: Path) -> None:
