@@ -109,6 +109,7 @@ def finetune(
 
     from cvt_cli.finetuning.finetune import evaluated_by, prepared
     from cvt_cli.finetuning.results import Result
+    from cvt_cli.finetuning.stop import for_good
 
     alone = torchrun.rank() == 0  # of several processes, one speaks
     access = replace(output.access(revision, offline), say=output.note if alone else unheard)
@@ -119,7 +120,8 @@ def finetune(
                 output.print_json(ready.plan)
             _warn_of(len(ready.job.images.unreadable), strict, alone)
             return
-        result = ready.start()
+        with for_good():
+            result = ready.start()
     if alone:
         if json_output:
             output.print_json(result.to_json())

@@ -23,7 +23,8 @@ class Stop:
     def heard(self) -> Iterator[None]:
         """Listen: outside of `later` KeyboardInterrupt is raised at once.
 
-        What is ignored stays so: SIGHUP under nohup, SIGINT in a shell's background.
+        What is ignored stays so: SIGHUP under nohup, SIGINT in a shell's background. Afterwards the
+        caller's handlers are back, but inside of `for_good`.
         """
         before = {}
         try:
@@ -43,7 +44,7 @@ class Stop:
             for which, handler in before.items():
                 # Where the process ends now, being asked once more is no reason for tracebacks out
                 # of whatever is cleaned up.
-                signal.signal(which, _deaf if ending else handler)
+                signal.signal(which, _deaf if ending and _is_for_good else handler)
 
     @contextmanager
     def later(self) -> Iterator[None]:
@@ -68,6 +69,22 @@ class Stop:
             return
         if not (first and self._deferred):
             raise KeyboardInterrupt
+
+
+_is_for_good = False
+"""Whether the process ends where a run was asked to stop."""
+
+
+@contextmanager
+def for_good() -> Iterator[None]:
+    """Of a command: once a run in it was asked to stop, nothing more is heard until the process is
+    over. A program that called `finetune` goes on, and must be stoppable."""
+    global _is_for_good
+    _is_for_good = True
+    try:
+        yield
+    finally:
+        _is_for_good = False
 
 
 def _deaf(number: int, frame: FrameType | None) -> None:

@@ -4,6 +4,7 @@ import inspect
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +21,7 @@ import cvt_cli
 from cvt_cli import Classifier, evaluate, finetune
 from cvt_cli.base import machine
 from cvt_cli.base.errors import CvtError, DataError, UsageError
-from cvt_cli.finetuning import preparation, training_loop
+from cvt_cli.finetuning import preparation, tensor_files, training_loop
 from cvt_cli.finetuning.from_options import workers_of
 from cvt_cli.finetuning.settings import Options
 from cvt_cli.prediction.classify import top_predictions
@@ -171,6 +172,31 @@ def test_the_function_says_what_it_takes_and_is_there_when_it_is_asked_for() -> 
     assert "finetune" in cvt_cli.__all__ and "finetune" in dir(cvt_cli)
     with pytest.raises(TypeError, match="unexpected keyword argument 'epoch'"):
         finetune(IMAGES, epoch=1)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="sends signals")
+def test_a_program_whose_training_was_interrupted_hears_the_next_ctrl_c_and_sigterm(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, heard, save = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], [], tensor_files.save_file
+
+    def told_to_stop(*arguments: object, **named: object) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        save(*arguments, **named)
+
+    before = [signal.signal(one, lambda number, frame: heard.append(number)) for one in asked]
+    try:
+        with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+            patched.setattr(tensor_files, "save_file", told_to_stop)
+            finetune(IMAGES, model=MODEL, output=tmp_path / "run", **SHORT)
+        assert heard == []  # training heard it
+        for one in asked:
+            os.kill(os.getpid(), one)
+    finally:
+        for one, handler in zip(asked, before, strict=True):
+            signal.signal(one, handler)
+
+    assert heard == asked
 
 
 def test_small_numbers_become_0_also_in_a_program_that_has_numpy_raise_for_them(
