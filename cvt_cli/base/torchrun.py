@@ -1,5 +1,6 @@
 """This process: which of a torchrun's it is, and what they tell each other."""
 
+import itertools
 import json
 import os
 import re
@@ -205,11 +206,35 @@ def others_watched() -> Iterator[None]:
         ) from None
 
 
+_meetings = itertools.count(1)
+_store: Any = None  # of this process, once it has met others
+
+
+def _store_of_a_meeting() -> Any:
+    """Where the processes find each other's addresses for the next time that they meet.
+
+    Torch keeps them under the same names every time: a second meeting would find addresses of the
+    first, at which nobody is any more. The store itself is kept as long as the process, since where
+    torchrun has none, it is process 0 that holds it, and others may be still on their way.
+    """
+    global _store
+    from torch.distributed import (  # type: ignore[attr-defined]
+        PrefixStore,
+        rendezvous,
+    )
+
+    if _store is None:
+        _store, _, _ = next(rendezvous("env://", timeout=PATIENCE))
+        _store.set_timeout(PATIENCE)
+    return PrefixStore(f"cvt/{next(_meetings)}", _store)
+
+
 @contextmanager
 def joined(device: str = "cpu") -> Iterator[None]:
     """Let the processes talk: over gloo, and between CUDA devices over NCCL.
 
-    Inside another one, or with one process, nothing happens.
+    Inside another one, or with one process, nothing happens; where the calling program has begun a
+    process group of its own, they talk in that.
     """
     if count() == 1:
         yield
@@ -221,7 +246,9 @@ def joined(device: str = "cpu") -> Iterator[None]:
         return
     backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
     with streams.results_alone(), others_watched():
-        distributed.init_process_group(backend, timeout=PATIENCE)
+        distributed.init_process_group(
+            backend, timeout=PATIENCE, store=_store_of_a_meeting(), rank=rank(), world_size=count()
+        )
     try:
         yield
     finally:

@@ -153,7 +153,8 @@ def evaluate(  # type: ignore[misc]  # the options are the same in both, and are
     )
     access = access or Access(streams.say, silent, revision, offline)
     refuse_other_kinds(access)
-    results = _evaluate([places.expanded(str(name)) for name in asked], settings, access)
+    with torchrun.joined():  # from the start, so that who fails is not waited for
+        results = _evaluate([places.expanded(str(name)) for name in asked], settings, access)
     return results if asked is model else results[0]
 
 
@@ -230,9 +231,8 @@ def _evaluate(names: list[str], settings: Asked, access: Access) -> list[Result]
                 access.say(f"stopped: {so_far} of {len(mine)} images are evaluated and {kept}")
             raise
         written.finish(len(left))
-    with torchrun.joined():
-        refuse_others(models)
-        _add_up(subjects, len(images), mine)
+    refuse_others(models)
+    _add_up(subjects, len(images), mine)
     if not subjects[0].result.n:  # with --skip-unreadable
         name, reason = subjects[0].result.failures[0]
         raise DataError(

@@ -167,10 +167,10 @@ def prepared(
             options.refuse(
                 ["--sync-bn"], "there is only one process, so there is nothing to synchronise"
             )
-        if torchrun.rank() == 0:
-            starts.check_free(options.output or Path("runs", "new"))
     with torchrun.joined(device.type):
         if options.resume is None:
+            if torchrun.rank() == 0:
+                starts.check_free(options.output or Path("runs", "new"))
             begin = _new if options.folds is None else _new_folds
             yield begin(options, device, command, access, progress)
         elif (options.resume / folds.FOLDS_FILE).is_file():

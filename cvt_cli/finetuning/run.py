@@ -173,7 +173,7 @@ class Run:
                 self._log = folder / "log.txt"
                 with run_card.metered(folder, self.job, self._say):
                     self._train(folder, position)
-                return results.finish(folder, self.job, position, self._part, self._say)
+                result = results.finish(folder, self.job, position, self._part, self._say)
             except KeyboardInterrupt:
                 self._say(
                     f"interrupted{self._saved}; to continue: cvt finetune --resume "
@@ -182,6 +182,8 @@ class Run:
                     else "interrupted before training began"
                 )
                 raise
+        torchrun.gather(None)  # what the first one wrote is there for all that come back
+        return result
 
     def _train(self, folder: Path, position: Position) -> None:
         if self.trainer is None:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,7 @@ def test_all_processes_of_a_torchrun_choose_one_engine(monkeypatch: pytest.Monke
         raise DataError("as far as this")
 
     monkeypatch.setattr(loading, "load_classifier", load)
+    monkeypatch.setattr(torchrun, "joined", nullcontext)  # there is no second one
     for rank in range(2):  # 13 images and 17
         for name, value in torchrun_environment(rank=rank, count=2).items():
             monkeypatch.setenv(name, value)

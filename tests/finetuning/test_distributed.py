@@ -225,6 +225,57 @@ def test_all_processes_of_a_script_are_told_the_one_folder_of_their_run(
     assert stdout.splitlines() == [f"runs/{run.name} True"] * 2
 
 
+SEVERAL_CALLS = """
+import json, sys
+import torch
+from cvt_cli import evaluate, finetune
+from cvt_cli.base.errors import CvtError
+
+data, folder = sys.argv[1:]
+
+def trained(seed):
+    told = {"model": "cvt-nano-cifar10", "epochs": 1, "workers": 0}
+    return finetune(data, output=f"{folder}/{seed}", seed=seed, **told)
+
+found = []
+for seed in (1, 1, 2):  # the second time one process finds that the folder is taken
+    try:
+        found.append(trained(seed).val_top1)
+    except CvtError as error:
+        print(error, file=sys.stderr)
+for seed in (1, 2):
+    found.append(evaluate(data, f"{folder}/{seed}", split="val").metrics.top1)
+evaluate(data, f"{folder}/1", report=f"{folder}/report")
+found.append(evaluate(data, f"{folder}/2", split="val").metrics.top1)
+
+torch.distributed.init_process_group("gloo")  # the script's own
+found.append(evaluate(data, f"{folder}/2", split="val").metrics.top1)
+all_found = [None, None]
+torch.distributed.all_gather_object(all_found, found)
+if torch.distributed.get_rank() == 0:
+    print(json.dumps(all_found))
+torch.distributed.destroy_process_group()
+"""
+
+
+def test_a_script_in_two_processes_trains_and_evaluates_as_often_as_it_likes(
+    digits: Path, tmp_path: Path
+) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(SEVERAL_CALLS)
+
+    process = start(*TORCHRUN, script, digits, tmp_path, environment=ONE_THREAD)
+    stdout, stderr = process.communicate(timeout=300)
+
+    assert process.returncode == 0, stderr
+    mine, theirs = json.loads(stdout)
+    assert mine == theirs
+    assert mine == [*mine[:2], *mine[:2], mine[1], mine[1]]
+    assert (tmp_path / "report" / "index.html").exists()
+    assert f"`{tmp_path / '1'}` exists" in stderr
+    assert stderr.count("process 1 has nobody to go on with: another of the 2 has ended") == 1
+
+
 def descendants(pid: int) -> list[int]:
     found = []
     for task in Path(f"/proc/{pid}/task").glob("*/children"):
