@@ -216,6 +216,8 @@ def _store_of_a_meeting() -> Any:
     Torch keeps them under the same names every time: a second meeting would find addresses of the
     first, at which nobody is any more. The store itself is kept as long as the process, since where
     torchrun has none, it is process 0 that holds it, and others may be still on their way.
+    Processes that torchrun starts again on one machine know how often; on several, each of these
+    has its own count.
     """
     global _store
     from torch.distributed import (  # type: ignore[attr-defined]
@@ -226,7 +228,8 @@ def _store_of_a_meeting() -> Any:
     if _store is None:
         _store, _, _ = next(rendezvous("env://", timeout=PATIENCE))
         _store.set_timeout(PATIENCE)
-    return PrefixStore(f"cvt/{next(_meetings)}", _store)
+    restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT") if local_count() == count() else None
+    return PrefixStore(f"cvt/{restarts}/{next(_meetings)}", _store)
 
 
 @contextmanager
