@@ -1,11 +1,12 @@
 """From what a run is told to what it trains: its images, and the job that it is."""
 
+import multiprocessing
 from typing import Any
 
 import torch
 
 from cvt_cli.base import machine, places, torchrun
-from cvt_cli.base.errors import DataError
+from cvt_cli.base.errors import DataError, UsageError
 from cvt_cli.base.progress import Progress, Say, unheard
 from cvt_cli.checkpoints.locate import Access
 from cvt_cli.datasets import held_out, layouts, overlap
@@ -169,7 +170,22 @@ def images_of(
 
 
 def workers_of(options: Options, device: torch.device) -> int:
-    """Processes that decode: on a CPU, whose cores train, one; else the cores of this process."""
+    """Processes that decode: on a CPU, whose cores train, one; else the cores of this process. None
+    in a daemonic process, as `multiprocessing.Pool` starts them, which may start no others.
+
+    Raises:
+        UsageError: some were asked for there.
+    """
+    may_start = not multiprocessing.current_process().daemon
     if options.workers is not None:
+        if options.workers and not may_start:
+            raise UsageError(
+                f"--workers {options.workers} starts processes, which a daemonic process of "
+                "`multiprocessing` may not",
+                hint="--workers 0, or leave it out, trains there without; a process of "
+                "`concurrent.futures.ProcessPoolExecutor` may start some",
+            )
         return options.workers
+    if not may_start:
+        return 0
     return 1 if device.type == "cpu" else min(machine.threads(), 8)

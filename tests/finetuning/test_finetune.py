@@ -326,3 +326,38 @@ def test_a_script_that_its_own_workers_begin_anew_is_told_of_the_guard(tmp_path:
     assert done.returncode == 1
     assert "training began again in a process that was started to load its images" in done.stderr
     assert 'in a script that trains without `if __name__ == "__main__":`' in done.stderr
+
+
+IN_A_POOL = """
+import multiprocessing, sys
+from cvt_cli import finetune
+from cvt_cli.base.errors import UsageError
+
+data, model, run = sys.argv[1:]
+short = {"val_fraction": 0.3, "epochs": 1, "batch_size": 8}
+
+def trained(workers):
+    asked = {} if workers is None else {"workers": workers}
+    try:
+        return str(finetune(data, model=model, output=f"{run}-{workers}", **short, **asked).best)
+    except UsageError as error:
+        return str(error)
+
+if __name__ == "__main__":
+    with multiprocessing.Pool(1) as pool:
+        print(*pool.map(trained, [None, 1]), sep="\\n")
+"""
+
+
+def test_in_a_process_that_may_start_no_others_it_trains_without_workers(tmp_path: Path) -> None:
+    script = tmp_path / "train.py"
+    script.write_text(IN_A_POOL)
+
+    done = subprocess.run(
+        [sys.executable, script, IMAGES, MODEL, tmp_path / "run"], capture_output=True, text=True
+    )
+
+    assert done.stdout.splitlines() == [
+        str(tmp_path / "run-None" / "best"),
+        "--workers 1 starts processes, which a daemonic process of `multiprocessing` may not",
+    ], done.stderr
