@@ -6,7 +6,7 @@ sides of a split.
 
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -85,15 +85,7 @@ def set_aside(
     Raises:
         UsageError: scikit-learn is not installed.
     """
-    groups_n, most = len(np.unique(groups)), int(np.bincount(labels).max())
-    if min(groups_n, most) < 2:
-        return None
-    count = min(range(2, _MOST_FOLDS + 1), key=lambda k: (_miss(fraction, k), k))
-    count = min(count, groups_n, most)
-    parts = max(1, round(fraction * count))
-    fold = _grouped_folds(labels, groups, count, seed)
-    for first in range(count):  # of folds that cannot be given away the next
-        aside = np.isin(fold, (first + np.arange(parts)) % count)
+    for aside in _parts(labels, groups, fraction, seed):  # of those that cannot be, the next
         for label in np.setdiff1d(labels, labels[~aside]):  # nothing of it is left to train on
             own, sizes = np.unique(groups[aside & (labels == label)], return_counts=True)
             aside &= groups != own[sizes.argmin()]
@@ -107,6 +99,57 @@ def set_aside(
         if aside.any():
             return aside
     return None
+
+
+def set_aside_of_several(
+    labels: NDArray[np.uint8], groups: NDArray[np.int64], fraction: float, seed: int
+) -> NDArray[np.bool_] | None:
+    """The same where an image may have several classes, by labels (n, classes) of 0 and 1.
+
+    That each class is on both sides is asked of the classes, and not of the strata: for every
+    stratum that a part lacks a whole group would be added, though its classes are there already.
+    """
+    order = np.argsort(groups, kind="stable")
+    members = np.split(order, np.flatnonzero(np.diff(groups[order])) + 1)
+    of_classes = labels > 0
+    for aside in _parts(several_labels.strata(labels), groups, fraction, seed):
+        training = of_classes[~aside].sum(axis=0)
+        for number in range(len(training)):  # nothing of it may be left to train on
+            own = [m for m in members if aside[m[0]] and of_classes[m, number].any()]
+            if own and not training[number]:
+                fewest = min(own, key=lambda m: of_classes[m, number].sum())
+                aside[fewest] = False
+                training += of_classes[fewest].sum(axis=0)
+        while (lacking := ~of_classes[aside].any(axis=0)).any():
+            most, chosen = (0, 0), None  # of the lacking classes; of the fewest images
+            for own in members:
+                found = of_classes[own].sum(axis=0)
+                gain = int((found[lacking] > 0).sum()), -len(own)
+                if gain[0] and gain > most and not ((training == found) & (found > 0)).any():
+                    most, chosen = gain, own
+            if chosen is None:
+                break
+            aside[chosen] = True
+            training -= of_classes[chosen].sum(axis=0)
+        if aside.any():
+            return aside
+    return None
+
+
+def _parts(
+    strata: NDArray[np.int64], groups: NDArray[np.int64], fraction: float, seed: int
+) -> Iterator[NDArray[np.bool_]]:
+    """Ways to set about this part aside in whole groups (n,), about so much of every stratum; none
+    where there is but one group, or one image of each."""
+    groups_n, most = len(np.unique(groups)), int(np.bincount(strata).max())
+    if min(groups_n, most) < 2:
+        return
+    count = min(range(2, _MOST_FOLDS + 1), key=lambda k: (_miss(fraction, k), k))
+    count = min(count, groups_n, most)
+    parts = max(1, round(fraction * count))
+    fold = _grouped_folds(strata, groups, count, seed)
+    for first in range(count):
+        yield np.isin(fold, (first + np.arange(parts)) % count)
 
 
 def _miss(fraction: float, folds: int) -> float:

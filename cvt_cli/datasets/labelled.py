@@ -194,8 +194,9 @@ class LabelledImages:
         """
         self.refuse_classes_of_less_than(2, ", one to train on and one to choose the best epoch by")
         if self.groups is not None:
-            aside = grouping.set_aside(self.strata, self.groups, fraction, seed)
-            if aside is None or (self.several and not self.labels[~aside].any(axis=0).all()):
+            set_aside = grouping.set_aside_of_several if self.several else grouping.set_aside
+            aside = set_aside(self.labels, self.groups, fraction, seed)
+            if aside is None:
                 raise DataError(
                     f"the groups of `{self.root}` cannot be parted: every class lies in one group "
                     "alone, so that whole groups leave nothing to choose the best epoch by"

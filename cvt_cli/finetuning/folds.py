@@ -35,6 +35,7 @@ from cvt_cli.evaluation.several_labels import JudgedSet
 from cvt_cli.finetuning import preparation
 from cvt_cli.finetuning.fold_results import OUT_OF_FOLD, Fold, Result, by_groups, of_mean, table
 from cvt_cli.finetuning.job import Images, Job
+from cvt_cli.finetuning.plan import much_set_aside
 from cvt_cli.finetuning.preparation import Checked
 from cvt_cli.finetuning.resume import STATE_FILE
 from cvt_cli.finetuning.run import Run
@@ -215,6 +216,8 @@ class Folds:
                 self.refuse_other_start(begun)
                 run = self._run_of(begun)
                 planned = run.plan(self.plan.fraction)
+                if much := much_set_aside(planned):
+                    self._access.say(much)
             self._first, job = None, run.job
             run.begin(place, planned, self.folder)
         try:

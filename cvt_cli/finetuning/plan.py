@@ -203,6 +203,8 @@ def describe(plan: Mapping[str, Any]) -> list[str]:
         lines.append(
             f"{len(unreadable)} left out, cannot be read: {'; '.join(unreadable[:5])}{more}"
         )
+    if much := much_set_aside(plan):
+        lines.append(much)
     if weights := data.get("image_weights"):
         lines.append(f"image weights: an image's loss counts by its weight in `{weights}`")
     lines += balance.described(plan)
@@ -241,6 +243,19 @@ def describe(plan: Mapping[str, Any]) -> list[str]:
             f"{human_bytes(plan['peak_memory_bytes'])}"
         )
     return lines
+
+
+def much_set_aside(plan: Mapping[str, Any]) -> str | None:
+    """That whole groups are much more than the part of the images that was to be set aside."""
+    data = plan["data"]
+    n = data["train_n"] + data["val_n"]
+    if not data.get("val_groups") or data["val_n"] <= 2 * data["val_fraction"] * n:
+        return None
+    return (
+        f"{data['val_n']} of {n} images are set aside to choose the best epoch by, more than "
+        f"--val-fraction {data['val_fraction']:g}: groups stay whole, and every class is to be on "
+        "both sides"
+    )
 
 
 def _rough(seconds: float) -> str:

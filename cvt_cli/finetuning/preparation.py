@@ -370,7 +370,7 @@ def check_split(folder: Path, validation: LabelledImages) -> None:
         raise DataError(
             f"`{path}` lists other validation images than would be held out now",
             hint="restore it; if it is as it was, the images were in other groups when the run "
-            "began, or were drawn by another version of NumPy or scikit-learn",
+            "began, or were drawn by another version of cvt, NumPy or scikit-learn",
         )
 
 

@@ -156,6 +156,35 @@ def test_whole_groups_are_set_aside_and_folded_with_several_labels(cvt, tmp_path
     assert (training.sizes > 0).all() and (validation.sizes > 0).all()
 
 
+def test_no_more_groups_are_set_aside_than_all_classes_need(
+    cvt, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each group has all four classes, though none both images of no class and of `d` alone."""
+    monkeypatch.chdir(tmp_path)
+    class_folders(tmp_path, {"x": 100})
+    sets = ["a|b|d", "c|d", "a|b", "b|c"]
+    rows = [f"x/{i:03}.png,{[*sets, '' if i < 50 else 'd'][i % 5]},g{i // 10}" for i in range(100)]
+    table = tmp_path / "t.csv"
+    table.write_text("\n".join(["path,labels,patient", *rows]) + "\n")
+    images, _ = opened(table)
+    told = [table, "--variant", "nano", "--epochs", 1, "--dry-run"]
+
+    for seed in range(5):
+        training, validation = images.split(0.1, seed)
+        again = images.split(0.1, seed)[1]
+
+        assert not training.named_groups & validation.named_groups
+        assert (training.sizes > 0).all() and (validation.sizes > 0).all()
+        assert len(validation) == 10 and again.names == validation.names
+    as_told = cvt("finetune", *told)
+    more = cvt("finetune", *told, "--val-fraction", 0.04)
+    folds = cvt("finetune", *told, "--val-fraction", 0.04, "--folds", 2)
+
+    assert as_told.exit_code == 0 and "are set aside" not in as_told.stderr
+    assert "10 of 100 images are set aside to choose the best epoch by, more than" in more.stderr
+    assert "of 50 images are set aside" in folds.stderr
+
+
 def test_validation_images_have_the_training_images_columns(tmp_path: Path, names) -> None:
     splits = ["train"] * 5 + ["val"] * 3
     rows = [f"{n},{s},{p}" for n, s, p in zip(names, SETS, splits, strict=True)]
