@@ -154,9 +154,12 @@ def evaluation(document: Document, training: Document | None) -> Markdown:
             "The best epoch was chosen on these images, so expect a little less on new ones."
         )
     if (document["measures"] or {}).get("weighted"):
+        of_each = "precision, recall and average precision"
+        if not is_several(document):  # whose recall is shown as the share of the images
+            of_each = "precision and F1"
         notes.append(
-            f"What is said of the classes together, and the precision, F1 and average precision of "
-            f"each, is {WEIGHTED}. Everything else counts images."
+            f"What is said of the classes together, and the {of_each} of each, is {WEIGHTED}. "
+            "Everything else counts images."
         )
     notes.append(conditions(document))
     shown = table(("measure", "value (95 % interval)"), pairs)

@@ -115,9 +115,9 @@ def set_aside_of_several(
     for aside in _parts(several_labels.strata(labels), groups, fraction, seed):
         training = of_classes[~aside].sum(axis=0)
         for number in range(len(training)):  # nothing of it may be left to train on
-            own = [m for m in members if aside[m[0]] and of_classes[m, number].any()]
-            if own and not training[number]:
-                fewest = min(own, key=lambda m: of_classes[m, number].sum())
+            held = [m for m in members if aside[m[0]] and of_classes[m, number].any()]
+            if held and not training[number]:
+                fewest = min(held, key=lambda m: of_classes[m, number].sum())
                 aside[fewest] = False
                 training += of_classes[fewest].sum(axis=0)
         while (lacking := ~of_classes[aside].any(axis=0)).any():

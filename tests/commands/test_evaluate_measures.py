@@ -17,9 +17,11 @@ from cvt_cli.base.text import threshold
 from cvt_cli.evaluation import outcomes, score_files
 from cvt_cli.evaluation.measure_outcomes import Cell
 from cvt_cli.spec.labels import Labels
+from cvt_cli.spec.published import CHECKPOINTS
 from tests_shared import TESTS, Machine
 
 NANO = ["--model", "cvt-nano-cifar10"]
+NANO_FOLDER = CHECKPOINTS["cvt-nano-cifar10"].embedded
 KEPT = TESTS / "kept"
 EXACT = {"rel": 1e-12, "abs": 1e-12}
 
@@ -169,6 +171,9 @@ def test_weights_and_groups_of_a_table_are_in_the_measures(
     assert "; by the weights of the images\n" in said
     assert "by the weights of the images" in page.read_text()
     assert "All three are by the weights of the images." in page.read_text()
+    own = shutil.copytree(NANO_FOLDER, tmp_path / "own")
+    cvt("evaluate", weights_table, "--model", own, "--card", own)
+    assert "the precision and F1 of each, is by the weights" in (own / "README.md").read_text()
     for row in document["classes"]:
         assert f'<span class="value">{100 * row["recall"]:.1f} %</span>' in page.read_text()
         numbers = [

@@ -187,6 +187,23 @@ def test_a_page_of_weighted_images_has_the_numbers_of_the_document(
         assert f'<span class="value">{100 * row["recall"]:.1f} %</span>' in after[:200]
 
 
+def test_a_card_says_which_of_its_numbers_are_by_the_weights(
+    cvt, model: Path, table: Path, tmp_path: Path
+) -> None:
+    own, weighted = shutil.copytree(model, tmp_path / "own"), table.with_name("weighted.csv")
+    (own / "README.md").unlink()  # of no card that is gone on with
+
+    document = cvt("evaluate", weighted, "--model", own, "--card", own, "--json").json
+
+    card = (own / "README.md").read_text()
+    head = "| class | images | threshold | precision | recall | average precision |"
+    assert head in card and "the precision, recall and average precision of each, is by" in card
+    assert any(row["recall"] != row["correct"] / row["n"] for row in document["classes"])
+    for row in document["classes"]:
+        if row["precision"] is not None:
+            assert f"| {100 * row['precision']:.2f} % | {100 * row['recall']:.2f} % |" in card
+
+
 def test_what_was_judged_is_gone_on_with_to_the_same_numbers(
     cvt, model: Path, table: Path, tmp_path: Path
 ) -> None:
