@@ -120,6 +120,12 @@ def ready(
         raise UsageError(
             "--max-drop has no effect with --engine onnxruntime", hint="use --engine openvino"
         )
+    if asked.max_drop is not None and said.labels.several:
+        raise UsageError(
+            f"--max-drop: it is of top-1, and an image may have several of `{checkpoint.name}`'s "
+            "classes",
+            hint="leave it out, and compare `cvt evaluate` in int8 and fp32",
+        )
     path, calibration = open_int8(checkpoint, said, load, asked, runtime, access)
     part = part_of(together, images, macs)
     running = runtimes.open_graph(
@@ -234,7 +240,10 @@ def _make(
         labels = labels_of(pictures, said.labels)
         right = Right(arrays, labels, asked.max_drop / 100)
         how = "top-1 on them" if labels else "agreement with fp32 on them (they have no labels)"
-        access.say(f"at most {asked.max_drop:g} points of {how} may be lost")
+        access.say(
+            f"at most {asked.max_drop:g} points of {how} may be lost; which layers stay in "
+            "floating point for it is tried one by one, which can take minutes"
+        )
     record = checkpoint.record_of_export(said, precision="int8")
     with files.workplace(parts[-1]) as folder:
         made = folder / parts[-1].name

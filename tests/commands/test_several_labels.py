@@ -204,6 +204,15 @@ def test_a_card_says_which_of_its_numbers_are_by_the_weights(
             assert f"| {100 * row['precision']:.2f} % | {100 * row['recall']:.2f} % |" in card
 
 
+def test_a_loss_of_top1_has_no_meaning_in_int8(cvt, model: Path, table: Path) -> None:
+    told = ("--model", model, "--precision", "int8", "--max-drop", 1)
+
+    result = cvt("evaluate", table, *told)
+
+    assert result.exit_code == 2
+    assert "--max-drop: it is of top-1, and an image may have several of" in result.stderr
+
+
 def test_what_was_judged_is_gone_on_with_to_the_same_numbers(
     cvt, model: Path, table: Path, tmp_path: Path
 ) -> None:
