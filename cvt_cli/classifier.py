@@ -3,14 +3,16 @@
 import io
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, overload
 
 from cvt_cli import loading
 from cvt_cli.base import streams
+from cvt_cli.base.conditions import Conditions
 from cvt_cli.base.errors import (
+    CheckpointError,
     CvtError,
     ImageError,
     UsageError,
@@ -19,6 +21,7 @@ from cvt_cli.base.errors import (
     refuse_other_kinds,
 )
 from cvt_cli.base.progress import silent
+from cvt_cli.checkpoints import locate
 from cvt_cli.checkpoints.locate import Access
 from cvt_cli.spec import published
 from cvt_cli.spec.config import Activation, Size
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
 
+    from cvt_cli.checkpoints.checkpoint import Checkpoint
     from cvt_cli.engines.ready import ReadyModel
     from cvt_cli.explanation.explain import Explanation
     from cvt_cli.explanation.explainer import TracedEngine
@@ -65,7 +69,7 @@ class Classifier:
     ``error``, ``label_1``, ``score_1``, ``index_1``, ``wnid_1``, ``label_2``, ….
 
     It can be pickled: what is pickled is what it was made with, and the model is loaded again where
-    it is first used.
+    it is first used; one with other weights or classes is refused there.
 
     Args:
         model: as after ``--model``; by default ``cvt-21-384-22k``.
@@ -87,6 +91,8 @@ class Classifier:
     Raises:
         CvtError: one of its children, as the command explains it; messages are on stderr.
     """
+
+    _origin: "_Origin | None" = None  # of one that was pickled
 
     def __init__(
         self,
@@ -135,7 +141,13 @@ class Classifier:
         revision, offline = self._access
         access = Access(streams.say, silent, revision, offline)
         refuse_other_kinds(access)
-        return loading.load_classifier(**self._made_with, access=access, together=self._batch_size)
+        told = dict(self._made_with)
+        if self._origin is not None:
+            told["text"] = self._origin.found(told["text"], access)
+        ready = loading.load_classifier(**told, access=access, together=self._batch_size)
+        if self._origin is not None:
+            self._origin.refuse_other(ready)
+        return replace(ready, checkpoint=ready.checkpoint.absolute())
 
     @property
     def model(self) -> "ReadyModel":
@@ -161,7 +173,8 @@ class Classifier:
         )
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_ready": None, "_explainer": None}
+        origin = self._origin if self._ready is None else _Origin.of(self._ready)
+        return {**self.__dict__, "_ready": None, "_explainer": None, "_origin": origin}
 
     @overload
     def __call__(self, images: Mapping[str, Any]) -> dict[str, Any]: ...  # type: ignore[overload-overlap]
@@ -314,6 +327,49 @@ class Classifier:
             wishes,
             batch_size=self._batch_size,
         )
+
+
+@dataclass(frozen=True)
+class _Origin:
+    """By what a classifier answered that was pickled: its copies shall answer by the same."""
+
+    name: str
+    place: str | None  # of a file or folder, whatever the working folder is
+    conditions: dict[str, str]
+
+    @classmethod
+    def of(cls, ready: "ReadyModel") -> "_Origin":
+        """Raises CheckpointError if its files have changed since it was loaded, or are gone."""
+        checkpoint = ready.checkpoint
+        is_named_by_path = checkpoint.kind in ("folder", "graph", "file")
+        return cls(
+            checkpoint.name,
+            str(checkpoint.path) if is_named_by_path else None,
+            _of_the_model(ready),
+        )
+
+    def found(self, text: str | None, access: Access) -> "str | Checkpoint | None":
+        """What to load where this is unpickled.
+
+        Raises:
+            CheckpointError: on this machine there is nothing at the place.
+        """
+        if self.place is None:
+            return text
+        return replace(locate.locate(self.place, access), name=self.name)
+
+    def refuse_other(self, ready: "ReadyModel") -> None:
+        """Raises CheckpointError if a model is not the one that was pickled."""
+        if differences := Conditions(_of_the_model(ready)).differences(self.conditions):
+            raise CheckpointError(
+                f"`{self.place or self.name}` is not what it was when this Classifier was pickled, "
+                f"with {'; '.join(differences)}",
+                hint="pickle a Classifier of what is there now, or bring back what was there",
+            )
+
+
+def _of_the_model(ready: "ReadyModel") -> dict[str, str]:
+    return {"weights_sha256": ready.weights_sha256, "classes_sha256": ready.classes_sha256}
 
 
 def _listed(images: Any) -> Any:

@@ -113,6 +113,51 @@ def test_it_shows_what_it_is_and_where_it_is_imported_from(classify) -> None:
         Classifier("cvt-nano-cifar10", precision="int4").classes  # noqa: B018
 
 
+def test_what_is_pickled_answers_by_the_same_files_in_every_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(TESTS / "kept" / "model", tmp_path / "here" / "mine")
+    shutil.copytree(TESTS / "kept" / "run" / "best", tmp_path / "there" / "mine")
+    monkeypatch.chdir(tmp_path / "here")
+    original = Classifier("mine", engine="torch")
+    monkeypatch.chdir(tmp_path / "there")
+
+    copy = pickle.loads(pickle.dumps(pickle.loads(pickle.dumps(original))))
+
+    assert copy(CHELSEA) == original(CHELSEA) != Classifier("mine", engine="torch")(CHELSEA)
+    assert copy.model.model == "mine" and "<Classifier mine: " in repr(copy)
+    assert pickle.loads(pickle.dumps(copy)).classes == original.classes
+
+
+@pytest.mark.parametrize("changed", ["weights", "classes", "nothing is there"])
+def test_what_is_no_longer_what_was_pickled_is_refused(tmp_path: Path, changed: str) -> None:
+    folder = tmp_path / "mine"
+    shutil.copytree(TESTS / "kept" / "model", folder)
+    original = Classifier(folder, engine="torch")
+    before, content = original.model.conditions(), pickle.dumps(original)
+    if changed == "weights":
+        shutil.copy(TESTS / "kept" / "run" / "best" / "model.safetensors", folder)
+    elif changed == "classes":
+        config = folder / "config.json"
+        config.write_text(config.read_text().replace("green", "grass"))
+    else:
+        shutil.rmtree(folder)
+
+    with pytest.raises(CheckpointError) as raised:
+        pickle.loads(content)(CHELSEA)
+
+    if changed == "nothing is there":
+        assert f"there is no model `{folder}`" in str(raised.value)
+        return
+    now = Classifier(folder, engine="torch").model.conditions()
+    (key,) = [k for k in ("weights_sha256", "classes_sha256") if before[k] != now[k]]
+    assert key.startswith(changed)
+    assert f"`{folder}` is not what it was when this Classifier was pickled, with {key}" in str(
+        raised.value
+    )
+    assert all(one[key][:40] in str(raised.value) for one in (before, now))
+
+
 def test_the_next_step_is_shown_below_the_error() -> None:
     with pytest.raises(CheckpointError) as raised:
         Classifier("cvt-14")

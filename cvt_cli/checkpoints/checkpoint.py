@@ -69,6 +69,11 @@ class Checkpoint:
         name = known.name if known else snapshot.repository
         return cls(name, snapshot.folder, "repository", snapshot.folder, known, snapshot)
 
+    def absolute(self) -> "Checkpoint":
+        """The same, under the same name, to be found after the working folder has changed too."""
+        folder = self.folder and self.folder.absolute()
+        return replace(self, path=self.path.absolute(), folder=folder)
+
     @property
     def format(self) -> GraphFormat | None:
         """The format of a graph; None of anything else."""
