@@ -4,6 +4,7 @@
 """
 
 import os
+import shlex
 from pathlib import Path
 
 from cvt_cli.base import files
@@ -52,6 +53,21 @@ def _chosen_by(variable: str, folder: Path) -> Path:
 def data_dir() -> Path:
     """The folder that known data sets are looked for in when ``--data-dir`` does not say."""
     return cache_dir() / "data"
+
+
+def no_data(command: str, what_for: str, told: Path | None) -> UsageError:
+    """That a command was given no images, such as "train on"; ``told`` is ``--data-dir``, which
+    other tools call the images themselves."""
+    if told is not None:
+        return UsageError(
+            f"no data to {what_for}: --data-dir says where known data sets are kept",
+            hint=f"to name a folder of your own images: cvt {command} {shlex.quote(str(told))}",
+        )
+    return UsageError(
+        f"no data to {what_for}",
+        hint="name a folder with one folder of images per class, or a known data set: "
+        f"cvt {command} cifar10",
+    )
 
 
 def graph_path(weights_hash: str, made_under: Conditions) -> Path:

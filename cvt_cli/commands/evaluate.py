@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from cvt_cli.base import files, torchrun
-from cvt_cli.base.errors import UsageError
+from cvt_cli.base import files, places, torchrun
 from cvt_cli.base.text import counted
 from cvt_cli.commands import options, output
 from cvt_cli.spec.published import AGREEMENT, DEFAULT_MODEL
@@ -206,11 +205,7 @@ def evaluate(
 
     data = options.once(data_argument, data, "--data")
     if data is None:
-        raise UsageError(
-            "no data to evaluate on",
-            hint="name a folder with one folder of images per class, or a known data set: "
-            "cvt evaluate cifar10",
-        )
+        raise places.no_data("evaluate", "evaluate on", data_dir)
     in_precision = options.quantised(ctx, precision, calibration, max_drop)
     if expect is None:
         options.refuse(ctx, ["--tolerance"], "it needs --expect")

@@ -158,6 +158,8 @@ SPELLINGS: dict[str, dict[str, str]] = {
     "count-params": _by_word({"--num-classes": "nc classes num-labels n-classes"}),
 }
 
+VALIDATION = "validation images come from `val/` beside `train/`, or are held out"
+
 WITHOUT: dict[str, dict[str, str]] = {
     # What has no option: for each command, why, and what others call it. An "=" after a word says
     # that a value follows it.
@@ -178,6 +180,8 @@ WITHOUT: dict[str, dict[str, str]] = {
         "local-rank= dist-url= dist-backend= ddp",
     },
     "finetune": {
+        VALIDATION: "val-dir= validation-dir= val-data= valid= validation-data= val-folder= "
+        "valid-dir=",
         "training starts from a checkpoint unless `--variant` is given": "pretrained",
         "it is part of the recipe, which `--show-recipe` prints and `--recipe` "
         "chooses": "opt= optimizer= optim= sched= scheduler= lr-scheduler= "
@@ -188,8 +192,6 @@ WITHOUT: dict[str, dict[str, str]] = {
         "lr-step-size= lr-gamma= lrf= cos-lr hflip= vflip= color-jitter= ra-magnitude= scale= "
         "ratio= lr-warmup-method= lr-warmup-decay= norm-weight-decay= aug-splits= bce-loss "
         "adam-epsilon= betas= adam-beta1= adam-beta2= auto-lr-find lr-find",
-        "validation images come from `val/` beside `train/`, or are held out": "val-dir= "
-        "validation-dir= val-data= valid= validation-data= val-folder= valid-dir=",
         "this command trains, and validates every epoch": "do-train do-eval evaluation-strategy= "
         "eval-strategy= save-strategy= logging-strategy= load-best-model-at-end val test-only",
         "the best epoch and the last state are always kept": "save-total-limit= save-period= "
@@ -249,6 +251,7 @@ class _Line:
     departures: list[str] = field(default_factory=list)  # sentences
     lacking: dict[str, list[str]] = field(default_factory=dict)  # what has no option, by the reason
     unknown: list[str] = field(default_factory=list)
+    validation: list[str] = field(default_factory=list)  # folders of validation images
     positional: int = 0
 
     def says(self, theirs: str, ours: str) -> None:
@@ -286,6 +289,7 @@ def explain(group: Any, words: Sequence[str]) -> UsageError | None:
     command = group.commands.get(line.words[0]) if line.words else None
     if command is not None and not hasattr(command, "commands"):
         _options(command, line.words[0], rest, line)
+        _join_parts(line)
         _arguments(command, line)
     else:
         line.words += rest
@@ -415,6 +419,24 @@ def _options(command: Any, name: str, words: list[str], line: _Line) -> None:
             line.positional += 1
 
 
+def _join_parts(line: _Line) -> None:
+    """Put the folder of two parts, as ``d/train`` and ``d/val``, in the place of the first, where
+    both are given: without the second, its images would be left out."""
+    from cvt_cli.datasets.parts import PART_OF
+
+    for value in line.validation:
+        path = Path(value)
+        places = [n for n, word in enumerate(line.words) if Path(word).parent == path.parent]
+        for place in places:
+            names = Path(line.words[place]).name, path.name
+            if [PART_OF.get(name.casefold()) for name in names] == ["train", "val"]:
+                both, whole = f"`{line.words[place]}` and `{value}`", str(path.parent)
+                line.departures.append(f"{both} are parts of `{whole}`, which is named here")
+                line.words[place] = whole
+                line.lacking.pop(VALIDATION)
+                return
+
+
 def _foreign(
     known: dict[str, Any],
     command: str,
@@ -458,6 +480,8 @@ def _foreign(
         return
     if why is not None:
         value = value_of(why[1])
+        if why[0] == VALIDATION and value is not None:
+            line.validation.append(value)
         line.lacks(_written(word, given, value), why[0])
         return
     assert ours is not None

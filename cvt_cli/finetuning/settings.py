@@ -193,11 +193,7 @@ class Options:
                     hint="leave it out, or start another run",
                 )
         elif self.data is None:
-            raise UsageError(
-                "no data to train on",
-                hint="name a folder with one folder of images per class, or a known data set: "
-                "cvt finetune cifar10",
-            )
+            raise places.no_data("finetune", "train on", self.data_dir)
         elif self.base_recipe.optimizer == "newton":
             self.refuse_steps()
         if self.class_weights is not None and self.sampler is not None:

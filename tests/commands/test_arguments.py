@@ -48,12 +48,14 @@ def test_an_argument_and_its_option_together_are_refused(cvt, line: str) -> None
     ("line", "missing", "example"),
     [
         ("evaluate", "no data to evaluate on", "cvt evaluate cifar10"),
+        ("evaluate --data-dir a", "no data to evaluate on: --data-dir", "cvt evaluate a\n"),
+        ("finetune --data-dir a", "no data to train on: --data-dir", "cvt finetune a\n"),
         ("finetune", "no data to train on", "cvt finetune cifar10"),
         ("export", "no model to export", "cvt export cvt-nano-cifar10"),
     ],
 )
 def test_what_is_missing_is_said_with_an_example(cvt, line, missing, example) -> None:
-    said = cvt(line)
+    said = cvt(*line.split())
 
     assert said.exit_code == 2
     assert f"error: {missing}" in said.stderr and example in said.stderr

@@ -87,6 +87,11 @@ HABITS = [
         "--num_train_epochs 3 --per_device_train_batch_size 8 --learning_rate 1e-4",
         "finetune --data d --model m --output o --epochs 3 --batch-size 8 --lr 1e-4",
     ),
+    ("finetune --train_dir d/train --validation_dir d/val", "finetune --data d"),
+    ("finetune d/Training/ --val-dir=d/valid -m m", "finetune d -m m"),
+    ("finetune --train_dir train --validation_dir dev", "finetune --data ."),
+    ("finetune --train_dir a/train --validation_dir b/val", "finetune --data a/train"),
+    ("finetune --train_dir a/x --validation_dir a/val", "finetune --data a/x"),
     # formats that come of one that is written here
     *(
         (f"export m --output x.onnx --format {form}", "export m --output x.onnx --format onnx")
@@ -126,6 +131,11 @@ def test_what_the_line_leaves_out_is_said_with_the_reason(cvt) -> None:
         "`--opt sgd` and `--sched cosine` and `--mixup 0.2` left out: it is part of" in said.stderr
     )
     assert "`--frobnicate 3` left out: there is no such option" in said.stderr
+    said = cvt(*"finetune --train_dir d/train --validation_dir d/val".split())
+    assert "`d/train` and `d/val` are parts of `d`, which is named here" in said.stderr
+    assert "left out" not in said.stderr
+    said = cvt(*"finetune --train_dir a/train --validation_dir b/val".split())
+    assert "`--validation_dir b/val` left out: validation images come from" in said.stderr
     said = cvt(*"export m --output x.onnx --format engine".split())
     assert "`trtexec --onnx=FILE.onnx --saveEngine=FILE.engine`" in said.stderr
 
