@@ -4,13 +4,15 @@ To add a format is to add a row here, what reads its metadata (`export_metadata`
 (`export/write_graph.py`); which engine runs it, what it needs and what is impossible is asked here.
 """
 
+import math
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from cvt_cli.base.errors import UsageError
+from cvt_cli.base import places
+from cvt_cli.base.errors import UsageError, refuse_no_number
 
 FormatName = Literal["onnx", "openvino", "pt2", "safetensors"]
 GraphFormat = Literal["onnx", "openvino", "pt2"]  # of files that are run as they are
@@ -34,10 +36,28 @@ PRECISIONS: dict[EngineName, tuple[Precision, ...]] = {
 
 @dataclass(frozen=True)
 class Int8:
-    """Computing a checkpoint in 8-bit integers, whose ranges are measured on images."""
+    """Computing a checkpoint in 8-bit integers, whose ranges are measured on images.
 
-    calibration: Path | None = None  # folder of these images; None are the package's
+    Raises:
+        UsageError: a value of another kind, or a loss that is no number from 0 on.
+    """
+
+    calibration: Path | None = None  # folder of these images, also as text; None are the package's
     max_drop: float | None = None  # percentage points of top-1 that may be lost on them
+
+    def __post_init__(self) -> None:
+        if isinstance(self.calibration, str):
+            object.__setattr__(self, "calibration", Path(places.expanded(self.calibration)))
+        if not isinstance(self.calibration, Path | None):
+            raise UsageError(
+                f"Int8's calibration is {self.calibration!r}; accepted is a folder of images"
+            )
+        if self.max_drop is not None:
+            refuse_no_number("Int8's max_drop", self.max_drop, whole=False)
+            if not 0 <= self.max_drop < math.inf:
+                raise UsageError(
+                    f"Int8's max_drop is {self.max_drop}; accepted are numbers from 0 on"
+                )
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from cvt_cli import Int8
 from cvt_cli.base import machine
-from cvt_cli.base.errors import CvtError
+from cvt_cli.base.errors import CvtError, UsageError
 from cvt_cli.checkpoints import locate
 from cvt_cli.engines import runtimes
 from cvt_cli.export import int8_graphs, quantise
@@ -316,3 +317,21 @@ def test_an_exported_file_is_not_quantised_by_other_images(cvt, tmp_path: Path) 
 
     assert result.exit_code == 2
     assert f"--calibration and --max-drop: no effect on `{file}`" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("told", "message"),
+    [
+        ({"max_drop": "1"}, "max_drop is '1'; it must be a number"),
+        ({"max_drop": -1}, "max_drop is -1; accepted are numbers from 0 on"),
+        ({"calibration": 3}, "calibration is 3; accepted is a folder of images"),
+        ({"calibration": ""}, "the path is empty"),
+    ],
+)
+def test_from_python_odd_values_are_a_usage_error(told: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        Int8(**told)
+
+
+def test_from_python_a_folder_may_be_a_text() -> None:
+    assert Int8("photos") == Int8(Path("photos"))
