@@ -119,7 +119,7 @@ class Feed:
         names: of the tools; None for TensorBoard alone, where it is installed.
         run: the run's folder.
         settings: of the run, in JSON values, nested or not.
-        first_step: where the run goes on, 0 for a new one.
+        taken: steps that the run has taken, 0 of a new one.
         say: told of what fails; the training goes on.
     """
 
@@ -128,7 +128,7 @@ class Feed:
         names: tuple[str, ...] | None,
         run: Path,
         settings: Mapping[str, Any],
-        first_step: int,
+        taken: int,
         say: Say,
     ) -> None:
         self._say, self._processes, self._said = say, list[_Process](), set[str]()
@@ -138,7 +138,7 @@ class Feed:
         of_files = ("tensorboard",) if chosen is None and tensorboard.available() else chosen or ()
         if "tensorboard" in of_files:
             try:
-                self._events = Events(run / "events", first_step)
+                self._events = Events(run / "events", taken)
             except CvtError:
                 raise
             except Exception as error:  # its import fails: it has gone, or lacks its own protobuf
@@ -146,7 +146,7 @@ class Feed:
         others = [name for name in of_files if name != "tensorboard"]
         if chosen is not None:
             self._keep(run, chosen)
-        begin = {"run": str(run.resolve()), "settings": _flat(settings), "goes_on": first_step > 0}
+        begin = {"run": str(run.resolve()), "settings": _flat(settings), "goes_on": taken > 0}
         for name in others:
             try:
                 self._processes.append(_Process(name, run, begin))

@@ -43,14 +43,14 @@ class Events:
     Args:
         folder: of the run's events, made if it does not exist. A run that goes on adds a file to
             those that are there.
-        first_step: where the run goes on, 0 for a new one. TensorBoard then forgets what the files
-            before say of this step and later ones.
+        taken: steps that the run has taken, 0 of a new one. TensorBoard then forgets what the files
+            before say of later ones.
 
     Raises:
         CvtError: the folder cannot be written to.
     """
 
-    def __init__(self, folder: Path, first_step: int) -> None:
+    def __init__(self, folder: Path, taken: int) -> None:
         from tensorboard.compat.proto.event_pb2 import Event
         from tensorboard.summary.writer.record_writer import RecordWriter
 
@@ -64,8 +64,8 @@ class Events:
         except OSError as error:
             raise files.unwritable(folder, error) from error
         self._write({"file_version": "brain.Event:2"})
-        if first_step:
-            self._write({"step": first_step, "session_log": {"status": "START"}})
+        if taken:
+            self._write({"step": taken + 1, "session_log": {"status": "START"}})
 
     def add(self, step: int, values: Mapping[str, float]) -> None:
         """Write values by name ("loss/training"); they are in the file when this returns.

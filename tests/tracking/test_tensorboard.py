@@ -1,5 +1,6 @@
 """What is written as TensorBoard events is what TensorBoard itself reads."""
 
+import csv
 import os
 import re
 import subprocess
@@ -52,7 +53,7 @@ def test_a_resumed_run_replaces_what_was_written_after_its_state(tmp_path: Path)
         first.add(step, {"loss": float(step)})
     first.close()
 
-    second = Events(tmp_path, 4)
+    second = Events(tmp_path, 3)
     for step in range(4, 8):
         second.add(step, {"loss": 100.0 + step})
     second.close()
@@ -72,7 +73,7 @@ def test_what_goes_on_after_the_clock_was_set_back_is_read_last(tmp_path: Path) 
     assert now is not None
     path.rename(path.with_name(path.name.replace(now[0], str(int(now[0]) + 86400))))
 
-    second = Events(tmp_path, 2)
+    second = Events(tmp_path, 1)
     second.add(2, {"loss": 102.0})
     second.close()
 
@@ -97,11 +98,25 @@ def test_a_killed_run_loses_no_value_and_can_go_on(tmp_path: Path) -> None:
     # Files are read in the order of the seconds in their names; a process takes longer to start.
     time.sleep(1)
 
-    events = Events(tmp_path, 3)
+    events = Events(tmp_path, 2)
     events.add(3, {"loss": 30.0})
     events.close()
 
     assert read(tmp_path)["loss"] == [(0, 0), (1, 1), (2, 2), (3, 30)]
+
+
+def test_a_run_that_goes_on_at_an_epochs_end_keeps_that_epoch(cvt, tmp_path: Path) -> None:
+    kept = Path(__file__).parents[1] / "kept"
+    run = tmp_path / "run"
+    told = ("finetune", kept / "images", "--model", kept / "model", "--epochs", 4, "--workers", 0)
+    cvt(*told, "--batch-size", 8, "-o", run, "--max-time", "0s")
+    while cvt("finetune", "--resume", run, "--max-time", "0s", "--json").json["epochs"] < 4:
+        pass
+
+    (curve,) = [v for name, v in read(run / "events").items() if name == "val_top1"]
+    with (run / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [step for step, _ in curve] == [int(row["step"]) for row in rows]
 
 
 def test_a_loss_that_is_no_number_is_written_too(tmp_path: Path) -> None:
