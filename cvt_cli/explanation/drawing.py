@@ -18,6 +18,9 @@ Colours = NDArray[np.uint8]
 _HATCH = 8
 """Pixels from line to line of the hatching over what the network does not see."""
 
+_LONGEST_LINE = 200
+"""Characters of a heading; a class may have a name of millions."""
+
 
 @cache
 def colours(signed: bool) -> Colours:
@@ -139,6 +142,7 @@ def panel(photo: Image.Image, rows: list[tuple[str, str, Array, bool]]) -> Image
     """
     width, height = photo.size
     heading, words = _font(17), _font(13)
+    rows = [(_drawable(a), _drawable(b), values, signed) for a, b, values, signed in rows]
     row_height = 2 * _LINE + height + _GAP + _LINE + _GAP
     least = max(
         int(font.getlength(text)) for first, second, *_ in rows
@@ -158,6 +162,11 @@ def panel(photo: Image.Image, rows: list[tuple[str, str, Array, bool]]) -> Image
         _scale(draw, sheet, _MARGIN + width + _GAP, top + 2 * _LINE + height + 6, width, signed)
         top += row_height
     return sheet
+
+
+def _drawable(line: str) -> str:
+    """A line, cut where a name in it would make the picture as wide as it is long."""
+    return line if len(line) <= _LONGEST_LINE else f"{line[: _LONGEST_LINE - 3]}..."
 
 
 def _scale(

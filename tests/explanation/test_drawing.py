@@ -38,6 +38,14 @@ def test_a_signed_map_keeps_nothing_in_the_middle_and_an_unseen_part_stays_so() 
     assert (drawing.scaled(np.zeros((2, 2), np.float32), True) == 0.5).all()
 
 
+def test_a_name_of_any_length_makes_no_picture_as_wide() -> None:
+    row = ("cat" * 100_000, "occlusion", np.zeros((64, 64), np.float32), True)
+
+    sheet = drawing.panel(Image.new("RGB", (64, 64)), [row])
+
+    assert sheet.width < 3000
+
+
 def test_the_page_holds_all_maps_and_needs_nothing_else(
     cvt, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
