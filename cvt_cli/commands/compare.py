@@ -70,7 +70,12 @@ def compare(
         if count:  # also where `cvt evaluate --skip-unreadable` left them out of its own figures
             images = counted(found.n, "image")
             output.note(f"counted as wrong: {count} of {images}, unreadable in `{path}`")
-    document = {"a": str(a), "b": str(b), **found.to_json()}
+    seen = {"n_trained_on_a": comparison.trained_on(a), "n_trained_on_b": comparison.trained_on(b)}
+    for name, path, known in zip("AB", (a, b), seen.values(), strict=True):
+        if known:
+            images = counted(known, "image")
+            output.note(f"{name} is too high: its model was trained on {images} of `{path}`")
+    document = {"a": str(a), "b": str(b), **seen, **found.to_json()}
     output.print_result(document, lambda: _print(found, a, b, changed), json_output, json_file)
 
 

@@ -12,6 +12,7 @@ from cvt_cli.base.errors import DataError, UsageError
 from cvt_cli.base.text import as_utf8, parsed_json
 from cvt_cli.evaluation import paired_measures
 from cvt_cli.evaluation.paired_measures import Difference
+from cvt_cli.evaluation.resume import state_of
 from cvt_cli.images import parquet_pages
 from cvt_cli.images.table_files import refuse_repeated
 from cvt_cli.prediction.answer_tables import require_parquet
@@ -240,6 +241,17 @@ def read(path: Path) -> list[Line]:
     if not lines:
         raise DataError(f"`{path}` holds no predictions", hint=_HINT)
     return lines
+
+
+def trained_on(path: Path) -> int | None:
+    """How many of a file's images its model was trained on, as ``cvt evaluate`` noted it; None
+    where that is unknown, as of tables, or what was noted is of other lines."""
+    try:
+        state = parsed_json(state_of(path).read_text(encoding="utf-8"))
+        seen = state["n_trained_on"] if state["bytes"] == path.stat().st_size else None
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+    return seen if isinstance(seen, int) else None
 
 
 def _line(row: Mapping[str, Any], where: str) -> Line:

@@ -194,9 +194,15 @@ def _evaluate(names: list[str], settings: Asked, access: Access) -> list[Result]
             subjects.append(one)
             if settings.card is not None:
                 gather.check_is_of(settings.card, "evaluation", ready.conditions())
+        trained_on: list[set[str] | None] = []  # of each model
         for ready, one in zip(models, subjects, strict=True):
+            say = access.say if rank == 0 else unheard
+            trained_on.append(seen := _trained_on(ready, images, settings, access.offline, say))
             conditions = {**ready.conditions(), "data": settings.data, "exif": settings.exif}
-            written.begin(one, conditions, images, len(mine), threads, progress)
+            written.begin(
+                one, conditions, images, len(mine), threads, progress,
+                trained_on=None if seen is None else sum(images.names[i] in seen for i in mine),
+            )  # fmt: skip
         judged = written.judged()
         left = mine
         if judged:
@@ -240,9 +246,8 @@ def _evaluate(names: list[str], settings: Asked, access: Access) -> list[Result]
             f"`{place_of(images.root, name)}`: {reason}"
         )
     results = []
-    for ready, one in zip(models, subjects, strict=True):
-        say = access.say if rank == 0 else unheard
-        found = _result(ready, one, images, settings, access.offline, say)
+    for ready, one, seen in zip(models, subjects, trained_on, strict=True):
+        found = _result(ready, one, images, settings, seen)
         results.append(found if energy is None else replace(found, energy=energy.to_json()))
     if rank == 0:
         written_files.write(models, subjects, images, results, settings, access)
@@ -366,19 +371,25 @@ def _metrics(one: Subject, images: LabelledImages, settings: Asked) -> Metrics |
     return measure_outcomes.with_measures(metrics, found, one.labels)
 
 
+def _trained_on(
+    ready: ReadyModel, images: LabelledImages, settings: Asked, offline: bool, say: Say
+) -> set[str] | None:
+    """Names of those images that a model's run trained on; None where that is unknown."""
+    if (origin := held_out.origin_of(ready.checkpoint)) is None:
+        return None
+    training: Callable[[], LabelledImages] = partial(settings.opened, "train", offline, unheard)
+    seen = origin.trained_on(images, training, say)
+    return None if seen is None else set(seen)
+
+
 def _result(
     ready: ReadyModel,
     one: Subject,
     images: LabelledImages,
     settings: Asked,
-    offline: bool,
-    say: Say,
+    seen: set[str] | None,
 ) -> Result:
     metrics = _metrics(one, images, settings)
-    seen = None
-    if (origin := held_out.origin_of(ready.checkpoint)) is not None:
-        training: Callable[[], LabelledImages] = partial(settings.opened, "train", offline, unheard)
-        seen = origin.trained_on(images, training, say)
     return Result(
         data=settings.data,
         root=images.root,

@@ -126,6 +126,7 @@ class PredictionFiles:
         mine: int,
         workers: int,
         progress: Progress,
+        trained_on: int | None = None,
     ) -> None:
         """Let a file be told what this model says of each image.
 
@@ -136,6 +137,7 @@ class PredictionFiles:
             mine: how many of them this process has.
             workers: threads that read images which are in the file already.
             progress: of that.
+            trained_on: how many of these this model was trained on, which a comparison says.
 
         Raises:
             UsageError: what is there was made under other conditions or of other images.
@@ -154,6 +156,7 @@ class PredictionFiles:
             return
         lines = self._first or self._stack.enter_context(Counted(path, False, self._say))
         lines.begin(_kept_under(conditions, one))
+        lines.trained_on = trained_on
         if lines.counted is not None:
             check_lines(
                 lines.path, lines.lines, lines.truth, one, images,

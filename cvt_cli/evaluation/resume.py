@@ -40,6 +40,11 @@ def _of_several(said: dict[str, Any]) -> Line:
     return start._replace(answered=0, confidence=max(scores), said=indices, scores=scores)
 
 
+def state_of(path: Path) -> Path:
+    """Where is what was counted of JSON lines."""
+    return path.with_name(path.name + ".state.json")
+
+
 class Counted(ResumableLines):
     """JSON lines, and beside them ``FILE.state.json``: the counts of the lines that it tells of.
 
@@ -52,13 +57,15 @@ class Counted(ResumableLines):
         lines: those that are there.
         counted: what was counted of them; None where the file is new.
         truth: hashes of what the images were judged by; None if unknown.
+        trained_on: how many of all images the model was trained on; None if unknown.
     """
 
     def __init__(self, path: Path, resume: bool, say: Say) -> None:
         self.lines: list[Line] = []
         self.counted: dict[str, Any] | None = None
         self.truth: dict[str, str] | None = None
-        self._state_path = path.with_name(path.name + ".state.json")
+        self.trained_on: int | None = None
+        self._state_path = state_of(path)
         self._conditions = Conditions({})
         self._resume = resume
         self._saved = time.monotonic()
@@ -143,6 +150,7 @@ class Counted(ResumableLines):
             "bytes": size,
             "counted": counted(),
             "truth": truth,
+            "n_trained_on": self.trained_on,
         }
         files.write_text(
             self._state_path, json.dumps({**state, "sha256": conditions.json_hash(state)})

@@ -510,6 +510,34 @@ def test_images_that_came_after_a_run_began_are_said_to_be_counted_as_trained_on
     assert result.json["n_trained_on"] == 54 + 2
 
 
+def test_a_comparison_says_which_model_was_trained_on_the_images(
+    cvt, digits: Path, tmp_path: Path
+) -> None:
+    files = []
+    for name in ("train", "val"):
+        run, said = tmp_path / name, tmp_path / f"{name}.jsonl"
+        assert cvt("finetune", digits / name, *TINY, "--epochs", 1, "-o", run).exit_code == 0
+        judged = cvt("evaluate", digits / "train", "--model", run, "--predictions", said, "--json")
+        files.append((said, judged.json["n_trained_on"]))
+    (seen, n), (unseen, none) = files
+    assert n and none is None
+
+    shown = cvt("compare", unseen, seen)
+    document = cvt("compare", unseen, seen, "--json").json
+    again = cvt("evaluate", digits / "train", "--model", tmp_path / "train", "--predictions", seen,
+                "--resume")  # fmt: skip
+    gone_on = cvt("compare", seen, unseen, "--json").json
+    with seen.open("a") as file:
+        file.write(unseen.read_text().splitlines()[0] + "\n")
+    other_lines = cvt("compare", seen, unseen)
+
+    assert f"B is too high: its model was trained on {n} images of `{seen}`" in shown.stderr
+    assert "A is too high" not in shown.stderr
+    assert (document["n_trained_on_a"], document["n_trained_on_b"]) == (None, n)
+    assert again.exit_code == 0 and gone_on["n_trained_on_a"] == n
+    assert other_lines.exit_code == 0 and "too high" not in other_lines.stderr
+
+
 def test_another_table_in_the_same_folder_is_not_what_was_trained_on(
     cvt, digits: Path, tmp_path: Path
 ) -> None:
