@@ -332,7 +332,7 @@ def _run(opened: _Opened, asked: _Asked, access: Access) -> "tuple[Engine, str]"
     model = opened.load().model
     if place.type != "cuda":
         on_cpu = part if place.type == "cpu" else None
-        return TorchEngine(model, place, precision, macs, on_cpu), why
+        return TorchEngine(model, place, precision, macs, on_cpu, asked.together), why
     from cvt_cli.model.cuda import WORTH_COMPILING_MACS, CudaEngine
 
     compiled = asked.images * opened.macs >= WORTH_COMPILING_MACS
@@ -370,7 +370,7 @@ def _run_exported(checkpoint: Checkpoint, record: Record, asked: _Asked) -> "Eng
         raise UsageError(f"`{path}` is in `{record.precision}`, not in `{asked.precision}`")
     from cvt_cli.model.engine import ExportedEngine
 
-    return ExportedEngine(path, record, macs)
+    return ExportedEngine(path, record, macs, asked.together)
 
 
 def _choose_engine(

@@ -1,5 +1,6 @@
 """The engines on torch: a network, and one that `cvt export` wrote as a ``.pt2``."""
 
+import functools
 import os
 import re
 import warnings
@@ -52,6 +53,7 @@ class TorchEngine:
         precision: of weights and of everything that is computed.
         macs: of a call, for the number of threads on a CPU; by default torch's own choice.
         part: how a batch is computed on a CPU, as `part_of` says; by default in one call.
+        images: of the call that has these MACs; one that has fewer computes in fewer threads.
     """
 
     name = "torch"
@@ -65,6 +67,7 @@ class TorchEngine:
         precision: Precision,
         macs: int | None = None,
         part: Part | None = None,
+        images: int = 1,
     ) -> None:
         self._dtype = devices.dtype(precision)
         self._model = inference_form(model).to(device, self._dtype)
@@ -76,7 +79,7 @@ class TorchEngine:
         self.device = str(device)
         self._threads = threads_for(macs)
         at_once = min(part.at_once, self._threads) if part else 1
-        self._threads_of_a_call = self._threads // at_once
+        self._threads_of_a_call = _by_images(self._threads // at_once, macs, images)
         # torch takes any number of images as well as a fixed one.
         self._calls = Calls(part and Part(part.images, fixed=False, at_once=at_once))
         self.hardware = (
@@ -99,7 +102,8 @@ class TorchEngine:
         self, compute: Callable[[torch.Tensor], torch.Tensor], batch: NDArray[np.float32]
     ) -> NDArray[np.float32]:
         def run(some: NDArray[np.float32]) -> NDArray[np.float32]:
-            with torch.inference_mode(), computing_in(self._threads_of_a_call), devices.exactly():
+            threads = self._threads_of_a_call(len(some))
+            with torch.inference_mode(), computing_in(threads), devices.exactly():
                 started = perf_counter()
                 images = torch.from_numpy(some).to(self._device)  # from pageable memory: it waits
                 if self._device.type != "cpu":
@@ -116,6 +120,7 @@ class ExportedEngine:
         path: of the file.
         record: what it says of itself.
         macs: of a call, for the number of threads; by default torch's own choice.
+        images: of the call that has these MACs; one that has fewer computes in fewer threads.
 
     Raises:
         CheckpointError: the file is damaged, or holds what would be executed on loading.
@@ -127,7 +132,9 @@ class ExportedEngine:
     takes_crops = False
     floats = None
 
-    def __init__(self, path: Path, record: Record, macs: int | None = None) -> None:
+    def __init__(
+        self, path: Path, record: Record, macs: int | None = None, images: int = 1
+    ) -> None:
         _refuse_pickles(path)
         try:
             with warnings.catch_warnings(), devices.default_is_cpu():
@@ -145,8 +152,9 @@ class ExportedEngine:
         self._model = program.module()
         self.takes_pixels = record.preprocessing_inside
         self.precision = record.precision
-        self._threads = threads_for(macs)
-        self.hardware = machine.named_threads(self._threads)
+        threads = threads_for(macs)
+        self._threads_of_a_call = _by_images(threads, macs, images)
+        self.hardware = machine.named_threads(threads)
 
     def __call__(self, batch: NDArray[Any]) -> NDArray[np.float32]:
         """Images (B, 3, H, W), normalised, or pixels, to logits (B, classes)."""
@@ -159,7 +167,7 @@ class ExportedEngine:
     def _run(self, batch: NDArray[Any]) -> list[NDArray[np.float32]]:
         with (
             torch.inference_mode(),
-            computing_in(self._threads),
+            computing_in(self._threads_of_a_call(len(batch))),
             devices.exactly(),
             devices.default_is_cpu(),
         ):
@@ -170,6 +178,19 @@ def threads_for(macs: int | None) -> int:
     """No more than torch would take: it knows of what the user set, and of cores of two threads."""
     own = torch.get_num_threads()
     return own if macs is None else min(own, machine.threads_for(macs))
+
+
+def _by_images(most: int, macs: int | None, images: int) -> Callable[[int], int]:
+    """The threads for a call of so many images, where one of ``images`` has ``macs`` and ``most``.
+
+    From Python a call often has one, of a model that was loaded for a batch.
+    """
+
+    @functools.cache
+    def threads(count: int) -> int:
+        return most if macs is None else min(most, machine.threads_for(macs * count // images))
+
+    return threads
 
 
 @contextmanager

@@ -479,6 +479,29 @@ for macs in (18_700_800, 10**10):
     assert asked.stdout.splitlines() == ["1 thread, 1 thread, 1 thread", "1 1"] * 2, asked.stderr
 
 
+def test_a_call_of_few_images_takes_one_thread_also_of_a_model_that_was_loaded_for_many() -> None:
+    script = """
+import torch
+from cvt_cli import Classifier
+from cvt_cli.base import machine
+machine.threads = lambda: 2
+torch.set_num_threads(2)
+engine = Classifier("cvt-nano-cifar10", engine="torch", batch_size=16).model.engine
+network, threads = engine._model, []
+def noting(images):
+    threads.append(torch.get_num_threads())
+    return network(images)
+engine._model = noting
+for count in (1, 16, 3):
+    engine(golden_input(count, 32, 32).numpy())
+print(engine.hardware, threads, torch.get_num_threads())
+"""
+
+    done = in_a_process(script, OMP_NUM_THREADS=None)
+
+    assert done.stdout == "2 threads [1, 2, 1] 2\n", done.stderr
+
+
 LONG_WORK = f"""
 from cvt_cli import loading
 from cvt_cli.cli import app
