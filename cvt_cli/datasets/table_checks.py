@@ -239,6 +239,24 @@ def _refuse_two(
     )
 
 
+def refuse_no_folder(images: Path) -> None:
+    """Raises DataError for ``--images`` that is something else than a folder."""
+    if os.path.isdir(images):
+        return
+    # Of an address `Path` leaves one of its two slashes.
+    address = re.sub(r"^(\w{2,}):/+", r"\1://", str(images))
+    shown, advice = str(images), "give --images FOLDER, from which the table's paths start"
+    if address != shown:
+        shown, what = address, "an address, and no folder"
+        advice = "fetch the images, or write the address of each into the table, whole"
+    elif os.path.exists(images):
+        what = "a file, and no folder"
+        advice = "unpack it, and name the folder"
+    else:
+        what = "not there"
+    raise DataError(f"--images: `{text.as_utf8(shown)}` is {what}", hint=advice)
+
+
 def refuse_wrong_folder(names: Packed, root: Path, first_place: str) -> None:
     """Raises DataError if the folder that the paths start from has none of the first.
 

@@ -233,6 +233,8 @@ def _not_collecting() -> Iterator[None]:
 
 
 def _read(path: Path, told: Told, size: int, progress: Progress) -> _Whole:
+    if told.images is not None:
+        checks.refuse_no_folder(told.images)
     table = open_table(path)
     roles = choosing.parse(told.columns)
     if told.group_by is not None:

@@ -263,6 +263,28 @@ def test_a_folder_that_has_none_of_the_paths_is_an_error_that_names_one(
     assert told.json["n"] == 15
 
 
+@pytest.mark.parametrize(
+    ("images", "said", "hint"),
+    [
+        ("i.zip", "`i.zip` is a file, and no folder", "unpack it, and name the folder"),
+        ("http://host/i", "`http://host/i` is an address, and no folder", "fetch the images"),
+        ("gone", "`gone` is not there", "give --images FOLDER"),
+    ],
+)
+def test_images_that_are_in_no_folder_are_refused_as_what_they_are(
+    cvt, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, images, said, hint
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    table = written(tmp_path / "t.csv", ROWS, ("path", "label"))
+    (tmp_path / "i.zip").write_bytes(b"PK")
+
+    for command in ("evaluate", "finetune"):
+        result = cvt(command, table, *NANO, "--images", images)
+
+        assert result.exit_code == 1
+        assert f"error: --images: {said}\n" in result.stderr and f"hint: {hint}" in result.stderr
+
+
 def test_rows_against_each_other_are_refused_and_repeated_ones_left_out(cvt, folder: Path) -> None:
     table = written(folder / "t.csv", [*ROWS, *ROWS[:2]], ("path", "label"))
     repeated = cvt("evaluate", table, *NANO, "--json")
