@@ -96,14 +96,47 @@ def prepared() -> Iterator[None]:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a name that its encoding lacks is escaped
             stream.reconfigure(errors="backslashreplace")
-    sys.stdout, sys.stderr = _Results(sys.stdout), _Stream(sys.stderr)
+    sys.stdout, sys.stderr = _Results(_buffered(sys.stdout)), _Stream(_buffered(sys.stderr))
     try:
-        try:
-            yield
-        finally:
-            sys.stdout.flush()
+        with _waited_for():
+            try:
+                yield
+            finally:
+                sys.stdout.flush()
     finally:
         sys.stdin, sys.stdout, sys.stderr = before
+
+
+def _buffered(stream: Any) -> Any:
+    """The stream with a buffer, which ``PYTHONUNBUFFERED`` takes from it.
+
+    Without one a text is written by one call, and what the system does not take of it is lost.
+    """
+    if not isinstance(getattr(stream, "buffer", None), io.RawIOBase):
+        return stream
+    file = open(stream.fileno(), "wb", closefd=False)  # the stream itself stays as it is
+    return io.TextIOWrapper(file, stream.encoding, "backslashreplace", line_buffering=True)
+
+
+@contextmanager
+def _waited_for() -> Iterator[None]:
+    """Inside of it who reads or writes the standard streams waits for them.
+
+    Another program that has the same pipe or terminal may have set them otherwise: what is not
+    there at once would be taken for the end, and what is not read at once would be lost.
+    """
+    changed = []
+    for descriptor in range(3):
+        with suppress(OSError):
+            if not os.get_blocking(descriptor):
+                os.set_blocking(descriptor, True)
+                changed.append(descriptor)
+    try:
+        yield
+    finally:
+        for descriptor in changed:
+            with suppress(OSError):
+                os.set_blocking(descriptor, False)
 
 
 def say(message: str) -> None:

@@ -1,5 +1,6 @@
 """The surest wrong answers, as a report shows them, and maps of why they were given."""
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,7 +61,8 @@ def gather(
     names = one.labels.names
     return [
         Mistake(
-            name,
+            # A table's path may begin at the disk's root, which is nobody's who gets the page.
+            shareable.shown(name) if os.path.isabs(name) or "://" in name else name,
             names[right],
             names[answered],
             score,

@@ -13,6 +13,8 @@ import struct
 import subprocess
 import sys
 import termios
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -61,6 +63,49 @@ def test_help_that_nobody_reads_ends_without_a_word() -> None:
     os.close(write)
 
     assert (done.returncode, done.stderr) == (1, "")
+
+
+COPY = """
+import sys
+from cvt_cli.base import streams
+with streams.prepared():
+    for line in sys.stdin:
+        print(line, end="")
+"""
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_slow_ends_of_pipes_that_are_set_not_to_wait_lose_nothing(unbuffered: str) -> None:
+    """As another program on the same pipe may leave them, and containers have no buffers."""
+    lines = [f"{number} {'x' * 1000}\n" for number in range(600)]
+    from_us, to_it = os.pipe()
+    from_it, to_us = os.pipe()
+    for end in (from_us, to_us):
+        os.set_blocking(end, False)
+    process = subprocess.Popen(
+        [sys.executable, "-c", COPY], stdin=from_us, stdout=to_us,
+        env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+    )  # fmt: skip
+
+    def write() -> None:
+        with open(to_it, "w") as file:
+            for number, line in enumerate(lines):
+                file.write(line)
+                if number % 200 == 50:
+                    file.flush()
+                    time.sleep(0.5)
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    time.sleep(3)  # it fills the pipe, and waits
+    os.close(to_us)
+    with open(from_it) as file:
+        found = file.readlines()
+    writer.join()
+
+    assert process.wait(60) == 0 and found == lines
+    assert not os.get_blocking(from_us)  # it is as the other program has it
+    os.close(from_us)
 
 
 @pytest.mark.parametrize("redirected", ["2>&-", "2>/dev/full", "2>&- <&-"])

@@ -402,3 +402,15 @@ def test_a_file_that_cannot_be_written_does_not_cost_the_others(
     assert f"error: cannot write `{page}" in said.stderr
     assert confusion.read_text().startswith("labelled") and said.json["n"]
     assert not scores.exists() and not page.exists()
+
+
+def test_a_page_shows_no_absolute_path_of_a_table(cvt, few: Path, tmp_path: Path) -> None:
+    table = tmp_path / "absolute.csv"
+    rows = [f"{image},{image.parent.name}" for image in sorted(few.glob("*/*.png"))]
+    table.write_text("\n".join(["path,label", *rows]) + "\n")
+
+    cvt("evaluate", table, *NANO, "--report", tmp_path / "report")
+
+    page = (tmp_path / "report" / "index.html").read_text()
+    text = re.sub(r'(href|src)="[^"]*"', "", page)  # links lead to the images, from the page
+    assert "…/" in text and str(few) not in text

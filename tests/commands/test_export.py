@@ -740,15 +740,11 @@ def test_without_a_folder_for_temporary_files_a_sentence_says_so(
     monkeypatch.setattr(tempfile, "tempdir", None)
     monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: ["/nowhere"])
 
-    for command in (
-        ["benchmark", files / "nano.onnx", "--rounds", 1],
-        ["predict", CHELSEA, "--model", files / "nano.pt2"],
-    ):
-        result = cvt(*command)
+    result = cvt("benchmark", files / "nano.onnx", "--rounds", 1)
 
-        assert result.exit_code == 1
-        assert "no folder for temporary files can be written to" in result.stderr
-        assert "hint: set TMPDIR to one that can" in result.stderr
+    assert result.exit_code == 1
+    assert "no folder for temporary files can be written to" in result.stderr
+    assert "hint: set TMPDIR to one that can" in result.stderr
 
 
 def test_an_xml_does_not_take_the_weights_of_another_export(
