@@ -112,6 +112,7 @@ def _common(about: About) -> Fields:
         "is_local": about.is_here,
         "transformers_opens": about.repository is not None or not about.known,
         "quick_gelu": config.activation == "quick_gelu",
+        "pads": how.resize == "pad",
         "training_data": Markdown("Not known: no run of `cvt finetune` left its facts here."),
         "preprocessing": rows(_preprocessing(about)),
         "training_regime": Markdown("Not known: no run of `cvt finetune` left its facts here."),

@@ -62,6 +62,7 @@ def solve(job: Job, folder: Path, say: Say, progress: Progress) -> Epoch:
         val_correct_top5=found.correct_topk,
         val_balanced_accuracy=validated.balanced_accuracy,
         val_macro_f1=validated.macro_f1,
+        penalty=solution.penalty,
     )
 
 

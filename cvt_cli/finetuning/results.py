@@ -74,6 +74,7 @@ class Result:
     energy: dict[str, Any] | None = None  # that the run took, where it was measured
     thresholds: dict[str, float] | None = None  # of each class, chosen on the validation images
     thresholds_unreached: list[str] | None = None  # classes that --threshold-for is not held for
+    penalty: float | None = None  # of a linear probe, on the squares of its weights; else None
     # Validation images that what the run started from was trained on; None where that is unknown.
     val_trained_before: int | None = None
 
@@ -160,6 +161,7 @@ def finish(folder: Path, job: Job, position: Position, part: Epoch | None, say: 
         val_micro_f1=best.val_micro_f1,
         energy=run_card.energy_of(folder),
         val_trained_before=job.validation_seen,
+        penalty=best.penalty,
         thresholds=None
         if best.thresholds is None
         else dict(zip(job.labels.names, best.thresholds, strict=True)),

@@ -42,6 +42,7 @@ class Epoch:
     val_map: float | None = None
     val_micro_f1: float | None = None
     thresholds: tuple[float, ...] | None = None  # chosen on the validation images
+    penalty: float | None = None  # of a linear probe's weights, chosen on the validation images
     unreached: tuple[int, ...] | None = None  # as of `thresholds.Chosen`
     absent: tuple[int, ...] | None = None
 

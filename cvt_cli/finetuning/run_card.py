@@ -256,6 +256,8 @@ def _used(job: Job, row: Epoch) -> dict[str, str]:
     recipe = {k: v for k, v in asdict(settings.recipe).items() if v is not None and v != ()}
     if not job.takes_steps:
         recipe = {key: recipe[key] for key in ("name", "optimizer")}
+        if row.penalty is not None:
+            recipe["penalty"] = f"{row.penalty:.3g} on the squares of the weights"
     elif "steps" in recipe:  # which take the place of epochs
         del recipe["epochs"]
     if settings.freeze:

@@ -1098,7 +1098,9 @@ def test_the_card_of_a_linear_probe_states_what_was_used(cvt, tmp_path: Path) ->
 
     card = (tmp_path / "run" / "best" / "README.md").read_text()
 
-    for row in ("recipe | linear-probe", "optimizer | newton", "class weights | balanced"):
+    penalty = json.loads((tmp_path / "run" / "results.json").read_text())["penalty"]
+    chosen = f"penalty | {penalty:.3g} on the squares of the weights"
+    for row in ("recipe | linear-probe", "optimizer | newton", "class weights | balanced", chosen):
         assert f"| {row} |" in card
     assert "a step" not in card and "epoch 1" not in card
 
@@ -1315,6 +1317,7 @@ def test_the_way_to_the_size_is_chosen_kept_and_the_crops_cost_is_said(cvt, tmp_
     assert "the centre crop hides 25 % of the area of these pictures" in cropped.stderr
     assert padded.json["preprocessing"]["resize"] == "pad"
     assert "transformers" in padded.stderr and "squashes" in padded.stderr
+    assert "which cannot pad: it squashes" in (tmp_path / "r" / "best" / "README.md").read_text()
     said = cvt("evaluate", tmp_path / "wide", "--model", tmp_path / "r", "--json").json
     assert said["preprocessing"]["resize"] == "pad"
     assert said["top1_correct"] == round(4 * padded.json["val_top1"])
