@@ -166,13 +166,16 @@ class Trainer:
         return total
 
     def step(self, parts: Sequence[Part], images: int | None = None) -> Tensor:
-        """Learn from a step's images; give the loss before it, on the device (see `backward`)."""
+        """Learn from a step's images, of all processes; give their loss before, on the device."""
         rate = self.schedule(self.step_number)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["rate_scale"]
         loss = self._taken_ahead()
         if loss is None:
             loss = self.backward(parts, images)
+        if torchrun.count() > 1:
+            distributed.all_reduce(loss)
+            loss /= torchrun.count()
         if self.recipe.clip_norm:
             self.scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_norm)

@@ -207,6 +207,26 @@ def test_two_processes_say_of_the_best_epoch_what_evaluate_says_of_it(
     assert "top-5" not in card  # of five classes it says nothing
 
 
+def test_the_training_loss_is_of_the_images_of_all_processes(
+    cvt, digits: Path, tmp_path: Path
+) -> None:
+    def told(run: str, batch_size: int) -> list[object]:
+        return [
+            "finetune", "--data", digits, "--model", "cvt-nano-cifar10", "--freeze", "backbone",
+            "--augment", "none", "--epochs", 1, "--lr", 1e-8, "--workers", 0, "--precision", "fp32",
+            "--batch-size", batch_size, "--output", tmp_path / run,
+        ]  # fmt: skip
+
+    of_one = cvt(*told("one", 20))
+    process = start_two(tmp_path / "often.py", *told("two", 10))
+    _, said = process.communicate(timeout=300)
+
+    assert of_one.exit_code == process.returncode == 0, of_one.stderr + said
+    tables = [(tmp_path / run / "metrics.csv").read_text().splitlines() for run in ("one", "two")]
+    one, two = (float(next(csv.DictReader(table))["training_loss"]) for table in tables)
+    assert one == pytest.approx(two, rel=1e-4)
+
+
 def test_all_processes_of_a_script_are_told_the_one_folder_of_their_run(
     digits: Path, tmp_path: Path
 ) -> None:
