@@ -4,6 +4,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from time import perf_counter
 from typing import Generic, TypeVar
 
@@ -75,6 +76,25 @@ def batches(
         yield batch
 
 
+_here = threading.local()
+"""Of a thread: the `window` that it works for."""
+
+
+@contextmanager
+def ended_by(end: Callable[[], None]) -> Iterator[None]:
+    """Inside of it ``end`` is called as soon as nobody asks any more for what this thread makes, as
+    after Ctrl-C: the process waits for its threads before it is over."""
+    window: _Window[object, object] | None = getattr(_here, "window", None)
+    if window is None:
+        yield
+        return
+    window.waits(end)
+    try:
+        yield
+    finally:
+        window.waits_no_more(end)
+
+
 class _Window(Generic[Item, Result]):
     """The items that were begun and not given yet; its methods are called in one thread."""
 
@@ -97,6 +117,7 @@ class _Window(Generic[Item, Result]):
         self._done: dict[int, int] = {}  # bytes of the results that wait, by their numbers
         self._held = self._large = 0  # bytes of them, and of those of them that are large
         self._ended = False
+        self._ends: list[Callable[[], None]] = []  # what ends the waiting of threads
 
     def begin(self, item: Item) -> None:
         """Hand one more to the threads."""
@@ -132,10 +153,25 @@ class _Window(Generic[Item, Result]):
         with self._changed:
             self._ended = True
             self._changed.notify_all()
+            ends = list(self._ends)
+        for end in ends:
+            end()
         self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def waits(self, end: Callable[[], None]) -> None:
+        """A thread begins to wait for something, which ``end`` ends."""
+        with self._changed:
+            self._ends.append(end)
+        if self._ended:
+            end()
+
+    def waits_no_more(self, end: Callable[[], None]) -> None:
+        with self._changed:
+            self._ends.remove(end)
 
     def _in_turn(self, number: int, item: Item) -> Result:
         """What a thread does."""
+        _here.window = self
         if not self._may_begin(number):
             with self._changed:
                 while not self._may_begin(number):

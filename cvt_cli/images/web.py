@@ -2,7 +2,9 @@
 
 import base64
 import contextlib
+import email.utils
 import http.client
+import math
 import socket
 import ssl
 import threading
@@ -12,7 +14,7 @@ import urllib.parse
 import urllib.request
 from typing import Any, BinaryIO
 
-from cvt_cli.base import limits
+from cvt_cli.base import ahead, limits
 from cvt_cli.base.errors import ImageError
 from cvt_cli.base.package import __version__
 from cvt_cli.images import decode
@@ -21,7 +23,13 @@ TIMEOUT_SEC = 10.0
 """For which a server may be silent."""
 
 DEADLINE_SEC = 60.0
-"""For one image, however slowly its bytes come."""
+"""For one image, however slowly its bytes come and however often it is asked for."""
+
+PAUSES_SEC = (0.5, 1.0, 2.0, 4.0)
+"""After which an image is asked for again, where what went wrong may be right a moment later."""
+
+LAST_TRY_SEC = 30.0
+"""After which it is not asked for again, whatever pause the server asks for."""
 
 UNCOUNTED = 4 * 1024**2
 """Bytes of an image that are read before room is asked for, where its length is not announced."""
@@ -54,15 +62,42 @@ def _quoted(text: str) -> str:
     return urllib.parse.quote(text, safe=_KEPT, errors="surrogateescape")
 
 
+_FOR_A_MOMENT = frozenset((429, 500, 502, 503, 504))
+"""Statuses of a server that has too much to do, or that is being started."""
+
+
+class _EndedEarly(ImageError):
+    """A connection ended before all of an image had come."""
+
+
+_BROKEN_OFF = (
+    _EndedEarly,
+    ConnectionResetError,
+    ConnectionAbortedError,
+    BrokenPipeError,
+    ssl.SSLEOFError,
+    http.client.IncompleteRead,
+)
+"""Not the errors of a server that is not there at all: of a long list, each would be waited for."""
+
+
 class _Deadline:
     """Ends the connections that it watches when the time is up, whatever they wait for."""
 
     def __init__(self, seconds: float) -> None:
-        self.passed = False
+        self._over = threading.Event()
         self._left = seconds
         self._lock = threading.Lock()
         self._watched: list[socket.socket] = []
         self.go_on()
+
+    @property
+    def passed(self) -> bool:
+        return self._over.is_set()
+
+    def wait(self, seconds: float) -> None:
+        """Let so much time pass, unless it is up before."""
+        self._over.wait(seconds)
 
     def watch(self, connection: socket.socket) -> None:
         """End it too; raises TimeoutError if the time is up already."""
@@ -79,24 +114,29 @@ class _Deadline:
 
     def go_on(self) -> None:
         self._since = time.monotonic()
-        self._timer = threading.Timer(max(0.0, self._left), self._end)
+        self._timer = threading.Timer(max(0.0, self._left), self.end)
         self._timer.daemon = True
         self._timer.start()
 
-    def _end(self) -> None:
+    def end(self) -> None:
+        """The time is up."""
         with self._lock:
-            self.passed = True
+            self._over.set()
             for connection in self._watched:
                 with contextlib.suppress(OSError):  # it has ended by itself
                     connection.shutdown(socket.SHUT_RDWR)
 
-    def close(self) -> None:
-        """Watch no longer."""
-        self._timer.cancel()
+    def let_go(self) -> None:
+        """Watch the connections until now no longer."""
         with self._lock:
             for connection in self._watched:
                 connection.close()
             self._watched.clear()
+
+    def close(self) -> None:
+        """Watch no longer."""
+        self._timer.cancel()
+        self.let_go()
 
 
 class _Connection(http.client.HTTPConnection):
@@ -164,25 +204,59 @@ def _server(request: urllib.request.Request) -> tuple[str, str]:
 def fetch(address: str) -> BinaryIO:
     """An image from the web; user and password in its address are sent as Basic authentication.
 
+    Where a server fails for a moment it is asked again, as often as there are `PAUSES_SEC`.
+
     Raises:
         ImageError: it cannot be had.
     """
-    deadline = _Deadline(DEADLINE_SEC)
+    started, deadline, tried = time.monotonic(), _Deadline(DEADLINE_SEC), 0
     try:
-        return _fetched(address, deadline)
-    except urllib.error.HTTPError as error:
-        error.close()
-        loops = "redirects without end" if "infinite loop" in str(error.msg) else error.reason
-        raise ImageError(f"the server answered {error.code}: {loops}") from None
-    except (http.client.HTTPException, OSError, ValueError, OverflowError) as error:
-        if deadline.passed:
-            raise ImageError(f"not complete after {DEADLINE_SEC:.0f} s") from None
-        cause = getattr(error, "reason", error)
-        if isinstance(cause, TimeoutError):
-            raise ImageError(f"no answer within {TIMEOUT_SEC:.0f} s") from None
-        raise ImageError(f"cannot be downloaded: {cause or type(cause).__name__}") from None
+        with ahead.ended_by(deadline.end):
+            for pause in (*PAUSES_SEC, math.inf):
+                tried += 1
+                try:
+                    return _fetched(address, deadline)
+                except _ERRORS as error:
+                    reason, for_a_moment = _explained(error, deadline)
+                    pause = max(pause, _pause_asked_for(error))
+                if not for_a_moment or time.monotonic() - started + pause > LAST_TRY_SEC:
+                    break
+                deadline.let_go()
+                deadline.wait(pause)
+            raise ImageError(reason + (f", tried {tried} times" if tried > 1 else ""))
     finally:
         deadline.close()
+
+
+_ERRORS = (_EndedEarly, http.client.HTTPException, OSError, ValueError, OverflowError)
+
+
+def _explained(error: Exception, deadline: _Deadline) -> tuple[str, bool]:
+    """Why an image cannot be had, and whether that may be otherwise a moment later."""
+    if isinstance(error, urllib.error.HTTPError):
+        error.close()
+        loops = "redirects without end" if "infinite loop" in str(error.msg) else error.reason
+        return f"the server answered {error.code}: {loops}", error.code in _FOR_A_MOMENT
+    if deadline.passed:
+        return f"not complete after {DEADLINE_SEC:.0f} s", False
+    if isinstance(error, _EndedEarly):
+        return str(error), True
+    cause = getattr(error, "reason", error)
+    if isinstance(cause, TimeoutError):
+        return f"no answer within {TIMEOUT_SEC:.0f} s", True
+    broken_off = isinstance(error, _BROKEN_OFF) or isinstance(cause, _BROKEN_OFF)
+    return f"cannot be downloaded: {cause or type(cause).__name__}", broken_off
+
+
+def _pause_asked_for(error: Exception) -> float:
+    """Seconds for which a server asks to be left alone, or until when; 0 if it does not."""
+    asked = error.headers.get("Retry-After") if isinstance(error, urllib.error.HTTPError) else None
+    if not asked or asked.isdecimal():
+        return float(asked or 0)
+    try:
+        return email.utils.parsedate_to_datetime(asked).timestamp() - time.time()
+    except (ValueError, OverflowError):
+        return 0.0
 
 
 def _fetched(address: str, deadline: _Deadline) -> BinaryIO:
@@ -225,7 +299,7 @@ def _fetched(address: str, deadline: _Deadline) -> BinaryIO:
             if deadline.passed:
                 raise TimeoutError
             if announced is not None and content.tell() != announced:
-                raise ImageError(f"ended after {content.tell():,} of {announced:,} bytes")
+                raise _EndedEarly(f"ended after {content.tell():,} of {announced:,} bytes")
         except BaseException:
             content.close()
             raise

@@ -1,12 +1,12 @@
 """Work that threads do ahead of who asks for it stays in order and within bounds."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 import pytest
 
 from cvt_cli.base import limits
-from cvt_cli.base.ahead import ahead, batches
+from cvt_cli.base.ahead import ahead, batches, ended_by
 
 
 def test_large_results_are_not_made_far_ahead_and_stay_in_order() -> None:
@@ -91,3 +91,23 @@ def test_whoever_waits_for_room_among_the_contents_is_not_waited_for(
     thread.join(20)
 
     assert given == list(range(30))
+
+
+def test_what_threads_wait_for_ends_where_nobody_asks_any_more() -> None:
+    never, waiting, ended = threading.Event(), threading.Event(), threading.Event()
+
+    def work(number: int) -> int:
+        if number == 1:
+            with ended_by(never.set):
+                waiting.set()
+                never.wait(30)
+            ended.set()
+        return number
+
+    ready = ahead(work, range(9), 2, 4)
+    assert next(ready) == (0, 0)
+    assert waiting.wait(20)
+    assert isinstance(ready, Generator)
+    ready.close()
+
+    assert ended.wait(5)

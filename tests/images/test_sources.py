@@ -3,16 +3,20 @@
 import base64
 import bz2
 import contextlib
+import email.message
+import email.utils
 import gzip
 import io
 import os
 import resource
 import shutil
+import signal
 import socket
 import tarfile
 import threading
 import time
 import tracemalloc
+import urllib.error
 import zipfile
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -78,6 +82,23 @@ class _Web(BaseHTTPRequestHandler):
                 self.wfile.write(b"x")
         elif self.path == "/short.jpg":
             self.reply(200, content[:1000], length=len(content))
+        elif self.path.startswith("/busy"):  # /busy-429-2-3.jpg: so twice, "Retry-After: 3"
+            status, times, *after = self.path.removesuffix(".jpg").split("-")[1:]
+            asked = self.server.asked  # type: ignore[attr-defined]
+            asked.append((self.path, time.monotonic()))
+            if [path for path, _ in asked].count(self.path) > int(times):
+                self.reply(200, content)
+            elif status == "reset":  # unread or unanswered, as a server that ends
+                self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0" * 2)
+                self.connection.close()
+            elif status == "closed":
+                self.connection.shutdown(socket.SHUT_RDWR)
+            elif status == "short":
+                self.reply(200, content[:1000], length=len(content))
+            elif status == "silent":
+                self.server.stop.wait(5)  # type: ignore[attr-defined]
+            else:
+                self.reply(int(status), **({"Retry-After": after[0]} if after else {}))
         elif self.path == "/announces-5-gb.jpg":
             self.reply(200, content, length=5_000_000_000)
         elif self.path == "/endless.jpg":
@@ -113,17 +134,28 @@ class _Server(ThreadingHTTPServer):
     daemon_threads = True
     stop = threading.Event()
 
+    def __init__(self, *told: object) -> None:
+        super().__init__(*told)  # type: ignore[arg-type]
+        self.asked: list[tuple[str, float]] = []  # what of "/busy", and when
+
     def handle_error(self, *_: object) -> None:  # the client went away, as it should
         pass
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[str]:
+def running() -> Iterator[_Server]:
     with _Server(("127.0.0.1", 0), _Web) as running:
         threading.Thread(target=running.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{running.server_port}"
+        yield running
         running.stop.set()
         running.shutdown()
+
+
+@pytest.fixture
+def server(running: _Server, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setattr(web, "PAUSES_SEC", (0.01, 0.02))
+    running.asked.clear()
+    return f"http://127.0.0.1:{running.server_port}"
 
 
 @pytest.fixture
@@ -481,7 +513,7 @@ def test_other_letters_are_quoted_and_what_browsers_leave_is_left(address: str, 
         ("/loop.jpg", "the server answered 302: redirects without end"),
         ("/to-file.jpg", "Redirection to url 'file:"),
         ("/to-no-port.jpg", "cannot be downloaded: "),
-        ("/hangs.jpg", "no answer within 1 s"),
+        ("/hangs.jpg", "no answer within 1 s, tried 3 times"),
         ("/drips.jpg", "not complete after 1 s"),
         ("/status-drips.jpg", "not complete after 1 s"),
         ("/header-drips.jpg", "not complete after 1 s"),
@@ -494,7 +526,7 @@ def test_a_hostile_server_costs_one_line(
     cvt, server: str, monkeypatch: pytest.MonkeyPatch, path: str, reason: str
 ) -> None:
     monkeypatch.setattr(web, "TIMEOUT_SEC", 1.0)
-    monkeypatch.setattr(web, "DEADLINE_SEC", 1.0 if "drips" in path else 2.0)
+    monkeypatch.setattr(web, "DEADLINE_SEC", 1.0 if "drips" in path else 5.0)
     monkeypatch.setattr(limits, "LARGEST_FILE", 3_000_000)
 
     result = cvt("predict", server + path, CHELSEA, *NANO)
@@ -503,6 +535,79 @@ def test_a_hostile_server_costs_one_line(
     assert result.exit_code == 1
     assert reason in bad["error"], bad
     assert good["predictions"]
+
+
+@pytest.mark.parametrize("how", "429 500 502 503 504 503-2-1 reset closed short silent".split())
+def test_a_server_that_fails_for_a_moment_is_asked_again(
+    cvt, server: str, running: _Server, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    monkeypatch.setattr(web, "TIMEOUT_SEC", 1.0)
+    path = f"/busy-{how}-2.jpg" if how.count("-") == 0 else f"/busy-{how}.jpg"
+
+    (line,) = cvt("predict", server + path, *NANO).json_lines
+
+    assert line["predictions"][0]["label"] == "ship"
+    assert len(running.asked) == 3
+    if how == "503-2-1":  # "Retry-After: 1"
+        (_, first), (_, second), (_, third) = running.asked
+        assert second - first >= 1 and third - second >= 1
+
+
+@pytest.mark.parametrize(
+    ("path", "tried", "reason"),
+    [
+        ("/busy-503-9.jpg", 3, "the server answered 503: Service Unavailable, tried 3 times"),
+        ("/busy-short-9.jpg", 3, " bytes, tried 3 times"),
+        ("/busy-closed-9.jpg", 3, "closed connection without response, tried 3 times"),
+        # More than is waited for.
+        ("/busy-429-9-3600.jpg", 1, "the server answered 429: Too Many Requests"),
+        ("/busy-403-9.jpg", 1, "the server answered 403: Forbidden"),
+        ("/busy-501-9.jpg", 1, "the server answered 501: Not Implemented"),
+    ],
+)
+def test_an_image_that_cannot_be_had_says_how_often_it_was_asked_for(
+    cvt, server: str, running: _Server, path: str, tried: int, reason: str
+) -> None:
+    (line,) = cvt("predict", server + path, *NANO).json_lines
+
+    assert line["error"].endswith(reason)
+    assert len(running.asked) == tried
+
+
+@pytest.mark.parametrize(
+    ("asked", "pause"),
+    [
+        ("120", 120.0),
+        (email.utils.formatdate(time.time() + 1000, usegmt=True), 1000.0),
+        (email.utils.formatdate(time.time() - 1000, usegmt=True), -1000.0),
+        ("soon", 0.0),
+        ("", 0.0),
+        ("9" * 500, float("inf")),
+        ("Fri, 99 Nov 2026 12:00:00 GMT", 0.0),
+    ],
+)
+def test_a_pause_is_asked_for_in_seconds_or_until_a_time(asked: str, pause: float) -> None:
+    headers = email.message.Message()
+    headers["Retry-After"] = asked
+    error = urllib.error.HTTPError("http://host/a.jpg", 503, "busy", headers, None)
+
+    assert web._pause_asked_for(error) == pytest.approx(pause, abs=100)
+
+
+def test_ctrl_c_waits_neither_for_an_answer_nor_for_a_pause(
+    machine: Machine, server: str, running: _Server
+) -> None:
+    silent, busy = f"{server}/hangs.jpg", f"{server}/busy-503-99-25.jpg"
+    with machine.start("predict", silent, busy, *NANO) as process:
+        while not running.asked:
+            time.sleep(0.1)
+        time.sleep(0.3)
+        started = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=30)
+
+    assert process.returncode == 130
+    assert time.monotonic() - started < 5
 
 
 def test_a_proxy_that_drips_is_waited_for_no_longer_than_a_server(cvt, monkeypatch) -> None:
