@@ -82,14 +82,14 @@ def test_answers_and_the_graph_that_is_kept_are_the_same_whatever_type_and_devic
 
 def test_what_is_no_image_is_named_with_what_is_accepted(classify, pixels) -> None:
     for image, said in (
-        (7, "int of int64 with shape"),
+        (7, "int is not an image; accepted are arrays"),
         (np.uint8(7), "uint8 of uint8 with shape"),
         (pixels * 1.0, "values of float64 from 0 to "),
         (pixels / 255 - 0.5, "values of float64 from -0.5 to "),
         (np.full((4, 4), np.nan), "values of float64 from nan to nan"),
         (pixels.astype(np.uint16) * 257, "values of uint16 from "),
         (pixels.transpose(2, 0, 1), r"ndarray of uint8 with shape \(3, "),
-        (None, "NoneType of object"),
+        (None, "NoneType is not an image"),
         (b"", "not an image"),
         (io.StringIO("text"), "text"),
     ):

@@ -97,7 +97,7 @@ def duration(seconds: float) -> str:
 def threshold(value: float) -> str:
     """A probability that answers begin from: "0.987"; with as many digits as tell it from 0 and 1,
     from which all or none would begin. Rounded up, since who uses what is written here would else
-    let answers in that were not counted."""
+    let answers in that were not counted. What is read from it is written the same."""
     for digits in range(3, 17):
         nearest = float(f"{value:.{digits}f}")
         shown = f"{nearest if nearest >= value else nearest + 10**-digits:.{digits}f}"

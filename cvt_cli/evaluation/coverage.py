@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cvt_cli.base import text
 from cvt_cli.evaluation.metrics import wilson
 
 TARGETS = (0.01, 0.02, 0.05, 0.1)
@@ -37,7 +38,8 @@ class RiskCoverage:
 
     area: float  # mean risk over the images that have an answer, the surest first
     points: tuple[Point, ...]  # from the surest answers alone to all
-    at_risk: tuple[tuple[float, Point | None], ...]  # the most answers at each of `TARGETS`
+    # The most answers at each of `TARGETS`, of thresholds with as few digits as are printed.
+    at_risk: tuple[tuple[float, Point | None], ...]
 
     def to_json(self) -> dict[str, Any]:
         """The documented keys."""
@@ -89,7 +91,34 @@ def risk_coverage(
     wanted = np.arange(1, _POINTS + 1) * len(value) / _POINTS
     places = np.unique(np.minimum(np.searchsorted(answers, wanted), len(answers) - 1))
     at_risk = []
+    shown = _at_thresholds_as_printed(value, wrong, total)
     for most in targets:
-        low_enough = np.flatnonzero(risk <= most)
-        at_risk.append((most, point(int(low_enough[-1])) if len(low_enough) else None))
+        low_enough = [one for one in shown if one.risk <= most]
+        at_risk.append((most, low_enough[-1] if low_enough else None))
     return RiskCoverage(area, tuple(map(point, places.tolist())), tuple(at_risk))
+
+
+def _at_thresholds_as_printed(
+    value: NDArray[Any], wrong: NDArray[np.int_], total: int
+) -> list[Point]:
+    """What comes of the thresholds that a person reads and gives back, with ever more answers.
+
+    Args:
+        value: confidences (n,), the surest first.
+        wrong: answers that are wrong (n,), of the first so many.
+        total: images.
+    """
+    found = set()
+    for one in np.unique(value).tolist():
+        printed = text.threshold(one)
+        digits = len(printed) - len("0.")
+        found.add(float(printed))  # above it, and may leave it out; the one before lets it in
+        found.add(round(float(printed) - 10**-digits, digits))
+    thresholds = sorted(found - {0.0}, reverse=True)
+    answers = len(value) - np.searchsorted(value[::-1], thresholds, side="left")
+    points = []
+    for least, n in zip(thresholds, answers.tolist(), strict=True):
+        if n > (points[-1].n if points else 0):  # a lower one that lets no more in says less
+            bad = int(wrong[n - 1])
+            points.append(Point(least, n / total, bad / n, n, bad))
+    return points

@@ -119,8 +119,12 @@ def evaluate(  # type: ignore[misc]  # the options are the same in both, and are
     asked: Sequence[Place]
     if model is None or isinstance(model, str | Path):
         asked = [published.DEFAULT_MODEL if model is None else model]
-    else:
+    elif isinstance(model, Sequence):
         asked = model
+    else:
+        raise UsageError(
+            f"model is of type {type(model).__name__}; it must be a name, a path, or a list of them"
+        )
     settings = Asked(
         data=_data(data),
         split=split,

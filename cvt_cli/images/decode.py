@@ -287,7 +287,8 @@ def from_memory(image: object, exif: bool, background: Colour | None = None) -> 
         with _explained():
             image.load()
             return to_rgb(upright(image) if exif else image, background)
-    if isinstance(image, list | tuple):  # of numbers: a row of an image would pass for one
+    # A row of an image, in numbers, would pass for one.
+    if isinstance(image, int | float | list | tuple | None):
         raise ImageError(f"{type(image).__name__} is not an image; {_ACCEPTED_IN_MEMORY}")
     try:
         array = _as_array(image)

@@ -227,7 +227,16 @@ class Preprocessing:
         kind = str(
             config.get("image_processor_type") or config.get("feature_extractor_type") or "ConvNext"
         )
-        if config.get("do_center_crop"):
+        if config.get("do_center_crop") and kind.startswith("ConvNext"):
+            # ConvNext's processor crops to `size` by itself, and crops the result once more.
+            own, asked = _height_and_width(config, "size"), _height_and_width(config, "crop_size")
+            if own != asked:
+                raise ConfigError(
+                    f"`do_center_crop` with a `crop_size` of {shown(config['crop_size'])} crops "
+                    f"twice in {kind}, which is not supported; leave out `do_center_crop`, or name "
+                    "CLIPImageProcessor, which crops once"
+                )
+        elif config.get("do_center_crop"):
             height, width = _height_and_width(config, "crop_size")
             shorter = config.get("size", {})
             shorter = shorter.get("shortest_edge") if isinstance(shorter, dict) else shorter

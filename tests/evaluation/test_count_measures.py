@@ -7,6 +7,7 @@ import pytest
 from scipy import stats
 from sklearn import metrics as sk
 
+from cvt_cli.base.text import threshold
 from cvt_cli.evaluation import count_measures, intervals, ranking_measures
 from cvt_cli.evaluation.coverage import risk_coverage
 
@@ -235,6 +236,21 @@ def test_risk_falls_as_fewer_images_are_answered() -> None:
     assert found.area == pytest.approx((0 + 2 * (1 / 3) + 1 / 4 + 2 / 5) / 5)
     assert [point and point.threshold for _, point in found.at_risk] == [0.9, 0.6, 0.5]
     assert risk_coverage(confidence[:0], right[:0], total=3) is None
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_what_is_said_of_a_threshold_is_true_of_it_as_it_is_printed(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    confidence = random.random(200).astype(np.float32) ** 0.25
+    right = random.random(200) < confidence
+
+    found = risk_coverage(confidence, right, total=210)
+
+    for most, point in found.at_risk:
+        if point is not None:
+            answered = confidence >= float(threshold(point.threshold))
+            assert (point.n, point.wrong) == (answered.sum(), (answered & ~right).sum())
+            assert point.coverage == point.n / 210 and point.risk <= most
 
 
 def test_a_curve_of_many_images_has_a_point_for_each_hundredth() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import cvt_cli
-from cvt_cli import evaluate, loading
+from cvt_cli import Classifier, evaluate, loading
 from cvt_cli.base import torchrun
 from cvt_cli.base.errors import DataError, UsageError
 from tests_shared import TESTS, torchrun_environment
@@ -111,6 +111,11 @@ def test_an_unreadable_image_is_wrong_and_named(tmp_path: Path) -> None:
 def test_the_checks_are_those_of_the_command(options: dict[str, object], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         evaluate(IMAGES, MODEL, **options)
+
+
+def test_a_model_is_named_and_not_given_itself() -> None:
+    with pytest.raises(UsageError, match="model is of type Classifier; it must be a name, a path"):
+        evaluate(IMAGES, Classifier(MODEL))
 
 
 def test_a_path_is_a_folder_also_where_a_known_set_has_its_name(tmp_path, monkeypatch) -> None:

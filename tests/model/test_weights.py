@@ -330,7 +330,8 @@ def test_a_config_that_no_published_cvt_has_is_refused_by_name(
 
 def test_a_preprocessing_file_with_odd_values_is_named(folder: Path) -> None:
     path = folder / "preprocessor_config.json"
-    odd = {"do_center_crop": True, "size": {"shortest_edge": 0}, "crop_size": 64}
+    kind = {"image_processor_type": "CLIPImageProcessor"}
+    odd = {**kind, "do_center_crop": True, "size": {"shortest_edge": 0}, "crop_size": 64}
     path.write_text(json.dumps(odd))
 
     with pytest.raises(ConfigError, match="preprocessor_config.json` holds a value of the wrong"):

@@ -183,6 +183,15 @@ def test_an_extreme_shape_is_resampled_close_to_the_whole(monkeypatch) -> None:
             },
             PUBLISHED["crop224"],
         ),
+        (
+            {  # crops to what is cropped already
+                "image_processor_type": "ConvNextImageProcessor",
+                "size": {"shortest_edge": 224},
+                "do_center_crop": True,
+                "crop_size": {"height": 224, "width": 224},
+            },
+            PUBLISHED["crop224"],
+        ),
     ],
 )
 def test_every_way_that_the_hub_writes_a_size_is_read(config, wanted) -> None:
@@ -201,6 +210,10 @@ def test_every_way_that_the_hub_writes_a_size_is_read(config, wanted) -> None:
         ({"size": 224, "rescale_factor": 1 / 127.5}, "`rescale_factor`"),
         ({"size": 16}, "`height` is 16; it must be an integer of at least 32"),
         ({"size": 224, "image_std": [0, 1, 1]}, "`std` is"),
+        (
+            {"size": 256, "do_center_crop": True, "crop_size": 224},
+            "`crop_size` of 224 crops twice in ConvNext, .*; leave out `do_center_crop`",
+        ),
     ],
 )
 def test_preprocessing_that_is_not_supported_is_named(config, message: str) -> None:
