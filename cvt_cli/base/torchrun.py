@@ -1,9 +1,11 @@
 """This process: which of a torchrun's it is, and what they tell each other."""
 
+import atexit
 import itertools
 import json
 import os
 import re
+import time
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -163,7 +165,7 @@ def gather_bytes(own: bytes) -> list[bytes]:
     import torch
     from torch import distributed
 
-    with joined(), others_watched():
+    with joined("the command"), others_watched():
         content = torch.frombuffer(bytearray(own or b"\0"), dtype=torch.uint8)
         sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(count())]
         distributed.all_gather(sizes, torch.tensor([len(own)]))
@@ -206,12 +208,18 @@ def others_watched() -> Iterator[None]:
         ) from None
 
 
+_LOOK = 0.02
+"""Seconds between two looks at who has come."""
+
+_SILENCE = 30.0
+"""Seconds after which a process that waits for others says so."""
+
 _meetings = itertools.count(1)
 _store: Any = None  # of this process, once it has met others
 
 
-def _store_of_a_meeting() -> Any:
-    """Where the processes find each other's addresses for the next time that they meet.
+def _store_of_a_meeting(for_: str) -> Any:
+    """Where the processes find each other's addresses, once all of them have come.
 
     Torch keeps them under the same names every time: a second meeting would find addresses of the
     first, at which nobody is any more. The store itself is kept as long as the process, since where
@@ -225,19 +233,60 @@ def _store_of_a_meeting() -> Any:
         rendezvous,
     )
 
+    restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT") if local_count() == count() else None
     if _store is None:
         _store, _, _ = next(rendezvous("env://", timeout=PATIENCE))
         _store.set_timeout(PATIENCE)
-    restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT") if local_count() == count() else None
-    return PrefixStore(f"cvt/{restarts}/{next(_meetings)}", _store)
+        atexit.register(_say_that_it_ends, PrefixStore(f"cvt/{restarts}", _store), os.getpid())
+    of_all = PrefixStore(f"cvt/{restarts}", _store)
+    own = PrefixStore(f"{next(_meetings)}", of_all)
+    own.set(f"here/{rank()}", for_)
+    missing, began, said = list(range(count())), time.monotonic(), False
+    while missing := [other for other in missing if not own.check([f"here/{other}"])]:
+        for other in missing:
+            # Looked at once more: it may have come and ended between the two looks.
+            if of_all.check([f"ended/{other}"]) and not own.check([f"here/{other}"]):
+                raise CvtError(
+                    f"process {rank()} has nobody to go on with: process {other} of the {count()} "
+                    f"has ended without a call of {for_} that this one waited for",
+                    hint="call it in all of them",
+                )
+        if not said and time.monotonic() - began > _SILENCE:
+            streams.say(
+                f"process {rank()} of {count()} waits until {for_} is called in "
+                + " and ".join(map(str, missing))
+            )
+            said = True
+        time.sleep(_LOOK)
+    for other in range(count()):
+        if (theirs := own.get(f"here/{other}").decode()) != for_:
+            raise CvtError(
+                f"process {rank()} calls {for_} where process {other} calls {theirs}",
+                hint="all processes of a torchrun must call the same in the same order",
+            )
+    return own
+
+
+def _say_that_it_ends(store: Any, process: int) -> None:
+    """To those that wait, or will, for this process, and not for a fork of it."""
+    if os.getpid() == process:
+        with suppress(RuntimeError):  # who holds the store has ended before
+            store.set(f"ended/{rank()}", "1")
 
 
 @contextmanager
-def joined(device: str = "cpu") -> Iterator[None]:
+def joined(for_: str, device: str = "cpu") -> Iterator[None]:
     """Let the processes talk: over gloo, and between CUDA devices over NCCL.
 
     Inside another one, or with one process, nothing happens; where the calling program has begun a
     process group of its own, they talk in that.
+
+    Args:
+        for_: what has been called, which must be the same in all.
+        device: which tensors they exchange.
+
+    Raises:
+        CvtError: another one has ended, or has called something else.
     """
     if count() == 1:
         yield
@@ -250,7 +299,11 @@ def joined(device: str = "cpu") -> Iterator[None]:
     backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
     with streams.results_alone(), others_watched():
         distributed.init_process_group(
-            backend, timeout=PATIENCE, store=_store_of_a_meeting(), rank=rank(), world_size=count()
+            backend,
+            timeout=PATIENCE,
+            store=_store_of_a_meeting(for_),
+            rank=rank(),
+            world_size=count(),
         )
     try:
         yield

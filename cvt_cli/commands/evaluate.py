@@ -223,7 +223,7 @@ def evaluate(
         given = (data, label_map, real, groups)
         files.refuse_overwriting([json_file], [str(path) for path in given if path is not None])
     unwritten: NotWritten | WritingInterrupted | None = None
-    with torchrun.joined():
+    with torchrun.joined("evaluate"):
         try:
             results = evaluating.evaluate(
                 data,

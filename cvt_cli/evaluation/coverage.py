@@ -98,9 +98,7 @@ def risk_coverage(
     return RiskCoverage(area, tuple(map(point, places.tolist())), tuple(at_risk))
 
 
-def _at_thresholds_as_printed(
-    value: NDArray[Any], wrong: NDArray[np.int_], total: int
-) -> list[Point]:
+def _at_thresholds_as_printed(value: NDArray[Any], wrong: NDArray[Any], total: int) -> list[Point]:
     """What comes of the thresholds that a person reads and gives back, with ever more answers.
 
     Args:
@@ -116,7 +114,7 @@ def _at_thresholds_as_printed(
         found.add(round(float(printed) - 10**-digits, digits))
     thresholds = sorted(found - {0.0}, reverse=True)
     answers = len(value) - np.searchsorted(value[::-1], thresholds, side="left")
-    points = []
+    points: list[Point] = []
     for least, n in zip(thresholds, answers.tolist(), strict=True):
         if n > (points[-1].n if points else 0):  # a lower one that lets no more in says less
             bad = int(wrong[n - 1])

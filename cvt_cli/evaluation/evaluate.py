@@ -157,7 +157,7 @@ def evaluate(  # type: ignore[misc]  # the options are the same in both, and are
     )
     access = access or Access(streams.say, silent, revision, offline)
     refuse_other_kinds(access)
-    with torchrun.joined():  # from the start, so that who fails is not waited for
+    with torchrun.joined("evaluate"):  # from the start, so that who fails is not waited for
         results = _evaluate([places.expanded(str(name)) for name in asked], settings, access)
     return results if asked is model else results[0]
 

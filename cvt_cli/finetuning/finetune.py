@@ -167,7 +167,7 @@ def prepared(
             options.refuse(
                 ["--sync-bn"], "there is only one process, so there is nothing to synchronise"
             )
-    with torchrun.joined(device.type):
+    with torchrun.joined("finetune", device.type):
         if options.resume is None:
             if torchrun.rank() == 0:
                 starts.check_free(options.output or Path("runs", "new"))

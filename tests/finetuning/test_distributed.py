@@ -296,6 +296,45 @@ def test_a_script_in_two_processes_trains_and_evaluates_as_often_as_it_likes(
     assert stderr.count("process 1 has nobody to go on with: another of the 2 has ended") == 1
 
 
+CALLS_THAT_DIFFER = """
+import os, sys
+from cvt_cli import evaluate, finetune
+from cvt_cli.base.errors import CvtError
+
+data, folder = sys.argv[1:]
+called = {"model": "cvt-nano-cifar10", "epochs": 1, "workers": 0, "output": f"{folder}/run"}
+first = os.environ["RANK"] == "0"
+try:
+    finetune(data, **called) if first else evaluate(data, "cvt-nano-cifar10")
+except CvtError as error:
+    print(os.environ["RANK"], error, flush=True)
+finetune(data, **called)
+if first:
+    try:
+        evaluate(data, f"{folder}/run", split="val")
+    except CvtError as error:
+        print("alone:", error, flush=True)
+"""
+
+
+def test_a_script_whose_processes_call_different_things_is_told_and_nobody_waits_for_ever(
+    digits: Path, tmp_path: Path
+) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(CALLS_THAT_DIFFER)
+
+    process = start(*TORCHRUN, script, digits, tmp_path, environment=ONE_THREAD)
+    stdout, stderr = process.communicate(timeout=300)
+
+    assert process.returncode == 0, stderr
+    assert sorted(stdout.splitlines()) == [
+        "0 process 0 calls finetune where process 1 calls evaluate",
+        "1 process 1 calls evaluate where process 0 calls finetune",
+        "alone: process 0 has nobody to go on with: process 1 of the 2 has ended without a call of "
+        "evaluate that this one waited for",
+    ]
+
+
 def descendants(pid: int) -> list[int]:
     found = []
     for task in Path(f"/proc/{pid}/task").glob("*/children"):

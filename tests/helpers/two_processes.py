@@ -11,7 +11,7 @@ from cvt_cli.base import torchrun
 
 def main(path: str) -> None:
     found = {}
-    with torchrun.joined():
+    with torchrun.joined("a test"):
         for mode, case in CASES.items():
             trainer = trainer_of(case.batchnorm, case.weights)
             parts = case.shares()
