@@ -101,6 +101,11 @@ def local_count() -> int:
     return _place().local_count
 
 
+def of_all(hardware: str) -> str:
+    """What computes in all of them: "1 thread", and "2 processes, each 1 thread"."""
+    return hardware if count() == 1 else f"{count()} processes, each {hardware}"
+
+
 def refuse(what: str) -> None:
     """Raises UsageError for work that one process does, if several have been started for it."""
     if count() > 1:
@@ -238,14 +243,14 @@ def _store_of_a_meeting(for_: str) -> Any:
         _store, _, _ = next(rendezvous("env://", timeout=PATIENCE))
         _store.set_timeout(PATIENCE)
         atexit.register(_say_that_it_ends, PrefixStore(f"cvt/{restarts}", _store), os.getpid())
-    of_all = PrefixStore(f"cvt/{restarts}", _store)
-    own = PrefixStore(f"{next(_meetings)}", of_all)
+    whole = PrefixStore(f"cvt/{restarts}", _store)
+    own = PrefixStore(f"{next(_meetings)}", whole)
     own.set(f"here/{rank()}", for_)
     missing, began, said = list(range(count())), time.monotonic(), False
     while missing := [other for other in missing if not own.check([f"here/{other}"])]:
         for other in missing:
             # Looked at once more: it may have come and ended between the two looks.
-            if of_all.check([f"ended/{other}"]) and not own.check([f"here/{other}"]):
+            if whole.check([f"ended/{other}"]) and not own.check([f"here/{other}"]):
                 raise CvtError(
                     f"process {rank()} has nobody to go on with: process {other} of the {count()} "
                     f"has ended without a call of {for_} that this one waited for",

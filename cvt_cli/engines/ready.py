@@ -101,7 +101,7 @@ class ReadyModel:
             "activation": self.activation,
             "preprocessing": self.preprocessing.to_json(),
             "device": self.engine.device,
-            "hardware": self.engine.hardware,
+            "hardware": torchrun.of_all(self.engine.hardware),
             "precision": self.engine.precision,
             "engine": self.engine.name,
             **({} if self.calibration is None else {"calibration": self.calibration}),
@@ -125,7 +125,8 @@ class ReadyModel:
         at = f" at {self.revision[:7]}" if self.revision else ""
         return (
             f"{self.model}{at} ({classes}; {self.activation}); {self.preprocessing.describe()}; "
-            f"{engine.device}, {engine.hardware}, {engine.name}, {engine.precision}"
+            f"{engine.device}, {torchrun.of_all(engine.hardware)}, {engine.name}, "
+            f"{engine.precision}"
         )
 
 

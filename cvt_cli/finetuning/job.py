@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cvt_cli.base import machine
+from cvt_cli.base import machine, torchrun
 from cvt_cli.datasets.labelled import LabelledImages
 from cvt_cli.datasets.table_sets import Told
 from cvt_cli.finetuning.balance import ClassWeights, factors, positive_factors
@@ -149,8 +149,8 @@ class Job:
     def hardware(self) -> str:
         """What trains, as a person names it: "2 threads", "NVIDIA H100"."""
         if self.device.type == "cpu":
-            return machine.named_threads(self.threads)
-        return devices.hardware(self.device)
+            return torchrun.of_all(machine.named_threads(self.threads))
+        return torchrun.of_all(devices.hardware(self.device))
 
     @cached_property
     def class_weights(self) -> Tensor | None:

@@ -241,6 +241,7 @@ def describe(plan: Mapping[str, Any]) -> list[str]:
             f"about {_rough(plan['estimated_sec'])} ({plan['step_sec']:.3g} s per step, measured "
             f"on {plan['timed_steps']}); peak memory so far "
             f"{human_bytes(plan['peak_memory_bytes'])}"
+            + (" in each process" if plan["processes"] > 1 else "")
         )
     return lines
 

@@ -188,6 +188,8 @@ def test_two_processes_say_of_the_best_epoch_what_evaluate_says_of_it(
     found, run = straight.found, straight.run
     assert (found["processes"], found["steps"], found["val_n"]) == (2, 3 * 8, 100)
     assert "20 images per step (10 x 2 processes)" in straight.said
+    assert found["hardware"] == "2 processes, each 1 thread"
+    assert "in each process" in straight.said
     assert straight.said.count("epoch 1/3: loss") == 1
     assert "Warning" not in straight.said
 
@@ -204,6 +206,7 @@ def test_two_processes_say_of_the_best_epoch_what_evaluate_says_of_it(
     assert float(best["val_loss"]) == pytest.approx(judged["loss"], abs=6e-6)
     card = (run / "best" / "README.md").read_text()
     assert f" % ({judged['top1_correct']} of 100; " in card
+    assert "cpu, 2 processes, each 1 thread, " in card
     assert "top-5" not in card  # of five classes it says nothing
 
 
