@@ -29,10 +29,11 @@ Models = Annotated[
     ),
 ]
 Split = Annotated[
-    Literal["val"] | None,
+    Literal["val", "test"] | None,
     options.value_option(
-        "val",
-        "Use only the images that the training run of this model held out for validation.",
+        "val|test",
+        "Use only the images that the training run of this model held out for validation, or only "
+        "the part of the data that is called test.",
         options.DATA,
     ),
 ]

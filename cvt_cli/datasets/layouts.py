@@ -18,7 +18,7 @@ or it is a table, .csv, .tsv, .jsonl or .parquet, whose rows name images (`table
 
 import os
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -52,6 +52,7 @@ def open_dataset(
     say: Say | None = None,
     told: Told = Told(),  # noqa: B008  # it is frozen
     progress: Progress = silent,
+    only_test: bool = False,
 ) -> LabelledImages:
     """The images to train on, or those to evaluate on, of a known set, a folder or an archive.
 
@@ -66,19 +67,27 @@ def open_dataset(
             what lies there and is not used.
         told: what the columns of a table are, and which images are of one group.
         progress: told how far a table is read.
+        only_test: of the split "test", take ``test/`` also where there is ``val/``, and nothing
+            else.
 
     Raises:
-        DataError: nothing there, not laid out as this module says, not to be fetched, or a folder
-            that cannot be read.
+        DataError: nothing there, not laid out as this module says, not to be fetched, without the
+            part that is wanted, or a folder that cannot be read.
         UsageError: what was told has no place in such data.
     """
     say = _once(say)
     check_told(data, told)
     if _is_table(data):
         path = Path(places.expanded(data))
-        found = open_part(path, PARTS_OF_SPLIT[split], told, say, progress)
+        wanted_parts = ("test",) if only_test else PARTS_OF_SPLIT[split]
+        found = open_part(path, wanted_parts, told, say, progress)
+        parts = parts_of_table(path, told)
+        if only_test and "test" not in parts:
+            raise _no_test(path, parts)
+        if split == "test" and not only_test and {"val", "test"} <= set(parts):
+            say(f"not used: the rows of `test` in `{path}`; --split test takes them")
         if found is None:
-            there = " and ".join(f"`{part}`" for part in parts_of_table(path, told))
+            there = " and ".join(f"`{part}`" for part in parts)
             wanted = "`train` to train on" if split == "train" else "`val` nor `test` to evaluate"
             raise DataError(
                 f"`{path}` has rows of {there} but {'no' if split == 'train' else 'neither'} "
@@ -86,6 +95,8 @@ def open_dataset(
                 hint="--columns split= takes all rows together",
             )
         return _grouped(found, told, say)
+    if only_test and data not in KNOWN:  # whose split "test" is no other
+        return _grouped(_test_of(_place(data), say), told, say)
     return _grouped(_open_place(data, split, data_dir, offline, say), told, say)
 
 
@@ -111,13 +122,36 @@ def _open_place(data: str, split: Split, data_dir: Path, offline: bool, say: Say
                 hint="remove it and download it again",
             )
         return found
+    return _read(_place(data), split, say)
+
+
+def _place(data: str) -> Tree:
     path = Path(places.expanded(data))
     if not os.path.exists(path):
         raise DataError(
             f"`{data}` does not exist; accepted are a folder, a .zip, a .tar, a table (.csv, .tsv, "
             ".jsonl, .parquet), or one of " + ", ".join(f"`{name}`" for name in KNOWN_SETS)
         )
-    return _read(entered(open_tree(path)), split, say)
+    return entered(open_tree(path))
+
+
+def _test_of(tree: Tree, say: Say) -> LabelledImages:
+    """``test/``, or what a set in the form that is published calls so."""
+    for reader in _OF_A_SPLIT:
+        if (found := reader(tree, "test", say)) is not None:
+            return found
+    parts = parts_of(tree)
+    if "test" not in parts:
+        raise _no_test(tree.root, list(parts.values()))
+    return _read_part(tree.below(parts["test"]), "test", say)
+
+
+def _no_test(place: Path, parts: Sequence[str]) -> DataError:
+    there = " and ".join(f"`{part}`" for part in parts)
+    return DataError(
+        f"--split test: `{place}` has {f'{there} but ' if there else ''}no part `test`",
+        hint="leave out --split, or name the images to measure on",
+    )
 
 
 def _grouped(images: LabelledImages, told: Told, say: Say) -> LabelledImages:
@@ -193,6 +227,13 @@ def pass_over_validation(data: str, say: Say, told: Told = Told()) -> None:  # n
         say(f"not used: {unused}; validation images are held out from the training images")
 
 
+def gives(data: str, part: Literal["val", "test"], told: Told) -> bool:
+    """Whether the user gives a part beside ``train``; the known sets do not."""
+    if _is_table(data):
+        return {"train", part} <= set(parts_of_table(Path(places.expanded(data)), told))
+    return _given(data, part) is not None
+
+
 def _given(data: str, part: str) -> Tree | None:
     """The folder of a part beside ``train``."""
     if data in KNOWN:
@@ -217,7 +258,9 @@ def parted(tree: Tree, split: Split, say: Say) -> LabelledImages | None:
         if part in parts:
             used = [parts[other] for other in ("train", "val", part) if other in parts]
             if unused := beside(tree, used):
-                say(f"not used: {text.some(unused)} beside `{tree.root / parts[part]}`")
+                both = split == "test" and {"val", "test"} <= parts.keys()
+                hint = f"; --split test takes `{parts['test']}`" if both else ""
+                say(f"not used: {text.some(unused)} beside `{tree.root / parts[part]}`{hint}")
             return _read_part(tree.below(parts[part]), split, say)
     if not parts:
         return None
@@ -293,11 +336,11 @@ Reader = Callable[[Tree, Split, Say], LabelledImages | None]
 It raises DataError where they are damaged, and tells `Say` what lies there and is not used.
 """
 
+_OF_A_SPLIT = (cifar.cifar10, cifar.cifar100, torchvision_sets.pets, torchvision_sets.flowers)
+"""Those that find the images of a split in files of their own."""
+
 READERS: tuple[Reader, ...] = (
-    cifar.cifar10,
-    cifar.cifar100,
-    torchvision_sets.pets,
-    torchvision_sets.flowers,
+    *_OF_A_SPLIT,
     imagenet_tar,
     parted,
     # What stands from here on reads the folder of one part too.

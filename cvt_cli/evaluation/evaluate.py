@@ -177,10 +177,10 @@ def _path(place: Place | None) -> Path | None:
 def _evaluate(names: list[str], settings: Asked, access: Access) -> list[Result]:
     check(names, settings)
     table = None if settings.groups is None else annotations.read_groups_file(settings.groups)
-    if settings.split is None:
-        images = settings.opened("test", access.offline, access.say, access.progress)
-    else:
+    if settings.split == "val":
         images = _held_out(names, settings, access)
+    else:
+        images = settings.opened("test", access.offline, access.say, access.progress)
     rank, threads = torchrun.rank(), settings.workers or machine.threads()
     progress = access.progress if rank == 0 else silent
     mine: Sequence[int] = range(len(images))

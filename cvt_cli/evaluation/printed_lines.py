@@ -56,7 +56,7 @@ def lines(result: Result) -> list[str]:
 
 def _trained_on(result: Result, n: int) -> str:
     said = f"trained {result.n_trained_on} of these {n} images were trained on"
-    if result.split is not None:
+    if result.split == "val":
         return f"{said}, in copies or by what the run started from"
     return f"{said}; --split val measures on those held out"
 

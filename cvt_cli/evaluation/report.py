@@ -115,7 +115,10 @@ def write_page(
         about=pages.about(
             document,
             data=f"{shareable.shown(document['data'])}, {pages.images(document['n'])}",
-            part=document.get("split") and f"the images that the run held out to choose {chosen}",
+            part={
+                "val": f"the images that the run held out to choose {chosen}",
+                "test": "the data's own test images",
+            }.get(document.get("split") or ""),
             speed=None
             if document["images_per_sec"] is None
             else f"{document['images_per_sec']:,.0f} images/s, decoding included",
@@ -173,7 +176,7 @@ def _warnings(document: Mapping[str, Any]) -> Iterator[_Warning]:
         verb = "was" if trained == 1 else "were"
         said = f"{trained:,} of these {pages.images(n)} {verb} used in training"
         said += ", so the accuracy is too high."
-        if document.get("split"):  # what the run started from was trained on them
+        if document.get("split") == "val":  # what the run started from was trained on them
             yield _Warning(said)
         else:
             yield _Warning(f"{said} To measure on the held-out images:", "--split val")

@@ -78,6 +78,7 @@ class Asked:
             say=say,
             told=self.told,
             progress=progress,
+            only_test=self.split == "test",
         )
 
 
@@ -125,7 +126,7 @@ def check(names: list[str], asked: Asked) -> None:
         if number is not None and number < least:
             raise UsageError(f"{what} is {number}; it must be at least {least}")
     if asked.split not in (None, *get_args(Part)):
-        raise UsageError(f"split is `{asked.split}`; accepted is `val`")
+        raise UsageError(f"split is `{asked.split}`; accepted are `val` and `test`")
     if not names:
         raise UsageError("no model to evaluate")
     if asked.explain:

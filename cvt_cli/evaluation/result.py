@@ -10,7 +10,7 @@ from cvt_cli.evaluation.several_measures import SetMetrics
 from cvt_cli.spec import published
 from cvt_cli.spec.preprocessing import Preprocessing
 
-Part = Literal["val"]
+Part = Literal["val", "test"]
 
 
 @dataclass(frozen=True)

@@ -382,6 +382,8 @@ def evaluated_by(options: Options, job: Job, result: Result) -> list[str]:
         ),
     ):
         words += ["--split", "val"]
+    elif not images.set_aside and layouts.gives(settings.data, "test", settings.told):
+        words += ["--split", "test"]  # on `val` the best epoch was chosen
     if settings.precision != devices.choose_precision("auto", job.device):
         words += ["--precision", settings.precision]
     return words

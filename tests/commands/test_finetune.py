@@ -1046,6 +1046,22 @@ def test_a_run_goes_on_with_data_that_were_moved_and_names_them(cvt, tmp_path: P
     assert "/moved` |" in (run / "best" / "README.md").read_text()
 
 
+def test_the_next_command_measures_the_test_part_and_not_what_the_epoch_was_chosen_by(
+    cvt, tmp_path: Path
+) -> None:
+    for part in ("train", "val", "test"):
+        shutil.copytree(KEPT / "images", tmp_path / "data" / part)
+    (next((tmp_path / "data" / "test").rglob("*.png"))).unlink()
+    options = ["--epochs", 1, "--workers", 0, "--allow-overlap", "-o", tmp_path / "run"]
+
+    trained = cvt("finetune", tmp_path / "data", "--model", KEPT / "model", *options)
+    said = next(line for line in trained.stderr.splitlines() if line.startswith("next: "))
+    judged = cvt(*shlex.split(said.removeprefix("next: cvt ")), "--json")
+
+    assert judged.json["split"] == "test"
+    assert judged.json["n"] == json.loads((tmp_path / "run/results.json").read_text())["val_n"] - 1
+
+
 def test_val_that_is_not_chosen_by_is_said(cvt, tmp_path: Path) -> None:
     for part in ("train", "val"):
         shutil.copytree(KEPT / "images", tmp_path / part)

@@ -1,5 +1,6 @@
 """The parts of a set, lone folders around it, and class folders."""
 
+import shutil
 import tarfile
 from pathlib import Path
 
@@ -85,7 +86,28 @@ def test_parts_have_many_names_in_any_case(tmp_path: Path, train: str, val: str,
     assert (len(training), len(evaluated)) == (2, 4)
     assert validation is not None and validation.root == evaluated.root == tmp_path / val
     assert said == f"not used: `{test}` beside `{tmp_path / train}`"
-    assert beside == f"not used: `{test}` beside `{tmp_path / val}`"
+    assert beside == f"not used: `{test}` beside `{tmp_path / val}`; --split test takes `{test}`"
+
+
+@pytest.mark.parametrize("kind", ["folder", "zip"])
+def test_the_test_part_is_measured_where_it_is_asked_for(cvt, tmp_path: Path, kind: str) -> None:
+    for part, count in (("train", 3), ("valid", 2), ("Testing", 1)):
+        class_folders(tmp_path / "data" / part, {"cat": count, "dog": count})
+    place = tmp_path / "data"
+    if kind == "zip":
+        place = Path(shutil.make_archive(str(place), "zip", place))
+    nano = ("--model", "cvt-nano-cifar10", "--json")
+
+    by_default = cvt("evaluate", place, *nano)
+    asked = cvt("evaluate", place, *nano, "--split", "test")
+    shutil.rmtree(tmp_path / "data" / "Testing")
+    without = cvt("evaluate", tmp_path / "data", *nano, "--split", "test")
+
+    assert (by_default.json["n"], by_default.json["split"]) == (4, None)
+    assert "--split test takes `Testing`" in by_default.stderr
+    assert (asked.json["n"], asked.json["split"]) == (2, "test")
+    assert without.exit_code == 1
+    assert f"`{tmp_path / 'data'}` has `train` and `valid` but no part `test`" in without.stderr
 
 
 def test_of_two_folders_for_a_part_the_usual_one_is_taken_and_the_other_named(

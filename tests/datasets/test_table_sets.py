@@ -128,10 +128,12 @@ def test_the_split_column_says_what_is_trained_on_and_what_is_measured(
 
     planned = cvt("finetune", table, "--variant", "nano", "--dry-run", "--json")
     evaluated = cvt("evaluate", table, *NANO, "--json")
+    tested = cvt("evaluate", table, *NANO, "--json", "--split", "test")
     written(
         folder / "t.csv", [row for row in rows if row[2] == "Train"], ("path", "label", "split")
     )
     without = cvt("evaluate", table, *NANO)
+    untested = cvt("evaluate", table, *NANO, "--split", "test")
     written(folder / "t.csv", [*rows, ("cat/000.png", "cat", "trian")], ("path", "label", "split"))
     unknown = cvt("evaluate", table, *NANO)
 
@@ -139,7 +141,10 @@ def test_the_split_column_says_what_is_trained_on_and_what_is_measured(
     assert not planned.json["data"]["val_set_aside"]
     assert "parts: train 9, val 5, test 1" in planned.stderr
     assert evaluated.json["n"] == 5
-    assert without.exit_code == 1
+    assert f"not used: the rows of `test` in `{table}`; --split test takes" in evaluated.stderr
+    assert (tested.json["n"], tested.json["split"]) == (1, "test")
+    assert without.exit_code == untested.exit_code == 1
+    assert f"--split test: `{table}` has `train` but no part `test`" in untested.stderr
     assert "has rows of `train` but neither `val` nor `test` to evaluate" in without.stderr
     assert "--columns split=" in without.stderr
     assert unknown.exit_code == 1

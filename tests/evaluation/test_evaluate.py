@@ -95,7 +95,7 @@ def test_an_unreadable_image_is_wrong_and_named(tmp_path: Path) -> None:
         ({"resume": True}, "--resume needs exactly one model, and --predictions FILE.jsonl"),
         ({"data_dir": "sets"}, "--data-dir is only for known data sets"),
         ({"split": "val"}, "it is not known of which run"),
-        ({"split": "train"}, "split is `train`; accepted is `val`"),
+        ({"split": "train"}, "split is `train`; accepted are `val` and `test`"),
         ({"batch_size": 0}, "batch_size is 0; it must be at least 1"),
         ({"top_k": 1}, "top_k is 1; it must be at least 2"),
         ({"columns": {"path": "file"}}, "columns is {'path': 'file'}; it must be a text"),
