@@ -5,7 +5,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -85,21 +85,34 @@ def check(
         if data.pixels is not None:
             key = hashlib.sha256(data.pixels[index].tobytes()).digest()[:16] if seen else b""
             return None, None, None, Seen(key, key, False)
-        size = data.size(index)
-        content = _content_hash(data, index)
-        pixels, reduced = None, False
-        try:
+        size, start, pixels = data.size(index), b"", None
+        content: str | None = None
+
+        def tell(sha256: str) -> None:
+            nonlocal content
+            content = sha256
+
+        def opened() -> BinaryIO:
+            nonlocal start
+            file = decode.hashed(data.opener(index), tell)()
+            start = file.read(2)
+            file.seek(0)
+            return file
+
+        try:  # opened once: of an image on the web a server may give another one later, or none
             if only_headers:
-                decode.size(data.opener(index))
+                decode.size(opened)
             else:
                 # A JPEG at 1/8 of its size: all of the file is read all the same, much faster.
-                picture = data.load(index, exif=False, at_least=Size(1, 1))
+                picture = decode.decode(opened, exif=False, at_least=Size(1, 1))
                 if seen:
-                    pixels, reduced = pixels_key(picture), _is_jpeg(data, index)
+                    pixels = pixels_key(picture)
         except ImageError as error:
             return str(error), size, content, None
-        found = Seen(bytes.fromhex(content)[:16], pixels, reduced) if seen and content else None
-        return None, size, content, found
+        if not seen or content is None:
+            return None, size, content, None
+        reduced = pixels is not None and start == b"\xff\xd8"
+        return None, size, content, Seen(bytes.fromhex(content)[:16], pixels, reduced)
 
     keys: list[Seen | None] = []
     contents = None if unread or data.pixels is not None else np.zeros(len(data), np.uint64)
@@ -128,14 +141,6 @@ def check(
         seen=tuple(keys),
         contents=contents,
     )
-
-
-def _is_jpeg(data: LabelledImages, index: int) -> bool:
-    try:
-        with data.opener(index)() as file:
-            return file.read(2) == b"\xff\xd8"
-    except (OSError, ImageError, *ARCHIVE_ERRORS):
-        return False
 
 
 def fingerprint(data: LabelledImages, workers: int) -> str:

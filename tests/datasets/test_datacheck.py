@@ -7,6 +7,7 @@ import zipfile
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from cvt_cli.datasets import datacheck
 from cvt_cli.datasets.datacheck import check
 from cvt_cli.datasets.labelled import LabelledImages
 from cvt_cli.datasets.layouts import open_dataset
+from cvt_cli.images.trees import Folder
 
 
 def picture(number: int, kind: str = "PNG", side: int = 64) -> bytes:
@@ -290,3 +292,25 @@ def test_progress_is_told_of_every_image_and_of_damage(folder: Path) -> None:
 
     assert told[0] == ("checking images", 15, "images", 0)
     assert len(told) == 1 + 15 and told[-1] == "6 unreadable"
+
+
+@pytest.mark.parametrize("only_headers", [False, True])
+@pytest.mark.parametrize("seen", [False, True])
+def test_an_image_is_opened_once(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, only_headers: bool, seen: bool
+) -> None:
+    """One on the web may be had now, and not when it is asked for again."""
+    if only_headers:
+        monkeypatch.setattr(datacheck, "DECODED_UP_TO", 0)
+    opened_before, asked = Folder.open, list[str]()
+
+    def once(tree: Folder, name: str) -> BinaryIO:
+        asked.append(name)
+        return opened_before(tree, name)
+
+    monkeypatch.setattr(Folder, "open", once)
+    data = opened(folder)
+
+    check(data, 2, seen=seen)
+
+    assert sorted(asked) == sorted(data.names)
