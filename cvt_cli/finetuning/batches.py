@@ -27,6 +27,7 @@ from cvt_cli.base.errors import CvtError, DataError, ImageError
 from cvt_cli.base.text import human_bytes
 from cvt_cli.datasets.labelled import LabelledImages
 from cvt_cli.finetuning.balance import balanced_order
+from cvt_cli.finetuning.job import remedy
 from cvt_cli.images import transform
 from cvt_cli.spec.preprocessing import Preprocessing
 from cvt_cli.spec.recipes import RANDOM_CROPS_BELOW, Augmentation
@@ -123,8 +124,7 @@ class _Varied(Dataset["tuple[Any, ...] | _Problem"]):
             image = self.data.load(index, exif=False)
         except ImageError as error:
             return _Problem(
-                f"cannot train on `{self.data.place(index)}`: {error}",
-                "replace the file, and continue with --resume",
+                f"cannot train on `{self.data.place(index)}`: {error}", remedy(self.data, index)
             )
         # A worker's generator is its own; this process's belongs to the model.
         apart: AbstractContextManager[None] = (

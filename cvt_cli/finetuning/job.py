@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cvt_cli.base import machine, torchrun
+from cvt_cli.base.errors import ImageError
 from cvt_cli.datasets.labelled import LabelledImages
 from cvt_cli.datasets.table_sets import Told
 from cvt_cli.finetuning.balance import ClassWeights, factors, positive_factors
@@ -172,3 +173,24 @@ class Job:
         if self.class_weights is None:
             return 1.0
         return max(float(self.class_weights.max()), 1.0 if self.several else 0.0)
+
+
+BRING_BACK = "bring the same file back, and continue with --resume"
+"""What to do where an image of a run cannot be read any more: one with another content is no image
+of the run, which would not be gone on with."""
+
+
+def remedy(data: LabelledImages, index: int) -> str:
+    """What to do where an image cannot be trained on; ``data`` are those of a run."""
+    if data.contents is None:  # of so many that none was read, the names alone are the run's
+        return "replace the file, and continue with --resume"
+    found: list[str] = []
+    try:
+        data.load(index, exif=False, tell_hash=found.append)
+    except ImageError:
+        if found and int(found[0][:16], 16) == int(data.contents[index]):
+            return (
+                "the file is as it was when the run began, which read of so many images the "
+                "headers alone: repair it, or leave it out, and start another run"
+            )
+    return BRING_BACK

@@ -17,6 +17,7 @@ from cvt_cli.base.errors import DataError, ImageError
 from cvt_cli.base.progress import Progress, silent
 from cvt_cli.datasets.labelled import LabelledImages
 from cvt_cli.engines.protocol import Engine, features_of, prepared
+from cvt_cli.finetuning.job import remedy
 from cvt_cli.finetuning.tensor_files import read_tensors, tensors_hash, write_tensors
 from cvt_cli.model.network import CvT
 from cvt_cli.spec.preprocessing import Preprocessing
@@ -80,7 +81,7 @@ def cached_features(
         except ImageError as error:
             raise DataError(
                 f"cannot train on `{data.place(index)}`: {error}",
-                hint="repair or remove it",
+                hint=remedy(data, index),
             ) from None
 
     def save() -> None:

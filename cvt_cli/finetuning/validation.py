@@ -14,7 +14,7 @@ from cvt_cli.evaluation.counts import Counts
 from cvt_cli.evaluation.run_models import Subject
 from cvt_cli.evaluation.several_labels import SetOutcomes
 from cvt_cli.evaluation.thresholds import Chosen
-from cvt_cli.finetuning.job import Job
+from cvt_cli.finetuning.job import BRING_BACK, Job
 from cvt_cli.finetuning.settings import parsed_aim
 from cvt_cli.model.cuda import CudaEngine
 from cvt_cli.model.engine import TorchEngine
@@ -112,7 +112,7 @@ def refuse_unreadable(subject: Subject, job: Job) -> None:
         name, reason = subject.result.failures[0]
         raise DataError(
             f"cannot judge by `{name}`: {reason}",
-            hint="bring the file back, and continue with --resume",
+            hint=BRING_BACK,
         )
 
 

@@ -21,11 +21,14 @@ import cvt_cli
 from cvt_cli import Classifier, evaluate, finetune
 from cvt_cli.base import machine
 from cvt_cli.base.errors import CvtError, DataError, UsageError
+from cvt_cli.datasets import datacheck
 from cvt_cli.finetuning import preparation, tensor_files, training_loop
 from cvt_cli.finetuning.from_options import workers_of
+from cvt_cli.finetuning.job import BRING_BACK
 from cvt_cli.finetuning.settings import Options
 from cvt_cli.prediction.classify import top_predictions
 from cvt_cli.spec.labels import Labels
+from small_sets import zipped
 from tests_shared import TESTS
 
 IMAGES, MODEL = TESTS / "kept" / "images", TESTS / "kept" / "model"
@@ -124,14 +127,71 @@ def test_a_validation_image_that_goes_away_during_a_run_is_not_judged_as_wrong(
         return begun(loop)
 
     with mock.patch.object(training_loop.Loop, "train", gone):
-        with pytest.raises(DataError, match=f"cannot judge by `.*{picture.name}`"):
+        with pytest.raises(DataError, match=f"cannot judge by `.*{picture.name}`") as caught:
             finetune(resume=run, max_time="1h", workers=0)
+    assert caught.value.hint == BRING_BACK
     (tmp_path / "gone").rename(picture)
     result = finetune(resume=run, max_time="1h", workers=0)
 
     straight = finetune(data, model=MODEL, output=whole, **SHORT)
     assert result.val_top1 == straight.val_top1
     assert (run / LAST).read_bytes() == (whole / LAST).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("kind", "damage"),
+    [("folder", "gone"), ("folder", "damaged"), ("table", "gone"), ("archive", "damaged")],
+)
+def test_a_training_image_that_goes_away_during_a_run_ends_it_and_the_same_one_goes_on(
+    tmp_path: Path, kind: str, damage: str
+) -> None:
+    images, run, whole = (tmp_path / name for name in ("images", "run", "whole"))
+    shutil.copytree(IMAGES, images)
+    data, changing = images, images / "red" / "0.png"
+    if kind == "table":
+        data = tmp_path / "t.csv"
+        names = [path.relative_to(tmp_path) for path in sorted(images.rglob("*.png"))]
+        rows = [f"{path},{path.parent.name}\n" for path in names]
+        data.write_text("path,label\n" + "".join(rows))
+    elif kind == "archive":
+        data = changing = zipped(images, tmp_path / "d.zip")
+    sound = changing.read_bytes()
+    begun = training_loop.Loop.train
+
+    def gone(loop: training_loop.Loop) -> Any:
+        if damage == "gone":
+            changing.unlink()
+        elif kind == "archive":
+            changing.write_bytes(b"x" * (len(sound) // 2) + sound[len(sound) // 2 :])
+        else:
+            changing.write_bytes(b"<html>")
+        return begun(loop)
+
+    told = {**SHORT, "val_fraction": 0.2, "seed": 1}
+    with mock.patch.object(training_loop.Loop, "train", gone):
+        with pytest.raises(DataError, match=r"cannot (train on|judge by) `.*png`: ") as caught:
+            finetune(data, model=MODEL, output=run, **told)
+    assert caught.value.hint == BRING_BACK
+    changing.write_bytes(sound)
+    finetune(resume=run, workers=0)
+
+    finetune(data, model=MODEL, output=whole, **told)
+    assert (run / LAST).read_bytes() == (whole / LAST).read_bytes()
+
+
+def test_an_image_that_was_damaged_behind_its_header_from_the_start_is_said_to_be_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(datacheck, "DECODED_UP_TO", 10)
+    data = shutil.copytree(IMAGES, tmp_path / "data")
+    for picture in (data / "red").iterdir():
+        picture.write_bytes(picture.read_bytes()[:-50])
+
+    with pytest.raises(DataError, match=r"cannot train on `.*png`: ") as caught:
+        finetune(data, model=MODEL, output=tmp_path / "run", **SHORT)
+
+    assert "as it was when the run began" in str(caught.value.hint)
+    assert "start another run" in str(caught.value.hint)
 
 
 @pytest.mark.parametrize(

@@ -208,7 +208,7 @@ def test_an_unreadable_image_is_named_and_what_came_before_it_is_kept(tmp_path: 
 
     reason = "not an image, or of a type that Pillow cannot read"
     assert str(caught.value) == f"cannot train on `{broken}`: {reason}"
-    assert caught.value.hint == "repair or remove it"
+    assert caught.value.hint == "replace the file, and continue with --resume"  # of none read
     broken.write_bytes(content)
     rest = Engine()
     computed(rest, data, tmp_path / "features", batch_size=2)
