@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from cvt_cli.base import files, machine, streams
-from cvt_cli.base.errors import CvtError, UsageError, is_of_memory
+from cvt_cli.base.errors import CvtError, UsageError, is_of_memory, of_a_library
 from cvt_cli.base.package import __version__
 from cvt_cli.commands import (
     benchmark,
@@ -90,20 +90,22 @@ class _App(help_pages.Group):
             raise SystemExit(error.exit_code) from None
         except streams.Unread:
             raise SystemExit(1) from None
-        except OSError as error:
-            if told := files.no_temporary_folder(error):
-                output.error(str(told), told.hint)
-                raise SystemExit(1) from None
-            if error.errno not in _OF_THE_MACHINE:
-                raise
-            place = "" if error.filename is None else f"`{os.fsdecode(error.filename)}`: "
-            output.error(f"{place}{error.strerror}")
-            raise SystemExit(1) from None
         except Exception as error:
-            if not is_of_memory(error):
+            if (told := self._explained(error)) is None:
                 raise
-            output.error("not enough memory", self._what_takes_less())
+            output.error(str(told), told.hint)
             raise SystemExit(1) from None
+
+    def _explained(self, error: Exception) -> CvtError | None:
+        """What to say of an error that is of the machine; None of a bug of ours."""
+        if told := files.no_temporary_folder(error) or of_a_library(error):
+            return told
+        if isinstance(error, OSError) and error.errno in _OF_THE_MACHINE:
+            place = "" if error.filename is None else f"`{os.fsdecode(error.filename)}`: "
+            return CvtError(f"{place}{error.strerror}")
+        if is_of_memory(error) and not isinstance(error, OSError):
+            return CvtError("not enough memory", self._what_takes_less())
+        return None
 
     def _what_takes_less(self) -> str | None:
         """What the command that was given can be told to need less memory."""

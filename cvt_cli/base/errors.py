@@ -13,6 +13,7 @@ Anything else that escapes is a bug of ours and keeps its traceback.
 
 import dataclasses
 import numbers
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -70,6 +71,10 @@ _OUT_OF_MEMORY = (
 )
 
 
+_COMPILED = re.compile(r"\.(so|dylib|dll|pyd)\b")
+"""In what the system's loader says: a library's file."""
+
+
 def refuse_no_number(what: str, value: object, whole: bool = True) -> None:
     """Raises UsageError for a value from Python that is no number, or no whole one."""
     if not isinstance(value, numbers.Integral if whole else numbers.Real):
@@ -103,3 +108,15 @@ def is_of_memory(error: Exception) -> bool:
     """Whether memory ran out, the machine's or an accelerator's, in the words of any library."""
     said = str(error).lower()
     return isinstance(error, MemoryError) or any(words in said for words in _OUT_OF_MEMORY)
+
+
+def of_a_library(error: Exception) -> CvtError | None:
+    """What to tell the user where a library's compiled part cannot be loaded, as where little
+    memory may be addressed, or where its installation is damaged; None of another error."""
+    is_one = isinstance(error, ImportError) or isinstance(error, OSError) and error.errno is None
+    if not (is_one and _COMPILED.search(str(error))):
+        return None
+    return CvtError(
+        f"a library cannot be loaded: {error}",
+        hint="install its package again; where `ulimit -v` limits the memory, allow more",
+    )

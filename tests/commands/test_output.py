@@ -7,6 +7,7 @@ import shutil
 import stat
 import threading
 from functools import partial
+from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
 import pytest
@@ -159,6 +160,19 @@ def test_memory_that_runs_out_is_a_sentence_with_what_takes_less(
     assert result.exit_code == 1
     assert "error: not enough memory\n\nhint: " in result.stderr
     assert hint in result.stderr and "Traceback" not in result.stderr
+
+
+def test_a_library_that_cannot_be_loaded_is_a_sentence(machine: Machine, tmp_path: Path) -> None:
+    package = tmp_path / "onnxruntime"
+    package.mkdir()
+    (package / "__init__.py").write_text("from onnxruntime import _pybind\n")
+    (package / f"_pybind{EXTENSION_SUFFIXES[0]}").write_bytes(b"cut off")
+
+    result = machine.run(*PREDICT, "--engine", "onnxruntime", PYTHONPATH=str(tmp_path))
+
+    assert result.exit_code == 1
+    assert "error: a library cannot be loaded: " in result.stderr and "_pybind" in result.stderr
+    assert "hint: install its package again" in result.stderr and "Traceback" not in result.stderr
 
 
 @pytest.mark.parametrize("text_columns", [1, 2])
