@@ -108,9 +108,9 @@ def test_a_killed_run_loses_no_value_and_can_go_on(tmp_path: Path) -> None:
 def test_a_run_that_goes_on_at_an_epochs_end_keeps_that_epoch(cvt, tmp_path: Path) -> None:
     kept = Path(__file__).parents[1] / "kept"
     run = tmp_path / "run"
-    told = ("finetune", kept / "images", "--model", kept / "model", "--epochs", 4, "--workers", 0)
+    told = ("finetune", kept / "images", "--model", kept / "model", "--epochs", 2, "--workers", 0)
     cvt(*told, "--batch-size", 8, "-o", run, "--max-time", "0s")
-    while cvt("finetune", "--resume", run, "--max-time", "0s", "--json").json["epochs"] < 4:
+    while cvt("finetune", "--resume", run, "--max-time", "0s", "--json").json["epochs"] < 2:
         pass
 
     (curve,) = [v for name, v in read(run / "events").items() if name == "val_top1"]
