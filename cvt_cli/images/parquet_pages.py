@@ -74,10 +74,11 @@ def opened(path: Path, columns: Collection[str], shared: bool = True) -> Iterato
             "so many"
         )
     leaves = [metadata.schema.column(place) for place in range(metadata.num_columns)]
+    asked = set(columns)
     wanted = {
         place: leaf.path
         for place, leaf in enumerate(leaves)
-        if any(leaf.path == name or leaf.path.startswith(f"{name}.") for name in columns)
+        if asked.intersection(_around(leaf.path))
     }
     texts = set()
     with path.open("rb") as file:
@@ -94,6 +95,12 @@ def opened(path: Path, columns: Collection[str], shared: bool = True) -> Iterato
     # Where the texts are short it is several times as quick to give each row its own.
     with parquet.ParquetFile(path, read_dictionary=sorted(texts)) as table:
         yield table
+
+
+def _around(path: str) -> Iterator[str]:
+    """A leaf's name, and those of what it is a part of: "a.b" and "a"."""
+    parts = path.split(".")
+    return (".".join(parts[:count]) for count in range(len(parts), 0, -1))
 
 
 def _longest(path: Path, name: str, group: int) -> int:

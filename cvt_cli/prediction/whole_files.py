@@ -11,6 +11,10 @@ from cvt_cli.base import files
 from cvt_cli.base.errors import CvtError
 
 
+class _Unfinished(CvtError):
+    """All answers were there, and the file of them could not be finished: others of them can."""
+
+
 class WholeFile:
     """A file that is written beside its place and appears when its context ends without an error.
 
@@ -57,17 +61,14 @@ class WholeFile:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if error is None:
-            try:
+        if error is not None and not isinstance(error, _Unfinished):
+            self._stack.__exit__(kind, error, trace)
+            return
+        try:
+            with self._stack:
                 self._finish()
-            except OSError as failure:
-                unwritable = files.unwritable(self._path, failure)
-                self._stack.__exit__(CvtError, unwritable, None)
-                raise unwritable from failure
-            except BaseException as failure:
-                self._stack.__exit__(type(failure), failure, failure.__traceback__)
-                raise
-        self._stack.__exit__(kind, error, trace)
+        except CvtError as failure:
+            raise _Unfinished(str(failure), failure.hint) from failure.__cause__
 
 
 CARDS = "<!-- cards -->\n"

@@ -129,6 +129,16 @@ def test_features_that_have_no_room_are_a_sentence(cvt, file: str) -> None:
     assert not list(Path().iterdir())
 
 
+def test_answers_are_kept_in_all_files_but_that_which_has_no_room(cvt) -> None:
+    outputs = ["-o", "a.csv", "-o", "b.parquet", "-o", "c.jsonl"]
+    with files_of_at_most(2000):
+        said = cvt("predict", CHELSEA, *NANO, "--engine", "torch", *outputs)
+
+    assert said.exit_code == 1 and "error: cannot write `b.parquet`: " in said.stderr
+    assert sorted(path.name for path in Path().iterdir()) == ["a.csv", "c.jsonl"]
+    assert "chelsea" in Path("a.csv").read_text()
+
+
 @pytest.mark.parametrize(
     "option", ["--predictions a.csv", "--predictions a.parquet", "--json a.json"]
 )
