@@ -43,6 +43,7 @@ class DataCheck:
     only_headers: bool  # damage behind a header was not looked for
     unread: bool  # nor any other
     fingerprint: str  # SHA-256, hexadecimal: another one means other data
+    used_fingerprint: str  # likewise of those alone that can be read
     size_fingerprint: str  # one by the files' sizes alone, which earlier versions took
     seen: tuple[Seen | None, ...]  # of each image, where that was asked for and it was read
     # (n,) of the files' hashes; None where none was read
@@ -76,7 +77,7 @@ def check(
         seen: find what tells each picture: its file's content, and its pixels where it is decoded.
     """
     digest = hashlib.sha256(json.dumps(data.classes).encode())
-    by_size = digest.copy()
+    by_size, of_used = digest.copy(), digest.copy()
     only_headers = data.pixels is None and len(data) > DECODED_UP_TO
     unreadable: list[tuple[int, str]] = []
     unread = data.pixels is None and len(data) > READ_UP_TO
@@ -125,18 +126,25 @@ def check(
                 keys.append(found)
             if contents is not None and content is not None:
                 contents[index] = int(content[:16], 16)
-            digest.update(_line(data, index, content))
+            line = _line(data, index, content)
+            digest.update(line)
+            if reason is None:
+                of_used.update(line)
             by_size.update(_line(data, index, size))
             advance(1, f"{len(unreadable)} unreadable" if unreadable else "")
     for one in (digest, by_size):
         _add_pixels(one, data)
         if unread:
             _add_names(one, data)
+    if unreadable:
+        bad = [index for index, _ in unreadable]
+        _add_pixels(of_used, data.subset(np.setdiff1d(np.arange(len(data)), bad)))
     return DataCheck(
         unreadable=tuple(unreadable),
         only_headers=only_headers,
         unread=unread,
         fingerprint=digest.hexdigest(),
+        used_fingerprint=(of_used if unreadable else digest).hexdigest(),
         size_fingerprint=by_size.hexdigest(),
         seen=tuple(keys),
         contents=contents,

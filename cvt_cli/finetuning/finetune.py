@@ -30,6 +30,7 @@ from cvt_cli.datasets.table_sets import Told
 from cvt_cli.finetuning import fold_results, folds, from_options
 from cvt_cli.finetuning import plan as plans
 from cvt_cli.finetuning import preparation as starts
+from cvt_cli.finetuning.began import Began
 from cvt_cli.finetuning.job import Images, Job
 from cvt_cli.finetuning.results import Result
 from cvt_cli.finetuning.run import Run
@@ -273,7 +274,8 @@ def _folds_going_on(
     told = Options(**{**about["options"], **anew})
     data = str(told.data)
     fraction, seed = about["val_fraction"], about["seed"]
-    plan = _fold_plan(told, data, about["folds"], fraction, seed, access.say, progress)
+    began = Began.of(about)
+    plan = _fold_plan(told, data, about["folds"], fraction, seed, access.say, progress, began)
     folds.refuse_other(about, plan, folder)
 
     def begun(images: Images) -> Job:
@@ -293,7 +295,7 @@ def _left_fold(options: Options, device: torch.device, images: Images, folder: P
     found = plans.read_plan(folder)
     settings = replace(plans.settings_of(found), data=str(options.data))
     workers = from_options.workers_of(options, device)
-    return starts.job_of(found, settings, images, device, workers)
+    return starts.job_of(folder, found, settings, images, device, workers)
 
 
 def _fold_plan(
@@ -304,6 +306,7 @@ def _fold_plan(
     seed: int,
     say: Say,
     progress: Progress,
+    began: Began | None = None,
 ) -> folds.Plan:
     """The images of a cross-validation, checked, and the fold of each."""
     told = Told(options.columns, options.images, options.group_by, options.separator)
@@ -313,7 +316,7 @@ def _fold_plan(
     test = from_options.test_of(data, found, say, told)
     from_options.refuse_needless(options, test)
     overlap: starts.Overlap = "allowed" if options.allow_overlap else "refused"
-    checked = starts.check_all(found, None, test, overlap, say, progress)
+    checked = starts.check_all(found, None, test, overlap, say, progress, began)
     images = checked.readable[0]
     try:
         images.refuse_classes_of_less_than(3, ", to train on, to choose by and to be held out")
@@ -355,8 +358,10 @@ def _going_on(
         settings.seed,
         access.say,
         progress,
+        Began.of(plan["data"]),
     )
-    job = starts.job_of(plan, settings, images, device, from_options.workers_of(options, device))
+    workers = from_options.workers_of(options, device)
+    job = starts.job_of(folder, plan, settings, images, device, workers)
     job = replace(job, **from_options.followed(options))
     run = Run(job, say=access.say, progress=progress)
     return Prepared(job, None, lambda: run.go_on(folder))

@@ -12,7 +12,7 @@ RUN/results.json       what came of it
 import json
 import shlex
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from cvt_cli.evaluation import metrics, run_models
 from cvt_cli.evaluation.run_models import Judged
 from cvt_cli.evaluation.several_labels import JudgedSet
 from cvt_cli.finetuning import preparation
+from cvt_cli.finetuning.began import others
 from cvt_cli.finetuning.fold_results import OUT_OF_FOLD, Fold, Result, by_groups, of_mean, table
 from cvt_cli.finetuning.job import Images, Job
 from cvt_cli.finetuning.plan import much_set_aside
@@ -160,6 +161,9 @@ class Folds:
             "val_fraction": self.plan.fraction,
             "images": self.plan.hash,
             "fingerprint": self.plan.checked.fingerprint,
+            "used_fingerprint": self.plan.checked.used_fingerprint,
+            "left_out": self.plan.checked.left_out,
+            "unreadable": self.plan.checked.unreadable,
             "start": self._start,
             "options": options,
             "command": self.command,
@@ -348,8 +352,14 @@ def _sum(counts: list[int | None]) -> int | None:
 
 def refuse_other(about: dict[str, Any], plan: Plan, folder: Path) -> None:
     """Raises DataError if the images, or their folds, are not those that were begun with."""
-    if about["images"] != plan.hash or about["fingerprint"] != plan.checked.fingerprint:
+    checked = plan.checked
+    kept = about.get("used_fingerprint", about["fingerprint"])
+    found = checked.used_fingerprint if "used_fingerprint" in about else checked.fingerprint
+    if about["images"] != plan.hash or kept != found:
+        which = ""
+        with suppress(DataError):  # these are too few for folds
+            which = others(folder / "fold-1", plan.of_fold(0))
         raise DataError(
-            f"the images are not what `{folder}` began with, or lie in other folds",
+            f"the images are not what `{folder}` began with, or lie in other folds{which}",
             hint="bring them back as they were, or begin anew in another folder",
         )

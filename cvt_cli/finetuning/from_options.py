@@ -15,6 +15,7 @@ from cvt_cli.datasets.table_sets import Told
 from cvt_cli.datasets.torchvision_sets import check_data_dir
 from cvt_cli.finetuning import origin, several_labels, validation
 from cvt_cli.finetuning import preparation as starts
+from cvt_cli.finetuning.began import Began
 from cvt_cli.finetuning.job import Images, Job
 from cvt_cli.finetuning.settings import Options
 from cvt_cli.model import devices
@@ -131,6 +132,7 @@ def images_of(
     seed: int,
     say: Say,
     progress: Progress,
+    began: Began | None = None,
 ) -> Images:
     """The images of a run, checked.
 
@@ -143,6 +145,7 @@ def images_of(
         seed: of which they are.
         say: told what was found.
         progress: told of every image.
+        began: what a run that goes on began with.
     """
     found = opened(options, data, told, say, progress)
     validation = layouts.open_given(data, "val", found, say, told) if own else None
@@ -164,6 +167,7 @@ def images_of(
         seed,
         test=test,
         overlap="allowed" if options.allow_overlap else "refused" if begins else "not sought",
+        began=began,
         say=say if torchrun.rank() == 0 else unheard,
         progress=progress,
     )

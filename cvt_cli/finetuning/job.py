@@ -76,6 +76,8 @@ class Images:
     fingerprint: str  # of all of them, by content
     unread: bool = False  # there are so many that no file was read
     size_fingerprint: str = ""  # of all of them, by the files' sizes: plans of version 1
+    used_fingerprint: str = ""  # by content, of those alone that can be read
+    left_out: tuple[tuple[str, ...], ...] = ()  # names of the others, of each part
     held_out: LabelledImages | None = None  # the fold that has no part in the run
 
     @property

@@ -125,6 +125,8 @@ def _data(job: Job, val_fraction: float) -> dict[str, Any]:
         "only_headers_read": images.only_headers,
         "unread": images.unread,
         "fingerprint": images.fingerprint,
+        "used_fingerprint": images.used_fingerprint,
+        "left_out": list(map(list, images.left_out)),
         **geometry.of_plan(images.training, job.preprocessing),
         **balance.of_plan(counts, images.validation.sizes, images.training.classes),
     }

@@ -21,6 +21,7 @@ from cvt_cli.datasets.labelled import LabelledImages
 from cvt_cli.finetuning import batches as training_data
 from cvt_cli.finetuning import trainer
 from cvt_cli.finetuning.batches import Batches
+from cvt_cli.finetuning.began import Began, are_of, others
 from cvt_cli.finetuning.job import Images, Job, Settings
 from cvt_cli.finetuning.parameter_groups import freeze
 from cvt_cli.finetuning.plan import PLAN_FILE, SPLIT_FILE
@@ -42,6 +43,8 @@ class Checked:
     unread: bool
     fingerprint: str
     size_fingerprint: str
+    used_fingerprint: str  # of those that can be read
+    left_out: tuple[tuple[str, ...], ...]  # names of the others, of each part
 
     def refused(self, error: DataError) -> DataError:
         """What is wrong with the readable images, and which are not."""
@@ -67,6 +70,8 @@ class Checked:
             self.fingerprint,
             self.unread,
             self.size_fingerprint,
+            self.used_fingerprint,
+            self.left_out,
             held_out,
         )
 
@@ -83,6 +88,7 @@ def check_images(
     *,
     test: LabelledImages | None = None,
     overlap: Overlap = "not sought",
+    began: Began | None = None,
     say: Say = unheard,
     progress: Progress = silent,
 ) -> Images:
@@ -95,14 +101,16 @@ def check_images(
         seed: of what is set aside.
         test: the data's own test images, in which no other picture or group may be.
         overlap: what of pictures and groups that lie in two parts.
-        say: told of those that are allowed.
+        began: what a run that goes on began with.
+        say: told of those that are allowed, and of what is left out as when the run began.
         progress: told of every image.
 
     Raises:
         DataError: there is one class alone, a class has a name that no checkpoint can have or too
-            few readable images, the validation images have other classes, or two parts overlap.
+            few readable images, the validation images have other classes, two parts overlap, or
+            a run that goes on has lost an image.
     """
-    checked = check_all(found, published, test, overlap, say, progress)
+    checked = check_all(found, published, test, overlap, say, progress, began)
     try:
         if published is None:
             training, validation = checked.readable[0].split(val_fraction, seed)
@@ -125,32 +133,50 @@ def check_all(
     overlap: Overlap,
     say: Say,
     progress: Progress,
+    began: Began | None = None,
 ) -> Checked:
     """Check every image and leave out what cannot be read; see `check_images`."""
     _refuse_at_once(found, set_aside=published is None)
     unreadable: list[str] = []
-    prints, by_size, headers, unread = [], [], False, False
-    readable, parts = [], []
+    prints, by_size, used, headers, unread = [], [], [], False, False
+    readable: list[LabelledImages] = []
+    parts: list[overlaps.Part] = []
+    left_out: list[tuple[str, ...]] = []
     given = overlap != "not sought" and (published is not None or test is not None)
     for name, images in (("train", found), ("val", published), ("test", test)):
         if images is None or (name == "test" and not given):
             continue
+        if began is not None:
+            images = began.used(len(readable), images)
         checked = datacheck.check(images, machine.threads(), progress, given)
         parts.append(overlaps.Part(name, images, checked.seen))
         if name == "test":
             continue
+        if began is not None:
+            began.refuse(images, checked.unreadable)
         prints.append(checked.fingerprint)
         by_size.append(checked.size_fingerprint)
+        used.append(checked.used_fingerprint)
         headers |= checked.only_headers
         unread |= checked.unread
         images = replace(images, contents=checked.contents)
         bad = [index for index, _ in checked.unreadable]
+        left_out.append(tuple(images.names[index] for index in bad))
         unreadable += [f"{images.names[index]}: {reason}" for index, reason in checked.unreadable]
         readable.append(images.subset(np.setdiff1d(np.arange(len(images)), bad)) if bad else images)
     if given:
         overlaps.refuse(parts, overlap == "allowed", machine.threads(), say)
+    if began is not None and (line := began.describe()):
+        say(line)
     return Checked(
-        tuple(readable), tuple(unreadable), headers, unread, " ".join(prints), " ".join(by_size)
+        tuple(readable),
+        tuple(unreadable) if began is None else began.unreadable,
+        headers,
+        unread,
+        " ".join(prints) if began is None else began.fingerprint,
+        " ".join(by_size),
+        " ".join(used),
+        tuple(left_out) if began is None else began.left_out,
     )
 
 
@@ -186,21 +212,34 @@ def _refuse_at_once(found: LabelledImages, set_aside: bool) -> None:
 
 
 def job_of(
-    plan: Mapping[str, Any], settings: Settings, images: Images, device: torch.device, workers: int
+    folder: Path,
+    plan: Mapping[str, Any],
+    settings: Settings,
+    images: Images,
+    device: torch.device,
+    workers: int,
 ) -> Job:
-    """The job of a plan, whose weights are in its folder's state.
+    """The job of a run that is gone on with.
+
+    Args:
+        folder: of the run, whose state has the weights.
+        plan: of the run.
+        settings: of the plan, with what is told anew.
+        images: found now.
+        device: that trains.
+        workers: processes that decode.
 
     Raises:
         DataError: the images are not those that the run began with.
         UsageError: the images of a step cannot be shared among so many processes.
     """
-    found = images.fingerprint if "version" in plan else images.size_fingerprint
-    if found != plan["data"]["fingerprint"]:
+    if not are_of(plan, images):
         raise DataError(
             f"`{settings.data}` is not the data that the run began with: that had "
             f"{plan['data']['train_n']} training and {plan['data']['val_n']} validation images, "
-            "and another fingerprint",
-            hint="restore the images, or start another run, for example from --model RUN/best",
+            f"and another fingerprint{others(folder, images)}",
+            hint="bring the same files back, or start another run, for example from --model "
+            "RUN/best",
         )
     shares = settings.accumulate * torchrun.count()
     if plan["step_images"] is not None:

@@ -7,7 +7,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +18,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import cvt_cli
 from cvt_cli import Classifier, evaluate, finetune
@@ -26,6 +29,7 @@ from cvt_cli.finetuning import preparation, tensor_files, training_loop
 from cvt_cli.finetuning.from_options import workers_of
 from cvt_cli.finetuning.job import BRING_BACK
 from cvt_cli.finetuning.settings import Options
+from cvt_cli.images import web
 from cvt_cli.prediction.classify import top_predictions
 from cvt_cli.spec.labels import Labels
 from small_sets import zipped
@@ -177,6 +181,129 @@ def test_a_training_image_that_goes_away_during_a_run_ends_it_and_the_same_one_g
 
     finetune(data, model=MODEL, output=whole, **told)
     assert (run / LAST).read_bytes() == (whole / LAST).read_bytes()
+
+
+@pytest.mark.parametrize("later", ["readable", "gone", "unreadable"])
+@pytest.mark.parametrize("parts", [("",), ("train", "val")], ids=["held out", "val"])
+def test_what_could_not_be_read_when_a_run_began_stays_left_out(
+    tmp_path: Path, capfd, later: str, parts: tuple[str, ...]
+) -> None:
+    data, run, whole = (tmp_path / name for name in ("data", "run", "whole"))
+    for part in parts:
+        shutil.copytree(IMAGES, data / part)
+    told: dict[str, Any] = dict(SHORT)
+    if parts != ("",):  # of which names are alike
+        del told["val_fraction"]
+        told["allow_overlap"] = True
+    bad = [data / part / "red" / "3.png" for part in parts]
+    sound = [one.read_bytes() for one in bad]
+    for one in bad:
+        one.write_bytes(b"<html>")
+    straight = finetune(data, model=MODEL, output=whole, **told)
+    first = finetune(data, model=MODEL, output=run, max_time="0s", **told)
+    capfd.readouterr()
+    for one, content in zip(bad, sound, strict=True):
+        one.unlink()
+        if later != "gone":
+            one.write_bytes(content if later == "readable" else b"another page")
+
+    result = finetune(resume=run, max_time="1h", workers=0)
+
+    name = "red/3.png"
+    listed = f"{len(parts)} left out, as when the run began: {'; '.join([name] * len(parts))}\n"
+    assert listed in capfd.readouterr().err
+    assert first.n_unreadable == result.n_unreadable == straight.n_unreadable == len(parts)
+    assert result.fingerprint == straight.fingerprint and result.val_top1 == straight.val_top1
+    assert (run / LAST).read_bytes() == (whole / LAST).read_bytes()
+
+
+class _Busy(BaseHTTPRequestHandler):
+    """Serves images, and is busy: for every third request, and always for some images."""
+
+    asked, busy = 0, frozenset[str]()
+
+    def do_GET(self) -> None:
+        _Busy.asked += 1
+        is_busy = self.path in self.busy or self.asked % 3 == 0
+        content = b"" if is_busy else (IMAGES / self.path[1:]).read_bytes()
+        self.send_response(503 if is_busy else 200)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_images_on_a_busy_server_are_trained_on_and_the_run_goes_on_when_it_is_not_busy(
+    tmp_path: Path, capfd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(web, "PAUSES_SEC", (0.01,) * 4)
+    monkeypatch.setattr(_Busy, "busy", frozenset(("/red/3.png",)))
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    table, run, whole = (tmp_path / name for name in ("t.csv", "run", "whole"))
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Busy) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        names = [path.relative_to(IMAGES).as_posix() for path in sorted(IMAGES.rglob("*.png"))]
+        rows = "".join(f"{address}/{name},{name.split('/')[0]}\n" for name in names)
+        table.write_text("path,label\n" + rows)
+        finetune(table, model=MODEL, output=whole, **SHORT)
+        finetune(table, model=MODEL, output=run, max_time="0s", **SHORT)
+        monkeypatch.setattr(_Busy, "busy", frozenset())
+        result = finetune(resume=run, max_time="1h", workers=0)
+        said = capfd.readouterr().err
+        monkeypatch.setattr(_Busy, "busy", frozenset(("/red/0.png",)))
+        with pytest.raises(DataError) as caught:
+            finetune(resume=run, workers=0)
+        server.shutdown()
+
+    reason = "the server answered 503: Service Unavailable, tried 5 times"
+    assert f"1 left out, cannot be read: {address}/red/3.png: {reason}" in said
+    assert f"1 left out, as when the run began: {address}/red/3.png\n" in said
+    assert result.n_unreadable == 1
+    assert (run / LAST).read_bytes() == (whole / LAST).read_bytes()
+    assert str(caught.value).endswith(f"when it began: `{address}/red/0.png`: {reason}")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            "unreadable",
+            "the run cannot go on, since images cannot be read that could be when it began: "
+            "`{data}/red/0.png`: not an image, or of a type that Pillow cannot read",
+        ),
+        ("another", "; `red/0.png` is new or changed; 1 of its images is gone or changed"),
+        ("gone", "; 1 of its images is gone or changed"),
+        ("new", "; `red/new.png` is new or changed"),
+        ("renamed", "; the files are the same, with other names, classes, weights or in another"),
+    ],
+)
+def test_a_run_whose_images_have_changed_says_which_and_what_to_do(
+    tmp_path: Path, change: str, message: str
+) -> None:
+    data, run = tmp_path / "data", tmp_path / "run"
+    shutil.copytree(IMAGES, data)
+    (data / "red" / "3.png").write_bytes(b"<html>")
+    finetune(data, model=MODEL, output=run, max_time="0s", **SHORT)
+    picture, other = data / "red" / "0.png", data / "red" / "new.png"
+    if change == "unreadable":
+        picture.write_bytes(b"<html>")
+    elif change == "another":
+        Image.new("RGB", (32, 32), "white").save(picture)
+    elif change == "gone":
+        picture.unlink()
+    elif change == "new":
+        Image.new("RGB", (32, 32), "white").save(other)
+    else:
+        picture.rename(other)
+
+    with pytest.raises(DataError) as caught:
+        finetune(resume=run, workers=0)
+
+    assert message.format(data=data) in str(caught.value)
+    assert str(caught.value.hint).startswith("bring the same file")
 
 
 def test_an_image_that_was_damaged_behind_its_header_from_the_start_is_said_to_be_so(

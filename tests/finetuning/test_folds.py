@@ -6,6 +6,8 @@ import shutil
 import signal
 import time
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from PIL import Image
 from cvt_cli.base import package
 from cvt_cli.evaluation.metrics import wilson
 from cvt_cli.finetuning import preparation
+from cvt_cli.finetuning import run as run_of_a_fold
 from tests_shared import TESTS, Machine, Result
 
 SHORT = ["--variant", "nano", "--epochs", "1", "--batch-size", "8", "--warmup-epochs", "0"]
@@ -174,6 +177,40 @@ def test_folds_of_other_images_are_not_gone_on_with(
 
     assert result.exit_code == 1
     assert f"the images are not what `{straight}` began with" in result.stderr
+    assert "1 of its images is gone or changed" in result.stderr
+
+
+def test_folds_leave_out_to_their_end_what_could_not_be_read_when_they_began(
+    cvt, videos: Path, tmp_path: Path
+) -> None:
+    data, run, whole = (tmp_path / name for name in ("data", "run", "whole"))
+    shutil.copytree(videos, data)
+    bad = data / "cat" / "v0_0.png"
+    sound = bad.read_bytes()
+    bad.write_bytes(b"<html>")
+    line = ["finetune", data, *SHORT, "--folds", 3, *BY_VIDEO]
+    begun = run_of_a_fold.Run.begin
+
+    def second_is_interrupted(run: run_of_a_fold.Run, folder: Path, *told: Any) -> Any:
+        if folder.name == "fold-2":
+            raise KeyboardInterrupt
+        return begun(run, folder, *told)
+
+    with mock.patch.object(run_of_a_fold.Run, "begin", second_is_interrupted):
+        assert cvt(*line, "-o", run).exit_code == 130
+    cvt(*line, "-o", whole)
+    bad.write_bytes(sound)
+    result = cvt("finetune", "--resume", run)
+
+    assert result.exit_code == 0, result.stderr
+    assert "1 left out, as when the run began: cat/v0_0.png" in result.stderr
+    assert lines_of(run) == lines_of(whole)
+    found, straight = (json.loads((one / "results.json").read_text()) for one in (run, whole))
+    for name in ("n_unreadable", "fingerprint", "n", "correct"):
+        assert found[name] == straight[name]
+    plans = [json.loads((run / f"fold-{n}" / "plan.json").read_text())["data"] for n in (1, 2)]
+    for name in ("left_out", "unreadable", "fingerprint", "used_fingerprint"):
+        assert plans[0][name] == plans[1][name]
 
 
 def test_all_folds_start_from_the_same_weights(
