@@ -1,5 +1,6 @@
 """``cvt cache``: what is kept on this machine."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -110,7 +111,13 @@ def verify(names: Names = None, json_output: options.Json = False) -> None:
 
     verdicts = {True: "right", False: "damaged", None: "no hash known"}
     rows = catalogue.held(names or [])
-    checks = [(row.name, file, right) for row in rows for file, right in cache.verify(row.snapshot)]
+    checks: list[tuple[str, Path, bool | None]] = []
+    refused = []
+    for row in rows:
+        try:
+            checks += [(row.name, file, right) for file, right in cache.verify(row.snapshot)]
+        except CvtError as error:
+            refused.append(error)
     fetched = {path: row.as_fetched for row in rows for path in row.snapshot.used}
     seen = {file for _, file, _ in checks}
     if not names:
@@ -136,7 +143,9 @@ def verify(names: Names = None, json_output: options.Json = False) -> None:
         elif file.is_relative_to(places.cache_dir()):
             hint = "it was removed, and is made again when it is needed"
         output.error(f"`{file}` is damaged", hint)
-    if damaged:
+    for error in refused:
+        output.error(str(error), error.hint)
+    if damaged or refused:
         raise typer.Exit(1)
 
 

@@ -926,8 +926,9 @@ def test_a_link_out_of_the_cache_is_not_followed(
     hub: Hub, machine: Machine, checkpoint, tmp_path: Path
 ) -> None:
     hub.add(NAME, checkpoint)
-    machine.run("download", NAME)
-    (snapshot,) = machine.hub_cache.glob("models--*/snapshots/*")
+    hub.add("z/another", checkpoint)
+    machine.run("download", NAME, "z/another")
+    (snapshot,) = machine.hub_cache.glob(f"models--{NAME.replace('/', '--')}/snapshots/*")
     elsewhere = tmp_path / "elsewhere.safetensors"
     elsewhere.write_bytes(checkpoint["model.safetensors"])
     link = snapshot / "model.safetensors"
@@ -935,9 +936,12 @@ def test_a_link_out_of_the_cache_is_not_followed(
     link.symlink_to(elsewhere)
 
     result = machine.run("predict", CHELSEA, "--model", NAME)
+    verified = machine.run("cache", "verify", "--json")
 
-    assert result.exit_code == 1
+    assert result.exit_code == verified.exit_code == 1
     assert f"`{link}` links out of the hub's cache, to `{elsewhere}`" in result.stderr
+    assert f"`{link}` links out of the hub's cache, to `{elsewhere}`" in verified.stderr
+    assert {check["name"] for check in verified.json} == {"z/another"}  # what comes after it
     assert machine.run("cache", "remove", NAME).exit_code == 0
     assert elsewhere.exists()
 
