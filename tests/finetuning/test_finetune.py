@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -218,13 +219,13 @@ def test_what_could_not_be_read_when_a_run_began_stays_left_out(
 
 
 class _Busy(BaseHTTPRequestHandler):
-    """Serves images, and is busy: for every third request, and always for some images."""
+    """Serves images, each at every second request, and some never."""
 
-    asked, busy = 0, frozenset[str]()
+    asked, busy = Counter[str](), frozenset[str]()
 
     def do_GET(self) -> None:
-        _Busy.asked += 1
-        is_busy = self.path in self.busy or self.asked % 3 == 0
+        self.asked[self.path] += 1
+        is_busy = self.path in self.busy or self.asked[self.path] % 2 == 1
         content = b"" if is_busy else (IMAGES / self.path[1:]).read_bytes()
         self.send_response(503 if is_busy else 200)
         self.send_header("Content-Length", str(len(content)))
