@@ -143,8 +143,8 @@ def verify(names: Names = None, json_output: options.Json = False) -> None:
         elif file.is_relative_to(places.cache_dir()):
             hint = "it was removed, and is made again when it is needed"
         output.error(f"`{file}` is damaged", hint)
-    for error in refused:
-        output.error(str(error), error.hint)
+    for one in refused:
+        output.error(str(one), one.hint)
     if damaged or refused:
         raise typer.Exit(1)
 

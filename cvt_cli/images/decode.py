@@ -1,5 +1,6 @@
 """Image files, and images that Python holds, to upright RGB."""
 
+import errno
 import hashlib
 import io
 import os
@@ -259,10 +260,16 @@ def _explained() -> Iterator[None]:
     except MemoryError:
         raise ImageError("too large for the memory of this machine") from None
     except OSError as error:
-        # Either the system's (with a strerror) or a decoder's: "image file is truncated (…)".
-        raise ImageError((error.strerror or str(error)).lower()) from None
+        raise ImageError(reason(error)) from None
     except _DECODER_ERRORS as error:
         raise ImageError(f"damaged: {error}") from None
+
+
+def reason(error: OSError) -> str:
+    """The system's (with a strerror) or a decoder's: "image file is truncated (…)"."""
+    if error.strerror is None and isinstance(error, FileNotFoundError):
+        return os.strerror(errno.ENOENT).lower()  # of fsspec, which tells the name alone
+    return (error.strerror or str(error)).lower()
 
 
 _ACCEPTED_IN_MEMORY = (

@@ -114,6 +114,5 @@ def _all_of(file: BinaryIO) -> bytes:
 
 def reason(error: Exception) -> str:
     """One line of an error of a file system or the network."""
-    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    text = without_password(text)  # of an address in it
-    return text.splitlines()[0].lower() if isinstance(error, OSError) else text.splitlines()[0]
+    text = decode.reason(error) if isinstance(error, OSError) else str(error)
+    return without_password(text or type(error).__name__).splitlines()[0]  # of an address in it

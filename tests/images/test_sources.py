@@ -214,6 +214,17 @@ def remote(folder: Path) -> str:
     return "memory://share"
 
 
+def test_what_is_not_there_behind_an_address_is_said_so(cvt, tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    shutil.copy(BOATS, tmp_path / "folder")
+    archive = zipped(tmp_path / "folder", tmp_path / "x.zip")
+    addresses = ["memory://Nowhere/1.jpg", f"zip://Nowhere/1.jpg::{archive}"]
+
+    found = cvt("predict", *addresses, *NANO)
+
+    assert [one["error"] for one in found.json_lines] == ["no such file or directory"] * 2
+
+
 @pytest.mark.parametrize(
     ("given", "suffixes"),
     [
