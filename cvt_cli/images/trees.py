@@ -18,6 +18,7 @@ from cvt_cli.base.errors import DataError, ImageError
 from cvt_cli.images import decode, finding
 from cvt_cli.images.archives import ARCHIVE_ERRORS, Index, bytes_of, tar_index, zip_index
 from cvt_cli.images.finding import Passed
+from cvt_cli.images.table_files import is_table
 
 # How such files begin, and what undoes the compression alone.
 _COMPRESSED = {
@@ -131,6 +132,11 @@ def open_tree(path: Path) -> Tree:
         for magic, command in _COMPRESSED.items():
             if start.startswith(magic):
                 quoted = shlex.quote(str(path))
+                if is_table(path.stem):
+                    raise DataError(
+                        f"`{path}` is a table that is compressed",
+                        hint=f"decompress it with `{command} {quoted}`, and name what this makes",
+                    )
                 raise DataError(
                     f"`{path}` cannot be read in place: it is compressed as a whole, so each "
                     "image can only be reached through all that come before it",

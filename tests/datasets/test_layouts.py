@@ -1,5 +1,6 @@
 """Layouts of data sets in folders and in archives."""
 
+import gzip
 import io
 import pickle
 import tarfile
@@ -89,6 +90,16 @@ def test_the_sample_of_tiny_imagenet_is_read_from_its_archive(tmp_path: Path) ->
         open_dataset(str(packed), "test", tmp_path)
     assert f"gunzip -k {packed}" in str(caught.value.hint)
     assert f"tar -xf {packed}" in str(caught.value.hint)
+
+
+def test_a_table_that_is_compressed_is_named_as_what_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "labels.csv.gz"
+    with gzip.open(path, "wt") as file:
+        file.write("path,label\n")
+
+    with pytest.raises(DataError, match="is a table that is compressed") as caught:
+        open_dataset(str(path), "test", tmp_path)
+    assert f"`gunzip -k {path}`, and name what this makes" in str(caught.value.hint)
 
 
 @pytest.mark.parametrize("kind", ["zip", "tar"])
