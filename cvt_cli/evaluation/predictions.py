@@ -325,16 +325,17 @@ def check_lines(
         if truth is not None and truth.get(kind) != found:
             raise UsageError(f"`{path}` was made with other {kind} of the same images", hint)
 
-    def has_changed(line: Line) -> bool:
-        if line.sha256 == "":
-            return False
+    def problem(line: Line) -> str | None:
+        if not line.sha256:  # it could not be read, as where a server fails, and counts so for good
+            return None
         try:
-            return data.content_hash(place[line.path]) != line.sha256
-        except ImageError:
-            return line.sha256 is not None
+            same = data.content_hash(place[line.path]) == line.sha256
+        except ImageError as error:
+            return f"could be read when `{path}` was made, and cannot now: {error}"
+        return None if same else f"has changed since `{path}` was made"
 
     with progress("checking what is done", len(lines)) as advance:
-        for line, changed in ahead(has_changed, lines, workers, 4 * workers):
+        for line, wrong in ahead(problem, lines, workers, 4 * workers):
             advance(1, "")
-            if changed:
-                raise UsageError(f"`{line.path}` has changed since `{path}` was made", hint)
+            if wrong is not None:
+                raise UsageError(f"`{line.path}` {wrong}", f"bring the same file back, {hint}")

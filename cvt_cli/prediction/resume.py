@@ -125,11 +125,12 @@ def not_answered(
         try:
             if bytes.fromhex(decode.content_hash(source.open))[:_HASH_BYTES] == known:
                 return
-        except ImageError:
-            pass
+            problem = f"has changed since `{lines.path}` answered it"
+        except ImageError as error:
+            problem = f"could be read when `{lines.path}` answered it, and cannot now: {error}"
         raise UsageError(
-            f"`{source.name}` has changed since `{lines.path}` answered it",
-            hint="remove its line, or name another file",
+            f"`{source.name}` {problem}",
+            hint="bring the same file back, remove its line, or name another file",
         )
 
     checks: deque[Future[None]] = deque()

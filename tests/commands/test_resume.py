@@ -122,6 +122,10 @@ def swap_two_images() -> None:
     ("change", "message"),
     [
         (swap_two_images, "`blue/3.png` has changed since `judged.jsonl` was made"),
+        (
+            lambda: Path("images/red/9.png").write_bytes(b""),
+            "`red/9.png` could be read when `judged.jsonl` was made, and cannot now: empty file",
+        ),
         (lambda: Path("images/red/9.png").unlink(), "this data has no `red/9.png`"),
         (
             lambda: Path("map.json").write_text('{"blue": "red", "green": "green", "red": "blue"}'),
@@ -134,7 +138,7 @@ def swap_two_images() -> None:
             "`judged.jsonl` was made with other groups of the same images",
         ),
     ],
-    ids=["swapped", "removed", "label map", "groups"],
+    ids=["swapped", "emptied", "removed", "label map", "groups"],
 )
 def test_an_evaluation_does_not_go_on_where_its_lines_would_be_wrong(
     cvt, folder: Path, change: Callable[[], object], message: str
@@ -152,6 +156,26 @@ def test_an_evaluation_does_not_go_on_where_its_lines_would_be_wrong(
     assert result.exit_code == 2
     assert message in result.stderr
     assert Path("judged.jsonl").read_bytes() == before
+
+
+def test_an_image_that_could_not_be_read_when_it_was_judged_is_no_reason_not_to_go_on(
+    cvt, folder: Path
+) -> None:
+    """As where a server failed for a moment."""
+    picture, later = Path("images/red/0.png"), Path("images/blue/0.png")
+    sound, other = picture.read_bytes(), later.read_bytes()
+    picture.write_bytes(b"")
+    later.unlink()
+    cvt(*EVALUATE)
+    picture.write_bytes(sound)
+    later.write_bytes(other)
+
+    result = cvt(*EVALUATE, "--resume")
+
+    assert result.exit_code == 1  # an image counts as wrong
+    assert "29 of 30 images already in `judged.jsonl`" in result.stderr
+    assert "counted as wrong: 1 of 30 images" in result.stderr
+    assert (result.json["n"], result.json["n_failed"]) == (30, 1)
 
 
 def test_an_evaluation_does_not_go_on_among_other_classes(cvt, folder: Path) -> None:
