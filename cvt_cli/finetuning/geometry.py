@@ -14,6 +14,9 @@ from cvt_cli.spec.preprocessing import Preprocessing
 _LOOKED_AT = 200
 """Pictures at most, evenly spread, of which the size is read."""
 
+_LOOKED_AT_AFAR = 20
+"""Likewise of pictures that are on other machines, each of which is fetched once more for it."""
+
 
 def of_plan(images: LabelledImages, preprocessing: Preprocessing) -> dict[str, Any]:
     """What a plan has of it: the mean share of a picture's area that the centre crop leaves out,
@@ -34,7 +37,10 @@ def _looked_at(images: LabelledImages) -> list[tuple[Size, bool]]:
     if images.pixels is not None:
         return [(Size(*images.pixels.shape[1:3]), False)]
     found: list[tuple[Size, bool]] = []
-    for index in images.evenly(_LOOKED_AT).tolist():
+    indices = images.evenly(_LOOKED_AT).tolist()
+    if any("://" in images.names[index] for index in indices):
+        indices = images.evenly(_LOOKED_AT_AFAR).tolist()
+    for index in indices:
         try:
             with images.opener(index)() as file, Image.open(file) as image:
                 # A TIFF is turned when it is decoded; a PNG would be decoded to ask it more.

@@ -1,6 +1,7 @@
 """How much of the pictures a crop hides, and which of them are sideways."""
 
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pytest
@@ -48,3 +49,29 @@ def test_pictures_that_exif_says_are_to_be_turned_are_counted(tmp_path: Path) ->
     found = geometry.of_plan(images, Preprocessing.published(224, 224))
 
     assert found["turned_by_exif"] == pytest.approx(2 / 6)
+
+
+def test_few_pictures_on_other_machines_are_fetched_for_it(tmp_path: Path) -> None:
+    """One after the other, before anything is trained."""
+    Image.new("RGB", (40, 30)).save(tmp_path / "0.png")
+    asked = []
+
+    class Table:
+        table = tmp_path / "t.csv"
+
+        def open(self, name: str, row: int) -> BinaryIO:
+            asked.append(row)
+            return (tmp_path / "0.png").open("rb")
+
+        def size(self, name: str, row: int) -> int | None:
+            return None
+
+    names, rows = tuple(f"http://host/{n}.png" for n in range(500)), np.arange(500, dtype=np.int32)
+    images = LabelledImages(
+        tmp_path, ("a",), names, np.zeros(500, np.int64), table=Table(), rows=rows
+    )
+
+    found = geometry.of_plan(images, Preprocessing.published(224, 224))
+
+    assert found["hidden_by_crop"] == pytest.approx(1 - 224 * 224 / (256 * 341))
+    assert len(asked) == 20 and max(asked) == 499
