@@ -435,6 +435,8 @@ def _source(image: Any, number: int) -> Any:
     try:
         if isinstance(image, str | os.PathLike):
             name = without_password(os.fspath(image))
+            if not name:
+                return _Unreadable(f"image {number}", "the path is empty")
             return sources.source(os.fspath(image))
         if hasattr(image, "read") and not hasattr(image, "getexif"):
             name = str(getattr(image, "name", name))

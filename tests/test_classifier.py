@@ -91,6 +91,7 @@ def test_what_is_no_image_is_named_with_what_is_accepted(classify, pixels) -> No
         (pixels.transpose(2, 0, 1), r"ndarray of uint8 with shape \(3, "),
         (None, "NoneType is not an image"),
         (b"", "not an image"),
+        ("", "the path is empty"),
         (io.StringIO("text"), "text"),
     ):
         with pytest.raises(ImageError, match=said):

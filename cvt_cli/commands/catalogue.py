@@ -129,6 +129,7 @@ class Description:
             "width": width,
             "num_classes": len(labels),
             "classes": list(labels.names),
+            "thresholds": labels.thresholds and list(labels.thresholds),
             "params": cost.params,
             "macs": cost.macs,
             "preprocessing": preprocessing.to_json(),
@@ -276,7 +277,9 @@ def repository_of(text: str) -> str:
     known = published.find(text)
     repository = known.repository if known else text
     if repository is None:
-        raise UsageError(f"`{text}` is part of the package, not in the cache")
+        raise UsageError(
+            f"`{text}` is part of the package, not in the cache", hint="it is ready as it is"
+        )
     if not hub_client.REPOSITORY.fullmatch(repository):
         raise UsageError(
             f"`{text}` is neither a known model nor a hub repository (owner/name)",

@@ -49,6 +49,7 @@ def info(
         output.note(message)
     names = found.described.labels.names
     shown = ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
+    shown += "; an image may have several" * found.described.labels.several
     rows = [
         ("variant", variant_of(found.described.config) or "none of the known ones"),
         ("input", found.described.preprocessing.describe()),

@@ -120,6 +120,12 @@ def ready(
         raise UsageError(
             "--max-drop has no effect with --engine onnxruntime", hint="use --engine openvino"
         )
+    if asked.calibration is None and said.labels.several:
+        raise UsageError(
+            f"--precision int8 of `{checkpoint.name}` needs --calibration: thresholds decide its "
+            "classes, and those hold for ranges that were measured on such images as it is given",
+            hint="--calibration FOLDER, a few hundred of your own images, without labels",
+        )
     if asked.max_drop is not None and said.labels.several:
         raise UsageError(
             f"--max-drop: it is of top-1, and an image may have several of `{checkpoint.name}`'s "
@@ -135,6 +141,11 @@ def ready(
         say=access.say,
     )
     access.detail(f"engine {running.name}: it computes in int8")
+    if asked.calibration is None:
+        access.say(
+            "int8 is calibrated on a few images of the package; --calibration FOLDER, with your "
+            "own, keeps closer to fp32"
+        )
     return ReadyModel(checkpoint, running, said, calibration)
 
 

@@ -59,7 +59,10 @@ def _taking(
         def call(*args: P.args, **kwargs: P.kwargs) -> Any:
             return train(options(*args, **kwargs))
 
-        call.__signature__ = inspect.signature(options)  # type: ignore[attr-defined]
+        returned = inspect.signature(train).return_annotation
+        call.__signature__ = inspect.signature(  # type: ignore[attr-defined]
+            options
+        ).replace(return_annotation=returned)
         return call
 
     return decorate

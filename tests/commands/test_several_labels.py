@@ -205,12 +205,26 @@ def test_a_card_says_which_of_its_numbers_are_by_the_weights(
 
 
 def test_a_loss_of_top1_has_no_meaning_in_int8(cvt, model: Path, table: Path) -> None:
-    told = ("--model", model, "--precision", "int8", "--max-drop", 1)
+    told = ("--model", model, "--precision", "int8", "--calibration", table.parent)
 
-    result = cvt("evaluate", table, *told)
+    result = cvt("evaluate", table, *told, "--max-drop", 1)
 
     assert result.exit_code == 2
     assert "--max-drop: it is of top-1, and an image may have several of" in result.stderr
+
+
+def test_int8_is_calibrated_on_the_users_images_where_thresholds_decide(
+    cvt, model: Path, table: Path
+) -> None:
+    told = ("--model", model, "--precision", "int8")
+
+    without = cvt("evaluate", table, *told)
+    calibrated = cvt("evaluate", table, *told, "--calibration", DATA / "verification")
+
+    assert without.exit_code == 2 and "needs --calibration: thresholds decide" in without.stderr
+    assert "F1      micro" in calibrated.stdout, (
+        calibrated.stderr
+    )  # one image is none: it ends with 1
 
 
 def test_what_was_judged_is_gone_on_with_to_the_same_numbers(

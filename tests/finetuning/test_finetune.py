@@ -354,6 +354,8 @@ def test_what_cannot_be_trained_is_explained_as_by_the_command(
 
 def test_the_function_says_what_it_takes_and_is_there_when_it_is_asked_for() -> None:
     taken = inspect.signature(finetune).parameters
+    returned = str(inspect.signature(finetune).return_annotation)
+    assert "results.Result" in returned and "fold_results.Result" in returned
 
     assert next(iter(taken)) == "data" and {"model", "epochs", "resume"} < set(taken)
     assert not {"gpus", "dry_run", "show_recipe"} & set(taken)
