@@ -87,6 +87,15 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
+def prepared(files: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """cvt-nano-cifar10 as ONNX that takes pictures as they are."""
+    path = tmp_path_factory.mktemp("prepared") / "nano.onnx"
+    result = exported(files, NANO, "--output", path, "--with-preprocessing")
+    assert result.exit_code == 0, result.stderr
+    return path
+
+
+@pytest.fixture(scope="module")
 def five_hundred(tmp_path_factory: pytest.TempPathFactory, cifar10: Path) -> Path:
     """The first 50 test images of each class of CIFAR-10."""
     folder = tmp_path_factory.mktemp("cifar")
@@ -155,13 +164,15 @@ def exported_source() -> Path:
     return CHECKPOINTS[NANO].embedded
 
 
-def test_the_lines_of_the_docs_answer_with_plain_onnxruntime(files: Path, tmp_path: Path) -> None:
+def test_the_lines_of_the_docs_answer_with_plain_onnxruntime(
+    files: Path, prepared: Path, tmp_path: Path
+) -> None:
     (long,) = re.findall(r"```python\n(import json\n.+?)```", DEPLOYMENT, re.DOTALL)
     (short,) = re.findall(r"```python\n(import json, .+?)```", README, re.DOTALL)
     assert len([line for line in long.splitlines() if line.strip()]) <= 10
     code = long + short.replace("my_model.onnx", "nano.onnx")
-    result = exported(files, NANO, "--output", tmp_path / "nano.onnx", "--with-preprocessing")
-    assert result.exit_code == 0, result.stderr
+    for path in (prepared, prepared.with_name("nano.onnx.json")):
+        shutil.copy(path, tmp_path)
     shutil.copy(TESTS / "photos" / "nagasaki-boats.jpg", tmp_path / "photo.jpg")
 
     done = subprocess.run(
@@ -449,11 +460,9 @@ def test_preprocessing_inside_is_within_a_grey_level_and_answers_the_same(
 
 
 def test_large_pictures_are_answered_by_a_file_that_prepares_them_in_bounded_memory(
-    files: Path, tmp_path: Path
+    prepared: Path, tmp_path: Path
 ) -> None:
     """They wait whole for the model, and members of a tar for room: neither waits for the other."""
-    model = tmp_path / "nano.onnx"
-    assert exported(files, NANO, "-o", model, "--with-preprocessing").exit_code == 0
     Image.new("RGB", (4000, 3000), "navy").save(tmp_path / "0.bmp")
     with tarfile.open(tmp_path / "a.tar.gz", "w:gz", compresslevel=1) as archive:
         for number in range(9):
@@ -465,8 +474,9 @@ def test_large_pictures_are_answered_by_a_file_that_prepares_them_in_bounded_mem
         "from cvt_cli.cli import app; app()"
     )
 
+    told = ("predict", tmp_path / "a.tar.gz", "--model", prepared, "--jsonl")
     done = subprocess.run(
-        [sys.executable, "-c", code, "predict", tmp_path / "a.tar.gz", "--model", model, "--jsonl"],
+        [sys.executable, "-c", code, *told],
         capture_output=True, text=True, timeout=60,
     )  # fmt: skip
 
