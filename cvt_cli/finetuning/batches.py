@@ -135,6 +135,16 @@ class _Varied(Dataset["tuple[Any, ...] | _Problem"]):
             found = self.transform(image), self.data.labels[index].tolist()
         return found if self.weights is None else (*found, float(self.weights[index]))
 
+    def __getitems__(self, places: list[tuple[int, ...]]) -> "list[tuple[Any, ...] | _Problem]":
+        """A batch of them, which the loader asks for; after one that cannot be read no other is
+        waited for."""
+        found: list[tuple[Any, ...] | _Problem] = []
+        for place in places:
+            found.append(self[place])
+            if isinstance(found[-1], _Problem):
+                break
+        return found
+
 
 class _Problem(NamedTuple):
     """What is wrong, from a worker; an exception would lose its hint on the way."""

@@ -52,8 +52,8 @@ class Began:
         """Raises DataError for images of the run that cannot be read any more."""
         if not unreadable:
             return
-        shown = "; ".join(f"`{images.place(i)}`: {reason}" for i, reason in unreadable[:10])
-        more = f" and {len(unreadable) - 10} more" if len(unreadable) > 10 else ""
+        shown = "; ".join(f"`{images.place(i)}`: {reason}" for i, reason in unreadable[:5])
+        more = f" and {len(unreadable) - 5} more" if len(unreadable) > 5 else ""
         raise DataError(
             "the run cannot go on, since images cannot be read that could be when it began: "
             f"{shown}{more}",

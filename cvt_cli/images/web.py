@@ -12,6 +12,7 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
+from collections import Counter
 from typing import Any, BinaryIO
 
 from cvt_cli.base import ahead, limits
@@ -61,6 +62,12 @@ def quoted(address: str) -> str:
 def _quoted(text: str) -> str:
     return urllib.parse.quote(text, safe=_KEPT, errors="surrogateescape")
 
+
+_MOST_GIVEN_UP = 3
+_given_up: Counter[str] = Counter()
+"""How many images in a row each server did not give, however often it was asked. From
+`_MOST_GIVEN_UP` on it is asked once for each, until it gives one: of a long list each would be
+waited for."""
 
 _FOR_A_MOMENT = frozenset((429, 500, 502, 503, 504))
 """Statuses of a server that has too much to do, or that is being started."""
@@ -204,18 +211,23 @@ def _server(request: urllib.request.Request) -> tuple[str, str]:
 def fetch(address: str) -> BinaryIO:
     """An image from the web; user and password in its address are sent as Basic authentication.
 
-    Where a server fails for a moment it is asked again, as often as there are `PAUSES_SEC`.
+    Where a server fails for a moment it is asked again, as often as there are `PAUSES_SEC`; see
+    also `_MOST_GIVEN_UP`.
 
     Raises:
         ImageError: it cannot be had.
     """
     started, deadline, tried = time.monotonic(), _Deadline(DEADLINE_SEC), 0
+    server = address.split("/", 3)[2]
+    pauses = PAUSES_SEC if _given_up[server] < _MOST_GIVEN_UP else ()
     try:
         with ahead.ended_by(deadline.end):
-            for pause in (*PAUSES_SEC, math.inf):
+            for pause in (*pauses, math.inf):
                 tried += 1
                 try:
-                    return _fetched(address, deadline)
+                    content = _fetched(address, deadline)
+                    _given_up.pop(server, None)
+                    return content
                 except _ERRORS as error:
                     reason, for_a_moment = _explained(error, deadline)
                     pause = max(pause, _pause_asked_for(error))
@@ -223,6 +235,8 @@ def fetch(address: str) -> BinaryIO:
                     break
                 deadline.let_go()
                 deadline.wait(pause)
+            if for_a_moment:
+                _given_up[server] += 1
             raise ImageError(reason + (f", tried {tried} times" if tried > 1 else ""))
     finally:
         deadline.close()

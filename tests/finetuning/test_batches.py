@@ -16,7 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
-from cvt_cli.base.errors import CvtError, DataError
+from cvt_cli.base.errors import CvtError, DataError, ImageError
 from cvt_cli.datasets import labelled, layouts
 from cvt_cli.finetuning import batches as training_data
 from cvt_cli.finetuning.trainer import Part
@@ -219,6 +219,28 @@ def test_a_worker_without_room_for_its_batch_says_so(signdigits: Path) -> None:
             pass
 
     assert "--workers 0" in caught.value.hint
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_after_an_image_that_cannot_be_read_no_other_of_its_batch_is_waited_for(
+    signdigits: Path, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    """Of a server that has failed for long, each would be."""
+    data = layouts.open_dataset(str(signdigits), "train", Path())
+    asked = multiprocessing.Value("i", 0)
+
+    def fails(*_: object, **named: object) -> None:
+        with asked.get_lock():
+            asked.value += 1
+        raise ImageError("gone")
+
+    monkeypatch.setattr(labelled.LabelledImages, "load", fails)
+    source = batches(data, 0, 1, 1, workers=workers)
+
+    with pytest.raises(DataError, match="cannot train on `.*`: gone"):
+        next(source.of_epoch(0))
+
+    assert asked.value <= 3  # a worker has the batch after it ready
 
 
 def test_a_lost_worker_ends_the_run_with_a_sentence(signdigits: Path) -> None:

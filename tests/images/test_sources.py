@@ -155,6 +155,7 @@ def running() -> Iterator[_Server]:
 def server(running: _Server, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setattr(web, "PAUSES_SEC", (0.01, 0.02))
     running.asked.clear()
+    web._given_up.clear()
     return f"http://127.0.0.1:{running.server_port}"
 
 
@@ -583,6 +584,22 @@ def test_an_image_that_cannot_be_had_says_how_often_it_was_asked_for(
 
     assert line["error"].endswith(reason)
     assert len(running.asked) == tried
+
+
+def test_a_server_that_fails_for_long_is_asked_once_for_each_image_until_it_gives_one(
+    cvt, server: str, running: _Server
+) -> None:
+    bad = [f"{server}/busy-503-99.jpg"] * 6
+
+    errors = cvt("predict", *bad, "--workers", 1, *NANO).json_lines
+    good = [f"{server}/boats.jpg", f"{server}/busy-503-1.jpg"]
+    again = cvt("predict", *good, "--workers", 1, *NANO).json_lines
+
+    tried = [line["error"].rpartition(", ")[2] for line in errors]
+    assert tried == ["tried 3 times"] * 3 + [errors[-1]["error"]] * 3
+    assert "tried" not in errors[-1]["error"]
+    assert all(line["predictions"] for line in again)
+    assert len(running.asked) == 3 * 3 + 3 + 2
 
 
 @pytest.mark.parametrize(
