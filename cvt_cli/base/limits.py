@@ -48,6 +48,9 @@ LARGEST_HEADER_BYTES = 100_000_000
 LARGEST_FILE = 128 * 1024**2
 """Bytes that are read at most of an image in an archive, of an address or on stdin."""
 
+LARGEST_ON_DISK = 4 * 1024**3
+"""Likewise of an image's own file: more than the largest picture that Pillow decodes has."""
+
 MOST_SCANS = 500
 """Of a progressive JPEG, each of which decodes all of its picture; there are ten as a rule."""
 

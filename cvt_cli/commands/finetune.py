@@ -101,7 +101,7 @@ def finetune(
         if told.base_recipe.optimizer == "newton":
             told.refuse_steps()
         named = recipes.named_recipe(told.recipe_name)
-        output.print_json(told.overridden(named, batch_size).to_json())
+        output.print_json(told.overridden(named, batch_size).to_json(None))
         return
     told.check_together()
     if gpus is not None:

@@ -294,7 +294,7 @@ def class_folders(tree: Tree, split: Split, say: Say) -> LabelledImages:
     if loose and not classes:
         raise DataError(
             f"{counted(loose, 'image')} directly in `{tree.root}`, and nothing says of which class",
-            hint=f"if a table has their classes, name it: {shlex.quote(str(tree.root / tables[0]))}"
+            hint=_named(tree, tables, "if a table has their classes, name it")
             if tables
             else "put them into one folder per class, or put beside them "
             f"`{imagenet.VAL_TABLE}` with lines `name index`, or `{imagenet.DEVKIT_TABLE}` and "
@@ -305,7 +305,7 @@ def class_folders(tree: Tree, split: Split, say: Say) -> LabelledImages:
             f"no images in class folders below `{tree.root}`: found {counted(len(found), 'folder')}"
             + (f" ({', '.join(list(found)[:5])})" if found else "")
             + (f"; {passed}" if str(passed) else ""),
-            hint=f"if a table has the images, name it: {shlex.quote(str(tree.root / tables[0]))}"
+            hint=_named(tree, tables, "if a table has the images, name it")
             if tables
             else "expected is one folder per class with image files in it, such as "
             f"`{tree.root / 'cat' / '1.jpg'}`",
@@ -328,6 +328,17 @@ def class_folders(tree: Tree, split: Split, say: Say) -> LabelledImages:
     names = [name for of_class in classes for name in found[of_class]]
     labels = np.repeat(range(len(classes)), [len(found[name]) for name in classes])
     return made(tree, classes, names, labels, "class folders")
+
+
+def _named(tree: Tree, tables: Sequence[str], advice: str) -> str:
+    """A hint with a table's path; of several, none is all of the data."""
+    first = shlex.quote(str(tree.root / min(tables)))
+    if len(tables) == 1:
+        return f"{advice}: {first}"
+    return (
+        f"{advice}, such as {first}: there are {len(tables)}, of which one is read at a time; join "
+        "parts of one set into one file before"
+    )
 
 
 Reader = Callable[[Tree, Split, Say], LabelledImages | None]

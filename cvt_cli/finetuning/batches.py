@@ -30,7 +30,7 @@ from cvt_cli.finetuning.balance import balanced_order
 from cvt_cli.finetuning.job import remedy
 from cvt_cli.images import transform
 from cvt_cli.spec.preprocessing import Preprocessing
-from cvt_cli.spec.recipes import RANDOM_CROPS_BELOW, Augmentation
+from cvt_cli.spec.recipes import Augmentation
 
 Part = tuple[Tensor, ...]
 """Images (B, 3, H, W) and their classes (B,), of several (B, classes) of 0 and 1; where images have
@@ -52,13 +52,11 @@ def augmentation(what: Augmentation, preprocessing: Preprocessing) -> Callable[[
     """
     height, width = preprocessing.size
     size = [height, width]
+    what = what.at(preprocessing.size)
     steps: list[Any]
     if what.geometry == "none":
         steps = [v2.Lambda(partial(transform.resize, preprocessing=preprocessing))]
-    elif what.geometry == "resized-crop" and what.smallest_area < 0.1:
-        steps = [v2.RandomResizedCrop(size, (what.smallest_area, 1.0), interpolation=_BICUBIC)]
-    elif min(size) < RANDOM_CROPS_BELOW:
-        # For small images, where the 32 pixels below would be most of the picture.
+    elif what.geometry == "padded-crop":  # as is usual for CIFAR
         steps = [
             v2.Lambda(partial(transform.resize, preprocessing=preprocessing)),
             v2.RandomCrop(size, padding=max(size) // 8),

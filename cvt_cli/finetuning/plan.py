@@ -89,7 +89,7 @@ def plan_of(
 
 def settings_json(job: Job) -> dict[str, Any]:
     """All of them but for those of several labels an image, where there is nothing of that."""
-    values = {**asdict(job.settings), "recipe": job.settings.recipe.to_json()}
+    values = {**asdict(job.settings), "recipe": job.settings.recipe.to_json(job.preprocessing.size)}
     for name in ("separator", "threshold_for"):
         if values[name] is None:
             del values[name]

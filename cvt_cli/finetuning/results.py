@@ -92,7 +92,7 @@ class Result:
             "run": str(self.run),
             "best": str(self.best),
             "val_top1_interval": list(self.val_top1_interval),
-            "recipe": self.recipe.to_json(),
+            "recipe": self.recipe.to_json(self.preprocessing.size),
             "preprocessing": self.preprocessing.to_json(),
         }
 

@@ -254,6 +254,8 @@ def _used(job: Job, row: Epoch) -> dict[str, str]:
     """What of the recipe and the settings had a part in the training."""
     settings = job.settings
     recipe = {k: v for k, v in asdict(settings.recipe).items() if v is not None and v != ()}
+    if told_later := recipe.pop("not_published", None):
+        recipe["chosen by us"] = ", ".join(told_later).replace("_", " ")
     if not job.takes_steps:
         recipe = {key: recipe[key] for key in ("name", "optimizer")}
         if row.penalty is not None:

@@ -25,7 +25,8 @@ class Schedule:
     def __call__(self, step: int) -> float:
         """The rate at a step, from 0."""
         if step < self.warmup_steps:
-            return WARMUP_RATE + (self.peak - WARMUP_RATE) * step / self.warmup_steps
+            first = min(WARMUP_RATE, self.peak)
+            return first + (self.peak - first) * step / self.warmup_steps
         lowest = min(LOWEST_RATE, self.peak / 100)
         done = (step - self.warmup_steps) / max(self.steps - self.warmup_steps, 1)
         return lowest + (self.peak - lowest) * (1 + math.cos(math.pi * min(done, 1.0))) / 2

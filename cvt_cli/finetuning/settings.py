@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import KW_ONLY, dataclass, fields
+from dataclasses import KW_ONLY, dataclass, fields, replace
 from numbers import Number
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -224,7 +224,8 @@ class Options:
     def overridden(self, recipe: Recipe, batch_size: int | None = None) -> Recipe:
         """The recipe with what the options say in place of its own, for other batches if given."""
         changes = {field: getattr(self, name) for name, field in OF_A_RECIPE.items()}
-        return recipe.override(**changes, batch_size=batch_size)
+        recipe = recipe.override(**changes, batch_size=batch_size)
+        return recipe if self.res is None else replace(recipe, res=None)
 
     def share_out(self, recipe: Recipe, images: int, say: Say) -> tuple[Recipe, int]:
         """The recipe for the images of a step, and how many of them a process computes together.

@@ -89,9 +89,9 @@ def read(size: int, source: Callable[[_Argument], bytes], argument: _Argument) -
     return Content(content, share)
 
 
-def too_large() -> ImageError:
+def too_large(most: int | None = None) -> ImageError:
     """What to raise for a file that has more bytes than are read."""
-    return ImageError(f"too large: more than {limits.LARGEST_FILE:,} bytes")
+    return ImageError(f"too large: more than {most or limits.LARGEST_FILE:,} bytes")
 
 
 def decode(
@@ -349,6 +349,8 @@ def open_regular(path: Path) -> BinaryIO:
         raise ImageError("not a regular file (a pipe, socket or device)")
     if info.st_size == 0:
         raise ImageError("empty file (0 bytes)")
+    if info.st_size > limits.LARGEST_ON_DISK:  # a sparse one would be hashed for hours
+        raise too_large(limits.LARGEST_ON_DISK)
     return path.open("rb")
 
 

@@ -154,6 +154,14 @@ def readable_once(inputs: Sequence[str]) -> str | None:
     return None
 
 
+def _is_image(path: Path) -> bool:
+    try:
+        decode.size(partial(decode.open_regular, path))
+    except ImageError:
+        return False
+    return True
+
+
 def is_address(text: str) -> bool:
     """Whether it is an http(s) address; the protocol may be written in any case."""
     protocol, separator, _ = text.partition("://")
@@ -297,6 +305,8 @@ class _Search:
             yield from self._from_archive(path, found_there, "damaged archive, not read further")
         elif glob.has_magic(text) and not os.path.lexists(text):
             yield from self._from_pattern(text)
+        elif is_table(text) and os.path.isfile(text) and not _is_image(path):
+            yield _unreadable(text, f"a table, not an image; `@{text}` is the images that it lists")
         else:
             yield replace(_file(path), missing=NO_SUCH_FILE if _is_gone(path) else "")
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from cvt_cli.base.errors import UsageError
 from cvt_cli.base.text import counted
-from cvt_cli.spec.config import CvTConfig
+from cvt_cli.spec.config import CvTConfig, Size
 from cvt_cli.spec.variants import VARIANTS, variant_of
 
 Optimizer = Literal["adamw", "sgd", "newton"]
@@ -41,7 +41,9 @@ the least is an `int`, whole numbers are meant."""
 class Augmentation:
     """What is varied in the training images, before and after they are made a batch."""
 
-    geometry: Literal["none", "crop-flip", "resized-crop"] = "none"
+    # All but "none" flip half of them. "crop-flip": crops of what is 32 pixels larger;
+    # "padded-crop": of what is padded by an eighth; "resized-crop": of parts, of any area.
+    geometry: Literal["none", "crop-flip", "padded-crop", "resized-crop"] = "none"
     smallest_area: float = 1.0  # of a resized crop, as a part of the image
     randaugment: tuple[int, int] | None = None  # operations per image, magnitude of 0 to 30
     colour_jitter: float = 0.0  # of brightness, contrast and saturation
@@ -49,6 +51,16 @@ class Augmentation:
     mixup: float = 0.0  # alpha of the Beta distribution (Zhang et al. 2018); 0 is without
     cutmix: float = 0.0  # alpha of the Beta distribution (Yun et al. 2019); 0 is without
     mixed: float = 0.0  # probability that a batch is mixed at all; then by either
+
+    def at(self, size: Size) -> "Augmentation":
+        """What is done at an input size: of small images, the 32 pixels of "crop-flip" would be
+        most of the picture, and a part of one little."""
+        mild = self.geometry == "crop-flip" or (
+            self.geometry == "resized-crop" and self.smallest_area >= 0.1
+        )
+        if not mild or min(size) >= RANDOM_CROPS_BELOW:
+            return self
+        return replace(self, geometry="padded-crop", smallest_area=1.0)
 
 
 AUGMENTATIONS: dict[Augment, Augmentation] = {
@@ -92,12 +104,14 @@ class Recipe:
             UsageError: a value that cannot be trained with.
         """
         changes = {name: value for name, value in changes.items() if value is not None}
+        told = frozenset(changes)
         if "batch_size" in changes and "learning_rate" not in changes:
             rate = self.learning_rate * changes["batch_size"] / self.batch_size
             changes["learning_rate"] = rate
         if "epochs" in changes:
             changes["steps"] = None
             changes.setdefault("warmup_epochs", min(self.warmup_epochs, changes["epochs"] / 4))
+        changes["not_published"] = tuple(n for n in self.not_published if n not in told)
         recipe = replace(self, **changes)
         if recipe.steps is None and recipe.warmup_epochs >= recipe.epochs > 0:
             raise UsageError(
@@ -107,9 +121,12 @@ class Recipe:
             )
         return recipe
 
-    def to_json(self) -> dict[str, Any]:
-        """The fields, with what the augmentation consists of."""
-        parts = None if self.augment is None else asdict(AUGMENTATIONS[self.augment])
+    def to_json(self, size: Size | None) -> dict[str, Any]:
+        """The fields, with what the augmentation consists of, at an input size if it is known."""
+        parts = None
+        if self.augment is not None:
+            named = AUGMENTATIONS[self.augment]
+            parts = asdict(named if size is None else named.at(size))
         return {**asdict(self), "augmentation": parts}
 
 

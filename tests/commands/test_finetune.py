@@ -722,12 +722,15 @@ def test_the_recipe_of_the_paper_trains_in_its_steps(cvt, tmp_path: Path) -> Non
     result = cvt(
         "finetune", "--data", KEPT / "images", "--model", KEPT / "model", "--recipe", "paper",
         "--res", 32, "--batch-size", 27, "--max-time", "0s", "--workers", 0, "-o", tmp_path / "r",
-        "--json",
+        "--lr", 0.02, "--json",
     )  # fmt: skip
 
     assert "stopped at step 1 of 500" in result.stderr
     assert result.json["recipe"]["optimizer"] == "sgd"
+    assert result.json["recipe"]["res"] is None  # 384 is not what it was trained at
     card = (tmp_path / "r" / "best" / "README.md").read_text()
+    assert "| res |" not in card and "| learning rate | 0.02 |" in card
+    assert "| chosen by us | warmup epochs, weight decay, augment, label smoothing, clip" in card
     assert "| steps | 500 |" in card and "| epochs |" not in card
 
 

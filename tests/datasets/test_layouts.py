@@ -224,6 +224,28 @@ def test_a_folder_of_tables_alone_says_to_name_one(cvt, tmp_path: Path) -> None:
     assert f"hint: if a table has the images, name it: {table}" in result.stderr
 
 
+def test_of_several_tables_in_a_folder_none_is_taken_for_all_of_the_data(
+    cvt, tmp_path: Path
+) -> None:
+    for shard in range(2):
+        (tmp_path / f"train-0000{shard}-of-00002.parquet").touch()
+
+    result = cvt("evaluate", tmp_path, "--model", "cvt-nano-cifar10")
+
+    first = tmp_path / "train-00000-of-00002.parquet"
+    assert f"such as {first}: there are 2, of which one is read at a time" in result.stderr
+
+
+def test_a_table_given_to_predict_is_named_as_one(cvt, tmp_path: Path) -> None:
+    table = tmp_path / "t.csv"
+    table.write_text("path,label\na.png,cat\n")
+
+    result = cvt("predict", table, "--model", "cvt-nano-cifar10")
+
+    assert result.exit_code == 1
+    assert f"a table, not an image; `@{table}` is the images that it lists" in result.stderr
+
+
 def test_what_a_table_says_twice_and_differently_is_refused(cvt, cats: Path) -> None:
     table = cats.parent / "table"
     for option, content, said in (

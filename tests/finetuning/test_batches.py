@@ -8,6 +8,7 @@ import resource
 import signal
 import subprocess
 from collections.abc import Iterator
+from dataclasses import replace
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -20,8 +21,9 @@ from cvt_cli.base.errors import CvtError, DataError, ImageError
 from cvt_cli.datasets import labelled, layouts
 from cvt_cli.finetuning import batches as training_data
 from cvt_cli.finetuning.trainer import Part
+from cvt_cli.spec.config import Size
 from cvt_cli.spec.preprocessing import Preprocessing
-from cvt_cli.spec.recipes import AUGMENTATIONS
+from cvt_cli.spec.recipes import AUGMENTATIONS, RECIPES, Augment
 
 
 @pytest.mark.parametrize("kind", AUGMENTATIONS)
@@ -37,6 +39,39 @@ def test_every_augmentation_gives_arrays_of_the_input_size(kind, record: Preproc
 
     assert first.shape == (3, record.height, record.width) and first.dtype == torch.float32
     assert torch.equal(first, second) == (kind == "none")
+
+
+@pytest.mark.parametrize(
+    ("kind", "size", "geometry"),
+    [("crop-flip", 32, "padded-crop"), ("medium", 96, "padded-crop"),
+     ("medium", 128, "resized-crop"), ("crop-flip", 224, "crop-flip"),
+     ("imagenet", 32, "resized-crop"), ("none", 32, "none")],
+)  # fmt: skip
+def test_what_is_recorded_of_an_augmentation_is_what_is_done(
+    kind: Augment, size: int, geometry: str
+) -> None:
+    """Of a gradient: a resized crop stretches its steps, any other keeps them as they are."""
+    recipe = replace(RECIPES["default"], augment=kind)
+    record = Preprocessing(size, size, "squash")
+    columns = np.tile(np.linspace(0, 255, size, dtype=np.uint8)[None, :, None], (size, 1, 3))
+    transform = training_data.augmentation(
+        replace(AUGMENTATIONS[kind], randaugment=None, colour_jitter=0.0, erasing=0.0), record
+    )
+    torch.manual_seed(0)
+
+    spans = []
+    for _ in range(20):
+        row = transform(Image.fromarray(columns))[0, size // 2].numpy()
+        spans.append(float(row.max() - row.min()) * record.std[0])
+    recorded = recipe.to_json(Size.square(size))["augmentation"]
+
+    assert recorded["geometry"] == geometry
+    if geometry == "padded-crop":
+        assert recorded["smallest_area"] == 1.0 and min(spans) > 0.87
+    elif geometry == "resized-crop":
+        assert min(spans) < 0.8
+    else:
+        assert min(spans) > 0.8
 
 
 @pytest.mark.parametrize("kind", AUGMENTATIONS)
