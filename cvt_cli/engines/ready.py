@@ -19,10 +19,10 @@ from cvt_cli.spec.preprocessing import Preprocessing
 
 DECIDE = (
     *("model", "revision", "weights_sha256", "classes_sha256", "activation", "preprocessing"),
-    *("engine", "precision", "calibration", "floats", "task", "thresholds"),
+    *("engine", "precision", "calibrated_on", "floats", "task", "thresholds"),
 )
 """Those of the conditions of a result that must be the same for it to be gone on with; the last two
-are only there where an image may have several classes, ``calibration`` and ``floats`` in int8."""
+are only there where an image may have several classes, ``calibrated_on`` and ``floats`` in int8."""
 
 
 def deciding(conditions: Mapping[str, Any]) -> dict[str, Any]:
@@ -104,7 +104,7 @@ class ReadyModel:
             "hardware": torchrun.of_all(self.engine.hardware),
             "precision": self.engine.precision,
             "engine": self.engine.name,
-            **({} if self.calibration is None else {"calibration": self.calibration}),
+            **({} if self.calibration is None else {"calibrated_on": self.calibration}),
             **({} if self.engine.floats is None else {"floats": self.engine.floats}),
             "version": __version__,
         }

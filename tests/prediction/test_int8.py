@@ -4,13 +4,14 @@ import ctypes
 import dataclasses
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from cvt_cli import Int8
+from cvt_cli import Int8, evaluate
 from cvt_cli.base import machine
 from cvt_cli.base.errors import CvtError, UsageError
 from cvt_cli.checkpoints import locate
@@ -84,7 +85,7 @@ def test_a_checkpoint_is_quantised_once_for_its_images_and_answers_as_in_fp32(
     assert mine[0]["label"] == theirs[0]["label"]
     assert mine[0]["score"] == pytest.approx(theirs[0]["score"], abs=0.15)
     assert mine[0]["score"] != theirs[0]["score"]
-    assert other.json["calibration"] != first.json["calibration"]
+    assert other.json["calibrated_on"] != first.json["calibrated_on"]
     assert len(list(own_cache.rglob("*.xml"))) == 2 and graph.is_file()
     operations = runtimes.openvino_core().read_model(graph).get_ordered_ops()
     weights = [o.data for o in operations if o.get_output_element_type(0) == openvino.Type.i8]
@@ -141,6 +142,27 @@ def test_results_say_what_the_floats_of_int8_are_computed_in_and_hardly_depend_o
     same = [a[0]["label"] == b[0]["label"] for a, b in zip(*answers, strict=True)]
     apart = [abs(a[0]["score"] - b[0]["score"]) for a, b in zip(*answers, strict=True)]
     assert sum(same) >= 19 and np.median(apart) < 0.01
+
+
+def test_an_evaluation_in_int8_has_its_report_its_card_and_every_measure(
+    cvt, calibration: Path, tmp_path: Path
+) -> None:
+    model, page = tmp_path / "model", tmp_path / "report" / "index.html"
+    shutil.copytree(published.CHECKPOINTS["cvt-nano-cifar10"].embedded, model)
+    int8 = Int8(calibration)
+
+    done = cvt(
+        "evaluate", calibration, "--model", model, "--precision", "int8", "--calibration",
+        calibration, "--engine", "onnxruntime", "--json", tmp_path / "e.json", "--report",
+        page.parent, "--card", model,
+    )  # fmt: skip
+    found = evaluate(calibration, model, precision=int8, engine="onnxruntime")
+
+    assert done.exit_code == 0, done.stderr
+    document = json.loads((tmp_path / "e.json").read_text())
+    assert document["calibration"]["bins"] and len(document["calibrated_on"]) == 64
+    assert "int8" in page.read_text() and "int8" in (model / "README.md").read_text()
+    assert not found.metrics.to_json().keys() & found.conditions.keys()  # none takes the other's
 
 
 def test_onnx_runtime_computes_in_int8_from_its_own_graph(
