@@ -92,6 +92,8 @@ def was_chosen_by(document: Document, training: Document | None) -> bool:
     """Whether an evaluation is on the images that the run's best epoch was chosen by."""
     if document.get("split") == "val":
         return True
+    if document.get("n_chosen_on"):
+        return not document.get("n_trained_on")
     if training is None or not document.get("fingerprint") or not training["fingerprint"]:
         return False
     *_, validation = training["fingerprint"].split()

@@ -181,6 +181,15 @@ class Origin:
         self._tell_changed(chosen, say)
         return chosen
 
+    def chosen_by(self, images: LabelledImages) -> int | None:
+        """How many of these images the best epoch was chosen by, as they are known by their places
+        or their contents; None where they are other images."""
+        if _same(images.root, self.chosen_from[0]) and self._is_named(images):
+            return sum(name in self.validation for name in images.names)
+        kept = [int(content, 16) for _, content in self.contents if content]
+        found = _known(images, np.array(kept, np.uint64)) if kept else None
+        return None if found is None else len(found)
+
     def _tell_changed(self, images: LabelledImages, say: Say) -> None:
         """Say how many of the images that were held out have the names and not the contents."""
         before = dict(self.contents)

@@ -199,9 +199,15 @@ def _evaluate(names: list[str], settings: Asked, access: Access) -> list[Result]
             if settings.card is not None:
                 gather.check_is_of(settings.card, "evaluation", ready.conditions())
         trained_on: list[set[str] | None] = []  # of each model
+        chosen_on: list[int | None] = []
         for ready, one in zip(models, subjects, strict=True):
             say = access.say if rank == 0 else unheard
-            trained_on.append(seen := _trained_on(ready, images, settings, access.offline, say))
+            origin = held_out.origin_of(ready.checkpoint)
+            seen = None
+            if origin is not None:
+                seen = _trained_on(origin, images, settings, access.offline, say)
+            trained_on.append(seen)
+            chosen_on.append(None if origin is None else origin.chosen_by(images))
             conditions = {**ready.conditions(), "data": settings.data, "exif": settings.exif}
             written.begin(
                 one, conditions, images, len(mine), threads, progress,
@@ -250,8 +256,8 @@ def _evaluate(names: list[str], settings: Asked, access: Access) -> list[Result]
             f"`{place_of(images.root, name)}`: {reason}"
         )
     results = []
-    for ready, one, seen in zip(models, subjects, trained_on, strict=True):
-        found = _result(ready, one, images, settings, seen)
+    for ready, one, seen, chosen in zip(models, subjects, trained_on, chosen_on, strict=True):
+        found = replace(_result(ready, one, images, settings, seen), n_chosen_on=chosen)
         results.append(found if energy is None else replace(found, energy=energy.to_json()))
     if rank == 0:
         written_files.write(models, subjects, images, results, settings, access)
@@ -376,11 +382,9 @@ def _metrics(one: Subject, images: LabelledImages, settings: Asked) -> Metrics |
 
 
 def _trained_on(
-    ready: ReadyModel, images: LabelledImages, settings: Asked, offline: bool, say: Say
+    origin: held_out.Origin, images: LabelledImages, settings: Asked, offline: bool, say: Say
 ) -> set[str] | None:
     """Names of those images that a model's run trained on; None where that is unknown."""
-    if (origin := held_out.origin_of(ready.checkpoint)) is None:
-        return None
     training: Callable[[], LabelledImages] = partial(settings.opened, "train", offline, unheard)
     seen = origin.trained_on(images, training, say)
     return None if seen is None else set(seen)

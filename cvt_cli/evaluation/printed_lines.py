@@ -25,8 +25,7 @@ def lines(result: Result) -> list[str]:
             f"95 % interval {_range(subset.rate.interval)}) among the "
             f"{counted(subset.n, 'class')} present"
         )
-    if result.n_trained_on:
-        lines.append(_trained_on(result, n))
+    lines += _seen(result, n)
     if not found.topk_is_certain:
         lines.append(f"top-{k:<3} {100 * found.topk:.2f} %  ({found.topk_correct} of {n})")
     if (real := found.real) is not None:
@@ -54,11 +53,16 @@ def lines(result: Result) -> list[str]:
     return lines + _speed(found)
 
 
-def _trained_on(result: Result, n: int) -> str:
-    said = f"trained {result.n_trained_on} of these {n} images were trained on"
-    if result.split == "val":
-        return f"{said}, in copies or by what the run started from"
-    return f"{said}; --split val measures on those held out"
+def _seen(result: Result, n: int) -> list[str]:
+    """What the run has seen of these images."""
+    if result.n_trained_on:
+        said = f"trained {result.n_trained_on} of these {n} images were trained on"
+        if result.split == "val":
+            return [f"{said}, in copies or by what the run started from"]
+        return [f"{said}; --split val measures on those held out"]
+    if result.n_chosen_on and result.split != "val":  # which asks for them
+        return [f"chosen  by {result.n_chosen_on} of these {n} images the run chose its best epoch"]
+    return []
 
 
 def _of_sets(found: SetMetrics, result: Result) -> list[str]:
@@ -82,8 +86,7 @@ def _of_sets(found: SetMetrics, result: Result) -> list[str]:
         f"exact   {100 * (exact.accuracy or 0):.2f} %  ({exact.correct} of {exact.n}; "
         f"95 % interval {_range(exact.interval)}) have all their classes and no other"
     )
-    if result.n_trained_on:
-        lines.append(_trained_on(result, found.n))
+    lines += _seen(result, found.n)
     loss = "none readable" if found.loss is None else f"{found.loss:.4f} nats"
     lines.append(f"loss    {loss}, binary cross-entropy")
     if found.measures is not None:

@@ -180,6 +180,11 @@ def _warnings(document: Mapping[str, Any]) -> Iterator[_Warning]:
             yield _Warning(said)
         else:
             yield _Warning(f"{said} To measure on the held-out images:", "--split val")
+    elif (chosen := document.get("n_chosen_on")) and document.get("split") != "val":
+        yield _Warning(
+            f"By {chosen:,} of these {pages.images(n)} the run chose its best epoch, so expect a "
+            "little less on new ones."
+        )
     if failed := document["n_failed"]:
         what = f"{pages.images(failed)} could not be read and "
         if document["n_skipped"]:

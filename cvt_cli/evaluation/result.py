@@ -37,6 +37,7 @@ class Result:
     date: str  # when it was measured
     fingerprint: str | None = None  # of the images, where a card asked for it
     energy: dict[str, Any] | None = None  # that all of it took, as the documented keys
+    n_chosen_on: int | None = None  # images that the run chose its best epoch by, likewise
 
     @property
     def model(self) -> str:
@@ -53,6 +54,7 @@ class Result:
             "record": self.published and asdict(self.published),
             "split": self.split,
             "n_trained_on": self.n_trained_on,
+            "n_chosen_on": self.n_chosen_on,
             "date": self.date,
             "fingerprint": self.fingerprint,
             "energy": self.energy,

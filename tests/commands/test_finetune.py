@@ -865,6 +865,33 @@ def test_copies_of_trained_images_among_those_held_out_are_counted_wherever_the_
     assert said in moved.stdout
 
 
+def test_images_that_the_best_epoch_was_chosen_by_are_known_in_whatever_form_they_come(
+    cvt, digits: Path, tmp_path: Path
+) -> None:
+    run, data, less = tmp_path / "run", tmp_path / "data", tmp_path / "less"
+    shutil.copytree(digits / "train", data / "train")
+    shutil.copytree(digits / "val", data / "val")
+    cvt("finetune", data, "--model", KEPT / "model", *SHORT, "--epochs", 1, "-o", run)
+    shutil.copytree(data / "val", less)
+    next(less.rglob("*.*")).unlink()
+    rows = [f"{p.relative_to(data)},{p.parent.name}" for p in sorted((data / "val").rglob("*.*"))]
+    (data / "t.csv").write_text("\n".join(["path,label", *rows]))
+    measure = ("--model", run, "--engine", "torch")
+
+    found = {}
+    for place in (data, less, data / "t.csv"):
+        file = tmp_path / f"{place.name}.json"
+        done = cvt("evaluate", place, *measure, "--json", file, "--card", run)
+        found = json.loads(file.read_text())
+        n = len(rows) - (place == less)
+        assert (found["n"], found["n_chosen_on"]) == (n, n)
+        assert f"chosen  by {n} of these {n} images the run chose its best epoch" in done.stdout
+        assert "not known to have been trained on" not in (run / "best" / "README.md").read_text()
+    trained = cvt("evaluate", data / "train", *measure)
+
+    assert "were trained on" in trained.stdout and "chosen  " not in trained.stdout
+
+
 def test_a_few_trained_images_among_many_others_are_known(cvt, tmp_path: Path) -> None:
     run, data = tmp_path / "run", tmp_path / "data"
     trained = ["--model", KEPT / "model", "--recipe", "linear-probe", "-o", run]
