@@ -34,8 +34,8 @@ def lines(result: Result) -> list[str]:
             f"{counted(real.n, 'image')} "
             "that have labels)"
         )
-    loss = "none readable" if found.loss is None else f"{found.loss:.4f} nats"
-    lines.append(f"loss    {loss}, cross-entropy")
+    if found.loss is not None:
+        lines.append(f"loss    {found.loss:.4f} nats, cross-entropy")
     if found.measures is not None:
         lines += _measures(found.measures)
     if found.calibration is not None:
@@ -87,8 +87,8 @@ def _of_sets(found: SetMetrics, result: Result) -> list[str]:
         f"95 % interval {_range(exact.interval)}) have all their classes and no other"
     )
     lines += _seen(result, found.n)
-    loss = "none readable" if found.loss is None else f"{found.loss:.4f} nats"
-    lines.append(f"loss    {loss}, binary cross-entropy")
+    if found.loss is not None:
+        lines.append(f"loss    {found.loss:.4f} nats, binary cross-entropy")
     if found.measures is not None:
         known = [one for one in found.measures.classes if one.average_precision is not None]
         hardest = sorted(known, key=lambda one: one.average_precision or 0.0)[:3]
@@ -186,4 +186,4 @@ def _speed(found: Metrics | SetMetrics) -> list[str]:
         ("model", found.model_images_per_sec),
     )
     split = ", ".join(f"{what} {rate:.0f}" for what, rate in parts if rate)
-    return [f"speed   {found.images_per_sec:.0f} images/s ({split})"]
+    return [f"speed   {found.images_per_sec:.0f} images/s ({split})"] if split else []

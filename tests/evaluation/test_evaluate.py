@@ -88,6 +88,17 @@ def test_an_unreadable_image_is_wrong_and_named(tmp_path: Path) -> None:
     assert "not an image" in left_out.failures[0].reason
 
 
+def test_where_no_image_can_be_read_nothing_is_said_of_loss_and_speed(cvt, tmp_path: Path) -> None:
+    for name in ("red", "blue"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "bad.png").write_text("no image")
+
+    result = cvt("evaluate", tmp_path, "--model", MODEL)
+
+    assert result.exit_code == 1 and "top-1   0.00 %  (0 of 2" in result.stdout
+    assert "loss" not in result.stdout and "speed" not in result.stdout
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
