@@ -170,7 +170,7 @@ def gather_bytes(own: bytes) -> list[bytes]:
     import torch
     from torch import distributed
 
-    with joined("the command"), others_watched():
+    with joined("the end"), others_watched():
         content = torch.frombuffer(bytearray(own or b"\0"), dtype=torch.uint8)
         sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(count())]
         distributed.all_gather(sizes, torch.tensor([len(own)]))
@@ -253,12 +253,12 @@ def _store_of_a_meeting(for_: str) -> Any:
             if whole.check([f"ended/{other}"]) and not own.check([f"here/{other}"]):
                 raise CvtError(
                     f"process {rank()} has nobody to go on with: process {other} of the {count()} "
-                    f"has ended without a call of {for_} that this one waited for",
-                    hint="call it in all of them",
+                    f"has ended and did not come to {for_}",
+                    hint="all processes of a torchrun must call the same in the same order",
                 )
         if not said and time.monotonic() - began > _SILENCE:
             streams.say(
-                f"process {rank()} of {count()} waits until {for_} is called in "
+                f"process {rank()} of {count()} waits at {for_} for "
                 + " and ".join(map(str, missing))
             )
             said = True
@@ -266,7 +266,7 @@ def _store_of_a_meeting(for_: str) -> Any:
     for other in range(count()):
         if (theirs := own.get(f"here/{other}").decode()) != for_:
             raise CvtError(
-                f"process {rank()} calls {for_} where process {other} calls {theirs}",
+                f"process {rank()} has come to {for_}, and process {other} to {theirs}",
                 hint="all processes of a torchrun must call the same in the same order",
             )
     return own
@@ -287,7 +287,7 @@ def joined(for_: str, device: str = "cpu") -> Iterator[None]:
     process group of its own, they talk in that.
 
     Args:
-        for_: what has been called, which must be the same in all.
+        for_: what they have come to, which must be the same in all.
         device: which tensors they exchange.
 
     Raises:

@@ -331,10 +331,10 @@ def test_a_script_whose_processes_call_different_things_is_told_and_nobody_waits
 
     assert process.returncode == 0, stderr
     assert sorted(stdout.splitlines()) == [
-        "0 process 0 calls finetune where process 1 calls evaluate",
-        "1 process 1 calls evaluate where process 0 calls finetune",
-        "alone: process 0 has nobody to go on with: process 1 of the 2 has ended without a call of "
-        "evaluate that this one waited for",
+        "0 process 0 has come to finetune, and process 1 to evaluate",
+        "1 process 1 has come to evaluate, and process 0 to finetune",
+        "alone: process 0 has nobody to go on with: process 1 of the 2 has ended and did not come "
+        "to evaluate",
     ]
 
 
