@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from cvt_cli.base import files, places, stamps, text
 from cvt_cli.base.errors import CheckpointError, CvtError
@@ -334,7 +335,51 @@ def last_use(snapshot: Snapshot) -> float | None:
     return snapshot.weights.stat().st_atime
 
 
+# --- what was made of other checkpoints: of runs and folders, and of the one in the package
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The graphs of a checkpoint that is not in the hub's cache."""
+
+    name: str  # as it was told when they were made
+    folder: Path
+    bytes: int
+    last_use: float  # seconds since 1970
+
+    def to_json(self) -> dict[str, Any]:
+        """The keys of `cvt cache list`, of which a repository has more."""
+        return {"name": self.name, "made_bytes": self.bytes, "path": str(self.folder)}
+
+
+def prepared() -> list[Prepared]:
+    """All of them, by name."""
+    of_hub = {weights_hash(snapshot) for snapshot in snapshots()}
+    found = []
+    for folder in places.graphs_dir().iterdir() if places.graphs_dir().is_dir() else ():
+        if folder.name in of_hub or folder.is_symlink() or not (size := size_of(folder)):
+            continue
+        stamped = list(stamps.stamped_below(folder))
+        told = (stamp["conditions"].get("model") for p in stamped if (stamp := stamps.read(p)))
+        used = max((p.stat().st_atime for p in stamped if p.is_file()), default=0.0)
+        found.append(Prepared(next(filter(None, told), folder.name), folder, size, used))
+    return sorted(found, key=lambda one: one.name)
+
+
 # --- removing
+
+
+def remove_prepared(one: Prepared) -> int:
+    """Remove the graphs of a checkpoint; gives the bytes freed.
+
+    Raises:
+        CvtError: they cannot be removed.
+    """
+    try:
+        shutil.rmtree(one.folder)
+    except OSError as error:
+        raise CvtError(f"cannot remove `{one.folder}`: {error.strerror or error}") from error
+    return one.bytes
 
 
 def remove(repository: str) -> int:

@@ -1,5 +1,7 @@
 """``cvt cache``: what is kept on this machine."""
 
+from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -35,19 +37,34 @@ Names = Annotated[
 
 @app.command(name="list", cls=help_pages.Command)
 def list_(json_output: options.Json = False) -> None:
-    """List the downloaded models with size and last use.
+    """List the downloaded models with size and last use, and what was prepared of your own.
 
     Includes every CvT in the Hugging Face cache, also those that other tools downloaded.
 
     Examples:
       cvt cache list
     """
+    from cvt_cli.checkpoints import cache
     from cvt_cli.commands import catalogue
 
-    rows = catalogue.held([])
+    rows, own = catalogue.held([]), cache.prepared()
     if json_output:
-        output.print_json([row.to_json() for row in rows])
+        output.print_json([row.to_json() for row in rows] + [one.to_json() for one in own])
         return
+    if own:
+        output.print_table(
+            f"Prepared in {places.graphs_dir()} for models that are elsewhere",
+            ("name", "last use", "size"),
+            [
+                (
+                    one.name,
+                    str(date.fromtimestamp(one.last_use)) if one.last_use else "not known",
+                    human_bytes(one.bytes),
+                )
+                for one in own
+            ],
+            text_columns=2,
+        )
     if not rows:
         output.note(f"no CvT in `{places.hub_dir()}`; `cvt download NAME` downloads one")
         return
@@ -154,17 +171,22 @@ def remove(
     names: Names = None,
     everything: Annotated[
         bool,
-        options.flag("Remove every CvT in the cache; other models stay.", options.MODEL, "--all"),
+        options.flag(
+            "Remove every CvT in the cache, and all that was prepared; other models stay.",
+            options.MODEL,
+            "--all",
+        ),
     ] = False,
     json_output: options.Json = False,
 ) -> None:
-    """Remove models from the cache, in every revision.
+    """Remove models from the cache, in every revision, or what was prepared of your own models.
 
     Other tools that use the Hugging Face cache will not find them either. Running processes are
     not affected.
 
     Examples:
       cvt cache remove cvt-13
+      cvt cache remove runs/my_run/best
       cvt cache remove --all
     """
     from cvt_cli.checkpoints import cache
@@ -172,15 +194,18 @@ def remove(
 
     if bool(names) == everything:
         raise UsageError("name models, or use --all")
-    repositories = sorted(
-        {catalogue.repository_of(name) for name in names}
-        if names
-        else {row.snapshot.repository for row in catalogue.held([])}
-    )
-    freed, failed = {}, 0
-    for repository in repositories:
+    own = [one for one in cache.prepared() if everything or one.name in (names or ())]
+    told = set(names or ()) - {one.name for one in own}
+    repositories = {catalogue.repository_of(name) for name in told}
+    if everything:
+        repositories = {row.snapshot.repository for row in catalogue.held([])}
+    removals = [(one.name, partial(cache.remove_prepared, one)) for one in own]
+    removals += [(name, partial(cache.remove, name)) for name in sorted(repositories)]
+    freed: dict[str, int] = {}
+    failed = 0
+    for name, remove_it in removals:
         try:
-            freed[repository] = cache.remove(repository)
+            freed[name] = freed.get(name, 0) + remove_it()
         except CvtError as error:
             failed += 1
             output.error(str(error), error.hint)

@@ -1068,6 +1068,33 @@ def test_the_cache_is_listed_found_and_removed(hub: Hub, machine: Machine, pickl
     assert not list(machine.own_cache.rglob("*.safetensors"))
 
 
+def test_what_was_prepared_of_a_model_elsewhere_is_listed_and_removed(
+    machine: Machine, tmp_path: Path, checkpoint
+) -> None:
+    folder = tmp_path / "run" / "best"
+    folder.mkdir(parents=True)
+    for name, content in checkpoint.items():
+        (folder / name).write_bytes(content)
+    told = ("predict", CHELSEA, "--engine", "onnxruntime", "--model")
+    for model in (folder, "cvt-nano-cifar10"):
+        assert machine.run(*told, model).exit_code == 0
+    shutil.rmtree(folder)
+
+    listed = machine.run("cache", "list", "--json").json
+    table = machine.run("cache", "list").stdout
+    removed = machine.run("cache", "remove", folder)
+    left = machine.run("cache", "list", "--json").json
+    everything = machine.run("cache", "remove", "--all", "--json").json
+
+    assert [row["name"] for row in listed] == [str(folder), "cvt-nano-cifar10"]
+    assert all(row["made_bytes"] > 1_000 for row in listed)
+    assert str(folder) in table and "cvt-nano-cifar10" in table
+    assert removed.exit_code == 0 and removed.stdout.startswith(f"removed {folder}, ")
+    assert [row["name"] for row in left] == ["cvt-nano-cifar10"]
+    assert list(everything) == ["cvt-nano-cifar10"]
+    assert not list((machine.own_cache / "graphs").iterdir())
+
+
 def test_a_folder_in_a_repository_is_verified_with_it(
     hub: Hub, machine: Machine, checkpoint
 ) -> None:
