@@ -173,11 +173,11 @@ def gather_bytes(own: bytes) -> list[bytes]:
     with joined("the end"), others_watched():
         content = torch.frombuffer(bytearray(own or b"\0"), dtype=torch.uint8)
         sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(count())]
-        distributed.all_gather(sizes, torch.tensor([len(own)]))
+        distributed.all_gather(sizes, torch.tensor([len(own)]), group())
         longest = max(int(max(sizes)), 1)
         padded = torch.cat([content, torch.zeros(longest - len(content), dtype=torch.uint8)])
         found = [torch.empty(longest, dtype=torch.uint8) for _ in range(count())]
-        distributed.all_gather(found, padded)
+        distributed.all_gather(found, padded, group())
         return [
             part[: int(size)].numpy().tobytes() for part, size in zip(found, sizes, strict=True)
         ]
@@ -192,7 +192,7 @@ def largest(number: int) -> int:
 
     shared = torch.tensor([number])
     with others_watched():
-        distributed.all_reduce(shared, distributed.ReduceOp.MAX)
+        distributed.all_reduce(shared, distributed.ReduceOp.MAX, group())
     return int(shared)
 
 
@@ -279,12 +279,21 @@ def _say_that_it_ends(store: Any, process: int) -> None:
             store.set(f"ended/{rank()}", "1")
 
 
+_group: Any = None  # in which they talk
+
+
+def group() -> Any:
+    """The process group in which they talk, inside `joined`; it is not always torch's default."""
+    return _group
+
+
 @contextmanager
 def joined(for_: str, device: str = "cpu") -> Iterator[None]:
     """Let the processes talk: over gloo, and between CUDA devices over NCCL.
 
-    Inside another one, or with one process, nothing happens; where the calling program has begun a
-    process group of its own, they talk in that.
+    Inside another one, or with one process, nothing happens. They talk in a group of their own also
+    where the calling program has one: that one ends with the call, and so tells those that wait in
+    it that the call has failed here.
 
     Args:
         for_: what they have come to, which must be the same in all.
@@ -293,24 +302,24 @@ def joined(for_: str, device: str = "cpu") -> Iterator[None]:
     Raises:
         CvtError: another one has ended, or has called something else.
     """
-    if count() == 1:
+    global _group
+    if count() == 1 or _group is not None:
         yield
         return
     from torch import distributed
 
-    if distributed.is_initialized():
-        yield
-        return
     backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
     with streams.results_alone(), others_watched():
-        distributed.init_process_group(
-            backend,
-            timeout=PATIENCE,
-            store=_store_of_a_meeting(for_),
-            rank=rank(),
-            world_size=count(),
-        )
+        store = _store_of_a_meeting(for_)
+        if distributed.is_initialized():
+            _group = distributed.new_group(timeout=PATIENCE, backend=backend)
+        else:
+            distributed.init_process_group(
+                backend, timeout=PATIENCE, store=store, rank=rank(), world_size=count()
+            )
+            _group = distributed.group.WORLD
     try:
         yield
     finally:
-        distributed.destroy_process_group()
+        ended, _group = _group, None
+        distributed.destroy_process_group(ended)

@@ -89,10 +89,12 @@ class Trainer:
             recompute_blocks(model)
         self._trained: nn.Module = self.model
         if sync_batchnorm:
-            self._trained = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
+            self._trained = nn.SyncBatchNorm.convert_sync_batchnorm(self.model, torchrun.group())
         if torchrun.count() > 1:
             self._trained = DistributedDataParallel(
-                self._trained, device_ids=[device] if device.type == "cuda" else None
+                self._trained,
+                device_ids=[device] if device.type == "cuda" else None,
+                process_group=torchrun.group(),
             )
 
     @property
@@ -174,7 +176,7 @@ class Trainer:
         if loss is None:
             loss = self.backward(parts, images)
         if torchrun.count() > 1:
-            distributed.all_reduce(loss)
+            distributed.all_reduce(loss, group=torchrun.group())
             loss /= torchrun.count()
         if self.recipe.clip_norm:
             self.scaler.unscale_(self.optimizer)
@@ -193,7 +195,7 @@ class Trainer:
         BatchNorm's statistics over its own images."""
         if torchrun.count() > 1:
             for tensor in self.best_model.state_dict().values():
-                distributed.broadcast(tensor, 0)
+                distributed.broadcast(tensor, 0, torchrun.group())
 
     def trial(self, batches: Iterator[list[Part]], steps: int) -> tuple[float, int]:
         """Seconds that a step takes, from ``steps`` of them, and how many could be tried.

@@ -299,6 +299,56 @@ def test_a_script_in_two_processes_trains_and_evaluates_as_often_as_it_likes(
     assert stderr.count("process 1 has nobody to go on with: another of the 2 has ended") == 1
 
 
+FAILS_IN_ONE = """
+import json, sys
+from datetime import timedelta
+import torch
+from cvt_cli import evaluate, finetune
+from cvt_cli.base.errors import CvtError
+
+data, folder = sys.argv[1:]
+# The script's own, as most have it; what waits for ever fails the test.
+torch.distributed.init_process_group("gloo", timeout=timedelta(seconds=100))
+rank, found = torch.distributed.get_rank(), []
+trained = finetune(data, model="cvt-nano-cifar10", epochs=1, workers=0, output=f"{folder}/run")
+for where in (data if rank == 0 else f"{folder}/nothing", data):
+    try:
+        found.append(evaluate(where, f"{folder}/run", split="val").metrics.top1 == trained.val_top1)
+    except CvtError as error:
+        found.append(str(error))
+    torch.distributed.barrier()
+try:
+    evaluate(data, f"{folder}/run", split="val") if rank == 0 else finetune(data, epochs=1)
+except CvtError as error:
+    found.append(str(error))
+all_found = [None, None]
+torch.distributed.all_gather_object(all_found, found)
+if rank == 0:
+    print(json.dumps(all_found))
+torch.distributed.destroy_process_group()
+"""
+
+
+def test_what_fails_in_one_process_fails_in_all_where_the_script_has_its_own_process_group(
+    digits: Path, tmp_path: Path
+) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(FAILS_IN_ONE)
+
+    process = start(*TORCHRUN, script, digits, tmp_path, environment=ONE_THREAD)
+    stdout, stderr = process.communicate(timeout=300)
+
+    assert process.returncode == 0, stderr
+    mine, theirs = json.loads(stdout)
+    assert mine == [
+        "process 0 has nobody to go on with: another of the 2 has ended",
+        True,
+        "process 0 calls evaluate where process 1 calls finetune",
+    ]
+    assert f"{tmp_path}/nothing" in theirs[0]
+    assert theirs[1:] == [True, "process 1 calls finetune where process 0 calls evaluate"]
+
+
 CALLS_THAT_DIFFER = """
 import os, sys
 from cvt_cli import evaluate, finetune
