@@ -4,6 +4,7 @@ import atexit
 import itertools
 import json
 import os
+import platform
 import re
 import time
 import zlib
@@ -99,6 +100,18 @@ def local_rank() -> int:
 def local_count() -> int:
     """How many there are on this machine. Raises likewise."""
     return _place().local_count
+
+
+def started_by() -> dict[str, Any] | None:
+    """Which torchrun started this process, and how often it had to before; None without one.
+
+    Jobs may share the name that torchrun is told, so that it is known by its process as well.
+    """
+    name, restarts = (os.environ.get(f"TORCHELASTIC_{of}") for of in ("RUN_ID", "RESTART_COUNT"))
+    if name is None or restarts is None or not restarts.isdecimal():
+        return None
+    job = [name, platform.node(), os.getppid()]
+    return {"job": job, "restarts": int(restarts)}
 
 
 def of_all(hardware: str) -> str:

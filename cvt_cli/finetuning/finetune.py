@@ -172,6 +172,10 @@ def prepared(
                 ["--sync-bn"], "there is only one process, so there is nothing to synchronise"
             )
     with torchrun.joined("finetune", device.type):
+        again = options.resume is None and options.output
+        if again and torchrun.gather(plans.is_of_this_start(again, command))[0]:
+            access.say(f"torchrun has started this again: going on with `{again}`")
+            options = replace(options, resume=again)
         if options.resume is None:
             if torchrun.rank() == 0:
                 starts.check_free(options.output or Path("runs", "new"))

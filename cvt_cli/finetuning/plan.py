@@ -326,6 +326,21 @@ def read_plan(folder: Path) -> dict[str, Any]:
     )
 
 
+def is_of_this_start(folder: Path, command: str) -> bool:
+    """Whether the torchrun that has started this process again began this very run before."""
+    own = torchrun.started_by()
+    try:
+        begun = text.read_json(folder / SPLIT_FILE)["torchrun"]
+        return (
+            own is not None
+            and begun["job"] == own["job"]
+            and begun["restarts"] < own["restarts"]
+            and read_plan(folder)["settings"]["command"] == command
+        )
+    except (CvtError, OSError, ValueError, LookupError, TypeError):
+        return False  # it is refused as any folder that is taken
+
+
 def _refuse_changed(folder: Path, plan: Mapping[str, Any]) -> None:
     """Raises CheckpointError if the state says that it is of another plan."""
     try:

@@ -93,8 +93,9 @@ class Run:
             if torchrun.rank() == 0:
                 preparation.check_free(folder)  # another process may have been faster
                 images = self.job.images
-                split = {
+                split: dict[str, Any] = {
                     "begun": run_card.now(),
+                    "torchrun": torchrun.started_by(),
                     "seed": self.job.settings.seed,
                     "root": str(images.validation.root.resolve()),
                     "validation": list(images.validation.names),

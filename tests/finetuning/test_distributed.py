@@ -431,6 +431,32 @@ def test_two_processes_that_are_killed_go_on_to_the_same_bits(
             assert all(torch.equal(mine.get_tensor(n), theirs.get_tensor(n)) for n in theirs.keys())
 
 
+def test_what_torchrun_starts_again_goes_on_with_its_own_run_and_with_no_other(
+    digits: Path, straight: Trained, tmp_path: Path
+) -> None:
+    script, run = tmp_path / "often.py", tmp_path / "run"
+    script.write_text(OFTEN)
+    once_more = ("forked_torchrun", "2+1", script, *command(digits, run))
+    process = start(*once_more, environment=ONE_THREAD)
+    deadline = time.monotonic() + 200
+    while not (run / "last" / "model.safetensors").exists():  # the first epoch is done
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    os.kill(descendants(process.pid)[-1], signal.SIGKILL)
+    stdout, stderr = process.communicate(timeout=300)
+    other = start(*once_more, environment=ONE_THREAD)
+    _, refused = other.communicate(timeout=300)
+
+    assert process.returncode == 0, stderr
+    assert f"torchrun has started this again: going on with `{run}`" in stderr
+    assert re.search(r"continuing at step \d+ of 24", stderr)
+    assert json.loads(stdout)["val_top1"] == straight.found["val_top1"]
+    for name in ("best/model.safetensors", "last/model.safetensors"):
+        assert (run / name).read_bytes() == (straight.run / name).read_bytes()
+    assert other.returncode == 1
+    assert refused.count(f"`{run}` exists and is not empty") >= 2  # its second start as well
+
+
 def test_a_run_of_two_processes_that_goes_on_in_one_says_so(
     cvt, digits: Path, tmp_path: Path
 ) -> None:

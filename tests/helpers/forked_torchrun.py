@@ -1,8 +1,8 @@
 """``torchrun --standalone`` whose processes are forks of this one, which has imported torch.
 
 They are watched by torch's own agent and find in the environment all that it sets; what it would
-start as new interpreters takes 3 seconds of a core each. Arguments: how many, then those of
-``torchrun``: ``-m MODULE ...`` or ``SCRIPT ...``.
+start as new interpreters takes 3 seconds of a core each. Arguments: how many, with ``+1`` behind it
+for ``--max-restarts 1``, then those of ``torchrun``: ``-m MODULE ...`` or ``SCRIPT ...``.
 """
 
 import atexit
@@ -32,10 +32,11 @@ def main() -> None:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    count = int(sys.argv[1])
+    count, _, restarts = sys.argv[1].partition("+")
     config = LaunchConfig(
-        1, 1, count, run_id=str(uuid.uuid4()), rdzv_backend="c10d", rdzv_endpoint="localhost:0",
-        start_method="fork", max_restarts=0,
+        1, 1, int(count), run_id=str(uuid.uuid4()), rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0", start_method="fork", max_restarts=int(restarts or 0),
+        monitor_interval=0.1,
     )  # fmt: skip
     try:
         elastic_launch(config, run)(sys.argv[2:])
