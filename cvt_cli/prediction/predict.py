@@ -178,6 +178,11 @@ class Answers:
         self._lines.begin(Conditions(wanted))
         if self.done:
             say(f"{counted(self.done, 'image')} already in `{self._lines.path}`")
+            if remote := self._lines.remote:
+                say(
+                    f"{remote} of them behind addresses: not asked whether what is there has "
+                    "changed; remove their lines to answer them anew"
+                )
             if failed := self._lines.failed:
                 say(
                     f"{failed} of them could not be read then, and are not tried again; remove "

@@ -38,6 +38,7 @@ class Answered(ResumableLines):
         self._anew = anew
         self.done = 0
         self.failed = 0  # of those that are done
+        self.remote = 0  # of them too: what is behind these addresses is not fetched again
         self._hashes: dict[str, bytes] = {}  # of each name's lines, in their order
         super().__init__(path, f"answering into `{path}`", say, self._read)
 
@@ -77,6 +78,7 @@ class Answered(ResumableLines):
                 self._hashes[path] = known + (found or _NO_HASH)[:_HASH_BYTES]
                 self.done += 1
                 self.failed += failed
+                self.remote += sources.is_remote(path)
                 end += len(line)
         self.cut(end)
 

@@ -8,9 +8,12 @@ import random
 import shutil
 import subprocess
 import sys
+import threading
 import time
 import zipfile
+from functools import partial
 from html.parser import HTMLParser
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -376,6 +379,37 @@ def test_an_unfinished_line_is_cut_off_and_what_is_named_twice_is_answered_twice
 
     assert "2 images already in" in result.stderr
     assert [line["path"] for line in lines_of(path)] == [str(BOATS), str(CHELSEA), str(BOATS)]
+
+
+class _Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_an_image_behind_an_address_is_not_asked_whether_it_has_changed_and_that_is_said(
+    cvt, tmp_path: Path
+) -> None:
+    path, served = tmp_path / "answers.jsonl", tmp_path / "served"
+    served.mkdir()
+    shutil.copy(BOATS, served / "a.jpg")
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(_Quiet, directory=served)) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}/a.jpg"
+        first = cvt("predict", address, CHELSEA, *NANO, "--resume", path)
+        answers = path.read_bytes()
+        shutil.copy(CHELSEA, served / "a.jpg")
+        second = cvt("predict", address, CHELSEA, *NANO, "--resume", path)
+        server.shutdown()
+
+    said = "1 of them behind addresses: not asked whether what is there has changed"
+    assert first.exit_code == second.exit_code == 0
+    assert said not in first.stderr
+    assert f"2 images already in `{path}`" in second.stderr and said in second.stderr
+    assert path.read_bytes() == answers
+    files = cvt("predict", CHELSEA, *NANO, "--resume", tmp_path / "files.jsonl")
+    files_again = cvt("predict", CHELSEA, *NANO, "--resume", tmp_path / "files.jsonl")
+    assert files.exit_code == files_again.exit_code == 0
+    assert "behind addresses" not in files_again.stderr
 
 
 @pytest.mark.parametrize(
