@@ -176,8 +176,9 @@ class LabelledImages:
         if few := [(name, n) for name, n in zip(self.classes, counts, strict=True) if n < least]:
             named = ", ".join(f"`{name}` with {n}" for name, n in few[:_MOST_NAMED])
             more = f" and {len(few) - _MOST_NAMED} more" if len(few) > _MOST_NAMED else ""
+            place = self.root if self.table is None else self.table.table
             raise DataError(
-                f"too few images in `{self.root}`: "
+                f"too few images in `{place}`: "
                 f"{'class' if len(few) == 1 else 'classes'} {named}{more}; "
                 f"each needs at least {least}{why}"
             )

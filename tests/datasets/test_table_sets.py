@@ -370,7 +370,8 @@ def test_a_label_that_is_near_another_one_is_named_and_not_merged(cvt, folder: P
     evaluated = cvt("evaluate", table, *NANO)
 
     assert "`ship` (3) and `Ship ` (1) in `label`" in planned.stderr
-    assert planned.exit_code == 1 and "`Ship ` with 1" in planned.stderr
+    assert planned.exit_code == 1
+    assert f"too few images in `{table}`: class `Ship ` with 1" in planned.stderr
     assert evaluated.exit_code == 1
     assert "`Ship ` differs from the model's `ship` only in blanks, the" in evaluated.stderr
 
