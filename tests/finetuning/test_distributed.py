@@ -343,10 +343,10 @@ def test_what_fails_in_one_process_fails_in_all_where_the_script_has_its_own_pro
     assert mine == [
         "process 0 has nobody to go on with: another of the 2 has ended",
         True,
-        "process 0 calls evaluate where process 1 calls finetune",
+        "process 0 has come to evaluate, and process 1 to finetune",
     ]
     assert f"{tmp_path}/nothing" in theirs[0]
-    assert theirs[1:] == [True, "process 1 calls finetune where process 0 calls evaluate"]
+    assert theirs[1:] == [True, "process 1 has come to finetune, and process 0 to evaluate"]
 
 
 CALLS_THAT_DIFFER = """
