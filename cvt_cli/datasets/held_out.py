@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cvt_cli.base import files, machine, places, text
+from cvt_cli.base import files, places, text
 from cvt_cli.base.errors import CvtError, DataError
 from cvt_cli.base.progress import Say
 from cvt_cli.base.text import counted
@@ -150,7 +150,7 @@ class Origin:
         """Whether these are images that training began with; other numbers need no reading."""
         return (
             0 <= len(images) - n <= len(self.unreadable)
-            and datacheck.fingerprint(images, machine.threads()) == fingerprint
+            and datacheck.fingerprint(images, images.readers) == fingerprint
         )
 
     def held_out(self, images: LabelledImages, say: Say) -> LabelledImages:
@@ -195,7 +195,7 @@ class Origin:
         before = dict(self.contents)
         if not before:  # of a run of an earlier version, or of more images than are read
             return
-        found = datacheck.contents(images, machine.threads())
+        found = datacheck.contents(images, images.readers)
         changed = [n for n, now in zip(images.names, found, strict=True) if before.get(n) != now]
         if changed:
             say(
@@ -219,7 +219,7 @@ def _known(images: LabelledImages, kept: NDArray[np.uint64] | None) -> list[str]
     if not any("://" in name for name in some.names):
         some = images.subset(images.evenly(_LOOKED_AT))
     for part in (some, images):
-        found = [content or "0" for content in datacheck.contents(part, machine.threads())]
+        found = [content or "0" for content in datacheck.contents(part, part.readers)]
         numbers = np.array([int(content, 16) for content in found], np.uint64)
         known = np.isin(numbers, kept)
         names = [name for name, is_known in zip(part.names, known, strict=True) if is_known]

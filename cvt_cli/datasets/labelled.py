@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from cvt_cli.base import machine
 from cvt_cli.base.errors import DataError
 from cvt_cli.datasets import groups as grouping
 from cvt_cli.datasets import several_labels
@@ -25,6 +26,9 @@ Split = Literal["train", "test"]
 
 _MOST_NAMED = 10
 """Classes that an error lists."""
+
+_READERS_AFAR = 16
+"""Threads at least that fetch images from other machines, for which they wait most of the time."""
 
 
 class Rows(Protocol):
@@ -128,6 +132,13 @@ class LabelledImages:
     def evenly(self, most: int) -> NDArray[np.int64]:
         """Indices of so many images at most, spread evenly."""
         return np.unique(np.linspace(0, len(self) - 1, most).astype(np.int64))
+
+    @property
+    def readers(self) -> int:
+        """Threads that read its files: one for each processor, more where they are waited for."""
+        some = (self.names[index] for index in self.evenly(20).tolist())
+        is_far = self.pixels is None and any("://" in name for name in some)
+        return max(machine.threads(), _READERS_AFAR) if is_far else machine.threads()
 
     def opener(self, index: int) -> Callable[[], BinaryIO]:
         """What opens an image's file, where the set is not held in memory."""

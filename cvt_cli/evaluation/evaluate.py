@@ -181,7 +181,7 @@ def _evaluate(names: list[str], settings: Asked, access: Access) -> list[Result]
         images = _held_out(names, settings, access)
     else:
         images = settings.opened("test", access.offline, access.say, access.progress)
-    rank, threads = torchrun.rank(), settings.workers or machine.threads()
+    rank, threads = torchrun.rank(), settings.workers or images.readers
     progress = access.progress if rank == 0 else silent
     mine: Sequence[int] = range(len(images))
     if torchrun.count() > 1:
@@ -408,7 +408,7 @@ def _result(
         split=settings.split,
         n_trained_on=None if seen is None else len(seen),
         date=gather.today(),
-        fingerprint=datacheck.fingerprint(images, settings.workers or machine.threads())
+        fingerprint=datacheck.fingerprint(images, settings.workers or images.readers)
         if settings.card is not None and torchrun.rank() == 0
         else None,
     )

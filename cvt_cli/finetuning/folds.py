@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cvt_cli import loading
-from cvt_cli.base import files, locks, machine, text
+from cvt_cli.base import files, locks, text
 from cvt_cli.base.conditions import Conditions, json_hash
 from cvt_cli.base.errors import CheckpointError, DataError
 from cvt_cli.base.package import __version__
@@ -259,7 +259,7 @@ class Folds:
             images,
             hashes=True,
             batch_size=job.settings.batch_size,
-            workers=machine.threads(),
+            workers=images.readers,
             progress=self._progress,
         )
         refuse_unreadable(subject, job)

@@ -148,7 +148,7 @@ def check_all(
             continue
         if began is not None:
             images = began.used(len(readable), images)
-        checked = datacheck.check(images, machine.threads(), progress, given)
+        checked = datacheck.check(images, images.readers, progress, given)
         parts.append(overlaps.Part(name, images, checked.seen))
         if name == "test":
             continue

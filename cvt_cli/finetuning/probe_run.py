@@ -6,7 +6,7 @@ from time import perf_counter
 import numpy as np
 import torch
 
-from cvt_cli.base import machine, torchrun
+from cvt_cli.base import torchrun
 from cvt_cli.base.conditions import Conditions, names_hash
 from cvt_cli.base.errors import UsageError
 from cvt_cli.base.package import __version__
@@ -86,7 +86,7 @@ def _solution(job: Job, kept: Path, progress: Progress) -> Solution:
             kept / f"features-{part}.safetensors",
             Conditions({**made_with, "images": names_hash(images.names)}).key,
             batch_size=job.settings.batch_size,
-            workers=machine.threads(),
+            workers=images.readers,
             progress=progress,
         )
         for part, images in (("train", job.images.training), ("val", job.images.validation))

@@ -22,7 +22,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from cvt_cli.base import files, locks, machine, torchrun
+from cvt_cli.base import files, locks, torchrun
 from cvt_cli.base.conditions import json_hash
 from cvt_cli.base.errors import CvtError
 from cvt_cli.base.progress import Progress, Say, silent, unheard
@@ -101,7 +101,9 @@ class Run:
                     "validation": list(images.validation.names),
                 }
                 if not images.unread:
-                    split["contents"] = datacheck.contents(images.validation, machine.threads())
+                    split["contents"] = datacheck.contents(
+                        images.validation, images.validation.readers
+                    )
                 if images.training.contents is not None:
                     split["trained_on"] = held_out.packed(images.training.contents)
                 if self.job.trained_before is not None:

@@ -78,7 +78,7 @@ def validate(model: CvT, job: Job, progress: Progress) -> Validated:
         images,
         indices=mine,
         batch_size=job.settings.batch_size,
-        workers=machine.threads(),
+        workers=images.readers,
         progress=progress if rank == 0 else silent,
     )
     for other, state in enumerate(torchrun.gather(subject.result.state())):
