@@ -337,6 +337,8 @@ def test_the_report_explains_the_mistakes(cvt, cifar10: Path, tmp_path: Path) ->
         assert np.ptp(blue_to_yellow) > 40  # a map lies on it
 
 
+# An interrupt may lie between a file's opening and its `with`: Python closes it, and warns.
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
 def test_ctrl_c_while_the_mistakes_are_explained_loses_no_result(
     cvt, cifar10: Path, tmp_path: Path, python_takes_ctrl_c: None
 ) -> None:

@@ -204,6 +204,7 @@ time.sleep(60)
 """A tool that starts a process of its own and stalls."""
 
 
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # where the interrupt lies is by chance
 @pytest.mark.parametrize("ctrl_c", [False, True])
 def test_of_a_tool_that_stalls_no_process_is_left(
     place: Path, monkeypatch: pytest.MonkeyPatch, python_takes_ctrl_c: None, ctrl_c: bool
