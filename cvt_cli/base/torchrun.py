@@ -232,6 +232,8 @@ _LOOK = 0.02
 _SILENCE = 30.0
 """Seconds after which a process that waits for others says so."""
 
+_SAME_ORDER = "all processes of a torchrun must call the same in the same order"
+
 _meetings = itertools.count(1)
 _store: Any = None  # of this process, once it has met others
 
@@ -267,7 +269,7 @@ def _store_of_a_meeting(for_: str) -> Any:
                 raise CvtError(
                     f"process {rank()} has nobody to go on with: process {other} of the {count()} "
                     f"has ended and did not come to {for_}",
-                    hint="all processes of a torchrun must call the same in the same order",
+                    hint=_SAME_ORDER,
                 )
         if not said and time.monotonic() - began > _SILENCE:
             streams.say(
@@ -280,7 +282,7 @@ def _store_of_a_meeting(for_: str) -> Any:
         if (theirs := own.get(f"here/{other}").decode()) != for_:
             raise CvtError(
                 f"process {rank()} has come to {for_}, and process {other} to {theirs}",
-                hint="all processes of a torchrun must call the same in the same order",
+                hint=_SAME_ORDER,
             )
     return own
 

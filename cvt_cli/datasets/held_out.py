@@ -215,9 +215,7 @@ def _known(images: LabelledImages, kept: NDArray[np.uint64] | None) -> list[str]
         or images.pixels is not None
     ):
         return None
-    some = images.subset(images.evenly(_LOOKED_AT_AFAR))
-    if not any("://" in name for name in some.names):
-        some = images.subset(images.evenly(_LOOKED_AT))
+    some = images.subset(images.evenly(_LOOKED_AT_AFAR if images.afar else _LOOKED_AT))
     for part in (some, images):
         found = [content or "0" for content in datacheck.contents(part, part.readers)]
         numbers = np.array([int(content, 16) for content in found], np.uint64)

@@ -136,9 +136,13 @@ class LabelledImages:
     @property
     def readers(self) -> int:
         """Threads that read its files: one for each processor, more where they are waited for."""
+        return max(machine.threads(), _READERS_AFAR) if self.afar else machine.threads()
+
+    @property
+    def afar(self) -> bool:
+        """Whether its images, of which some are looked at, lie on other machines."""
         some = (self.names[index] for index in self.evenly(20).tolist())
-        is_far = self.pixels is None and any("://" in name for name in some)
-        return max(machine.threads(), _READERS_AFAR) if is_far else machine.threads()
+        return self.pixels is None and any("://" in name for name in some)
 
     def opener(self, index: int) -> Callable[[], BinaryIO]:
         """What opens an image's file, where the set is not held in memory."""

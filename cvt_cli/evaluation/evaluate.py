@@ -257,7 +257,7 @@ def _evaluate(names: list[str], settings: Asked, access: Access) -> list[Result]
         )
     results = []
     for ready, one, seen, chosen in zip(models, subjects, trained_on, chosen_on, strict=True):
-        found = replace(_result(ready, one, images, settings, seen), n_chosen_on=chosen)
+        found = _result(ready, one, images, settings, seen, chosen)
         results.append(found if energy is None else replace(found, energy=energy.to_json()))
     if rank == 0:
         written_files.write(models, subjects, images, results, settings, access)
@@ -396,6 +396,7 @@ def _result(
     images: LabelledImages,
     settings: Asked,
     seen: set[str] | None,
+    chosen: int | None,
 ) -> Result:
     metrics = _metrics(one, images, settings)
     return Result(
@@ -407,6 +408,7 @@ def _result(
         published=published_beside(ready.model, ready.preprocessing, metrics),
         split=settings.split,
         n_trained_on=None if seen is None else len(seen),
+        n_chosen_on=chosen,
         date=gather.today(),
         fingerprint=datacheck.fingerprint(images, settings.workers or images.readers)
         if settings.card is not None and torchrun.rank() == 0

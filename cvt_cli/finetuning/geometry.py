@@ -37,10 +37,7 @@ def _looked_at(images: LabelledImages) -> list[tuple[Size, bool]]:
     if images.pixels is not None:
         return [(Size(*images.pixels.shape[1:3]), False)]
     found: list[tuple[Size, bool]] = []
-    indices = images.evenly(_LOOKED_AT).tolist()
-    if any("://" in images.names[index] for index in indices):
-        indices = images.evenly(_LOOKED_AT_AFAR).tolist()
-    for index in indices:
+    for index in images.evenly(_LOOKED_AT_AFAR if images.afar else _LOOKED_AT).tolist():
         try:
             with images.opener(index)() as file, Image.open(file) as image:
                 # A TIFF is turned when it is decoded; a PNG would be decoded to ask it more.
