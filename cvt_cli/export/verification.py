@@ -65,7 +65,9 @@ class Pictures:
             try:
                 yield decode.load(path, exif=False)
             except ImageError as error:
-                raise ImageError(f"`{path}`: {error}") from None
+                raise ImageError(
+                    f"`{path}`: {error}", hint="every image is needed here: remove or replace it"
+                ) from None
 
 
 @dataclass(frozen=True)

@@ -602,6 +602,23 @@ def test_without_images_nothing_is_quantised(cvt, tmp_path: Path) -> None:
     assert f"no images below `{tmp_path / 'empty'}`" in result.stderr
 
 
+def test_an_image_that_cannot_be_calibrated_on_is_named_with_what_to_do(
+    cvt, tmp_path: Path
+) -> None:
+    broken = tmp_path / "images" / "broken.jpg"
+    broken.parent.mkdir()
+    broken.write_text("no image")
+
+    result = cvt(
+        "export", NANO, "-o", tmp_path / "a.onnx", "--int8", "--calibration", broken.parent
+    )
+
+    assert result.exit_code == 1
+    assert f"error: `{broken}`: not an image" in result.stderr
+    assert "hint: every image is needed here: remove or replace it" in result.stderr
+    assert not (tmp_path / "a.onnx").exists()
+
+
 @pytest.mark.parametrize(
     ("name", "missing", "command"),
     [
