@@ -1,6 +1,7 @@
 """What the columns of a table of images mean: guessed by their names, or as the user says."""
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -102,7 +103,8 @@ def choose(table: Table, told: dict[Role, str], label: bool = True) -> Columns:
         label: whether it needs a label.
 
     Raises:
-        DataError: a column is not there, or two could have a part that is needed, or none.
+        DataError: a column is not there, or two could have a part that is needed, or none, or it
+            cannot be told which columns are those of classes.
     """
     names, notes = table.columns, []
     found: dict[Role, str | None] = dict.fromkeys(ROLES)
@@ -174,18 +176,41 @@ def mark(value: Any) -> int | None:
 
 
 def _of_marks(table: Table, names: Sequence[str]) -> tuple[str, ...]:
-    """Those of some columns that hold nothing but 0 and 1, as far as the first rows tell."""
+    """Those of some columns that hold nothing but 0 and 1, as far as the first rows tell.
+
+    Raises:
+        DataError: a column holds 0 and 1 in most rows, or wherever it holds something, and other
+            values elsewhere: a class would be left out for one empty cell.
+    """
     names = [name for name in names if name not in table.holding_bytes]
     first = next(table.pieces(names), None) if len(names) > 1 else None
     if first is None:
         return ()
-    found = (
-        n
-        for n in names
-        if all(mark(v) is not None for v in dict.fromkeys(map(str, first.columns[n])))
-    )
-    marked = tuple(found)
-    return marked if len(marked) > 1 else ()
+    marked, doubtful = [], {}
+    for name in names:
+        counts = Counter(map(str, first.columns[name]))
+        others = {value: count for value, count in counts.items() if mark(value) is None}
+        right = len(first) - sum(others.values())
+        if not others:
+            marked.append(name)
+        elif right and (2 * right >= len(first) or all(map(_is_nothing, others))):
+            doubtful[name] = others
+    if len(marked) + len(doubtful) < 2:
+        return ()
+    for name, others in doubtful.items():
+        values = first.columns[name]
+        place = next(i for i, value in enumerate(values) if str(value) in others)
+        raise DataError(
+            f"`{table.path}` has no label column, and `{name}` may be the column of a class, with "
+            f"0 and 1; {table.where} {first.lines[place]} has {values[place]!r} there",
+            hint="say 0 or 1 in each row, or name the columns of the classes: --columns label="
+            + ",".join(marked or doubtful),
+        )
+    return tuple(marked)
+
+
+def _is_nothing(value: str) -> bool:
+    return value.strip().lower() in ("", "none", "nan", "na", "n/a", "null")
 
 
 def _checked(

@@ -90,6 +90,36 @@ def test_a_bar_is_part_of_a_name_unless_names_recur_or_the_user_says_so(
     assert semicolons.labels.tolist() == WANTED
 
 
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
+def test_a_class_is_not_left_out_for_a_cell_that_is_empty_or_a_count(
+    cvt, tmp_path: Path, names: list[str], suffix: str
+) -> None:
+    def table(second: int | None) -> Path:
+        columns: dict[str, list[Any]] = {"path": names, "site": list(range(3, len(names) + 3))}
+        columns |= {c: [row[n] for row in WANTED] for n, c in enumerate("abc")}
+        columns["b"][1] = second
+        rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+        path = tmp_path / f"t{suffix}"
+        if suffix == ".parquet":
+            parquet.write_table(pyarrow.table(columns), path)
+        elif suffix == ".jsonl":
+            path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        else:
+            lines = [list(columns), *(["" if v is None else v for v in r.values()] for r in rows)]
+            path.write_text("".join(",".join(map(str, line)) + "\n" for line in lines))
+        return path
+
+    where = {".csv": "line 3", ".jsonl": "line 2", ".parquet": "row 2"}[suffix]
+    for value in (None, 2):
+        result = cvt("finetune", table(value), "--variant", "nano", "--dry-run")
+
+        assert result.exit_code == 1
+        assert "`b` may be the column of a class, with 0 and 1; " in result.stderr
+        assert f"{where} has " in result.stderr
+        assert "name the columns of the classes: --columns label=a,c" in result.stderr
+    assert opened(table(1))[0].classes == ("a", "b", "c")
+
+
 def test_what_is_wrong_in_such_a_table_is_said_with_its_line(cvt, tmp_path: Path, names) -> None:
     def error(table: Path, *more: object) -> str:
         result = cvt("finetune", table, "--variant", "nano", "--dry-run", *more)
@@ -104,7 +134,7 @@ def test_what_is_wrong_in_such_a_table_is_said_with_its_line(cvt, tmp_path: Path
     assert "the class `x|y`" in error(table) and "has `|` in its name" in error(table)
     assert "--separator has no effect: the labels are a column" in error(table, "--separator", ";")
     table.write_text("\n".join(["path,q,z", *rows[:4], f"{names[4]},2,0", *rows[5:]]) + "\n")
-    assert "no column of" in error(table)  # `q` is no column of 0 and 1
+    assert "`q` may be the column of a class, with 0 and 1; line 6 has '2'" in error(table)
     assert "line 6 has '2' for the class `q`; accepted are 0 and 1" in error(
         table, "--columns", "label=q,z"
     )
