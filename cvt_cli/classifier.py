@@ -278,8 +278,6 @@ class Classifier:
 
     def _answered(self, table: Any) -> Any:
         """A dict of arrays or of one row, or a DataFrame, with columns for the answers."""
-        import numpy as np
-
         from cvt_cli.prediction.answers import Answer, flat_row
         from cvt_cli.prediction.predict import TOP_K
 
@@ -312,8 +310,12 @@ class Classifier:
         rows = [columns_of(answer) for answer in answers]
         if is_row:
             return {**table, **rows[0]}
-        found = {name: np.array([row[name] for row in rows], dtype=object) for name in names}
-        return table.assign(**found) if _is_frame(table) else {**table, **found}
+        found = {name: _column(name, [row[name] for row in rows]) for name in names}
+        if not _is_frame(table):
+            return {**table, **found}
+        # pandas has whole numbers that may be absent.
+        whole = {name: "Int64" for name in names if name.startswith("index_")}
+        return table.assign(**found).astype(whole)
 
     def _classify(self, images: "Iterable[One]", wishes: "Wishes") -> "Iterator[Answer]":
         from cvt_cli.prediction import classify
@@ -403,6 +405,16 @@ def _is_column(values: Any) -> bool:
     return _several(values)
 
 
+def _column(name: str, values: list[Any]) -> "NDArray[Any]":
+    """An array of what there is of each image: scores as numbers, NaN where there is none."""
+    import numpy as np
+
+    if name.startswith("score_"):
+        return np.array([np.nan if value is None else value for value in values], np.float64)
+    is_whole = name.startswith("index_") and None not in values
+    return np.array(values, np.int64 if is_whole else object)
+
+
 def _is_frame(table: Any) -> bool:
     return hasattr(table, "columns") and hasattr(table, "assign")
 
@@ -439,7 +451,9 @@ def _source(image: Any, number: int) -> Any:
                 return _Unreadable(f"image {number}", "the path is empty")
             return sources.source(os.fspath(image))
         if hasattr(image, "read") and not hasattr(image, "getexif"):
-            name = str(getattr(image, "name", name))
+            known = getattr(image, "name", None)
+            if known and isinstance(known, str | bytes | os.PathLike):  # not the number of a file
+                name = os.fsdecode(known)
             image = image.read()
             if isinstance(image, str):
                 return _Unreadable(name, "opened as text; open it with mode 'rb'")

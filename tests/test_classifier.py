@@ -2,8 +2,10 @@
 
 import io
 import json
+import os
 import pickle
 import shutil
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -204,7 +206,9 @@ def test_batches_of_ray_data_are_given_back_with_columns(classify, pixels) -> No
         assert all(isinstance(value, np.ndarray) and len(value) == 2 for value in out.values())
         assert out["label_1"][0] == "cat" and out["error"][0] is None
         unreadable = column not in ("image",)
-        assert (out["error"][1] is not None) == (out["score_2"][1] is None) == unreadable
+        assert (out["error"][1] is not None) == np.isnan(out["score_2"][1]) == unreadable
+        assert out["score_1"].dtype == np.float64
+        assert out["index_1"].dtype == (object if unreadable else np.int64)
     for none in (paths[:0], np.array([])):  # of an empty list NumPy makes floats
         empty = classify({"path": none})
         assert set(empty) == set(out) - {"id"} and all(len(value) == 0 for value in empty.values())
@@ -218,6 +222,10 @@ def test_rows_and_frames_are_given_back_with_columns(classify, pixels) -> None:
     frame = pd.DataFrame({"path": [str(CHELSEA), "nowhere.jpg"]}, index=[4, 5])
     out = classify(frame)
 
+    assert out.nlargest(1, "score_1")["label_1"].tolist() == ["cat"]
+    assert np.isnan(out["score_1"][5]) and out["index_1"].isna()[5] and out["index_1"][4] == 3
+    assert dict(out.dtypes)["index_1"] == "Int64"
+    assert {"score_1", "index_1"} <= set(out.select_dtypes("number"))
     assert list(out.index) == [4, 5] and out["label_1"][4] == "cat" and out["label_1"].isna()[5]
     assert classify(frame["path"][:1])[0][0].label == "cat"
     with pytest.raises(UsageError, match="this table has several columns called `path`"):
@@ -227,6 +235,26 @@ def test_rows_and_frames_are_given_back_with_columns(classify, pixels) -> None:
             classify(table)
     with pytest.raises(UsageError, match="needs a column `image` or `bytes`.*this has `name`"):
         classify({"name": "x"})
+
+
+def test_an_open_file_is_called_by_its_path_or_where_it_has_none_by_its_place(
+    classify, tmp_path: Path
+) -> None:
+    (tmp_path / "broken.jpg").write_bytes(b"no image")
+    with (
+        tempfile.SpooledTemporaryFile() as upload,  # as web frameworks hand over what is sent
+        tempfile.TemporaryFile() as unnamed,
+        (tmp_path / "broken.jpg").open("rb") as named,
+        open(os.fsencode(tmp_path / "broken.jpg"), "rb") as in_bytes,  # noqa: PTH123
+    ):
+        for file in (upload, unnamed):
+            file.write(CHELSEA.read_bytes())
+            file.seek(0)
+        answers = list(classify.answers([upload, unnamed, named, in_bytes]))
+
+    path = str(tmp_path / "broken.jpg")
+    assert [answer.path for answer in answers] == ["image 0", "image 1", path, path]
+    assert [answer.error is None for answer in answers] == [True, True, False, False]
 
 
 FORKED = """
