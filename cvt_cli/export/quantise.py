@@ -5,6 +5,7 @@ depthwise convolutions and products of two activations are no faster in 8 bits, 
 """
 
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -112,7 +113,8 @@ def quantise_openvino(model: Any, images: Images, right: Right | None = None) ->
 
 def _quantised(model: Any, images: Images, right: Right | None) -> Any:
     with _quiet(), redirect_stdout(sys.stderr):  # where NNCF's own progress belongs
-        import nncf
+        with _some_home():
+            import nncf
         from nncf.quantization.range_estimator import RangeEstimatorParametersSet
 
         nncf.set_log_level(logging.ERROR)
@@ -222,6 +224,19 @@ def _held(model: Any, every: list[NDArray[np.float32]], right: Right, how: dict[
         hint="calibrate on more images like those in use (--calibration FOLDER), allow more, "
         "or use --precision fp32",
     )
+
+
+@contextmanager
+def _some_home() -> Iterator[None]:
+    """NNCF asks for the user's home when it is imported; nothing there is used here."""
+    unknown = os.path.expanduser("~") == "~"  # as in a container, of a user without a name
+    if unknown:
+        os.environ["HOME"] = os.devnull
+    try:
+        yield
+    finally:
+        if unknown:
+            del os.environ["HOME"]
 
 
 @contextmanager

@@ -38,6 +38,7 @@ from tests_shared import (
     TESTS,
     TINY,
     Machine,
+    as_unknown_user,
     golden_model,
     golden_state,
     python,
@@ -600,6 +601,19 @@ def test_without_images_nothing_is_quantised(cvt, tmp_path: Path) -> None:
 
     assert result.exit_code == 1
     assert f"no images below `{tmp_path / 'empty'}`" in result.stderr
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+def test_int8_needs_no_home_folder(tmp_path: Path, engine: str) -> None:
+    tmp_path.chmod(0o777)
+    environment = {k: v for k, v in os.environ.items() if k not in ("HOME", "HF_HOME")}
+    environment["CVT_CACHE"] = str(tmp_path / "cache")
+
+    asked = ["predict", CHELSEA, "--model", NANO, "--precision", "int8", "--engine", engine]
+    result = as_unknown_user(*asked, environment=environment)
+
+    assert result.exit_code == 0, result.stderr
+    assert "cat" in result.stdout and "Traceback" not in result.stderr
 
 
 def test_an_image_that_cannot_be_calibrated_on_is_named_with_what_to_do(
