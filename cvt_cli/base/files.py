@@ -394,6 +394,21 @@ def swept(folder: Path, *, deep: bool = False, once: bool = False) -> list[Path]
     return removed
 
 
+def below(folder: Path) -> list[Path]:
+    """The files below a folder, in order; nothing where there is no folder.
+
+    Raises:
+        OSError: a folder cannot be read, which `Path.rglob` would pass over.
+    """
+
+    def refuse(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError | NotADirectoryError):
+            raise error
+
+    walked = os.walk(folder, onerror=refuse)
+    return sorted(Path(where, name) for where, _, names in walked for name in names)
+
+
 def _is_left(path: Path) -> bool:
     """Whether nobody will finish it."""
     try:

@@ -117,9 +117,14 @@ def read(path: Path) -> dict[str, Any] | None:
 
 
 def stamped_below(folder: Path) -> Iterator[Path]:
-    """The files below a folder that have a stamp, whether they are there or not."""
-    for stamp in sorted(folder.rglob(f"*{SUFFIX}")):
-        yield stamp.with_name(stamp.name.removesuffix(SUFFIX))
+    """The files below a folder that have a stamp, whether they are there or not.
+
+    Raises:
+        OSError: a folder cannot be read.
+    """
+    for stamp in files.below(folder):
+        if stamp.name.endswith(SUFFIX):
+            yield stamp.with_name(stamp.name.removesuffix(SUFFIX))
 
 
 def remove(path: Path) -> None:

@@ -245,9 +245,7 @@ def verify(snapshot: Snapshot) -> Iterator[tuple[Path, bool | None]]:
         CheckpointError: a link out of the cache.
     """
     refuse_links_out_of_the_cache(snapshot)
-    for path in sorted(snapshot.folder.rglob("*")):
-        if path.is_dir():
-            continue
+    for path in files.below(snapshot.folder):
         right = is_right(path) if path.is_file() else False  # a link to nothing
         if right is False and path == snapshot.weights and (record := weights_record(snapshot)):
             with suppress(OSError):
@@ -304,7 +302,7 @@ def weights_hash(snapshot: Snapshot) -> str | None:
 
 def sizes(snapshot: Snapshot) -> tuple[int, int]:
     """Bytes of a snapshot's files, and of what was made of its weights: conversion and graphs."""
-    own = sum(path.stat().st_size for path in snapshot.folder.rglob("*") if path.is_file())
+    own = sum(path.stat().st_size for path in files.below(snapshot.folder) if path.is_file())
     record = weights_record(snapshot)
     if record is None:
         return own, 0
@@ -439,5 +437,4 @@ def remove(repository: str) -> int:
 
 def size_of(folder: Path) -> int:
     """Bytes of the files below a folder; links are not followed."""
-    paths = folder.rglob("*") if os.path.isdir(folder) else ()
-    return sum(p.lstat().st_size for p in paths if p.is_file() and not p.is_symlink())
+    return sum(p.lstat().st_size for p in files.below(folder) if p.is_file() and not p.is_symlink())

@@ -947,9 +947,25 @@ def test_a_link_out_of_the_cache_is_not_followed(
 
 
 def without_privilege() -> None:
-    """Let permission bits hold for root too (PR_CAPBSET_DROP of CAP_DAC_OVERRIDE)."""
+    """Let permission bits hold for root too: PR_CAPBSET_DROP of CAP_DAC_OVERRIDE, _READ_SEARCH."""
     with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(24, 1, 0, 0, 0)
+        for capability in (1, 2):
+            ctypes.CDLL(None).prctl(24, capability, 0, 0, 0)
+
+
+def test_what_may_not_be_read_in_the_cache_is_not_taken_for_right(machine: Machine) -> None:
+    machine.popen = {"preexec_fn": without_privilege}
+    hidden = machine.own_cache / "graphs" / "1234"
+    hidden.mkdir(parents=True)
+    hidden.chmod(0)
+    try:
+        verified, listed = machine.run("cache", "verify"), machine.run("cache", "list")
+    finally:
+        hidden.chmod(0o755)
+
+    for result in (verified, listed):
+        assert result.exit_code == 1
+        assert f"error: `{hidden}`: Permission denied" in result.stderr
 
 
 def test_a_read_only_cache_can_be_used_but_not_added_to(
