@@ -232,9 +232,12 @@ def _read_json(path: Path) -> dict[str, Any]:
         content = text.read_json(path, most=LARGEST_CONFIG_BYTES, unique=True)
     except FileNotFoundError:
         last = path.with_name(LAST)
+        no_best = "no epoch of this run is finished"
+        if path.with_name("results.json").is_file():
+            no_best = f"its `{BEST}` is not there; copy the whole folder"
         raise CheckpointError(
             f"`{path}` does not exist; the folder holds {_content_of(path.parent)}",
-            hint=f"no epoch of this run is finished; `{last}` is a checkpoint too"
+            hint=f"{no_best}; `{last}` is a checkpoint too"
             if (last / CONFIG_FILE).is_file()
             else f"it is a cross-validation, whose models are those of its folds, such as `{fold}`"
             if best_of(fold := path.with_name("fold-1"))

@@ -280,6 +280,7 @@ def _folds_going_on(
     anew = {name: v for name, v in options.values.items() if name not in ("resume", "gpus")}
     told = Options(**{**about["options"], **anew})
     data = str(told.data)
+    _refuse_moved(data, None, folder)
     fraction, seed = about["val_fraction"], about["seed"]
     began = Began.of(about)
     plan = _fold_plan(told, data, about["folds"], fraction, seed, access.say, progress, began)
@@ -356,6 +357,7 @@ def _going_on(
         settings = replace(settings, data=str(options.data))
     if options.images is not None:
         settings = replace(settings, images=str(options.images))
+    _refuse_moved(settings.data, plan["data"].get("root"), folder)
     images = from_options.images_of(
         options,
         settings.data,
@@ -372,6 +374,17 @@ def _going_on(
     job = replace(job, **from_options.followed(options))
     run = Run(job, say=access.say, progress=progress)
     return Prepared(job, None, lambda: run.go_on(folder))
+
+
+def _refuse_moved(data: str, root: str | None, folder: Path) -> None:
+    """Raises DataError, with what a run knows of its images, where these are not there now."""
+    if data in layouts.KNOWN or os.path.exists(places.expanded(data)):
+        return
+    raise DataError(
+        f"`{data}`, which `{folder}` is trained on, does not exist here"
+        + ("" if root is None else f"; when it began, its images were in `{root}`"),
+        hint=f"say where they are now: cvt finetune FOLDER --resume {shlex.quote(str(folder))}",
+    )
 
 
 def evaluated_by(options: Options, job: Job, result: Result) -> list[str]:

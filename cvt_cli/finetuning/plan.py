@@ -301,6 +301,12 @@ def read_plan(folder: Path) -> dict[str, Any]:
             plan["processes"], plan["step_images"]
             if (folder / STATE_FILE).exists():
                 return plan
+            if (folder / "results.json").exists():
+                raise CheckpointError(
+                    f"`{folder}` has ended, and `{STATE_FILE}`, from which it would be gone on "
+                    "with, is not there",
+                    hint=f"copy all of it, or train its model in a new run: --model {folder}",
+                )
             raise CheckpointError(
                 f"`{folder}` holds no run that can be continued: it ended before "
                 f"`{STATE_FILE}` was written",

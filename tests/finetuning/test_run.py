@@ -24,7 +24,7 @@ from cvt_cli.evaluation import figures
 from cvt_cli.finetuning import probe, tensor_files
 from cvt_cli.finetuning.training_loop import Loop
 from cvt_cli.model import weights
-from tests_shared import TESTS, as_unknown_user
+from tests_shared import CHELSEA, TESTS, as_unknown_user
 from warm_processes import Started
 
 OFTEN = (
@@ -502,6 +502,38 @@ def test_other_images_than_the_run_began_with_are_refused(
 
     assert result.exit_code == 1
     assert "is not the data that the run began with: that had 42 training" in result.stderr
+
+
+def test_where_the_images_have_moved_a_run_says_where_they_were_and_how_to_go_on(
+    cvt, straight: Path, digits: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(straight, tmp_path / "run")
+    moved = digits.rename(tmp_path / "moved")
+    try:
+        lost = cvt("finetune", "--resume", tmp_path / "run")
+        found = cvt("finetune", moved, "--resume", tmp_path / "run")
+    finally:
+        moved.rename(digits)
+
+    assert lost.exit_code == 1
+    assert f"error: `{digits}`, which `{tmp_path / 'run'}` is trained on, does not" in lost.stderr
+    assert f"when it began, its images were in `{digits.resolve()}`" in lost.stderr
+    assert f"hint: say where they are now: cvt finetune FOLDER --resume {tmp_path}" in lost.stderr
+    assert found.exit_code == 0, found.stderr
+
+
+def test_of_a_run_that_was_copied_in_part_it_is_said_what_is_missing(
+    cvt, straight: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(straight, run, ignore=shutil.ignore_patterns("state", "best"))
+
+    resumed = cvt("finetune", "--resume", run)
+    asked = cvt("predict", CHELSEA, "--model", run)
+
+    assert resumed.exit_code == asked.exit_code == 1
+    assert f"`{run}` has ended, and `state/state.safetensors`, from which" in resumed.stderr
+    assert "its `best` is not there; copy the whole folder" in asked.stderr
 
 
 def test_a_folder_without_a_run_or_with_a_damaged_state_is_explained(
