@@ -24,7 +24,7 @@ from cvt_cli.base.progress import Progress, Say, silent, unheard
 from cvt_cli.checkpoints import locate
 from cvt_cli.checkpoints.locate import Access
 from cvt_cli.datasets import groups as grouping
-from cvt_cli.datasets import held_out, layouts
+from cvt_cli.datasets import held_out, layouts, torchvision_sets
 from cvt_cli.datasets import overlap as overlaps
 from cvt_cli.datasets.table_sets import Told
 from cvt_cli.finetuning import fold_results, folds, from_options
@@ -378,7 +378,7 @@ def _going_on(
 
 def _refuse_moved(data: str, root: str | None, folder: Path) -> None:
     """Raises DataError, with what a run knows of its images, where these are not there now."""
-    if data in layouts.KNOWN or os.path.exists(places.expanded(data)):
+    if data in torchvision_sets.KNOWN or os.path.exists(places.expanded(data)):
         return
     raise DataError(
         f"`{data}`, which `{folder}` is trained on, does not exist here"
