@@ -21,10 +21,12 @@ from cvt_cli.base.progress import Say
 from cvt_cli.base.text import counted
 from cvt_cli.checkpoints.checkpoint import Checkpoint
 from cvt_cli.datasets import datacheck, layouts
+from cvt_cli.datasets.classes import match_classes
 from cvt_cli.datasets.labelled import LabelledImages
 from cvt_cli.datasets.table_sets import Told
 from cvt_cli.images import finding
 from cvt_cli.images.trees import Folder
+from cvt_cli.spec.labels import Labels
 
 _LOOKED_AT = 2000
 """Images of which one must have been trained on, or no other is looked at."""
@@ -333,10 +335,9 @@ def _kept_at(weights_sha256: str) -> Path:
     return places.cache_dir() / "runs" / f"{weights_sha256}.json"
 
 
-def is_trained_on_by_default(
-    training: LabelledImages, opened: Callable[[], LabelledImages]
-) -> bool:
-    """Whether what `cvt evaluate` takes of the data, if nothing else is said, was trained on.
+def measures(training: LabelledImages, opened: Callable[[], LabelledImages]) -> bool:
+    """Whether what `cvt evaluate` would take of the data measures a model that was trained on them:
+    images of its classes, none of which it was trained on.
 
     Args:
         training: all images to train on, those set aside included.
@@ -344,9 +345,10 @@ def is_trained_on_by_default(
     """
     try:
         images = opened()
-    except CvtError:
-        return True
-    return _same(images.root, training.root) and not set(training.names).isdisjoint(images.names)
+        match_classes(images.classes, Labels(training.classes))
+    except CvtError:  # a test part without labels is one folder, of a class that there is not
+        return False
+    return not _same(images.root, training.root) or set(training.names).isdisjoint(images.names)
 
 
 def _places(images: LabelledImages) -> Iterator[str]:

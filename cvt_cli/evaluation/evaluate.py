@@ -316,7 +316,13 @@ def _loaded(
         together=min(share, settings.batch_size),
     )
     check_task(ready.model, ready.labels, images, settings)
-    class_index, how = match_classes(images.classes, ready.labels, settings.label_map)
+    try:
+        class_index, how = match_classes(images.classes, ready.labels, settings.label_map)
+    except DataError as error:
+        if settings.split is None and held_out.origin_of(ready.checkpoint) is not None:
+            held = "or measure on the images that its run held out: --split val"
+            raise DataError(str(error), f"{error.hint}; {held}") from None
+        raise
     one = run_models.subject(
         *(ready.engine, ready.preprocessing, ready.labels, class_index, images),
         settings.top_k or TOP_K,

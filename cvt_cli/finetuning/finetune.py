@@ -400,14 +400,16 @@ def evaluated_by(options: Options, job: Job, result: Result) -> list[str]:
     ):
         if value is not None:
             words += [option, str(value)]
-    if images.set_aside and held_out.is_trained_on_by_default(
-        images.training,
-        lambda: layouts.open_dataset(
-            settings.data, "test", options.data_dir or places.data_dir(), told=settings.told
-        ),
-    ):
+    where = options.data_dir or places.data_dir()
+    opened = partial(layouts.open_dataset, settings.data, "test", where, told=settings.told)
+    measures = partial(held_out.measures, images.training)
+    if images.set_aside and not measures(opened):
         words += ["--split", "val"]
-    elif not images.set_aside and layouts.gives(settings.data, "test", settings.told):
+    elif (
+        not images.set_aside
+        and layouts.gives(settings.data, "test", settings.told)
+        and measures(partial(opened, only_test=True))
+    ):
         words += ["--split", "test"]  # on `val` the best epoch was chosen
     if settings.precision != devices.choose_precision("auto", job.device):
         words += ["--precision", settings.precision]

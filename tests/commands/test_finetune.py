@@ -1092,6 +1092,29 @@ def test_the_next_command_measures_the_test_part_and_not_what_the_epoch_was_chos
     assert judged.json["n"] == json.loads((tmp_path / "run/results.json").read_text())["val_n"] - 1
 
 
+@pytest.mark.parametrize("own_val", [True, False])
+def test_the_next_command_measures_no_test_part_without_labels(
+    cvt, tmp_path: Path, own_val: bool
+) -> None:
+    for part in ("train", "val") if own_val else ("train",):
+        shutil.copytree(KEPT / "images", tmp_path / "data" / part)
+    unlabelled = tmp_path / "data" / "test" / "unknown"
+    unlabelled.mkdir(parents=True)
+    shutil.copy(next((KEPT / "images").rglob("*.png")), unlabelled)
+    options = ["--epochs", 1, "--workers", 0, "--allow-overlap", "-o", tmp_path / "run"]
+
+    trained = cvt("finetune", tmp_path / "data", "--model", KEPT / "model", *options)
+    said = next(line for line in trained.stderr.splitlines() if line.startswith("next: "))
+    judged = cvt(*shlex.split(said.removeprefix("next: cvt ")), "--json")
+
+    assert judged.exit_code == 0, judged.stderr
+    assert judged.json["n"] == json.loads((tmp_path / "run/results.json").read_text())["val_n"]
+    if not own_val:
+        plain = cvt("evaluate", tmp_path / "data", "--model", tmp_path / "run")
+        assert plain.exit_code == 1
+        assert "or measure on the images that its run held out: --split val" in plain.stderr
+
+
 def test_val_that_is_not_chosen_by_is_said(cvt, tmp_path: Path) -> None:
     for part in ("train", "val"):
         shutil.copytree(KEPT / "images", tmp_path / part)
