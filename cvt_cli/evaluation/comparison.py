@@ -248,7 +248,8 @@ def trained_on(path: Path) -> int | None:
     where that is unknown, as of tables, or what was noted is of other lines."""
     try:
         state = parsed_json(state_of(path).read_text(encoding="utf-8"))
-        seen = state["n_trained_on"] if state["bytes"] == path.stat().st_size else None
+        whole = state.get("whole_bytes", state["bytes"])
+        seen = state["n_trained_on"] if whole == path.stat().st_size else None
     except (OSError, ValueError, LookupError, TypeError):
         return None
     return seen if isinstance(seen, int) else None

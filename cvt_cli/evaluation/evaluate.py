@@ -217,13 +217,13 @@ def _evaluate(names: list[str], settings: Asked, access: Access) -> list[Result]
         left = mine
         if judged:
             left = [index for index in mine if images.names[index] not in judged]
-        written.save(0, at_once=True)
+        written.save(at_once=True)
         done = 0
 
         def after_batch(new: int) -> None:
             nonlocal done
             done = new
-            written.save(new)
+            written.save()
 
         try:
             with settings.metered() as energy:
@@ -236,6 +236,7 @@ def _evaluate(names: list[str], settings: Asked, access: Access) -> list[Result]
                     exif=settings.exif,
                     workers=threads,
                     after_batch=after_batch,
+                    before_failures=written.before_failures if written.needs_hashes else None,
                     progress=progress,
                 )
         except KeyboardInterrupt:
@@ -246,7 +247,7 @@ def _evaluate(names: list[str], settings: Asked, access: Access) -> list[Result]
                     so_far, kept = len(mine) - len(left) + done, "not kept"
                 access.say(f"stopped: {so_far} of {len(mine)} images are evaluated and {kept}")
             raise
-        written.finish(len(left))
+        written.finish()
     refuse_others(models)
     _add_up(subjects, len(images), mine)
     if not subjects[0].result.n:  # with --skip-unreadable

@@ -167,15 +167,15 @@ class PredictionFiles:
             except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise lines.unfit(error) from None
             _note_earlier(one, lines.lines, images)
+            lines.cut_uncounted()
             self._say(f"{len(lines.lines)} of {counted(mine, 'image')} already in `{lines.path}`")
         one.judged = lines.write
         self._lines.append((lines, one))
 
-    def save(self, new: int, at_once: bool = False) -> None:
-        """Note that so many images more are done, unless that was noted a moment ago."""
+    def save(self, at_once: bool = False) -> None:
+        """Note what was counted, unless that was noted a moment ago."""
         for lines, one in self._lines:
-            done = len(lines.lines) + new
-            lines.save(done, one.result.state, one.truth.hashes(), at_once)
+            lines.save(one.result.state, one.truth.hashes(), at_once)
 
     def _write_row(self, write: Callable[[Any, Any], None], item: Any, sha256: str | None) -> None:
         """Write to a table, which nobody could go on with: the evaluation outlives an error."""
@@ -186,13 +186,25 @@ class PredictionFiles:
                 self.unwritten = error
                 self._say(f"{error}; the evaluation goes on without it")
 
-    def finish(self, new: int) -> None:
-        """Note that all images are judged: an error is kept from now on, beside their results."""
-        self._finished = True
+    def before_failures(self) -> None:
+        """Note what was counted of all images that can be read: an error is kept from now on,
+        beside their results."""
         try:
-            self.save(new, at_once=True)
+            self.save(at_once=True)
         except CvtError as error:
             self.unwritten = error
+            for _, one in self._lines:
+                one.judged = None
+
+    def finish(self) -> None:
+        """Note that the other images have their lines too."""
+        self._finished = True
+        if self.unwritten is None:
+            try:
+                for lines, _ in self._lines:
+                    lines.finish()
+            except CvtError as error:
+                self.unwritten = error
 
     def __enter__(self) -> Self:
         return self
@@ -326,7 +338,7 @@ def check_lines(
             raise UsageError(f"`{path}` was made with other {kind} of the same images", hint)
 
     def problem(line: Line) -> str | None:
-        if not line.sha256:  # it could not be read, as where a server fails, and counts so for good
+        if not line.sha256 or line.answered is None:  # of an earlier version
             return None
         try:
             same = data.content_hash(place[line.path]) == line.sha256

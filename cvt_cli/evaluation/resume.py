@@ -11,7 +11,7 @@ from cvt_cli.base.conditions import Conditions
 from cvt_cli.base.errors import UsageError
 from cvt_cli.base.progress import Say
 from cvt_cli.datasets.several_labels import joined
-from cvt_cli.prediction.json_lines import ResumableLines, with_version
+from cvt_cli.prediction.json_lines import Document, ResumableLines, with_version
 
 SAVE_EVERY_SEC = 5.0
 """Time between two states, which is what a kill can cost."""
@@ -48,6 +48,9 @@ def state_of(path: Path) -> Path:
 class Counted(ResumableLines):
     """JSON lines, and beside them ``FILE.state.json``: the counts of the lines that it tells of.
 
+    Lines of images that could not be read are the last, and it tells of none of them: they are cut
+    off by who goes on, and the images tried again. What an earlier version counted stays counted.
+
     Args:
         path: of the lines.
         resume: go on with what is there; else begin anew.
@@ -70,17 +73,18 @@ class Counted(ResumableLines):
         self._resume = resume
         self._saved = time.monotonic()
         self.kept = 0  # images of which the last state tells
+        self._end, self._written = 0, 0
         super().__init__(path, f"writing predictions to `{path}`", say, self._read)
 
     def _read(self) -> None:
-        """Note what is done, and cut off the lines that were not counted any more."""
+        """Note what is done, and where the lines begin that were not counted."""
         if not (self._resume and self.path.stat().st_size):
             files.refuse_replaced(self.path)
             self._state_path.unlink(missing_ok=True)
             self.cut(0)
             return
         try:
-            end = self._read_state(text.read_json(self._state_path))
+            self._end = self._read_state(text.read_json(self._state_path))
         except FileNotFoundError:
             raise UsageError(
                 f"`{self.path}` exists, but not `{self._state_path}`, which says how it was made",
@@ -90,7 +94,6 @@ class Counted(ResumableLines):
             raise self.unfit(error) from None
         for known in self.lines:
             self.refuse_other_shares(known.path)
-        self.cut(end)
 
     def _read_state(self, state: Any) -> int:
         """Note what a state and the lines that it tells of say; where the last of these ends."""
@@ -136,24 +139,46 @@ class Counted(ResumableLines):
         self.are_noted(wanted)
         self._conditions = with_version(wanted)
 
+    def cut_uncounted(self) -> None:
+        """Cut off the lines that were not counted; called once nothing is refused any more."""
+        self.cut(self._end)
+
+    def write(self, item: Document, sha256: str | None) -> None:
+        """Append one line."""
+        super().write(item, sha256)
+        self._written += 1
+
     def save(
-        self, done: int, counted: Callable[[], Any], truth: Mapping[str, str], at_once: bool = False
+        self, counted: Callable[[], Any], truth: Mapping[str, str], at_once: bool = False
     ) -> None:
-        """Note that so many items are done, unless that was noted a moment ago."""
+        """Note what was counted of all lines, unless that was noted a moment ago."""
         if not at_once and time.monotonic() - self._saved < SAVE_EVERY_SEC:
             return
         if (size := self.on_disk()) is None:  # a device or a pipe is not gone on with
             return
         state = {
             "conditions": self._conditions.values,
-            "done": done,
+            "done": len(self.lines) + self._written,
             "bytes": size,
             "counted": counted(),
             "truth": truth,
             "n_trained_on": self.trained_on,
         }
+        self._write_state(state)
+        self.kept = len(self.lines) + self._written
+        self._saved = time.monotonic()
+
+    def finish(self) -> None:
+        """Note how long the file is with the lines of the images that could not be read, which were
+        written since the last `save`: so it is known that the state is of this file."""
+        if (size := self.on_disk()) is None:
+            return
+        state = text.read_json(self._state_path)
+        if size != state["bytes"]:
+            self._write_state({**state, "whole_bytes": size})
+
+    def _write_state(self, state: dict[str, Any]) -> None:
+        state.pop("sha256", None)
         files.write_text(
             self._state_path, json.dumps({**state, "sha256": conditions.json_hash(state)})
         )
-        self.kept = done
-        self._saved = time.monotonic()

@@ -140,6 +140,7 @@ def judge(
     exif: bool = False,
     workers: int = 1,
     after_batch: Callable[[int], None] = lambda done: None,
+    before_failures: Callable[[], None] | None = None,
     progress: Progress = silent,
 ) -> None:
     """Run every image through every model and count; in order, in constant memory.
@@ -153,6 +154,8 @@ def judge(
         exif: turn pictures upright first; the published numbers were measured without.
         workers: threads that read and decode.
         after_batch: told how many images are done, when all that was counted is whole.
+        before_failures: called when all images that can be read are counted; the others are then
+            the last that the subjects are told of. By default each is told of in its place.
         progress: told of every batch.
     """
     wanted = range(len(data)) if indices is None else indices
@@ -177,19 +180,28 @@ def judge(
         return [_begun(one, place, chunk) for place, one in enumerate(subjects)]
 
     started, done = perf_counter(), 0
+    failed: list[tuple[int, _Prepared]] = []  # that are counted last
     apart = any(isinstance(one.engine, Apart) for one in subjects)
     before = [one.result.seconds for one in subjects]
     with progress("evaluating", len(wanted)) as advance:
         ready = ahead(prepare, wanted, workers, 2 * batch_size, _bytes_of)
         chunks = batches(ready, batch_size, _bytes_of)
         for chunk, finishes in with_begun(chunks, begin, apart):
+            at_once = chunk
+            if before_failures is not None:
+                failed += [item for item in chunk if isinstance(item[1].arrays, str)]
+                at_once = [item for item in chunk if not isinstance(item[1].arrays, str)]
             for one, finish, earlier in zip(subjects, finishes, before, strict=True):
-                _count(one, finish, chunk, data)
+                _count(one, finish, at_once, data)
                 one.result.seconds = earlier + perf_counter() - started
             done += len(chunk)
             after_batch(done)
             what = "exact match" if subjects[0].labels.several else "top-1"
             advance(len(chunk), f"{what} {subjects[0].result.top1:.4f}")
+    if before_failures is not None:
+        before_failures()
+        for place, one in enumerate(subjects):
+            _count(one, _begun(one, place, failed), failed, data)
 
 
 def _bytes_of(ready: "_Prepared") -> int:

@@ -18,9 +18,19 @@ from cvt_cli.base.progress import Say
 class Document(Protocol):
     """What has a line of its own."""
 
+    @property
+    def path(self) -> str:
+        """The image's name."""
+        ...
+
     def to_json(self) -> dict[str, Any]:
         """What the line says, but for the hash of the image's file."""
         ...
+
+
+def line_of(item: Document, sha256: str | None) -> bytes:
+    """The line of an image, whose file has this hash; None where that could not be read."""
+    return json.dumps({**item.to_json(), "sha256": sha256}, allow_nan=False).encode() + b"\n"
 
 
 class ResumableLines:
@@ -107,9 +117,11 @@ class ResumableLines:
             item: what is said of an image.
             sha256: of its file; None where that could not be read.
         """
-        line = json.dumps({**item.to_json(), "sha256": sha256}, allow_nan=False)
+        self._append(line_of(item, sha256))
+
+    def _append(self, line: bytes) -> None:
         try:
-            files.write_all(self._file, line.encode() + b"\n")
+            files.write_all(self._file, line)
         except OSError as error:
             raise files.unwritable(self.path, error) from error
 

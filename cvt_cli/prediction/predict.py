@@ -136,8 +136,8 @@ class Answers:
         top_k: classes of each answer: as many as are asked for and the model has.
         total: how many images this process has; None where only reading tells.
         done: those of them that were answered before, by the file that is gone on with.
-        answered: those that were answered here so far.
-        failed: those of both that could not be read.
+        answered: those that were tried here so far.
+        failed: those of these that could not be read.
     """
 
     def __init__(
@@ -147,8 +147,8 @@ class Answers:
         self.top_k: int | None = min(asked.top_k or TOP_K, len(ready.labels))
         if ready.labels.several:
             self.top_k = asked.top_k
-        self.done, self.failed = (lines.done, lines.failed) if lines else (0, 0)
-        self.answered = 0
+        self.done = lines.done if lines else 0
+        self.answered = self.failed = 0
         self._asked, self._listing, self._lines = asked, listing, lines
         self._writers: list[WholeFile] = []
 
@@ -183,11 +183,11 @@ class Answers:
                     f"{remote} of them behind addresses: not asked whether what is there has "
                     "changed; remove their lines to answer them anew"
                 )
-            if failed := self._lines.failed:
-                say(
-                    f"{failed} of them could not be read then, and are not tried again; remove "
-                    "their lines (those with an `error`) to try them"
-                )
+        if failed := self._lines.failed:
+            say(
+                f"{counted(failed, 'image')} could not be read when `{self._lines.path}` was "
+                "written: those named here are tried again"
+            )
 
     def open_files(self, stack: ExitStack) -> None:
         """Open the files that appear whole when the stack ends without an error."""

@@ -2,12 +2,14 @@
 
 import json
 import os
+import stat
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, NamedTuple
 
 from cvt_cli.base import conditions, files
 from cvt_cli.base.conditions import Conditions
@@ -15,30 +17,44 @@ from cvt_cli.base.errors import CvtError, ImageError, UsageError
 from cvt_cli.base.progress import Say
 from cvt_cli.images import decode, sources
 from cvt_cli.images.sources import Source
-from cvt_cli.prediction.json_lines import ResumableLines, with_version
+from cvt_cli.prediction.json_lines import Document, ResumableLines, line_of, with_version
 
 _HASH_BYTES = 16
 """Bytes of each image's hash that are kept in memory."""
 _NO_HASH = bytes(_HASH_BYTES)
 
 
+class _Error(NamedTuple):
+    """A line that says why an image could not be read."""
+
+    start: int  # its place in the file, in bytes
+    line: bytes
+
+
 class Answered(ResumableLines):
     """JSON lines of answers, and beside them ``FILE.conditions.json``, what they depend on.
 
-    Images that have a line, an error included, are done. A line that a killed process left
-    unfinished is cut off.
+    Images that have an answer are done. Those that have an error are tried again: what is said of
+    them then takes the place of that line, which is gone once the context ends. A line that a
+    killed process left unfinished is cut off.
 
     Args:
         path: of the lines.
         say: told what `ResumableLines` says; its errors are raised here too.
         anew: replace what is there.
+
+    Attributes:
+        done: images that are answered.
+        failed: images that have an error.
+        remote: of those that are answered: what is behind these addresses is not fetched again.
     """
 
     def __init__(self, path: Path, say: Say, anew: bool = False) -> None:
         self._anew = anew
-        self.done = 0
-        self.failed = 0  # of those that are done
-        self.remote = 0  # of them too: what is behind these addresses is not fetched again
+        self.done = self.failed = self.remote = 0
+        self._errors: dict[str, list[_Error]] = {}  # of each name, in their order
+        self._readable: set[str] = set()  # of these names: there are images in them now
+        self._superseded: set[int] = set()  # where errors begin that are true no more
         self._hashes: dict[str, bytes] = {}  # of each name's lines, in their order
         super().__init__(path, f"answering into `{path}`", say, self._read)
 
@@ -75,12 +91,23 @@ class Answered(ResumableLines):
                         ) from None
                     break
                 self.refuse_other_shares(path)
-                self._hashes[path] = known + (found or _NO_HASH)[:_HASH_BYTES]
-                self.done += 1
-                self.failed += failed
-                self.remote += sources.is_remote(path)
+                errors = self._of_killed(path, line)
+                if failed:
+                    self._errors[path] = [*errors, _Error(end, line)]
+                else:
+                    self._hashes[path] = known + (found or _NO_HASH)[:_HASH_BYTES]
+                    self.done += 1
+                    self.remote += sources.is_remote(path)
                 end += len(line)
+        self.failed = sum(map(len, self._errors.values()))
         self.cut(end)
+
+    def _of_killed(self, name: str, line: bytes) -> list[_Error]:
+        """The errors of a name but for those that this later line takes the place of: who wrote it
+        was killed before they were gone. One that is listed twice has the same error twice."""
+        errors = self._errors.pop(name, [])
+        self._superseded.update(one.start for one in errors if one.line != line)
+        return [one for one in errors if one.line == line]
 
     def begin(self, wanted: Conditions) -> None:
         """Go on under these conditions.
@@ -104,13 +131,55 @@ class Answered(ResumableLines):
         found = known[:_HASH_BYTES]
         return b"" if found == _NO_HASH else found
 
+    def write(self, item: Document, sha256: str | None) -> None:
+        """Append one line, unless that of an image which was tried again says just this."""
+        line = line_of(item, sha256)
+        if errors := self._errors.get(item.path):
+            earlier = errors.pop(0)
+            if earlier.line == line:
+                return
+            self._superseded.add(earlier.start)
+        self._append(line)
+
+    def found(self, name: str) -> None:
+        """Note that there is an image of this name: an archive or a folder that it lies in, of
+        which an error stands there, is damaged, empty or closed no more, unless that is said again.
+        """
+        while self._errors and (name := name.rpartition("/")[0]):
+            self._readable.update({name, f"{name}/"} & self._errors.keys())
+
+    def _drop_superseded(self) -> None:
+        """Replace the file by one without the errors that are true no more."""
+        with files.replacing(self.path) as temporary, self.path.open("rb") as file:
+            files.permit(temporary, stat.S_IMODE(os.fstat(file.fileno()).st_mode))
+            start = 0
+            with temporary.open("wb") as kept:
+                for line in file:
+                    if start not in self._superseded:
+                        kept.write(line)
+                    start += len(line)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for name in self._readable:
+            self._superseded.update(one.start for one in self._errors[name])
+        try:
+            if self._superseded and (error is None or isinstance(error, KeyboardInterrupt)):
+                self._drop_superseded()
+        finally:
+            super().__exit__(kind, error, trace)
+
 
 def not_answered(
     lines: Answered, found: Iterable[Source], workers: int, hashes: deque[list[str]]
 ) -> Iterator[Source]:
-    """The images that have no line, each of which tells the SHA-256 of its file when it is read.
+    """The images that have no answer, each of which tells the SHA-256 of its file when it is read.
 
-    Files on this machine that have a line are read again: what they were answered by must be what
+    Files on this machine that have one are read again: what they were answered by must be what
     they hold. What an address leads to is not fetched again.
 
     Args:
@@ -139,6 +208,7 @@ def not_answered(
     with ThreadPoolExecutor(workers) as pool:
         try:
             for source in found:
+                lines.found(source.name)
                 known = lines.answered(source.name)
                 if known is None:
                     told: list[str] = []

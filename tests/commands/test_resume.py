@@ -8,6 +8,7 @@ import stat
 import subprocess
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -158,24 +159,176 @@ def test_an_evaluation_does_not_go_on_where_its_lines_would_be_wrong(
     assert Path("judged.jsonl").read_bytes() == before
 
 
-def test_an_image_that_could_not_be_read_when_it_was_judged_is_no_reason_not_to_go_on(
+@pytest.mark.parametrize("left_out", [[], ["--skip-unreadable"]])
+def test_an_image_that_could_not_be_read_when_it_was_judged_is_tried_again(
+    cvt, folder: Path, left_out: list[str]
+) -> None:
+    """As where a server failed for a moment, or a file had not been copied whole."""
+    whole = cvt(*EVALUATE[:-1], "whole.jsonl", *left_out).json
+    empty, partial = Path("images/red/0.png"), Path("images/green/4.png")
+    sound, other = empty.read_bytes(), partial.read_bytes()
+    empty.write_bytes(b"")
+    partial.write_bytes(other[:-30])
+    first = cvt(*EVALUATE, *left_out)
+    lines = lines_of("judged.jsonl")
+
+    again = cvt(*EVALUATE, "--resume", *left_out)
+    same = lines_of("judged.jsonl")
+    empty.write_bytes(sound)
+    partial.write_bytes(other)
+    resumed = cvt(*EVALUATE, "--resume", *left_out)
+
+    assert ["error" in line for line in lines] == [False] * 28 + [True] * 2
+    assert [len({line["path"] for line in found}) for found in (lines, same)] == [30, 30]
+    assert first.json["n_failed"] == again.json["n_failed"] == 2 and lines == same
+    assert "28 of 30 images already in `judged.jsonl`" in again.stderr
+    assert resumed.exit_code == 0, resumed.stderr
+    assert "28 of 30 images already in `judged.jsonl`" in resumed.stderr
+    assert resumed.json["n_failed"] == 0
+    for key in INTEGERS[:3]:
+        assert resumed.json[key] == whole[key], key
+    by_name = [
+        {line["path"]: (line["correct"], line["sha256"]) for line in lines_of(name)}
+        for name in ("judged.jsonl", "whole.jsonl")
+    ]
+    assert by_name[0] == by_name[1] and len(lines_of("judged.jsonl")) == 30
+
+
+def test_a_refused_evaluation_leaves_the_lines_of_what_could_not_be_read(cvt, folder: Path) -> None:
+    Path("images/red/0.png").write_bytes(b"")
+    cvt(*EVALUATE)
+    before = Path("judged.jsonl").read_bytes()
+
+    assert cvt(*EVALUATE, "--resume", "--top-k", 2).exit_code == 2
+    swap_two_images()
+    assert cvt(*EVALUATE, "--resume").exit_code == 2
+
+    assert Path("judged.jsonl").read_bytes() == before
+
+
+def test_of_predictions_with_an_unreadable_image_it_is_known_what_was_trained_on(
     cvt, folder: Path
 ) -> None:
-    """As where a server failed for a moment."""
-    picture, later = Path("images/red/0.png"), Path("images/blue/0.png")
-    sound, other = picture.read_bytes(), later.read_bytes()
-    picture.write_bytes(b"")
-    later.unlink()
+    Path("images/red/0.png").write_bytes(b"")
     cvt(*EVALUATE)
-    picture.write_bytes(sound)
-    later.write_bytes(other)
+    state = Path("judged.jsonl.state.json")
+    known = json.loads(state.read_text()) | {"n_trained_on": 3}
 
-    result = cvt(*EVALUATE, "--resume")
+    state.write_text(json.dumps(known))
 
-    assert result.exit_code == 1  # an image counts as wrong
-    assert "29 of 30 images already in `judged.jsonl`" in result.stderr
-    assert "counted as wrong: 1 of 30 images" in result.stderr
-    assert (result.json["n"], result.json["n_failed"]) == (30, 1)
+    compared = cvt("compare", "judged.jsonl", "judged.jsonl", "--json").json
+    assert compared["n_trained_on_a"] == 3
+
+
+def half_copied(path: str) -> Callable[[], None]:
+    """Keeps the first half of a file; what this returns puts all of it there."""
+    content = Path(path).read_bytes()
+    Path(path).write_bytes(content[: len(content) // 2])
+    return lambda: [Path(path).write_bytes(content)] and None
+
+
+def test_an_image_that_could_not_be_read_is_tried_again_by_predict(cvt, folder: Path) -> None:
+    """As where a job meets a file that is being copied, and the next one meets all of it."""
+    made_whole = half_copied("images/red/3.png")
+    sound = Path("images/blue/3.png").read_bytes()
+    Path("images/blue/3.png").write_bytes(b"")
+    cvt(*PREDICT)
+    before = Path("answers.jsonl").read_bytes()
+
+    same = cvt(*PREDICT)
+    after = Path("answers.jsonl").read_bytes()
+    made_whole()
+    Path("answers.jsonl").chmod(0o640)
+    one = cvt(*PREDICT)
+    Path("images/blue/3.png").write_bytes(sound)
+    Path("images/blue/-.png").write_bytes(sound)
+    both = cvt(*PREDICT)
+
+    assert same.exit_code == 1 and after == before
+    assert "28 images already in `answers.jsonl`" in same.stderr
+    again = (
+        "2 images could not be read when `answers.jsonl` was written: those named here are tried"
+    )
+    assert again in same.stderr and "2 of 30 images could not be read" in same.stderr
+    assert one.exit_code == 1 and "1 of 30 images could not be read" in one.stderr
+    assert both.exit_code == 0, both.stderr
+    lines = lines_of("answers.jsonl")
+    assert sorted(str(line["path"]) for line in lines) == sorted(
+        str(path) for path in Path("images").rglob("*.png")
+    )
+    assert not [line for line in lines if "error" in line]
+    assert stat.S_IMODE(Path("answers.jsonl").stat().st_mode) == 0o640
+    assert sorted(path.name for path in Path().glob("*answers*")) == [
+        "answers.jsonl", "answers.jsonl.conditions.json",
+    ]  # fmt: skip
+
+
+def test_an_error_stays_where_an_answered_image_has_changed(cvt, folder: Path) -> None:
+    made_whole = half_copied("images/blue/0.png")
+    cvt(*PREDICT)
+    before = lines_of("answers.jsonl")
+    made_whole()
+    swap_two_images()
+
+    assert cvt(*PREDICT).exit_code == 2
+    assert lines_of("answers.jsonl")[: len(before)] == before
+
+
+def test_the_error_that_a_killed_predict_had_answered_is_gone_after_the_next_one(
+    cvt, folder: Path
+) -> None:
+    made_whole = half_copied("images/red/3.png")
+    cvt(*PREDICT)
+    error = next(line for line in lines_of("answers.jsonl") if "error" in line)
+    made_whole()
+    cvt(*PREDICT)
+    killed = [json.dumps(error), *Path("answers.jsonl").read_text().splitlines()]
+    Path("answers.jsonl").write_text("".join(f"{line}\n" for line in killed))
+
+    result = cvt(*PREDICT)
+
+    assert result.exit_code == 0 and "30 images already in" in result.stderr
+    assert not [line for line in lines_of("answers.jsonl") if "error" in line]
+    assert len(lines_of("answers.jsonl")) == 30
+
+
+def test_an_image_that_is_listed_twice_and_cannot_be_read_has_two_lines(cvt, folder: Path) -> None:
+    made_whole = half_copied("images/red/3.png")
+    Path("list.txt").write_text("images/red/3.png\n" * 2)
+    command = ["predict", "@list.txt", *TORCH, "--resume", "answers.jsonl"]
+    cvt(*command)
+    before = lines_of("answers.jsonl")
+    cvt(*command)
+    same = lines_of("answers.jsonl")
+    made_whole()
+
+    assert cvt(*command).exit_code == 0
+    assert ["error" in line for line in before] == [True, True] and same == before
+    assert ["error" in line for line in lines_of("answers.jsonl")] == [False, False]
+
+
+@pytest.mark.parametrize("suffix", [".zip", ".tar", ".tar.gz", ""])
+def test_an_archive_that_was_half_copied_or_a_folder_that_was_empty_is_no_error_later(
+    cvt, folder: Path, suffix: str
+) -> None:
+    if suffix:
+        kind = {".zip": "zip", ".tar": "tar", ".tar.gz": "gztar"}[suffix]
+        made_whole = half_copied(shutil.make_archive("all", kind, "images"))
+    else:
+        Path("all").mkdir()
+        made_whole = partial(shutil.copytree, "images", "all", dirs_exist_ok=True)
+    command = ["predict", f"all{suffix}", "images/red/0.png", *TORCH, "--resume", "answers.jsonl"]
+    first = cvt(*command)
+    errors = [line["path"] for line in lines_of("answers.jsonl") if "error" in line]
+    cvt(*command)
+    still = [line["path"] for line in lines_of("answers.jsonl") if "error" in line]
+    made_whole()
+    result = cvt(*command)
+
+    assert first.exit_code == 1 and f"all{suffix}" in errors and still == errors
+    assert result.exit_code == 0, result.stderr
+    lines = lines_of("answers.jsonl")
+    assert len(lines) == 31 and not [line for line in lines if "error" in line]
 
 
 def test_an_evaluation_does_not_go_on_among_other_classes(cvt, folder: Path) -> None:

@@ -38,9 +38,10 @@ def test_answers_come_one_by_one_and_the_second_run_goes_on(tmp_path: Path) -> N
     assert said == [f"1 image already in `{tmp_path / 'answers.jsonl'}`"]
     assert second.conditions["model"] == "cvt-nano-cifar10"
     with predict(inputs, asked, load, said.append) as third:
-        assert list(third) == []
-    assert said[1].startswith("2 images already")
-    assert said[2].startswith("1 of them could not be read then, and are not tried again; remove")
+        assert list(third) == [broken]
+    assert (third.done, third.answered, third.failed) == (1, 1, 1)
+    assert said[1].startswith("1 image already")
+    assert said[2].startswith("1 image could not be read when")
 
 
 def test_files_are_there_when_the_context_ends_and_not_where_it_fails(tmp_path: Path) -> None:
