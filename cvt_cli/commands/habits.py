@@ -11,9 +11,11 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from cvt_cli.base.errors import UsageError
+from cvt_cli.commands import options
+from cvt_cli.spec import recipes
 
 
 def _by_word(table: dict[str, str]) -> dict[str, str]:
@@ -475,11 +477,15 @@ def _foreign(
     if ours is None and why is None:
         why = _why_without("", key)
     if ours is None and why is None:
-        value = value_of(takes=command != "predict")
+        # What follows may be its value; for predict it may be an image.
+        is_value = command != "predict" or not (
+            left and (os.path.exists(left[0]) or _looks_like_an_image(left[0]))
+        )
+        value = value_of(is_value)
         line.unknown.append(f"`{_written(word, given, value)}`")
         return
     if why is not None:
-        value = value_of(why[1])
+        value = value_of(why[1] or bool(left and re.fullmatch("(?i)true|false", left[0])))
         if why[0] == VALIDATION and value is not None:
             line.validation.append(value)
         line.lacks(_written(word, given, value), why[0])
@@ -493,6 +499,9 @@ def _foreign(
         line.departures.append(f"`{_written(word, given, value)}` is an argument here: `{shown}`")
         return
     name, _, constant = ours.partition(" ")
+    if name == "--output" and name in line.words:
+        line.lacks(_written(word, given, value_of(True)), "the folder is named once, by --output")
+        return
     if constant or known[name].is_flag:
         if given is None and left and re.fullmatch(r"\d|true|false", left[0].lower()):
             given = left.pop(0)
@@ -559,6 +568,10 @@ def _value(option: str, value: str, written: str, line: _Line) -> str:
                 into, how = "safetensors", "--layout names the tensors of a .safetensors"
             ours = str(path.with_suffix(f".{into}"))
             line.departures.append(how)
+    elif option == "--augment" and value not in get_args(recipes.Augment):
+        if not written.startswith(option):
+            ours = "NAME"
+            line.lacks(value, f"--augment takes {options.either(recipes.Augment)}")
     elif option == "--precision":
         ours = {"float16": "fp16", "half": "fp16", "bfloat16": "bf16", "float32": "fp32",
                 "float": "fp32"}.get(value.lower(), value)  # fmt: skip
@@ -590,5 +603,9 @@ def _arguments(command: Any, line: _Line) -> None:
             continue
         if line.positional:
             line.positional -= 1
+        elif metavar == "DATA" and "--data-dir" in line.words[:-1] and "--data" not in line.words:
+            place = line.words.index("--data-dir")  # timm's; here it is where named sets are kept
+            line.departures.append(f"`--data-dir {line.words[place + 1]}` is an argument here")
+            del line.words[place]
         elif not {f"--{metavar.lower()}", f"-{metavar.lower()[0]}", "--resume"} & {*line.words}:
             line.words.append(metavar.strip("."))

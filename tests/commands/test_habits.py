@@ -81,6 +81,12 @@ HABITS = [
     ("finetune --data-path d -j 8 --wd 0.1", "finetune --data d --workers 8 --weight-decay 0.1"),
     ("finetune --data d --lr-warmup-epochs 2", "finetune --data d --warmup-epochs 2"),
     ("evaluate --data d --crop-pct 0.95 --interpolation bicubic", "evaluate --data d"),
+    ("train --data-dir d --input-size 64 -b 8", "finetune d --res 64 -b 8"),
+    ("predict a.jpg --topk 5 --output-type csv", "predict a.jpg --top-k 5"),
+    ("predict --fast-norm --unknown a.jpg --topk 5", "predict a.jpg --top-k 5"),
+    ("finetune d --pretrained True --lr0 0.1", "finetune d --lr 0.1"),
+    ("finetune d --aa rand-m9", "finetune d --augment NAME"),
+    ("train d project=p name=n", "finetune d --output p"),
     # transformers
     (
         "finetune --train_dir d --model_name_or_path m --output_dir o --do_train "
