@@ -248,6 +248,15 @@ def _measured(about: About) -> Fields:
             found["results"] = training.validation(trained)
             found["results_summary"] = not_measured(command, "on other images than those; ")
             found["testing_data"] = "the validation images; no others were evaluated"
+            if fold_n := trained.get("fold_n"):
+                where = "the cross-validation that it is of, in its `folds.csv`"
+                found["results_summary"] = Markdown(
+                    f"On the {counted(fold_n, 'image')} of its fold, which it has not seen: see "
+                    f"{where}."
+                )
+                found["testing_data"] = Markdown(
+                    "the validation images; those of its fold were measured on by " + where
+                )
             found["testing_metrics"] = "those below"
         return found
     several = any(map(shown_results.is_several, documents))

@@ -40,10 +40,15 @@ def data(training: Training) -> Markdown:
                 ("largest", max(sizes, key=lambda one: sizes[one])),
             )
         ]
+    fold_n = training.get("fold_n")  # absent from cards of versions before
+    of_fold: list[tuple[str, Any]] = (
+        [("held out as its fold", counted(fold_n, "image"))] if fold_n else []
+    )
     pairs: list[tuple[str, Any]] = [
         ("data", code(training["data"])),
         ("trained on", counted(training["train_n"], "image")),
         ("best epoch chosen by", Markdown(f"{counted(training['val_n'], 'image')}, {aside}")),
+        *of_fold,
         ("left out, unreadable", counted(training["unreadable_n"], "image")),
         *ends,
         ("fingerprint", Markdown(", ".join(map(code, training["fingerprint"].split())))),

@@ -133,6 +133,7 @@ def _facts(
         "precision": settings.precision,
         "train_n": len(job.images.training),
         "val_n": n,
+        "fold_n": 0 if job.images.held_out is None else len(job.images.held_out),
         "set_aside": job.images.set_aside,
         "groups": job.images.training.grouped_by,
         "val_groups": job.images.held_out_groups,

@@ -165,6 +165,15 @@ def test_a_model_of_a_fold_is_known_not_to_have_seen_it(cvt, videos: Path, strai
     assert whole.exit_code == 1 and wanted in whole.stderr
 
 
+def test_the_card_of_a_fold_says_that_it_was_measured_on_its_fold(straight: Path) -> None:
+    card = (straight / "fold-1" / "best" / "README.md").read_text()
+    n = len((straight / "fold-1" / "out_of_fold.jsonl").read_text().splitlines())
+
+    assert f"On the {n} images of its fold, which it has not seen: see the cross-valid" in card
+    assert f"| held out as its fold | {n} images |" in card
+    assert "no others were evaluated" not in card and "on other images than those" not in card
+
+
 def test_folds_of_other_images_are_not_gone_on_with(
     cvt, videos: Path, straight: Path, tmp_path: Path
 ) -> None:
