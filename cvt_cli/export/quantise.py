@@ -4,14 +4,20 @@ The linear layers, where most of the work is, and for OpenVINO the convolutions 
 depthwise convolutions and products of two activations are no faster in 8 bits, and less exact.
 """
 
+import errno
+import importlib
 import logging
 import os
+import shutil
 import sys
+import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -62,9 +68,12 @@ def quantise_onnx(path: Path, images: Images) -> None:
     Args:
         path: of the file, in float32.
         images: float32 (1, 3, H, W), normalised.
+
+    Raises:
+        OSError: the disk is full.
     """
+    import onnxruntime
     from onnxruntime import quantization
-    from onnxruntime.quantization.shape_inference import quant_pre_process
 
     class Reader(quantization.CalibrationDataReader):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -74,9 +83,13 @@ def quantise_onnx(path: Path, images: Images) -> None:
             image = next(self.left, None)
             return None if image is None else {"images": image}
 
+    # Not by `quant_pre_process`, which goes on with another graph where the disk is full.
     ready = path.with_name("quantising.onnx")
-    with _quiet():
-        quant_pre_process(str(path), str(ready), skip_symbolic_shape=True)
+    optimising = onnxruntime.SessionOptions()
+    optimising.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    optimising.optimized_model_filepath = str(ready)
+    with _quiet(), _full_disk_told(path), _temporary_in(path.parent):
+        onnxruntime.InferenceSession(str(path), optimising, providers=["CPUExecutionProvider"])
         quantization.quantize_static(
             str(ready),
             str(path),
@@ -90,6 +103,34 @@ def quantise_onnx(path: Path, images: Images) -> None:
             extra_options={"MatMulConstBOnly": True},
         )
     ready.unlink()
+
+
+@contextmanager
+def _temporary_in(folder: Path) -> Iterator[None]:
+    """Have ONNX Runtime's quantiser put its graphs there: where others' temporary files go may be
+    small. Only what the quantiser sees changes, not what other threads do."""
+    module: Any = importlib.import_module("onnxruntime.quantization.quantize")
+    there = partial(tempfile.TemporaryDirectory, dir=folder)
+    module.tempfile = SimpleNamespace(**{**vars(tempfile), "TemporaryDirectory": there})
+    try:
+        yield
+    finally:
+        module.tempfile = tempfile
+
+
+@contextmanager
+def _full_disk_told(path: Path) -> Iterator[None]:
+    """Raises OSError for whatever a quantiser raises where the disk has no room for its graphs: two
+    at a time beside this file, each about as large."""
+    size = path.stat().st_size
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception:
+        if shutil.disk_usage(path.parent).free < 3 * size:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from None
+        raise
 
 
 def quantise_openvino(model: Any, images: Images, right: Right | None = None) -> Any:

@@ -43,6 +43,7 @@ from tests_shared import (
     golden_state,
     python,
     test_data,
+    with_a_small_disk,
 )
 
 NANO = "cvt-nano-cifar10"
@@ -601,6 +602,40 @@ def test_without_images_nothing_is_quantised(cvt, tmp_path: Path) -> None:
 
     assert result.exit_code == 1
     assert f"no images below `{tmp_path / 'empty'}`" in result.stderr
+
+
+def test_int8_puts_its_graphs_beside_the_file_and_not_where_temporary_files_go(
+    tmp_path: Path, calibration: Path
+) -> None:
+    small = tmp_path / "small"
+    small.mkdir()
+    made = tmp_path / "a.onnx"
+
+    result = with_a_small_disk(
+        *(small, 1, "export", NANO, "-o", made, "--int8", "--calibration", calibration),
+        environment={**os.environ, "TMPDIR": str(small)},
+    )
+
+    assert result.exit_code == 0, result.stderr
+    assert made.exists() and "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("megabytes", [3, 6, 8])  # at different steps of the quantiser
+def test_a_full_disk_under_a_file_in_int8_is_explained(
+    tmp_path: Path, calibration: Path, megabytes: int
+) -> None:
+    small = tmp_path / "small"
+    small.mkdir()
+
+    result = with_a_small_disk(
+        *(small, megabytes, "export", NANO, "-o", small / "a.onnx"),
+        *("--int8", "--calibration", calibration),
+    )
+
+    assert result.exit_code == 1
+    assert result.stderr.splitlines()[-1].startswith("hint: choose another folder, or free space")
+    assert f"error: cannot write `{small}/" in result.stderr
+    assert "No space left on device" in result.stderr and "Traceback" not in result.stderr
 
 
 @pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])

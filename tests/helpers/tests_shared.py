@@ -205,6 +205,24 @@ def as_unknown_user(*arguments: object, environment: dict[str, str] | None = Non
     return Result(done.returncode, done.stdout, done.stderr)
 
 
+def with_a_small_disk(
+    place: Path, megabytes: int, *arguments: object, environment: dict[str, str] | None = None
+) -> Result:
+    """Run a command to which a folder is a disk of its own, on which nothing is yet."""
+    apart = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c"]
+    mount = f'mount -t tmpfs -o size={megabytes}m none "$0"'
+    if subprocess.run([*apart, mount, place], capture_output=True).returncode:
+        pytest.skip("no disks can be mounted here")
+    done = subprocess.run(
+        [*apart, f'{mount} && exec "$@"', place, sys.executable, "-m", "cvt_cli",
+         *(str(a) for a in arguments)],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )  # fmt: skip
+    return Result(done.returncode, done.stdout, done.stderr)
+
+
 def golden(name: str) -> dict[str, Any]:
     """A file of golden numbers."""
     return json.loads((GOLDEN / f"{name}.json").read_text())  # type: ignore[no-any-return]
