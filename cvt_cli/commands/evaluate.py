@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from cvt_cli.base import files, places, torchrun
-from cvt_cli.base.text import counted
 from cvt_cli.commands import options, output
 from cvt_cli.spec.published import AGREEMENT, DEFAULT_MODEL
 
@@ -274,7 +273,7 @@ def evaluate(
                 output.error(message)
             documents = [one.to_json() for one in results]
             document = documents[0] if len(documents) == 1 else documents
-            _say_unreadable(results[0], skip_unreadable)
+            _say_unreadable(results[0])
             output.print_result(document, lambda: _print(results), json_output, json_file)
         if unwritten is not None:
             raise unwritten
@@ -302,19 +301,15 @@ def _say_how_to_go_on(lines: Path | None, resumed: bool) -> None:
         output.note("with --resume FILE.jsonl, an interrupted evaluation can be continued")
 
 
-def _say_unreadable(result: "Result", skipped: bool) -> None:
+def _say_unreadable(result: "Result") -> None:
     from cvt_cli.datasets.labelled import place_of
+    from cvt_cli.evaluation import printed_lines
 
     found = result.metrics
     for failure in found.failures:
         output.error(f"`{place_of(result.root, failure.name)}`: {failure.reason}")
-    if unreadable := len(found.failures):
-        output.note(
-            f"left out: {counted(unreadable, 'image')} that could not be read"
-            if skipped
-            else f"counted as wrong: {unreadable} of {counted(found.n, 'image')}, which could not "
-            "be read"
-        )
+    for line in printed_lines.of_unreadable(found):
+        output.note(line)
 
 
 def _print(results: "list[Result]") -> None:
@@ -322,4 +317,4 @@ def _print(results: "list[Result]") -> None:
 
     for one in results:
         title = [one.model] if len(results) > 1 else []
-        output.emit(*title, *printed_lines.lines(one))
+        output.emit(*title, *printed_lines.lines(one.metrics, one))

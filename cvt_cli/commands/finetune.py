@@ -11,13 +11,12 @@ import typer
 from cvt_cli.base import machine, torchrun
 from cvt_cli.base.errors import UsageError
 from cvt_cli.base.progress import silent, unheard
-from cvt_cli.base.text import counted, fraction
+from cvt_cli.base.text import counted
 from cvt_cli.commands import finetune_options, options, output
 from cvt_cli.spec import recipes
 
 if TYPE_CHECKING:
-    from cvt_cli.finetuning import fold_results
-    from cvt_cli.finetuning.results import Result
+    pass
 
 OF_A_RECIPE = frozenset(
     "--show-recipe --recipe --variant --epochs --batch-size --lr --warmup-epochs --weight-decay "
@@ -125,11 +124,10 @@ def finetune(
     if alone:
         if json_output:
             output.print_json(result.to_json())
-        elif isinstance(result, Result):
-            output.emit(_best(result), str(result.best))
-            output.note(f"next: {shlex.join(evaluated_by(told, ready.job, result))}")
         else:
-            output.emit(*_of_folds(result))
+            output.emit(*result.lines())
+            if isinstance(result, Result):
+                output.note(f"next: {shlex.join(evaluated_by(told, ready.job, result))}")
     _warn_of(result.n_unreadable, strict, alone)
 
 
@@ -177,43 +175,3 @@ def _start_on(gpus: int, device: str) -> None:
         start = [*machine.python(), "-m", "torch.distributed.run", "--standalone"]
         command = [*start, f"--nproc-per-node={gpus}", "-m", "cvt_cli", *sys.argv[1:]]
         os.execv(sys.executable, command)
-
-
-def _best(result: "Result") -> str:
-    if result.thresholds is not None:
-        return (
-            f"best: epoch {result.best_epoch}, mAP {fraction(result.val_map)}, micro F1 "
-            f"{fraction(result.val_micro_f1)}, macro F1 {fraction(result.val_macro_f1)} on "
-            f"{result.val_n} validation images, at thresholds chosen on them"
-        )
-    low, high = result.val_top1_interval
-    return (
-        f"best: epoch {result.best_epoch}, top-1 {result.val_top1:.4f} on "
-        f"{result.val_n} validation images (95 % interval {low:.4f} to {high:.4f})"
-    )
-
-
-def _of_folds(result: "fold_results.Result") -> list[str]:
-    """What a cross-validation found, for a person."""
-    what = "exact" if result.several else "top-1"
-    lines = [
-        f"fold {one.fold}  {what} {one.top1:.4f}  ({one.correct} of {one.n}; trained on "
-        f"{one.train_n}, best epoch {one.best_epoch})"
-        for one in result.folds
-    ]
-    low, high = result.mean_interval
-    lines.append(
-        f"mean    {what} {result.mean:.4f}  (95 % interval {low:.4f} to {high:.4f}, over the folds)"
-    )
-    low, high = result.top1_interval
-    by = "" if result.groups is None else f", over {counted(result.groups, 'group')}"
-    lines.append(
-        f"all     {what} {result.top1:.4f}  ({result.correct} of {result.n}; 95 % interval "
-        f"{low:.4f} to {high:.4f}{by})"
-    )
-    if result.trained_before:
-        lines.append(
-            f"trained the start was trained on {result.trained_before} of these {result.n} images: "
-            "what is measured on them is too good"
-        )
-    return [*lines, str(result.out_of_fold)]

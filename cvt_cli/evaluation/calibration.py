@@ -4,7 +4,7 @@ All of it follows from sums over images, so that batches, runs and processes can
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -44,7 +44,7 @@ class Calibration:
     temperature: float | None  # None for what version 0.1 began to count
     temperature_at_bound: bool
     nll_at_temperature: float | None
-    bins: tuple[Bin, ...]
+    bins: tuple[Bin, ...] = field(repr=False)
 
 
 class CalibrationSums:

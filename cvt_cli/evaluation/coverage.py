@@ -1,7 +1,7 @@
 """Risk against coverage: which threshold answers what share of the images, at what error."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -37,7 +37,7 @@ class RiskCoverage:
     """The curve, thinned to a point for each hundredth of the images."""
 
     area: float  # mean risk over the images that have an answer, the surest first
-    points: tuple[Point, ...]  # from the surest answers alone to all
+    points: tuple[Point, ...] = field(repr=False)  # from the surest answers alone to all
     # The most answers at each of `TARGETS`, of thresholds with as few digits as are printed.
     at_risk: tuple[tuple[float, Point | None], ...]
 

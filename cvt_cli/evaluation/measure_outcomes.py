@@ -1,7 +1,7 @@
 """What follows from each image's outcome, with 95 % intervals, as values."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -54,9 +54,9 @@ class Measures:
     """What is measured beside the shares that `Metrics` has."""
 
     numbers: dict[str, Estimate]
-    classes: dict[int, ClassMeasures]  # of the model's classes, those that the data has
+    classes: dict[int, ClassMeasures] = field(repr=False)  # of the model's, those that the data has
     curve: RiskCoverage | None
-    cells: tuple[Cell, ...]  # of the confusion matrix, those that are not 0
+    cells: tuple[Cell, ...] = field(repr=False)  # of the confusion matrix, those that are not 0
     weighted: bool  # the data's weights are in `numbers` and `classes`
     by_groups: int | None  # groups that were drawn again for the intervals; None draws images
     not_ranked: str | None  # why there is no area under a curve

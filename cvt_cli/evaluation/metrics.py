@@ -209,6 +209,11 @@ class Metrics:
         """95 % Wilson interval of `topk`."""
         return wilson(self.topk_correct, self.n)
 
+    def __repr__(self) -> str:
+        from cvt_cli.evaluation import printed_lines  # which needs what is here
+
+        return "\n".join(printed_lines.of_unreadable(self) + printed_lines.lines(self))
+
     def to_json(self) -> dict[str, Any]:
         """The documented keys."""
         found, curve = self.measures, self.measures and self.measures.curve

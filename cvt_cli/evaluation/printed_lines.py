@@ -9,9 +9,13 @@ from cvt_cli.evaluation.several_measures import SetMetrics
 from cvt_cli.spec.published import MEASURED_BY
 
 
-def lines(result: Result) -> list[str]:
-    """A line for each thing that was measured."""
-    found = result.metrics
+def lines(found: Metrics | SetMetrics, result: Result | None = None) -> list[str]:
+    """A line for each thing that was measured.
+
+    Args:
+        found: what was measured.
+        result: that it is of, which says what is known of the model; by default nothing is.
+    """
     if isinstance(found, SetMetrics):
         return _of_sets(found, result)
     n, k = found.n, found.k
@@ -45,7 +49,7 @@ def lines(result: Result) -> list[str]:
     if found.confusions:
         pairs = [f"{one.label} as {one.predicted} ({one.n})" for one in found.confusions[:3]]
         lines.append(f"wrong   most often {', '.join(pairs)}")
-    if (scores := result.published) is not None:
+    if result is not None and (scores := result.published) is not None:
         lines.append(
             f"paper   {100 * scores.paper_top1:.1f} %, {MEASURED_BY} {100 * scores.top1:.2f} %; "
             f"{scores.verdict}"
@@ -53,8 +57,21 @@ def lines(result: Result) -> list[str]:
     return lines + _speed(found)
 
 
-def _seen(result: Result, n: int) -> list[str]:
+def of_unreadable(found: Metrics | SetMetrics) -> list[str]:
+    """What becomes of images that could not be read; nothing where there are none."""
+    if not (unreadable := len(found.failures)):
+        return []
+    if found.left_out:
+        return [f"left out: {counted(unreadable, 'image')} that could not be read"]
+    return [
+        f"counted as wrong: {unreadable} of {counted(found.n, 'image')}, which could not be read"
+    ]
+
+
+def _seen(result: Result | None, n: int) -> list[str]:
     """What the run has seen of these images."""
+    if result is None:
+        return []
     if result.n_trained_on:
         said = f"trained {result.n_trained_on} of these {n} images were trained on"
         if result.split == "val":
@@ -65,7 +82,7 @@ def _seen(result: Result, n: int) -> list[str]:
     return []
 
 
-def _of_sets(found: SetMetrics, result: Result) -> list[str]:
+def _of_sets(found: SetMetrics, result: Result | None) -> list[str]:
     """The same where an image may have several classes."""
     exact, lines = found.exact, []
     if found.measures is not None:

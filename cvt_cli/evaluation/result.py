@@ -44,6 +44,13 @@ class Result:
         """The model's name."""
         return str(self.conditions["model"])
 
+    def __repr__(self) -> str:
+        from cvt_cli.evaluation import printed_lines
+
+        told = printed_lines.of_unreadable(self.metrics)
+        told += printed_lines.lines(self.metrics, self)
+        return "\n".join([f"{self.model} on {self.data}", *told])
+
     def to_json(self) -> dict[str, Any]:
         """The documented keys of ``--json``."""
         return {

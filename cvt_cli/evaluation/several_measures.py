@@ -1,7 +1,7 @@
 """What is measured of images that may have several classes, with 95 % intervals, as values."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -118,7 +118,7 @@ class SetMeasures:
     """What is measured of the classes together, and of each."""
 
     numbers: dict[str, Estimate]
-    classes: tuple[SetClass, ...]  # those that the data has, in the model's order
+    classes: tuple[SetClass, ...] = field(repr=False)  # which the data has, in the model's order
     weighted: bool
     by_groups: int | None  # groups that were drawn again for the intervals; None draws images
 
@@ -258,6 +258,11 @@ class SetMetrics:
         """What ``--expect`` is compared with."""
         found = self.measures and self.measures.numbers["map"].value
         return "mAP", found or 0.0
+
+    def __repr__(self) -> str:
+        from cvt_cli.evaluation import printed_lines  # which needs what is here
+
+        return "\n".join(printed_lines.of_unreadable(self) + printed_lines.lines(self))
 
     def to_json(self) -> dict[str, Any]:
         """The documented keys."""

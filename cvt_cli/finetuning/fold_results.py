@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cvt_cli.base.text import counted
+
 OUT_OF_FOLD = "out_of_fold.jsonl"
 
 _RESAMPLES = 10_000
@@ -75,6 +77,35 @@ class Result:
             return found
         of_folds = [_exact(fold) for fold in found["folds"]]
         return _exact(found) | {"folds": of_folds}
+
+    def lines(self) -> list[str]:
+        """The result for a person; the last line is the file with what is said of every image."""
+        what = "exact" if self.several else "top-1"
+        lines = [
+            f"fold {one.fold}  {what} {one.top1:.4f}  ({one.correct} of {one.n}; trained on "
+            f"{one.train_n}, best epoch {one.best_epoch})"
+            for one in self.folds
+        ]
+        low, high = self.mean_interval
+        lines.append(
+            f"mean    {what} {self.mean:.4f}  (95 % interval {low:.4f} to {high:.4f}, over the "
+            "folds)"
+        )
+        low, high = self.top1_interval
+        by = "" if self.groups is None else f", over {counted(self.groups, 'group')}"
+        lines.append(
+            f"all     {what} {self.top1:.4f}  ({self.correct} of {self.n}; 95 % interval "
+            f"{low:.4f} to {high:.4f}{by})"
+        )
+        if self.trained_before:
+            lines.append(
+                f"trained the start was trained on {self.trained_before} of these {self.n} images: "
+                "what is measured on them is too good"
+            )
+        return [*lines, str(self.out_of_fold)]
+
+    def __repr__(self) -> str:
+        return "\n".join(self.lines())
 
 
 def _exact(values: dict[str, Any]) -> dict[str, Any]:

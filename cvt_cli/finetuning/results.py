@@ -13,7 +13,7 @@ import torch
 from cvt_cli.base import files, text, torchrun
 from cvt_cli.base.package import __version__
 from cvt_cli.base.progress import Say
-from cvt_cli.base.text import counted
+from cvt_cli.base.text import counted, fraction
 from cvt_cli.checkpoints.checkpoint import Checkpoint
 from cvt_cli.datasets import held_out
 from cvt_cli.evaluation import figures, metrics
@@ -85,6 +85,25 @@ class Result:
             for name in _OF_SEVERAL:
                 del values[name]
         return _named(self.thresholds is not None, values | self._told())
+
+    def lines(self) -> list[str]:
+        """The result for a person; the last line is the best checkpoint's folder."""
+        if self.thresholds is not None:
+            line = (
+                f"best: epoch {self.best_epoch}, mAP {fraction(self.val_map)}, micro F1 "
+                f"{fraction(self.val_micro_f1)}, macro F1 {fraction(self.val_macro_f1)} on "
+                f"{self.val_n} validation images, at thresholds chosen on them"
+            )
+        else:
+            low, high = self.val_top1_interval
+            line = (
+                f"best: epoch {self.best_epoch}, top-1 {self.val_top1:.4f} on "
+                f"{self.val_n} validation images (95 % interval {low:.4f} to {high:.4f})"
+            )
+        return [line, str(self.best)]
+
+    def __repr__(self) -> str:
+        return "\n".join(self.lines())
 
     def _told(self) -> dict[str, Any]:
         """What JSON has in another form."""

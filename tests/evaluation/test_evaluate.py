@@ -34,6 +34,21 @@ def test_it_gives_what_the_command_prints(cvt, capsys) -> None:
     assert capsys.readouterr() == ("", printed.stderr)
 
 
+def test_a_result_is_shown_as_the_lines_that_the_command_prints(cvt, tmp_path: Path) -> None:
+    shutil.copytree(IMAGES, tmp_path / "data")
+    (tmp_path / "data" / "red" / "bad.png").write_text("no image")
+    printed = cvt("evaluate", tmp_path / "data", "--model", MODEL)
+
+    result = evaluate(tmp_path / "data", MODEL)
+
+    lines = printed.stdout.splitlines()[:-1]  # but the speed, which differs
+    wrong = "counted as wrong: 1 of 31 images, which could not be read"
+    assert wrong in printed.stderr and len(lines) >= 6
+    assert repr(result).splitlines()[:-1] == [f"{MODEL} on {tmp_path / 'data'}", wrong, *lines]
+    assert repr(result.metrics).splitlines()[:-1] == [wrong, *lines]
+    assert len(repr(result.metrics.measures)) < 2500 and len(repr(result.metrics.calibration)) < 300
+
+
 def test_several_models_give_a_list_in_their_order(tmp_path: Path) -> None:
     shutil.copytree(MODEL, tmp_path / "other")
     predictions = tmp_path / "p.jsonl"

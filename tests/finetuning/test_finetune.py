@@ -57,6 +57,8 @@ def test_training_from_python_gives_the_bits_of_the_command(cvt, tmp_path: Path,
     as_json = json.loads(json.dumps(result.to_json()))  # tuples are lists there
     assert as_json == json.loads((run / "results.json").read_text())
     assert list(result.to_json()) == list(said.json)
+    best, folder = repr(result).splitlines()  # as the command prints it without --json
+    assert best.startswith("best: epoch ") and folder == str(run / "best")
     assert (result.val_top1, result.steps) == (said.json["val_top1"], said.json["steps"])
     weights = [folder / "last" / "model.safetensors" for folder in (run, other)]
     assert weights[0].read_bytes() == weights[1].read_bytes()

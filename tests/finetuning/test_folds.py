@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from cvt_cli import finetune
 from cvt_cli.base import package
 from cvt_cli.evaluation.metrics import wilson
 from cvt_cli.finetuning import preparation
@@ -47,6 +48,7 @@ def straight(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     result = Machine(run, dict(os.environ)).run(*line)
     assert result.exit_code == 0, result.stderr
     assert "fold 1  top-1 " in result.stdout and "over 12 groups)" in result.stdout
+    assert repr(finetune(resume=run)) == result.stdout.strip()
     return run
 
 

@@ -61,7 +61,7 @@ def test_a_calibration_image_that_cannot_be_read_is_named_and_not_waited_for(
     result = cvt("predict", CHELSEA, *IN_INT8, "--calibration", tmp_path)
 
     assert result.exit_code == 1
-    assert result.stderr.endswith(f"error: `{odd}`: {said}\n")
+    assert f"error: `{odd}`: {said}\n" in result.stderr
 
 
 def test_a_checkpoint_is_quantised_once_for_its_images_and_answers_as_in_fp32(
