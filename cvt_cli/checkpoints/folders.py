@@ -186,6 +186,11 @@ def read_folder(
         activation = "quick_gelu" if known else "gelu"
         if not known:
             notes.append(assumed_gelu(f"`{folder / CONFIG_FILE}` does not say the activation"))
+    elif activation is None and config.activation != "gelu" and "transformers_version" in content:
+        notes.append(
+            f"`{folder / CONFIG_FILE}` says `{config.activation}`, but was saved by transformers, "
+            "which computes `gelu` all the same: if it was trained on there, --activation gelu"
+        )
     if preprocessing is None:
         known_size = Size.square(known.size) if known else None
         preprocessing = preprocessing_of(config, size or known_size)

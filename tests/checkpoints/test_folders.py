@@ -21,6 +21,7 @@ from torchvision import transforms
 from transformers import AutoImageProcessor, ConvNextImageProcessor, CvtConfig
 from transformers import CvtForImageClassification as Theirs
 
+import cvt_cli
 from cvt_cli.checkpoints import folders
 from cvt_cli.checkpoints.checkpoint import Checkpoint
 from cvt_cli.checkpoints.names import to_reference
@@ -241,6 +242,20 @@ def test_somebodys_fine_tuned_model_predicts_what_transformers_predicts(
     )  # fmt: skip
     changed = {p["label"]: p["score"] for p in wrong.json["results"][0]["predictions"]}
     assert changed != pytest.approx(ours, abs=1e-4)
+
+
+def test_of_what_transformers_has_saved_again_the_activation_is_noted_as_doubtful(
+    cvt, tmp_path: Path
+) -> None:
+    own = Path(cvt_cli.__file__).parent / "data" / "cvt-nano-cifar10"
+    Theirs.from_pretrained(own).save_pretrained(tmp_path / "saved")
+    shutil.copy(own / "preprocessor_config.json", tmp_path / "saved")
+
+    notes = [cvt("predict", CHELSEA, "--model", folder) for folder in (own, tmp_path / "saved")]
+    told = cvt("predict", CHELSEA, "--model", tmp_path / "saved", "--activation", "gelu")
+
+    said = "says `quick_gelu`, but was saved by transformers, which computes `gelu` all the same"
+    assert [said in result.stderr for result in (*notes, told)] == [False, True, False]
 
 
 def test_a_mean_that_a_folder_does_not_say_is_noted(tmp_path: Path) -> None:
