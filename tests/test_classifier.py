@@ -453,6 +453,7 @@ def test_a_target_that_is_a_number_is_an_index_and_a_text_a_name(tmp_path: Path)
         ({"target": 3.5}, "target is 3.5; it must be a whole number"),
         ({"against": ("cat", "dog")}, "it must be a text such as 'cat,dog'"),
         ({"stage": 1}, "stage has no effect: it is of the methods hirescam and layercam"),
+        ({"method": 5}, "method is 5; it must be a name, or a list of names"),
         ({"target": "cat", "method": "attention"}, "target has no effect: a map of the method"),
         ({"against": "cat,dog", "method": ["attention"]}, "against has no effect: a map of the"),
         ({"top_k": 2, "method": "attention"}, "top_k has no effect: a map of the method attention"),

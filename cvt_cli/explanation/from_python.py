@@ -51,6 +51,9 @@ def asked(
     Raises:
         UsageError: one is of another kind, or has no effect beside the others.
     """
+    are_names = isinstance(method, list | tuple) and all(isinstance(one, str) for one in method)
+    if not (method is None or isinstance(method, str) or are_names):
+        raise UsageError(f"method is {method!r}; it must be a name, or a list of names")
     chosen = (method,) if isinstance(method, str) else tuple(method or (DEFAULT,))
     for name, number, least in (("top_k", top_k, 1), ("stage", stage, 0)):
         if number is not None:
