@@ -212,8 +212,8 @@ def test_lines_of_other_tools_are_answered_as_the_page_says(cvt) -> None:
 
 
 def python_of(page: Path, slow: bool) -> str:
-    """The blocks that run as they stand: not the service, ONNX Runtime alone, Ray and Spark."""
-    elsewhere = ("serve_forever", "import onnxruntime", "ray.data")
+    """The blocks that run as they stand: not the service, runtimes alone, Ray and Spark."""
+    elsewhere = ("serve_forever", "import onnxruntime", "import openvino", "ray.data")
     return "\n".join(
         text
         for text, _ in blocks(page, "python")

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 from PIL import Image
@@ -195,6 +196,28 @@ def test_the_lines_of_the_docs_answer_with_plain_onnxruntime(
     refused = run(files, "predict", tmp_path / "photo.jpg", *other)
     assert refused.exit_code == 2
     assert "--res 64x64, or with --dynamic-size instead of --with-preprocessing" in refused.stderr
+
+
+def test_the_lines_of_the_docs_compute_with_plain_openvino_as_exactly_as_was_checked(
+    files: Path, tmp_path: Path
+) -> None:
+    """Also on a processor on which OpenVINO computes in bfloat16 by itself."""
+    (code,) = re.findall(r"```python\n(import openvino\n.+?)```", DEPLOYMENT, re.DOTALL)
+    images = np.random.default_rng(0).standard_normal((50, 3, 32, 32)).astype(np.float32)
+    np.save(tmp_path / "images.npy", images)
+    around = "import numpy as np\nimages = np.load(sys.argv[1])", "np.save(sys.argv[2], logits)"
+
+    done = subprocess.run(
+        [sys.executable, "-c", "\n".join(["import sys", around[0], code, around[1]]),
+         tmp_path / "images.npy", tmp_path / "logits.npy"],
+        cwd=files, capture_output=True, text=True,
+    )  # fmt: skip
+
+    assert done.returncode == 0, done.stderr
+    session = onnxruntime.InferenceSession(files / "nano.onnx")
+    (wanted,) = session.run(["logits"], {"images": images})
+    apart = np.abs(np.load(tmp_path / "logits.npy") - wanted).max()
+    assert apart <= 2 * 2e-4 * wanted.std()
 
 
 # --- first-class models here
