@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageColor, UnidentifiedImageError
 
-from cvt_cli.base import limits
+from cvt_cli.base import limits, streams
 from cvt_cli.base.errors import ImageError, UsageError
 from cvt_cli.images.finding import heif_needs, reads_heif
 from cvt_cli.spec.config import Size
@@ -423,7 +423,8 @@ def _grey_to_8_bits(values: NDArray[np.generic], mode: str) -> NDArray[np.uint8]
     """Scale deep grey values to 0 … 255; Pillow's own conversion clips them.
 
     The full scale is the mode's where it has one (65535); 32-bit integers and floats are taken as
-    holding the smallest of 1 (floats only), 255, 65535 and their own maximum that is not exceeded.
+    holding the smallest of 1 (floats only), 255, 65535 and their own maximum that is not exceeded,
+    which the user is told of.
     """
     largest = max((float(part.max(initial=0.0)) for part in _wide(values)), default=0.0)
     if mode.startswith("I;16"):
@@ -431,6 +432,7 @@ def _grey_to_8_bits(values: NDArray[np.generic], mode: str) -> NDArray[np.uint8]
     else:
         scales = (1.0, 255.0, 65535.0) if mode == "F" else (255.0, 65535.0)
         full_scale = next((scale for scale in scales if largest <= scale), largest)
+        _tell_of_scale("floats" if mode == "F" else "integers", full_scale)
     # A few rows after the other: in float64 all of them would take many times the picture.
     return np.concatenate(
         [
@@ -438,6 +440,20 @@ def _grey_to_8_bits(values: NDArray[np.generic], mode: str) -> NDArray[np.uint8]
             for part in _wide(values)
         ]
     )
+
+
+_told_of: set[tuple[str, str]] = set()
+
+
+def _tell_of_scale(values: str, full_scale: float) -> None:
+    """Say once for each scale that it was guessed: those of one series may differ in it."""
+    white = f"{full_scale:g}" if full_scale in (1, 255, 65535) else "its largest value"
+    if (values, white) not in _told_of:
+        _told_of.add((values, white))
+        streams.say(
+            f"a grey picture of 32-bit {values} does not say which value is white: taken is "
+            f"{white}, since none is larger; pictures of 8 or 16 bits say it"
+        )
 
 
 def _wide(values: NDArray[np.generic]) -> Iterator[NDArray[np.float64]]:

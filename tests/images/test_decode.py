@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -88,6 +89,22 @@ def test_sixteen_bit_grey_is_scaled_and_not_clipped(awkward: Path, tmp_path: Pat
     assert mean(awkward / "gray16.png") == pytest.approx(eight, abs=3)
     assert mean(tmp_path / "i.tif") == pytest.approx(mean(awkward / "gray16.png"), abs=0.5)
     assert mean(tmp_path / "f.tif") == pytest.approx(mean(awkward / "gray16.png"), abs=0.5)
+
+
+def test_the_scale_of_32_bits_is_guessed_by_the_largest_value_and_said(
+    cvt, tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.setattr(decode, "_told_of", set())
+    ramp = np.linspace(0, 250, 64 * 64, dtype=np.float32).reshape(64, 64)
+    for name, factor in (("a", 1), ("b", 1), ("c", 1.2), ("d", 1 / 250), ("e", 300)):
+        Image.fromarray(ramp * np.float32(factor)).save(tmp_path / f"{name}.tif")
+
+    result = cvt("predict", tmp_path, "--model", "cvt-nano-cifar10", "--jsonl")
+
+    assert result.exit_code == 0 and len(result.json_lines) == 5
+    said = re.findall("of 32-bit floats does not say which value is white: taken is (.+),",
+                      result.stderr)  # fmt: skip
+    assert sorted(said) == ["1", "255", "65535", "its largest value"]
 
 
 @pytest.mark.parametrize(
