@@ -22,6 +22,10 @@ SIGN = answers.BETWEEN
 """Between the classes of an image, as cvt writes them, and unless something else is told."""
 
 
+_OTHER_SIGNS = (";", ",")
+"""That other tools write between them. Names of one class have them too, so that they are not
+taken as such unless the user says so."""
+
 NO_SIGN = "none"
 """What the user says where each label is one class, whatever is in it."""
 
@@ -65,12 +69,19 @@ def read(rows: Rows, separator: str | None, say: Say) -> tuple[Rows, Sets] | Non
         parted = [_alone(name.split(BETWEEN)) for name in labels.names]
     else:
         sign = SIGN if separator is None else separator
-        if separator is None and not _recur(labels.names):
+        if separator is None and not _recur(labels.names, SIGN):
             if many := [name for name in labels.names if SIGN in name]:
                 say(
                     f"`{many[0]}` in {where} is taken as the name of one class, since no part of "
                     f"it is in another label; --separator '{SIGN}' takes it as several"
                 )
+            for other in _OTHER_SIGNS:
+                if many := [name for name in labels.names if other in name]:
+                    if _recur(labels.names, other):
+                        say(
+                            f"`{many[0]}` in {where} is taken as the name of one class, though "
+                            f"parts of such names recur; --separator '{other}' takes it as several"
+                        )
             return None
         if sign == NO_SIGN:
             return None
@@ -115,9 +126,9 @@ def _alone(parts: Sequence[str]) -> list[str]:
     return [] if stripped == [""] else stripped
 
 
-def _recur(labels: Sequence[str]) -> bool:
-    """Whether a name between `SIGN`s is in another label too."""
-    parted = [set(_alone(label.split(SIGN))) for label in dict.fromkeys(labels)]
+def _recur(labels: Sequence[str], sign: str) -> bool:
+    """Whether a name between such signs is in another label too."""
+    parted = [set(_alone(label.split(sign))) for label in dict.fromkeys(labels)]
     distinct = set(map(frozenset, parted))
     count = Counter(name for names in distinct for name in names)
     return any(count[name] > 1 for names in distinct if len(names) > 1 for name in names)

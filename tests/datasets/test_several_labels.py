@@ -86,6 +86,10 @@ def test_a_bar_is_part_of_a_name_unless_names_recur_or_the_user_says_so(
     assert not images.several and images.classes == ("a|b", "c", "d|e")
     assert any("--separator '|' takes it as several" in line for line in said)
     assert told.several and told.classes == ("a", "b", "c", "d", "e")
+    recurring = [label.replace("|", ";") for label in ["a|b", "b|c", "a", "b", "c", "c", "a", "b"]]
+    noted, of_others = opened(csv_of(tmp_path, names, recurring))
+    assert not noted.several
+    assert any("`a;b` in" in line and "--separator ';' takes it as" in line for line in of_others)
     assert as_they_are.classes == ("a", "a|b", "a|c", "b", "b|a", "c")
     assert semicolons.labels.tolist() == WANTED
 
