@@ -33,7 +33,7 @@ from cvt_cli.datasets import cifar, imagenet, torchvision_sets
 from cvt_cli.datasets.classes import match_classes
 from cvt_cli.datasets.groups import from_paths
 from cvt_cli.datasets.labelled import LabelledImages, Split, made
-from cvt_cli.datasets.parts import PARTS_OF_SPLIT, beside, entered, parts_of
+from cvt_cli.datasets.parts import PARTS_OF_SPLIT, beside, entered, parts_of, unlike_classes
 from cvt_cli.datasets.table_sets import Told, open_part, parts_of_table
 from cvt_cli.datasets.torchvision_sets import KNOWN, KNOWN_SETS
 from cvt_cli.images import columns, finding
@@ -310,6 +310,17 @@ def class_folders(tree: Tree, split: Split, say: Say) -> LabelledImages:
             else "expected is one folder per class with image files in it, such as "
             f"`{tree.root / 'cat' / '1.jpg'}`",
         )
+    if parts := unlike_classes({name: found[name] for name in classes}):
+        these, (why, certain) = text.some([f"`{name}`" for name in classes]), parts
+        if certain:
+            raise DataError(
+                f"{these} in `{tree.root}` look like parts of a set, not like classes: they {why}",
+                hint=_part_of(tree, classes),
+            )
+        say(
+            f"{these} in `{tree.root}` {why}; they are the classes here: if those in them are, "
+            "name one of these folders alone"
+        )
     if empty := [f"`{name}`" for name in found if not found[name]]:
         named = text.some(empty)
         say(f"skipped: {counted(len(empty), 'folder')} without images, {named}, in `{tree.root}`")
@@ -328,6 +339,18 @@ def class_folders(tree: Tree, split: Split, say: Say) -> LabelledImages:
     names = [name for of_class in classes for name in found[of_class]]
     labels = np.repeat(range(len(classes)), [len(found[name]) for name in classes])
     return made(tree, classes, names, labels, "class folders")
+
+
+def _part_of(tree: Tree, folders: Sequence[str]) -> str:
+    """A hint on folders that are parts by other names, or whose classes a table may have."""
+    rename = "call them `train`, `val` and `test`"
+    if not isinstance(tree, Folder):
+        return rename
+    inner = [f"{name}/{file}" for name in folders for file in tree.listing(name)[1]]
+    if tables := [name for name in inner if is_table(name)]:
+        return _named(tree, tables, "if a table has the classes, name it")
+    first = next((name for name in folders if "train" in name.casefold()), folders[0])
+    return f"{rename}, or name one of them, such as {shlex.quote(str(tree.root / first))}"
 
 
 def _named(tree: Tree, tables: Sequence[str], advice: str) -> str:
@@ -371,7 +394,7 @@ def _read(tree: Tree, split: Split, say: Say) -> LabelledImages:
 
 
 def _read_part(tree: Tree, split: Split, say: Say) -> LabelledImages:
-    return _first_of(READERS[READERS.index(parted) + 1 :], entered(tree), split, say)
+    return _first_of(READERS[READERS.index(parted) + 1 :], entered(tree, True), split, say)
 
 
 def _first_of(readers: tuple[Reader, ...], tree: Tree, split: Split, say: Say) -> LabelledImages:

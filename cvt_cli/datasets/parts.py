@@ -1,5 +1,8 @@
 """The parts of a set, which are folders such as ``train/``, and folders around everything."""
 
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from cvt_cli.base.text import counted
@@ -73,15 +76,16 @@ _HARMLESS = ("readme", "license", "licence", "desktop", "thumbs")
 """Names, without suffix, of files that lie in a folder and are not part of the set."""
 
 
-def entered(tree: Tree) -> Tree:
-    """The lone folder in which everything lies, unless it is a part or a lone class."""
+def entered(tree: Tree, in_part: bool = False) -> Tree:
+    """The lone folder in which everything lies, unless it is a part or a lone class; in a part
+    there is no other, as in ``train/train/cat``."""
     while True:
         folders, files = tree.listing()
         stems = (name.partition(".")[0].casefold() for name in files)
         if len(folders) != 1 or any(stem not in _HARMLESS for stem in stems):
             return tree
         (name,) = folders
-        if name.casefold() in PART_OF:
+        if name.casefold() in PART_OF and not in_part:
             return tree
         inner = tree.below(name)
         inner_folders, inner_files = inner.listing()
@@ -91,3 +95,45 @@ def entered(tree: Tree) -> Tree:
         if inner_folders == ["images"] and not inner_files:
             return tree
         tree = inner
+
+
+_LIKE_A_PART = re.compile(
+    "(?<![a-z])(?:train|training|val|valid|validation|dev|eval|test|testing|pred|prediction|fold)"
+    "(?:set|data|images|imgs)?(?![a-z])"
+)
+"""In what other sets call their parts: "seg_train", "training_set", "Test data", "fold_1"."""
+
+
+def unlike_classes(images: Mapping[str, Sequence[str]]) -> tuple[str, bool] | None:
+    """Why folders that are read as classes look like the parts of a set, as ends a sentence.
+
+    Args:
+        images: the names of those in each folder, which begin with the folder's.
+
+    Returns:
+        It, and whether it is certain enough to refuse them; None where they look like classes.
+    """
+    if len(images) < 2:
+        return None
+    if all(name.casefold() in PART_OF for name in images):
+        return "have the names of parts, and hold images and no class folders", True
+    named = all(_LIKE_A_PART.search(name.casefold()) for name in images)
+    if not named and any(names[0].count("/") < 2 for names in images.values()):
+        return None  # as is usual: images lie in the class's folder
+    inner = [_folders_in(names) for names in images.values()]
+    if named:
+        recurring = Counter(name for names in inner for name in names if name)
+        again = [name for name, count in recurring.items() if count > 1]
+        return (f"hold folders of the same names, such as `{min(again)}`", True) if again else None
+    same = len(inner[0]) > 1 and "" not in inner[0] and all(one == inner[0] for one in inner)
+    return ("all hold the same folders", False) if same else None
+
+
+def _folders_in(names: Sequence[str]) -> set[str]:
+    """The folders in the lone one in which everything lies; "" stands for images beside them."""
+    parted, depth = [name.split("/") for name in names], 1
+    while True:
+        found = {parts[depth] if len(parts) > depth + 1 else "" for parts in parted}
+        if len(found) > 1 or "" in found:
+            return found
+        depth += 1

@@ -192,6 +192,9 @@ def _refuse_at_once(found: LabelledImages, set_aside: bool) -> None:
             "expected is one folder per class with image files in it, such as "
             "`DATA/cat/1.jpg` and `DATA/dog/1.jpg`"
         )
+        if all(name.count("/") > 1 for name in found.names) and found.table is None:
+            place = found.root / found.classes[0]
+            hints[-1] += f"; if the folders in `{place}` are the classes, name that"
     names = [name.encode(errors="backslashreplace").decode() for name in found.classes]
     if odd := [shown for shown, name in zip(names, found.classes, strict=True) if shown != name]:
         listed = ", ".join(f"`{shown}`" for shown in odd)

@@ -1,5 +1,6 @@
 """The parts of a set, lone folders around it, and class folders."""
 
+import shlex
 import shutil
 import tarfile
 from pathlib import Path
@@ -216,3 +217,87 @@ def test_a_folder_that_cannot_be_understood_is_refused(tmp_path: Path, make, mes
         open_dataset(str(tmp_path), "test", tmp_path)
 
     assert caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("parts", "doubled"),
+    [
+        (("seg_pred", "seg_test", "seg_train"), True),
+        (("training_set", "test_set"), False),
+        (("Train data", "Test data"), False),
+        (("train_80", "val_20"), False),
+        (("fold_1", "fold_2", "fold_3"), False),
+    ],
+)
+def test_parts_by_other_names_are_not_trained_on_as_classes(
+    cvt, tmp_path: Path, parts: tuple[str, ...], doubled: bool
+) -> None:
+    for name in parts:
+        place = tmp_path / name / name if doubled else tmp_path / name
+        class_folders(place, {} if name == "seg_pred" else {"a": 3, "b": 3})
+        if name == "seg_pred":
+            place.mkdir(parents=True)
+            Image.new("RGB", (8, 8)).save(place / "1.png")
+
+    result = cvt("finetune", tmp_path, "--variant", "nano", "--dry-run")
+    first = next((name for name in parts if "train" in name.lower()), parts[0])
+    alone = cvt("finetune", tmp_path / first, "--variant", "nano", "--dry-run")
+
+    assert result.exit_code == 1
+    assert "look like parts of a set, not like classes" in result.stderr
+    assert f"name one of them, such as {shlex.quote(str(tmp_path / first))}" in result.stderr
+    assert alone.exit_code == 0 and "in 2 classes" in alone.stderr
+
+
+def test_classes_may_have_folders_of_one_name_and_names_like_parts(tmp_path: Path) -> None:
+    for kind in ("cat", "dog"):
+        class_folders(tmp_path / "a" / kind, {"day": 1, "night": 1})
+        class_folders(tmp_path / "b" / kind, {"images": 1})
+    for kind in ("test strip", "test tube"):
+        class_folders(tmp_path / "c", {kind: 1})
+
+    read = {name: opened(tmp_path / name) for name in "abc"}
+
+    assert read["a"][0].classes == read["b"][0].classes == ("cat", "dog")
+    assert read["c"][0].classes == ("test strip", "test tube")
+    assert "`cat`, `dog` in" in read["a"][1] and "all hold the same folders" in read["a"][1]
+    assert "same folders" not in read["b"][1] + read["c"][1]
+
+
+def test_parts_without_class_folders_are_not_classes_and_their_tables_are_named(
+    cvt, tmp_path: Path
+) -> None:
+    class_folders(tmp_path, {"train": 3, "valid": 2})
+
+    bare = cvt("finetune", tmp_path, "--variant", "nano", "--dry-run")
+    (tmp_path / "train" / "_classes.csv").write_text("filename,a,b\n000.png,1,0\n001.png,0,1\n")
+    with_table = cvt("finetune", tmp_path, "--variant", "nano", "--dry-run")
+
+    for result in (bare, with_table):
+        assert result.exit_code == 1
+        assert "they have the names of parts, and hold images and no class" in result.stderr
+    table = tmp_path / "train" / "_classes.csv"
+    assert f"if a table has the classes, name it: {table}" in with_table.stderr
+
+
+@pytest.mark.parametrize("kind", ["folder", "zip"])
+def test_a_part_with_one_folder_too_many_is_entered(tmp_path: Path, kind: str) -> None:
+    for part in ("train", "test"):
+        class_folders(tmp_path / "d" / part / part, {"a": 2, "b": 2})
+    data = tmp_path / "d"
+    if kind == "zip":
+        data = Path(shutil.make_archive(str(data), "zip", data))
+
+    for split in ("train", "test"):
+        images, _ = opened(data, split)
+        assert images.classes == ("a", "b") and len(images) == 4
+
+
+def test_where_the_classes_may_be_a_folder_below_that_folder_is_named(cvt, tmp_path: Path) -> None:
+    class_folders(tmp_path / "images", {"a": 2, "b": 2})
+    (tmp_path / "labels.csv").write_text("name,what\n")
+
+    result = cvt("finetune", tmp_path, "--variant", "nano", "--dry-run")
+
+    assert result.exit_code == 1
+    assert f"if the folders in `{tmp_path / 'images'}` are the classes, name that" in result.stderr
