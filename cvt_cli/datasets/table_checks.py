@@ -6,6 +6,7 @@ Each check raises DataError, or gives what the user should know and returns what
 import os
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,9 @@ from cvt_cli.base.text import counted
 from cvt_cli.datasets.parts import PART_OF, PARTS
 from cvt_cli.datasets.several_labels import Sets
 from cvt_cli.datasets.table_rows import SHOWN, Rows
+from cvt_cli.images.columns import Columns, Role
 from cvt_cli.images.packed import Packed, Packing
+from cvt_cli.images.table_files import Table
 
 _TRIED = 20
 """Rows of which one must be there, or the folder is taken to be wrong."""
@@ -63,6 +66,26 @@ def _check_names(
         sizes = [int(having(name).sum()) for name in alike]
         named = " and ".join(f"`{n}` ({m})" for n, m in zip(alike, sizes, strict=True))
         say(f"{named} in {where} differ in {text.LOOKS} alone, and are taken as different classes")
+
+
+def with_split_by_content(table: Table, columns: Columns) -> Columns:
+    """The columns, with the one as the split that holds nothing but names of parts, as far as the
+    first rows tell: else images to test on would be trained on, whatever it is called."""
+    others = [n for n in table.columns if n not in columns.wanted and n not in table.holding_bytes]
+    first = next(table.pieces(others), None) if others else None
+    found = [] if first is None else [n for n in others if _names_parts(first.columns[n])]
+    if len(found) != 1:
+        return columns
+    note = (
+        f"`{found[0]}` of `{table.path}` holds names of parts, and is taken as the split; "
+        "--columns split= takes all rows together"
+    )
+    guessed: tuple[Role, ...] = (*columns.guessed, "split")
+    return replace(columns, split=found[0], guessed=guessed, notes=(*columns.notes, note))
+
+
+def _names_parts(values: Sequence[object]) -> bool:
+    return all(isinstance(one, str) and one.strip().casefold() in PART_OF for one in values)
 
 
 def known_parts(rows: Rows, say: Say) -> NDArray[np.int32] | None:

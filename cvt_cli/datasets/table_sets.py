@@ -245,6 +245,8 @@ def _read(path: Path, told: Told, size: int, progress: Progress) -> _Whole:
         # A pattern is told, and goes before a column that is known by its name.
         roles["group"] = told.group_by if told.group_by in table.columns else ""
     chosen = choosing.choose(table, roles)
+    if chosen.split is None and "split" not in roles:
+        chosen = checks.with_split_by_content(table, chosen)
     reading = Reading(table, chosen)
     with progress(f"reading {path.name}", size, unit="bytes") as advance, _not_collecting():
         for piece in table.pieces(chosen.wanted, lambda read: advance(read, "")):

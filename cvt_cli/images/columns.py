@@ -20,6 +20,7 @@ _NAMES: dict[Role, tuple[str, ...]] = {
         *("path", "file", "filename", "filepath", "filenames", "files", "imagepath", "imagefile"),
         *("imagefilename", "imgpath", "image", "img", "images", "picture", "photo", "url"),
         *("imageurl", "address", "imagename", "pathtofile", "relativepath", "relpath"),
+        *("filepaths", "imagepaths", "imagefiles", "paths"),
     ),
     "label": (
         *("label", "labels", "class", "classes", "classname", "category", "target", "y"),

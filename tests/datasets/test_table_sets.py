@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -117,6 +118,22 @@ def test_a_run_on_a_table_goes_on_where_its_pictures_have_moved(
     assert lost.exit_code == 1 and "--images FOLDER" in lost.stderr
     assert found.exit_code == 0, found.stderr
     assert f"--columns 'path=name of it' --images {moved}" in found.stderr  # the next command
+
+
+def test_what_holds_names_of_parts_is_the_split_whatever_it_is_called(cvt, folder: Path) -> None:
+    rows = [(*row, "test" if number % 4 == 0 else "train") for number, row in enumerate(ROWS)]
+    table = written(folder / "t.csv", rows, ("filepaths", "labels", "data set"))
+
+    command = ["finetune", table, "--variant", "nano", "--dry-run"]
+    split, whole = cvt(*command, "--allow-overlap"), cvt(*command, "--columns", "split=")
+
+    assert split.exit_code == whole.exit_code == 0, split.stderr
+    assert f"`data set` of `{table}` holds names of parts, and is taken as the spl" in split.stderr
+    counts = [
+        sum(map(int, re.findall(r"(\d+) (?:training|validation) images", one.stderr)))
+        for one in (split, whole)
+    ]
+    assert counts == [11, 15]
 
 
 def test_the_split_column_says_what_is_trained_on_and_what_is_measured(
