@@ -17,7 +17,7 @@ from itertools import islice
 from pathlib import Path
 from typing import BinaryIO
 
-from cvt_cli.base import limits
+from cvt_cli.base import limits, zips
 from cvt_cli.base.errors import ImageError
 from cvt_cli.images import decode, finding
 from cvt_cli.images.finding import Passed
@@ -212,7 +212,7 @@ _INDEXING = threading.Lock()
 def _zip_index(path: Path, changed: int, size: int) -> Index:
     index = Index(path, "zip archive", state=(changed, size))
     with zipfile.ZipFile(path) as archive:
-        for info in archive.infolist():
+        for info in zips.named(archive).infolist():
             index.add(info.filename, info, info.filename.endswith("/"))  # it may be empty
     return index
 

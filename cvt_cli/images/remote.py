@@ -1,11 +1,12 @@
 """Images at addresses that fsspec opens, such as ``s3://bucket/folder``: listed, and read whole."""
 
 import glob
+import zipfile
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, BinaryIO
 
-from cvt_cli.base import limits
+from cvt_cli.base import limits, zips
 from cvt_cli.base.errors import ImageError, UsageError
 from cvt_cli.base.text import without_password
 from cvt_cli.images import decode, finding, patterns
@@ -79,7 +80,10 @@ def _file_system(address: str) -> tuple["fsspec.AbstractFileSystem", str]:
         address = protocol.lower() + colon + path
     shown = without_password(address)
     try:
-        return fsspec.core.url_to_fs(address)  # type: ignore[no-any-return]
+        system, inner = fsspec.core.url_to_fs(address)
+        if isinstance(archive := getattr(system, "zip", None), zipfile.ZipFile):
+            zips.named(archive)
+        return system, inner
     except ImportError as error:
         raise UsageError(f"`{shown}` needs a package that is not installed: {error}") from None
     except Exception as error:  # every file system has its own kinds

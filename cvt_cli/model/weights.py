@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from cvt_cli.base import files, locks, stamps, text
+from cvt_cli.base import files, locks, stamps, text, zips
 from cvt_cli.base.errors import CheckpointError, CvtError
 from cvt_cli.base.package import __version__
 from cvt_cli.base.progress import Say
@@ -303,7 +303,7 @@ def _other_files(path: Path) -> list[str]:
     """The files in a .zip archive that torch did not write; none of one that is damaged."""
     try:
         with zipfile.ZipFile(path) as archive:
-            names = [name for name in archive.namelist() if not name.endswith("/")]
+            names = [name for name in zips.named(archive).namelist() if not name.endswith("/")]
     except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile):
         return []
     torchs = any(name.endswith("/data.pkl") for name in names)

@@ -21,6 +21,7 @@ from cvt_cli.datasets.layouts import open_dataset
 from cvt_cli.images.trees import Tree
 from cvt_cli.spec.labels import Labels
 from small_sets import (
+    class_folders,
     eleven_classes,
     flat_validation,
     greys,
@@ -29,6 +30,7 @@ from small_sets import (
     tarred,
     tiny_imagenet,
     zipped,
+    zipped_by_a_mac,
 )
 from tests_shared import test_data
 
@@ -53,6 +55,19 @@ def test_an_archive_of_class_folders_equals_the_folder(tmp_path: Path, kind: str
     assert folder.classes[:3] == ("0", "1", "10")
     assert folder.names[:3] == ("0/1.png", "0/2.png", "0/10.png")
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([archive.name, "set"])
+
+
+def test_a_zip_that_a_mac_made_has_the_classes_of_the_folder(cvt, tmp_path: Path) -> None:
+    names = ("Épagneul", "Ko\u0308ter", "猫")  # the second in two characters, as macOS writes it
+    root = class_folders(tmp_path / "set", dict.fromkeys(names, 2))
+    archive = zipped_by_a_mac(root, tmp_path / "a.zip")
+
+    data = open_dataset(str(archive), "train", tmp_path)
+    refused = cvt("evaluate", "--data", archive, *MODEL)
+
+    assert sorted(data.classes) == sorted(names)
+    assert same(data, open_dataset(str(root), "train", tmp_path))
+    assert "which has 10: Ko\u0308ter, Épagneul, 猫" in refused.stderr
 
 
 @pytest.mark.parametrize("kind", ["zip", "tar"])

@@ -1,6 +1,7 @@
 """Small labelled sets on disk, whose pictures tell by their grey which they are."""
 
 import io
+import os
 import tarfile
 import zipfile
 from pathlib import Path
@@ -54,6 +55,21 @@ def zipped(folder: Path, path: Path, top: str = "") -> Path:
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         for file in sorted(folder.rglob("*"), reverse=True):
             archive.write(file, Path(top, file.relative_to(folder)))
+    return path
+
+
+class Unflagged(zipfile.ZipInfo):
+    """A member of a .zip whose name is written as it is, without the flag that says it is UTF-8."""
+
+    def _encodeFilenameFlags(self) -> tuple[bytes, int]:
+        return os.fsencode(self.filename), self.flag_bits
+
+
+def zipped_by_a_mac(folder: Path, path: Path) -> Path:
+    with zipfile.ZipFile(path, "w") as archive:
+        for file in sorted(folder.rglob("*")):
+            name = f"{file.relative_to(folder)}{'/' if file.is_dir() else ''}"
+            archive.writestr(Unflagged(name), b"" if file.is_dir() else file.read_bytes())
     return path
 
 

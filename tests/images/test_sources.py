@@ -12,12 +12,14 @@ import resource
 import shutil
 import signal
 import socket
+import struct
 import tarfile
 import threading
 import time
 import tracemalloc
 import urllib.error
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -30,6 +32,7 @@ from cvt_cli.base import limits
 from cvt_cli.base.errors import ImageError
 from cvt_cli.images import archives, finding, sources, web
 from cvt_cli.images.finding import Passed
+from small_sets import Unflagged
 from tests_shared import CHELSEA, TESTS, Machine
 
 BOATS = TESTS / "photos" / "nagasaki-boats.jpg"
@@ -1059,6 +1062,41 @@ def test_a_member_without_a_name_is_none(cvt, tmp_path: Path) -> None:
     (line,) = cvt("predict", tmp_path / "a.zip", *NANO).json_lines
 
     assert line["path"] == f"{tmp_path}/a.zip/cat.png" and line["predictions"]
+
+
+def test_names_in_a_zip_that_do_not_say_their_encoding_are_utf8_if_their_bytes_are(
+    cvt, tmp_path: Path
+) -> None:
+    """UTF-8 of macOS and of Linux, accents as they are written; CP437 of DOS; Info-ZIP's own
+    field, which is not believed where it was made of another name; a name that is flagged."""
+    of_dos = os.fsdecode("Übung.png".encode("cp437"))
+    names = {
+        "Köter/猫.png": "Köter/猫.png",
+        "Ko\u0308ter/1.png": "Ko\u0308ter/1.png",
+        of_dos: "Übung.png",
+        "#U732b.png": "猫.png",
+        "stale.png": "stale.png",
+    }
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        for name in names:
+            member = Unflagged(name)
+            if name in ("#U732b.png", "stale.png"):
+                field = struct.pack("<BL", 1, zlib.crc32(b"#U732b.png")) + "猫.png".encode()
+                member.extra = struct.pack("<HHHH", 0x9999, 2, 0, 0x7075)
+                member.extra += struct.pack("<H", len(field)) + field
+            archive.writestr(member, CHELSEA.read_bytes())
+        archive.write(CHELSEA, "Œuvre.png")
+    meant = [*names.values(), "Œuvre.png"]
+
+    of_zip = cvt("predict", path, *NANO).json_lines
+    of_address = cvt("predict", f"zip://**/*.png::{path}", *NANO).json_lines
+    named = cvt("predict", f"simplecache::zip://Köter/猫.png::file://{path}", *NANO).json_lines
+
+    assert [line["path"] for line in of_zip] == [f"{path}/{name}" for name in meant]
+    addresses = [line["path"] for line in of_address]
+    assert sorted(addresses) == sorted(f"zip://{name}::{path}" for name in meant)
+    assert all(line["predictions"] for line in (*of_zip, *of_address, *named))
 
 
 def test_an_encrypted_member_is_an_unreadable_image(cvt, tmp_path: Path) -> None:
