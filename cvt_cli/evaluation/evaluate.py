@@ -26,6 +26,7 @@ from cvt_cli.engines.ready import ReadyModel, engine_to_go_on_with, refuse_other
 from cvt_cli.evaluation import (
     annotations,
     measure_outcomes,
+    printed_lines,
     run_models,
     several_measures,
     written_files,
@@ -155,10 +156,15 @@ def evaluate(  # type: ignore[misc]  # the options are the same in both, and are
         country=country,
         overwrite=overwrite,
     )
+    by_a_program = access is None
     access = access or Access(streams.say, silent, revision, offline)
     refuse_other_kinds(access)
     with torchrun.joined("evaluate"):  # from the start, so that who fails is not waited for
         results = _evaluate([places.expanded(str(name)) for name in asked], settings, access)
+    if by_a_program and torchrun.rank() == 0:  # the command prints it with the result
+        for one in results:
+            for line in printed_lines.seen(one, one.metrics.n):
+                access.say(f"{one.conditions['model']}: {line.split(maxsplit=1)[1]}")
     return results if asked is model else results[0]
 
 

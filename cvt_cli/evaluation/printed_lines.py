@@ -29,7 +29,7 @@ def lines(found: Metrics | SetMetrics, result: Result | None = None) -> list[str
             f"95 % interval {_range(subset.rate.interval)}) among the "
             f"{counted(subset.n, 'class')} present"
         )
-    lines += _seen(result, n)
+    lines += seen(result, n)
     if not found.topk_is_certain:
         lines.append(f"top-{k:<3} {100 * found.topk:.2f} %  ({found.topk_correct} of {n})")
     if (real := found.real) is not None:
@@ -68,7 +68,7 @@ def of_unreadable(found: Metrics | SetMetrics) -> list[str]:
     ]
 
 
-def _seen(result: Result | None, n: int) -> list[str]:
+def seen(result: Result | None, n: int) -> list[str]:
     """What the run has seen of these images."""
     if result is None:
         return []
@@ -103,7 +103,7 @@ def _of_sets(found: SetMetrics, result: Result | None) -> list[str]:
         f"exact   {100 * (exact.accuracy or 0):.2f} %  ({exact.correct} of {exact.n}; "
         f"95 % interval {_range(exact.interval)}) have all their classes and no other"
     )
-    lines += _seen(result, found.n)
+    lines += seen(result, found.n)
     if found.loss is not None:
         lines.append(f"loss    {found.loss:.4f} nats, binary cross-entropy")
     if found.measures is not None:

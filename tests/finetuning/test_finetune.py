@@ -391,6 +391,21 @@ def test_a_program_whose_training_was_interrupted_hears_the_next_ctrl_c_and_sigt
     assert heard == asked
 
 
+def test_a_program_is_told_that_it_measures_what_was_trained_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = finetune(IMAGES, model=MODEL, output=tmp_path / "run", recipe="linear-probe").run
+    capsys.readouterr()
+
+    found = evaluate(IMAGES, run)
+    everything = capsys.readouterr().err
+    evaluate(IMAGES, run, split="val")
+
+    said = f"{run / 'best'}: {found.n_trained_on} of these {found.metrics.n} images were trained on"
+    assert f"{said}; --split val measures on those held out" in everything
+    assert "were trained on" not in capsys.readouterr().err
+
+
 def test_small_numbers_become_0_also_in_a_program_that_has_numpy_raise_for_them(
     tmp_path: Path,
 ) -> None:
