@@ -1,6 +1,6 @@
 """The linear probe: the features of every image once, and the best linear head on them."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -33,7 +33,13 @@ PATIENCE = 2
 """Penalties in a row that are not better on the validation images, after which no weaker one is
 tried: the weaker, the longer it takes."""
 
-_ROWS = 8192  # of images whose logits are in memory at a time
+# Images that are computed on at a time, and the most logits of theirs in float64 (64 MiB).
+_ROWS = 8192
+_LOGITS = 2**23
+
+_KEPT_BYTES = 2**29
+"""Of the training images' probabilities that are kept at a time; the others are computed again
+where they are needed, which takes about half as long again."""
 
 # How far the value is from the least at most, about, as a part of it.
 _TO_COMPARE = 1e-6
@@ -165,7 +171,8 @@ def solve(
     All is computed in float64, each penalty from the head of the one before. Penalties are compared
     by heads whose loss is within a millionth of the least, and the one chosen is solved to
     convergence. The same arguments on as many threads give the same bits. Beside its arguments it
-    needs about 16 bytes for every feature and 8 for every class of every training image.
+    needs about 16 bytes for every feature of every training image, 80 for every weight of the head,
+    and at most 1 GB.
 
     Args:
         features: of the training images (n, C); scale and offset of each do not matter.
@@ -191,19 +198,21 @@ def solve(
     # Along the axes of the features' covariance, where the problem is nearly diagonal. The penalty
     # stays what it is: a rotation changes no sum of squares. Axes without variance, as there are
     # with fewer images than features, would have weights of 0.
-    covariance = sum(part.T @ part for part in _standardised(rows, mean, scale)) / len(rows)
+    parts = _parts(rows, num_classes)
+    covariance = sum(part.T @ part for part in _standardised(parts, mean, scale)) / len(rows)
     variances, axes = torch.linalg.eigh(covariance)
     wide = variances > 1e-12 * variances[-1]
     axes = axes[:, wide]
     # A column of ones is what the bias is the weight of.
-    turned = [F.pad(part @ axes, (0, 1), value=1.0) for part in _standardised(rows, mean, scale)]
+    turned = [F.pad(part @ axes, (0, 1), value=1.0) for part in _standardised(parts, mean, scale)]
     squares = F.pad(variances[wide], (0, 1), value=1.0)
+    of_parts = _parts(targets, num_classes), _parts(shares, num_classes)
 
     def nearer(penalty: float, start: Tensor, enough: float) -> tuple[Tensor, Solution]:
         """A head from another, in the columns above and as the features are."""
         ridge = torch.full_like(squares, penalty)
         ridge[-1] = 0.0
-        head = _minimum(_Problem(turned, targets, shares, squares, ridge), start, enough)
+        head = _minimum(_Problem(turned, *of_parts, squares, ridge), start, enough)
         weight = head[:, :-1] @ axes.T / scale
         bias = (head[:, -1] - weight @ mean).float()
         weight = weight.float()
@@ -231,6 +240,11 @@ def solve(
     return replace(solution, rows=tried)
 
 
+def _parts(tensor: Tensor, num_classes: int) -> tuple[Tensor, ...]:
+    """What is computed on at a time of something that has a row for each image."""
+    return tensor.split(max(1, min(_ROWS, _LOGITS // num_classes)))
+
+
 def _moments(rows: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of each feature; infinite where it varies by rounding alone, so
     that the feature becomes 0 and so does its weight."""
@@ -241,8 +255,8 @@ def _moments(rows: Tensor) -> tuple[Tensor, Tensor]:
     return mean, scale
 
 
-def _standardised(rows: Tensor, mean: Tensor, scale: Tensor) -> Iterator[Tensor]:
-    return ((part.double() - mean) / scale for part in rows.split(_ROWS))
+def _standardised(parts: Iterable[Tensor], mean: Tensor, scale: Tensor) -> Iterator[Tensor]:
+    return ((part.double() - mean) / scale for part in parts)
 
 
 def _judged(
@@ -250,7 +264,7 @@ def _judged(
 ) -> tuple[float, int]:
     """Mean cross-entropy in nats of a head, and how many images it is right about."""
     loss, correct = 0.0, 0
-    parts = (tensor.split(_ROWS) for tensor in (rows, targets, shares))
+    parts = (_parts(tensor, len(weight)) for tensor in (rows, targets, shares))
     for part, classes, share in zip(*parts, strict=True):
         logits = part.double() @ weight.double().T + bias.double()
         loss += float(share @ F.cross_entropy(logits, classes, reduction="none"))
@@ -260,43 +274,52 @@ def _judged(
 
 @dataclass(frozen=True)
 class _Problem:
-    """What is minimised, by a head (classes, r): a convex function."""
+    """What is minimised, by a head (classes, r): a convex function.
 
-    rows: list[Tensor]  # what the head reads of the images (n, r), in parts
-    targets: Tensor  # classes (n,)
-    shares: Tensor  # of each image in the loss (n,), 1 together
+    The images come in parts. The probabilities (n, classes) are kept of the first parts alone;
+    those of the others are computed again wherever they are needed.
+    """
+
+    rows: Sequence[Tensor]  # what the head reads of the images (n, r)
+    targets: Sequence[Tensor]  # classes (n,)
+    shares: Sequence[Tensor]  # of each image in the loss (n,), 1 together
     squares: Tensor  # mean of the squares of each column of `rows` (r,)
     ridge: Tensor  # penalty on each column's weights (r,)
 
     def at(self, head: Tensor) -> tuple[float, Tensor, list[Tensor]]:
-        """Value, gradient (classes, r) and probabilities (n, classes), the last in parts."""
+        """Value, gradient (classes, r) and the probabilities that are kept."""
         value = float((self.ridge / 2 * head**2).sum())
         gradient = self.ridge * head
-        probabilities = []
-        targets, shares = self.targets.split(_ROWS), self.shares.split(_ROWS)
-        for part, classes, share in zip(self.rows, targets, shares, strict=True):
+        kept: list[Tensor] = []
+        room = _KEPT_BYTES
+        for part, classes, share in zip(self.rows, self.targets, self.shares, strict=True):
             logs = torch.log_softmax(part @ head.T, dim=1)
             right = classes[:, None]
             value -= float(share @ logs.gather(1, right)[:, 0])
             p = logs.exp()
-            probabilities.append(p)
+            room -= p.nbytes
+            if room >= 0:
+                kept.append(p)
             slope = p * share[:, None]
             gradient += slope.scatter_add(1, right, -share[:, None]).T @ part
-        return value, gradient, probabilities
+        return value, gradient, kept
 
-    def curvature(self, probabilities: list[Tensor]) -> Tensor:
+    def probabilities(self, head: Tensor, kept: list[Tensor]) -> Iterator[Tensor]:
+        """Of each part's images (n, classes)."""
+        yield from kept
+        for part in self.rows[len(kept) :]:
+            yield torch.log_softmax(part @ head.T, dim=1).exp()
+
+    def curvature(self, probabilities: Iterable[Tensor]) -> Tensor:
         """About the diagonal of the Hessian (classes, r)."""
-        shares = self.shares.split(_ROWS)
-        spread = sum(
-            s @ (p * (1 - p)) for p, s in zip(probabilities, shares, strict=True)
-        )  # (classes,)
+        spreads = (s @ (p * (1 - p)) for p, s in zip(probabilities, self.shares, strict=True))
+        spread = torch.as_tensor(sum(spreads))  # (classes,)
         return (spread[:, None] * self.squares + self.ridge).clamp_min(1e-12)
 
-    def hessian(self, probabilities: list[Tensor], direction: Tensor) -> Tensor:
+    def hessian(self, probabilities: Iterable[Tensor], direction: Tensor) -> Tensor:
         """The Hessian times a direction (classes, r)."""
         result = self.ridge * direction
-        shares = self.shares.split(_ROWS)
-        for part, p, share in zip(self.rows, probabilities, shares, strict=True):
+        for part, p, share in zip(self.rows, probabilities, self.shares, strict=True):
             change = p * (part @ direction.T)
             change -= p * change.sum(1, keepdim=True)
             result += (change * share[:, None]).T @ part
@@ -311,9 +334,9 @@ def _minimum(problem: _Problem, head: Tensor, enough: float) -> Tensor:
     (Nocedal and Wright, Numerical Optimization, algorithm 7.1. L-BFGS needs twice the time for four
     digits of the weights, and its line search ends in rounding before there are more.)
     """
-    value, gradient, probabilities = problem.at(head)
+    value, gradient, kept = problem.at(head)
     for _ in range(100):
-        curvature = problem.curvature(probabilities)
+        curvature = problem.curvature(problem.probabilities(head, kept))
         size = float((gradient**2 / curvature).sum().sqrt())
         if size**2 / 2 <= enough * value:
             break
@@ -323,7 +346,7 @@ def _minimum(problem: _Problem, head: Tensor, enough: float) -> Tensor:
         direction = rest / curvature
         product = float((rest * direction).sum())
         for _ in range(500):
-            bent = problem.hessian(probabilities, direction)
+            bent = problem.hessian(problem.probabilities(head, kept), direction)
             length = product / float((direction * bent).sum())
             step += length * direction
             rest -= length * bent
@@ -336,9 +359,10 @@ def _minimum(problem: _Problem, head: Tensor, enough: float) -> Tensor:
         slope = float((gradient * step).sum())
         for halvings in range(30):
             length = 0.5**halvings
-            new_value, new_gradient, new_probabilities = problem.at(head + length * step)
+            kept.clear()  # before others are computed
+            new_value, new_gradient, kept = problem.at(head + length * step)
             if new_value <= value + 1e-4 * length * slope + 1e-14 * value:
                 break
         head = head + length * step
-        value, gradient, probabilities = new_value, new_gradient, new_probabilities
+        value, gradient = new_value, new_gradient
     return head

@@ -1,6 +1,7 @@
 """Features are computed once; the head on them is the one that independent code finds."""
 
 import os
+import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -350,6 +351,46 @@ def test_the_same_features_give_the_same_bits(found: SimpleNamespace, solution: 
     assert np.array_equal(again.weight, solution.weight)
     assert np.array_equal(again.bias, solution.bias)
     assert again.rows == solution.rows
+
+
+@pytest.mark.parametrize("kept", [0, 8 * 10 * 150], ids=["none", "one part of four"])
+def test_probabilities_that_are_computed_again_give_the_same_bits(
+    found: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, kept: int
+) -> None:
+    monkeypatch.setattr(probe, "_ROWS", 100)
+    whole = solved(found)
+    monkeypatch.setattr(probe, "_KEPT_BYTES", kept)
+
+    again = solved(found)
+
+    assert np.array_equal(again.weight, whole.weight)
+    assert np.array_equal(again.bias, whole.bias)
+    assert again.rows == whole.rows
+
+
+MANY_CLASSES = """
+import resource
+import numpy as np
+from cvt_cli.finetuning import probe
+
+probe.PENALTIES, probe._KEPT_BYTES, probe._LOGITS = (1.0,), 8_000_000, 250_000
+y = np.arange(6000) % 1000
+x = np.random.default_rng(0).standard_normal((6000, 8)).astype(np.float32)
+probe.solve(x[:9], y[:9], x[:9], y[:9], 1000)  # what torch loads when it is first used
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+probe.solve(x, y, x[:1000], y[:1000], 1000)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere memory is counted in other units")
+def test_memory_does_not_grow_with_images_times_classes() -> None:
+    process = start(None, code=MANY_CLASSES, environment=dict(os.environ))
+
+    output, errors = process.communicate(timeout=200)
+
+    assert process.returncode == 0, errors
+    assert int(output) * 1024 < 8 * 6000 * 1000  # the probabilities of all, once
 
 
 def test_scale_and_offset_of_a_feature_do_not_matter(
