@@ -244,9 +244,14 @@ def read(path: Path) -> list[Line]:
 
 
 def trained_on(path: Path) -> int | None:
-    """How many of a file's images its model was trained on, as ``cvt evaluate`` noted it; None
-    where that is unknown, as of tables, or what was noted is of other lines."""
+    """How many of a file's images its model was trained on, as ``cvt evaluate`` noted it, or of a
+    cross-validation its start; None where that is unknown, as of tables, or what was noted is of
+    other lines."""
     try:
+        if not state_of(path).exists():
+            about = parsed_json(path.with_name("results.json").read_text(encoding="utf-8"))
+            seen = about["trained_before"] if Path(about["out_of_fold"]).name == path.name else None
+            return seen if isinstance(seen, int) else None
         state = parsed_json(state_of(path).read_text(encoding="utf-8"))
         whole = state.get("whole_bytes", state["bytes"])
         seen = state["n_trained_on"] if whole == path.stat().st_size else None

@@ -118,5 +118,7 @@ def _all_of(file: BinaryIO) -> bytes:
 
 def reason(error: Exception) -> str:
     """One line of an error of a file system or the network."""
+    if isinstance(error, KeyError):  # of a zip without such a member, in fsspec's versions before
+        return "no such file or directory"
     text = decode.reason(error) if isinstance(error, OSError) else str(error)
     return without_password(text or type(error).__name__).splitlines()[0]  # of an address in it

@@ -248,7 +248,7 @@ def test_no_runtime_reports_to_its_maker(tmp_path: Path) -> None:
         [sys.executable, "-c", REPORTS, CHELSEA], env=environment, capture_output=True, text=True
     )
 
-    assert done.stdout == "[] None\n", done.stderr
+    assert done.stdout.endswith("[] None\n"), done.stderr  # old versions of NNCF greet before
     assert not list((tmp_path / "home").rglob("*onnxruntime*"))
     assert not (tmp_path / "home" / "intel").exists()
 

@@ -320,3 +320,6 @@ def test_folds_whose_start_has_seen_their_images_say_how_many(
     assert sum(fold["trained_before"] for fold in document["folds"]) == wanted
     assert f"the start was trained on {wanted} of these 36 images" in result.stdout
     assert fresh.json["trained_before"] is None
+    files = [tmp_path / name / "out_of_fold.jsonl" for name in ("folds", "fresh")]
+    compared = cvt("compare", *files, "--json").json
+    assert (compared["n_trained_on_a"], compared["n_trained_on_b"]) == (wanted, None)
