@@ -136,10 +136,20 @@ def card(
 
 
 def _folder(model: str, access: "Access") -> Path | None:
-    """The folder of a name, which its card belongs into; None where it has none."""
+    """The folder of a name, which its card belongs into; None where it has none.
+
+    Raises:
+        UsageError: it is an exported graph, of which a checkpoint's card would say what is not so.
+    """
     from cvt_cli.checkpoints.locate import Repository, find
 
     found = find(model, access)
+    if not isinstance(found, Repository) and found.kind == "graph":
+        raise UsageError(
+            f"`{model}` is an exported graph, and a card is of a checkpoint",
+            hint="give the checkpoint that it was exported from; --add FILE.json adds what the "
+            "export measured, which is beside the graph",
+        )
     return found.folder if not isinstance(found, Repository) and found.kind == "folder" else None
 
 

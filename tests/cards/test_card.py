@@ -57,6 +57,18 @@ def run(measured: Path, tmp_path: Path) -> Path:
     return shutil.copytree(measured / "run", tmp_path / "run")
 
 
+def test_an_exported_graph_has_no_card_of_its_own(cvt, tmp_path: Path) -> None:
+    exported = tmp_path / "nano.onnx"
+    cvt("export", "cvt-nano-cifar10", "--output", exported)
+
+    result = cvt("card", exported)
+
+    assert result.exit_code == 2 and result.stdout == ""
+    assert f"`{exported}` is an exported graph, and a card is of a checkpoint" in result.stderr
+    added = cvt("card", "cvt-nano-cifar10", "--add", f"{exported}.json")
+    assert added.exit_code == 0 and "nano.onnx" in added.stdout
+
+
 def card_of(run: Path) -> str:
     return (run / "best" / REPOCARD_NAME).read_text()
 
