@@ -254,7 +254,7 @@ class Classifier:
     def answers(self, images: "One | Iterable[One]") -> "Iterator[Answer]":
         """An answer for each image as soon as it is known, with an ``error`` if it is unreadable.
 
-        Memory does not grow with the number of images.
+        Memory does not grow with the number of images, of which some batches are read ahead.
 
         Raises:
             UsageError: it is a table.
