@@ -444,6 +444,10 @@ def _source(image: Any, number: int) -> Any:
     from cvt_cli.images import sources
 
     name = f"image {number}"
+    called = None
+    if isinstance(image, Mapping) and {"bytes", "path"} >= image.keys():  # as `datasets` has it
+        called, content = image.get("path"), image.get("bytes")
+        image = called if content is None else content
     try:
         if isinstance(image, str | os.PathLike):
             name = without_password(os.fspath(image))
@@ -458,6 +462,7 @@ def _source(image: Any, number: int) -> Any:
             if isinstance(image, str):
                 return _Unreadable(name, "opened as text; open it with mode 'rb'")
         if isinstance(image, bytes | bytearray | memoryview):
+            name = called if isinstance(called, str) and called else name
             return sources.Source(name, partial(io.BytesIO, image))
     except (CvtError, OSError, ValueError) as error:  # ValueError: the file is closed
         return _Unreadable(name, str(error))

@@ -214,6 +214,24 @@ def test_batches_of_ray_data_are_given_back_with_columns(classify, pixels) -> No
         assert set(empty) == set(out) - {"id"} and all(len(value) == 0 for value in empty.values())
 
 
+def test_images_as_hugging_faces_data_sets_have_them_are_read(classify, tmp_path: Path) -> None:
+    content = CHELSEA.read_bytes()
+    column = [
+        {"bytes": content, "path": "c.png"}, {"bytes": None, "path": str(CHELSEA)},
+        {"bytes": content, "path": None}, {"bytes": b"broken", "path": "b.png"},
+        {"bytes": None, "path": None},
+    ]  # fmt: skip
+    pd.DataFrame({"image": column}).to_parquet(tmp_path / "t.parquet")
+
+    read = classify(pd.read_parquet(tmp_path / "t.parquet"))
+    listed = list(classify.answers(column))
+
+    assert read["label_1"][:3].tolist() == ["cat"] * 3 and read["label_1"][3:].isna().all()
+    assert read["error"][3].startswith("not an image")
+    assert [one.path for one in listed[:4]] == ["c.png", str(CHELSEA), "image 2", "b.png"]
+    assert "NoneType is not an image" in listed[4].error
+
+
 def test_rows_and_frames_are_given_back_with_columns(classify, pixels) -> None:
     assert classify({"path": str(CHELSEA), "id": 3})["label_1"] == "cat"
     assert classify({"image": pixels})["label_1"] == "cat"
