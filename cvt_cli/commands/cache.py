@@ -1,9 +1,11 @@
 """``cvt cache``: what is kept on this machine."""
 
+import os
+from collections.abc import Iterable
 from datetime import date
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,6 +13,9 @@ from cvt_cli.base import files, places
 from cvt_cli.base.errors import CvtError, UsageError
 from cvt_cli.base.text import human_bytes
 from cvt_cli.commands import completion, help_pages, options, output
+
+if TYPE_CHECKING:
+    from cvt_cli.checkpoints.cache import Prepared
 
 app = typer.Typer(
     cls=help_pages.Group,
@@ -30,9 +35,25 @@ Names = Annotated[
         parser=options.text,
         metavar="[NAME...]",
         autocompletion=completion.models,
-        help="Known names (cvt models) or hub repositories (owner/name).",
+        help="Known names (cvt models), hub repositories (owner/name), or runs and checkpoints.",
     ),
 ]
+
+
+def _as_listed(names: Iterable[str], own: "Iterable[Prepared]") -> list[str]:
+    """What `cvt cache list` calls these: of a run's folder its best epoch is meant."""
+    from cvt_cli.checkpoints import folders
+
+    listed = {os.path.normpath(one.name): one.name for one in own}
+
+    def as_listed(name: str) -> str:
+        best = os.path.join(name, folders.BEST)
+        for told in (name, best):
+            if found := listed.get(os.path.normpath(told)):
+                return found
+        return best if folders.best_of(Path(places.expanded(name))) else name
+
+    return [as_listed(name) for name in names]
 
 
 @app.command(name="list", cls=help_pages.Command)
@@ -88,7 +109,7 @@ def list_(json_output: options.Json = False) -> None:
 
 @app.command(cls=help_pages.Command)
 def path(names: Names = None, json_output: options.Json = False) -> None:
-    """Print the cache folders, or one model's folder.
+    """Print the cache folders, or one model's folder; of your own models that of their graphs.
 
     `hub` is the Hugging Face cache with the downloads, `cvt` holds converted and prepared files.
 
@@ -96,10 +117,19 @@ def path(names: Names = None, json_output: options.Json = False) -> None:
       cvt cache path
       cvt cache path cvt-13
     """
+    from cvt_cli.checkpoints import cache
     from cvt_cli.commands import catalogue
 
     if names:
-        folders = {name: str(one.folder) for name, one in catalogue.meant(names).items()}
+        prepared = sorted(cache.prepared(), key=lambda one: one.last_use)
+        own = {one.name: str(one.folder) for one in prepared}
+        folders: dict[str, str] = {}
+        for name in _as_listed(names, prepared):
+            if name in own:
+                folders[name] = own[name]
+            else:
+                meant = catalogue.meant([name])
+                folders |= {known: str(one.folder) for known, one in meant.items()}
     else:
         found = {"hub": places.hub_dir(), "cvt": places.cache_dir()}
         if files.NOWHERE in found.values():
@@ -127,7 +157,11 @@ def verify(names: Names = None, json_output: options.Json = False) -> None:
     from cvt_cli.commands import catalogue
 
     verdicts = {True: "right", False: "damaged", None: "no hash known"}
-    rows = catalogue.held(names or [])
+    prepared = cache.prepared() if names else []
+    told = _as_listed(names or (), prepared)
+    own = [one for one in prepared if one.name in told]
+    of_hub = [name for name in told if name not in {one.name for one in own}]
+    rows = catalogue.held(of_hub) if of_hub or not names else []
     checks: list[tuple[str, Path, bool | None]] = []
     refused = []
     for row in rows:
@@ -135,6 +169,7 @@ def verify(names: Names = None, json_output: options.Json = False) -> None:
             checks += [(row.name, file, right) for file, right in cache.verify(row.snapshot)]
         except CvtError as error:
             refused.append(error)
+    checks += [check for made in own for check in cache.verify_graphs(made.folder)]
     fetched = {path: row.as_fetched for row in rows for path in row.snapshot.used}
     seen = {file for _, file, _ in checks}
     if not names:
@@ -186,7 +221,7 @@ def remove(
 
     Examples:
       cvt cache remove cvt-13
-      cvt cache remove runs/my_run/best
+      cvt cache remove runs/my_run
       cvt cache remove --all
     """
     from cvt_cli.checkpoints import cache
@@ -194,9 +229,11 @@ def remove(
 
     if bool(names) == everything:
         raise UsageError("name models, or use --all")
-    own = [one for one in cache.prepared() if everything or one.name in (names or ())]
-    told = set(names or ()) - {one.name for one in own}
-    repositories = {catalogue.repository_of(name) for name in told}
+    prepared = cache.prepared()
+    told = _as_listed(names or (), prepared)
+    own = [one for one in prepared if everything or one.name in told]
+    of_hub = set(told) - {one.name for one in own}
+    repositories = {catalogue.repository_of(name) for name in of_hub}
     if everything:
         repositories = {row.snapshot.repository for row in catalogue.held([])}
     removals = [(one.name, partial(cache.remove_prepared, one)) for one in own]

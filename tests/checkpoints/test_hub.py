@@ -1111,6 +1111,31 @@ def test_what_was_prepared_of_a_model_elsewhere_is_listed_and_removed(
     assert not list((machine.own_cache / "graphs").iterdir())
 
 
+@pytest.mark.parametrize("told", ["run", "./run/", "run/best/"])
+def test_what_was_prepared_of_a_run_is_named_by_its_folder(
+    machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, checkpoint, told: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "run" / "best"
+    folder.mkdir(parents=True)
+    for name, content in checkpoint.items():
+        (folder / name).write_bytes(content)
+    predicted = machine.run("predict", CHELSEA, "--engine", "onnxruntime", "--model", "run")
+    assert predicted.exit_code == 0
+    (graph,) = (machine.own_cache / "graphs").glob("*/*/model.onnx")
+
+    path = machine.run("cache", "path", told)
+    verified = machine.run("cache", "verify", told, "--json")
+    removed = machine.run("cache", "remove", told)
+    again = machine.run("cache", "remove", "run")
+
+    assert path.stdout == f"{graph.parents[1]}\n"
+    assert verified.json == [{"name": "run/best", "path": str(graph), "right": True}]
+    assert removed.exit_code == 0 and removed.stdout.startswith("removed run/best, ")
+    assert not graph.parents[1].exists()
+    assert again.exit_code == 1 and "holds nothing of `run/best`" in again.stderr
+
+
 def test_a_folder_in_a_repository_is_verified_with_it(
     hub: Hub, machine: Machine, checkpoint
 ) -> None:
