@@ -61,8 +61,8 @@ class Classifier:
         classify(["a.jpg", "https://…/b.png"])  # of several: a list of those
 
     An image is a path, an http(s) or fsspec address, the bytes of a file or an open one, a Pillow
-    image, an array (H, W, 3) or (H, W), or a tensor (3, H, W), of integers 0 … 255 or floats 0 … 1;
-    arrays and tensors with one axis more are several.
+    image, an array (H, W, 3) or (H, W), or a tensor (3, H, W), of integers 0 … 255 or floats 0 … 1,
+    in the order red, green, blue; arrays and tensors with one axis more are several.
 
     A table with a column ``image``, ``bytes``, ``path`` or ``item`` (a dict of arrays, as Ray Data
     makes batches, a dict of one row, or a DataFrame) is given back with columns for the answers:
