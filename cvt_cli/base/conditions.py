@@ -16,6 +16,9 @@ from typing import Any
 from cvt_cli.base import files, text
 from cvt_cli.base.errors import CvtError, UsageError
 
+_NAMES = ("model", "revision")
+"""What a model is called, as typed: by another path, or moved, it is the same model."""
+
 _LONGEST = 60
 """Characters of a value that a message shows."""
 
@@ -40,11 +43,17 @@ class Conditions:
         return json_hash(self.values)
 
     def differences(self, found: Mapping[str, Any]) -> list[str]:
-        """What differs from the conditions that something was made under, a phrase each."""
+        """What differs from the conditions that something was made under, a phrase each.
+
+        The names of a model are compared only where no hash says that its weights are the same.
+        """
+        weights = self.values.get("weights_sha256")
+        told = _NAMES if weights and found.get("weights_sha256") == weights else ()
         return [
             f"{name} {_shown(found, name)}, this run has {_shown(self.values, name)}"
             for name in dict.fromkeys([*self.values, *found])
-            if name not in found or name not in self.values or found[name] != self.values[name]
+            if name not in told
+            and (name not in found or name not in self.values or found[name] != self.values[name])
         ]
 
     def refuse_other(self, path: Path, found: Mapping[str, Any], hint: str) -> None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, get_args
 
 from cvt_cli.base import torchrun
-from cvt_cli.base.conditions import Conditions, names_hash
+from cvt_cli.base.conditions import Conditions, json_hash, names_hash
 from cvt_cli.base.errors import UsageError
 from cvt_cli.base.package import __version__
 from cvt_cli.base.text import counted
@@ -18,8 +18,8 @@ from cvt_cli.spec.labels import Labels
 from cvt_cli.spec.preprocessing import Preprocessing
 
 DECIDE = (
-    *("model", "revision", "weights_sha256", "classes_sha256", "activation", "preprocessing"),
-    *("engine", "precision", "calibrated_on", "floats", "task", "thresholds"),
+    *("model", "revision", "weights_sha256", "stages_sha256", "classes_sha256", "activation"),
+    *("preprocessing", "engine", "precision", "calibrated_on", "floats", "task", "thresholds"),
 )
 """Those of the conditions of a result that must be the same for it to be gone on with; the last two
 are only there where an image may have several classes, ``calibrated_on`` and ``floats`` in int8."""
@@ -85,6 +85,16 @@ class ReadyModel:
         return self.checkpoint.weights_sha256
 
     @property
+    def stages_sha256(self) -> str:
+        """A SHA-256 of the stages, whose heads, strides and padding no tensor tells."""
+        return json_hash(
+            [
+                [s.width, s.depth, s.heads, s.kernel, s.stride, s.padding, s.hidden_width]
+                for s in self.described.config.stages
+            ]
+        )
+
+    @property
     def classes_sha256(self) -> str:
         """A SHA-256 of the class names, and of their WNIDs where they have them."""
         wnids = (wnid or "" for wnid in self.labels.wnids or ())
@@ -96,6 +106,7 @@ class ReadyModel:
             "model": self.model,
             "revision": self.revision,
             "weights_sha256": self.weights_sha256,
+            "stages_sha256": self.stages_sha256,
             "classes_sha256": self.classes_sha256,
             **self._task(),
             "activation": self.activation,

@@ -42,7 +42,8 @@ class ResumableLines:
     Args:
         path: of the lines.
         what: is being done, for the message to who has to wait.
-        say: told if another process has to be waited for, and what an earlier version did not note.
+        say: told if another process has to be waited for, what an earlier version did not note,
+            and if the model had another name.
         read: called under the lock with a regular file that is there, to learn what it holds and to
             cut off what does not count; sets `made`.
 
@@ -106,6 +107,9 @@ class ResumableLines:
             )
             return False
         wanted.refuse_other(self.path, told, hint)
+        name, now = told.get("model"), wanted.values.get("model")
+        if name != now:
+            self._say(f"`{self.path}` is of `{name}`, which is the same model as `{now}`")
         if version != __version__:
             self._say(f"`{self.path}` was begun by version {version}; this is {__version__}")
         return True

@@ -52,11 +52,17 @@ def other_class_names() -> None:
     path.write_text(path.read_text().replace('"green"', '"grün"'))
 
 
+def other_heads() -> None:
+    path = Path("model", "config.json")
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"num_heads": [1, 1, 1]}))
+
+
 @pytest.mark.parametrize(
     ("change", "differs"),
     [
         pytest.param(other_weights, "was made with weights_sha256", id="weights"),
         pytest.param(other_class_names, "was made with classes_sha256", id="class names"),
+        pytest.param(other_heads, "was made with stages_sha256", id="heads"),
     ],
 )
 @pytest.mark.parametrize("command", ["predict", "evaluate"])
@@ -76,6 +82,36 @@ def test_another_model_under_the_same_path_does_not_go_on(
     assert result.exit_code == 2
     assert differs in result.stderr
     assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("command", ["predict", "evaluate"])
+def test_the_same_model_goes_on_whatever_it_is_called(cvt, folder: Path, command: str) -> None:
+    arguments = PREDICT if command == "predict" else [*EVALUATE, "--resume"]
+    path = Path("answers.jsonl" if command == "predict" else "judged.jsonl")
+    assert cvt(*arguments).exit_code == 0
+    before = path.read_bytes()
+    shutil.copytree("model", "moved")
+
+    for name in ("./model", "model/", folder / "model", "model/model.safetensors", "moved"):
+        result = cvt(*(name if one == "model" else one for one in arguments))
+
+        assert result.exit_code == 0, result.stderr
+        assert f"`, which is the same model as `{name}`" in result.stderr
+        assert f"30 images already in `{path}`" in result.stderr
+        assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("command", ["predict", "evaluate"])
+def test_another_model_by_another_path_does_not_go_on(cvt, folder: Path, command: str) -> None:
+    arguments = PREDICT if command == "predict" else [*EVALUATE, "--resume"]
+    shutil.copytree("model", "earlier")
+    assert cvt(*("earlier" if one == "model" else one for one in arguments)).exit_code == 0
+    other_weights()
+
+    result = cvt(*arguments)
+
+    assert result.exit_code == 2
+    assert 'was made with model "earlier", this run has "model"; weights_sha256' in result.stderr
 
 
 def test_two_evaluations_of_other_options_are_not_mixed(cvt, folder: Path) -> None:
