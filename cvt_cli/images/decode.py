@@ -178,6 +178,13 @@ def _opened(file: BinaryIO) -> Image.Image:
         import pillow_heif
 
         pillow_heif.register_heif_opener()
+        file.seek(0)
+        try:
+            return Image.open(file)
+        except UnidentifiedImageError:
+            file.seek(0)
+            pillow_heif.open_heif(file)  # raises what is wrong with it, which Pillow keeps back
+            raise
     except ValueError as error:
         file.seek(0)
         if "Decompressed data too large" not in str(error):
@@ -262,7 +269,7 @@ def _explained() -> Iterator[None]:
     except OSError as error:
         raise ImageError(reason(error)) from None
     except _DECODER_ERRORS as error:
-        raise ImageError(f"damaged: {error}") from None
+        raise ImageError(f"damaged: {str(error).strip()}") from None
 
 
 def reason(error: OSError) -> str:

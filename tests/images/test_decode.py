@@ -181,6 +181,24 @@ def test_heic_is_read_where_pillow_heif_is_installed(tmp_path: Path, cvt) -> Non
     assert decode.size(lambda: path.open("rb")) == (300, 451)
 
 
+def test_a_heic_that_is_not_whole_is_called_damaged(tmp_path: Path, cvt) -> None:
+    whole = heic(tmp_path / "whole.heic").read_bytes()
+    for name, content in {
+        "half": whole[: len(whole) // 2],
+        "head": whole[:60],
+        "name": whole[:12],
+        "zeros": whole[:200] + bytes(len(whole) - 200),
+    }.items():
+        (tmp_path / f"{name}.heic").write_bytes(content)
+
+    result = cvt("predict", tmp_path, "--model", "cvt-nano-cifar10", "--jsonl")
+
+    damaged = {Path(line["path"]).stem: line.get("error", "") for line in result.json_lines}
+    assert damaged.pop("whole") == "" and len(damaged) == 4
+    for error in damaged.values():
+        assert error.startswith("damaged: ") and error == error.strip()
+
+
 def test_heic_is_counted_and_named_where_it_cannot_be_read(
     tmp_path: Path, cvt, monkeypatch: pytest.MonkeyPatch
 ) -> None:
