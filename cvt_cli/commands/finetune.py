@@ -4,7 +4,7 @@ import os
 import shlex
 import sys
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import typer
 
@@ -14,9 +14,6 @@ from cvt_cli.base.progress import silent, unheard
 from cvt_cli.base.text import counted
 from cvt_cli.commands import finetune_options, options, output
 from cvt_cli.spec import recipes
-
-if TYPE_CHECKING:
-    pass
 
 OF_A_RECIPE = frozenset(
     "--show-recipe --recipe --variant --epochs --batch-size --lr --warmup-epochs --weight-decay "
