@@ -66,7 +66,9 @@ def names_of(documents: Sequence[Document]) -> list[str]:
 def part_of(document: Document, training: Document | None) -> str:
     """Which part of the data was measured on, in words."""
     if document.get("split") == "val" or was_chosen_by(document, training):
-        return "the images that the best epoch was chosen by"
+        seen = document.get("n_trained_on")  # in copies, or by what the run started from
+        too_good = f", of which {seen} were trained on before: it is too good" if seen else ""
+        return f"the images that the best epoch was chosen by{too_good}"
     if seen := trained_on(document, training):
         return f"images of which {seen} were trained on"
     if seen == 0:

@@ -603,9 +603,10 @@ def _arguments(command: Any, line: _Line) -> None:
             continue
         if line.positional:
             line.positional -= 1
-        elif metavar == "DATA" and "--data-dir" in line.words[:-1] and "--data" not in line.words:
-            place = line.words.index("--data-dir")  # timm's; here it is where named sets are kept
-            line.departures.append(f"`--data-dir {line.words[place + 1]}` is an argument here")
-            del line.words[place]
         elif not {f"--{metavar.lower()}", f"-{metavar.lower()[0]}", "--resume"} & {*line.words}:
-            line.words.append(metavar.strip("."))
+            if metavar == "DATA" and "--data-dir" in line.words[:-1]:
+                place = line.words.index("--data-dir")  # timm's; here it is where sets are kept
+                line.departures.append(f"`--data-dir {line.words[place + 1]}` is an argument here")
+                del line.words[place]
+            else:
+                line.words.append(metavar.strip("."))

@@ -77,6 +77,8 @@ def open_dataset(
     """
     say = _once(say)
     check_told(data, told)
+    if data in KNOWN and os.path.isdir(data):
+        say(f"not used: the folder `{data}` here, as a known set has this name; write ./{data}")
     if _is_table(data):
         path = Path(places.expanded(data))
         wanted_parts = ("test",) if only_test else PARTS_OF_SPLIT[split]

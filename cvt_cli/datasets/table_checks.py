@@ -34,7 +34,10 @@ def check_labels(rows: Rows, say: Say) -> None:
     labels = rows.coded["label"]
     where = f"`{rows.columns.label}` of `{rows.table.path}`"
     if empty := [name for name in labels.names if not name.strip()]:
-        raise DataError(f"no label in {where} for {rows.marked(labels.are(empty))}")
+        raise DataError(
+            f"no label in {where} for {rows.marked(labels.are(empty))}",
+            hint="leave such rows out of the table, also those of `test`, or give them their class",
+        )
     _check_names(labels.names, rows, lambda name: labels.are([name]), say)
 
 

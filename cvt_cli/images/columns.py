@@ -180,8 +180,8 @@ def _of_marks(table: Table, names: Sequence[str]) -> tuple[str, ...]:
     """Those of some columns that hold nothing but 0 and 1, as far as the first rows tell.
 
     Raises:
-        DataError: a column holds 0 and 1 in most rows, or wherever it holds something, and other
-            values elsewhere: a class would be left out for one empty cell.
+        DataError: a column holds 0 and 1 in most rows that hold something, and other values or
+            nothing elsewhere: a class would be left out for one empty cell.
     """
     names = [name for name in names if name not in table.holding_bytes]
     first = next(table.pieces(names), None) if len(names) > 1 else None
@@ -192,9 +192,10 @@ def _of_marks(table: Table, names: Sequence[str]) -> tuple[str, ...]:
         counts = Counter(map(str, first.columns[name]))
         others = {value: count for value, count in counts.items() if mark(value) is None}
         right = len(first) - sum(others.values())
+        wrong = sum(count for value, count in others.items() if not _is_nothing(value))
         if not others:
             marked.append(name)
-        elif right and (2 * right >= len(first) or all(map(_is_nothing, others))):
+        elif right and right >= wrong:
             doubtful[name] = others
     if len(marked) + len(doubtful) < 2:
         return ()

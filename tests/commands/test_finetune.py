@@ -475,7 +475,8 @@ def test_a_run_says_which_held_out_images_its_start_was_trained_on(
         seen = len(held_out - first)
         assert seen and f"was trained on {seen} of the 12 images held out, such as `" in said
 
-        measured = cvt("evaluate", digits / "train", "--model", tmp_path / run, "--split", "val")
+        judge = ["evaluate", digits / "train", "--model", tmp_path / run, "--split", "val"]
+        measured = cvt(*judge)
 
         wanted = (
             f"trained {seen} of these 12 images were trained on, in copies or by what the run "
@@ -489,6 +490,9 @@ def test_a_run_says_which_held_out_images_its_start_was_trained_on(
         assert f"; {seen} of them were trained on by what the run started from" in card
         assert f"too good, since {seen} of these images were trained on before" in card
         assert f"from `{start.partition('.')[0]}`" in card  # the run, not its `best`
+    cvt(*judge, "--card", tmp_path / run)
+    card = (tmp_path / run / "best" / "README.md").read_text()
+    assert card.count(f"of which {seen} were trained on before: it is too good") > 1
     assert "the start of the run" not in (tmp_path / "same" / "best" / "README.md").read_text()
     whole = cvt("evaluate", digits / "train", "--model", tmp_path / "third", "--json")
     assert whole.json["n_trained_on"] == 60 - len(held_out & first)

@@ -124,6 +124,39 @@ def test_a_class_is_not_left_out_for_a_cell_that_is_empty_or_a_count(
     assert opened(table(1))[0].classes == ("a", "b", "c")
 
 
+def test_findings_are_not_left_out_for_columns_that_are_complete(
+    cvt, tmp_path: Path, names
+) -> None:
+    uncertain = ["1.0", "", "-1.0", "0.0", "", "", "1.0", ""]  # as CheXpert has them
+    rows = zip(names, "01010101", "11110000", uncertain, uncertain[::-1], strict=True)
+    lines = ["path,sex,frontal,edema,fracture", *map(",".join, rows)]
+    (tmp_path / "t.csv").write_text("\n".join(lines) + "\n")
+
+    result = cvt("finetune", tmp_path / "t.csv", "--variant", "nano", "--dry-run")
+
+    assert result.exit_code == 1
+    assert "`edema` may be the column of a class, with 0 and 1; line 3 has ''" in result.stderr
+
+
+def test_a_test_part_without_labels_is_neither_advised_nor_measured(
+    cvt, tmp_path: Path, names: list[str]
+) -> None:
+    rows = [f"{name},{label},train" for name, label in zip(names, SETS, strict=True)]
+    class_folders(tmp_path, {"y": 3})
+    rows += [f"y/{number:03}.png,,test" for number in range(3)]
+    (tmp_path / "t.csv").write_text("\n".join(["path,labels,split", *rows]) + "\n")
+    model = ["--model", "cvt-nano-cifar10"]
+
+    result = cvt("evaluate", tmp_path / "t.csv", *model, "--split", "test")
+    told = [*model, "--epochs", 1, "--val-fraction", 0.4, "-o", tmp_path / "run"]
+    trained = cvt("finetune", tmp_path / "t.csv", *told)
+
+    assert result.exit_code == 1
+    assert "no image of the part `test` in `t.csv` has a class: its 3 labels" in result.stderr
+    assert trained.exit_code == 0, trained.stderr
+    assert trained.stderr.splitlines()[-1].endswith("--split val")
+
+
 def test_what_is_wrong_in_such_a_table_is_said_with_its_line(cvt, tmp_path: Path, names) -> None:
     def error(table: Path, *more: object) -> str:
         result = cvt("finetune", table, "--variant", "nano", "--dry-run", *more)

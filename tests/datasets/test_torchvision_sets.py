@@ -24,7 +24,10 @@ def test_a_known_name_wins_over_a_folder_unless_written_as_a_path(tmp_path, monk
     class_folders(tmp_path / "cifar10", {"mine": 2})
     class_folders(tmp_path / "kept" / "cifar10" / "test", {"cat": 1})
 
-    assert open_dataset("cifar10", "test", tmp_path / "kept").classes == ("cat",)
+    said: list[str] = []
+    known = open_dataset("cifar10", "test", tmp_path / "kept", say=said.append)
+    assert known.classes == ("cat",)
+    assert "not used: the folder `cifar10` here" in said[0] and "write ./cifar10" in said[0]
     assert open_dataset("./cifar10", "test", tmp_path / "kept").classes == ("mine",)
 
 
