@@ -313,13 +313,18 @@ def _run(opened: _Opened, asked: _Asked, access: Access) -> "tuple[Engine, str]"
     part = parts.part_of(asked.together, asked.images, opened.macs)
     if chosen != "torch":
         graph, made_under = graph_of()
-        try:
+        open_graph = functools.partial(
+            runtimes.open_graph, chosen,
+            precision=asked.precision, macs=macs, part=part, say=access.say,
+        )  # fmt: skip
+
+        def prepared() -> Path:
             if not stamps.is_right(graph):
                 prepared_graphs.prepare(graph, made_under, checkpoint, opened.load(), access)
-            running = runtimes.open_graph(
-                chosen, graph, asked.precision, macs=macs, part=part, say=access.say
-            )
-            return running, why
+            return graph
+
+        try:
+            return prepared_graphs.opened(prepared, open_graph), why
         except CvtError as error:
             if asked.engine != "auto":
                 raise

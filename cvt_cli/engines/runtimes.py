@@ -461,6 +461,10 @@ def _unreadable(
     path: Path, error: Exception, record: Record | None, runtime: Runtime
 ) -> CheckpointError:
     reason = _reason(error)
+    if not os.path.exists(path):
+        return CheckpointError(
+            f"`{path}` was removed before it was open", hint="run the same command again"
+        )
     if record is None:
         return CheckpointError(
             f"`{path}` is damaged, or not a graph that can be run: {reason}",

@@ -18,6 +18,7 @@ from cvt_cli.checkpoints.folders import CheckpointConfig
 from cvt_cli.checkpoints.locate import Access
 from cvt_cli.engines import runtimes
 from cvt_cli.engines.parts import part_of
+from cvt_cli.engines.protocol import Engine
 from cvt_cli.engines.ready import ReadyModel
 from cvt_cli.export import prepared_graphs, quantise
 from cvt_cli.export.quantise import Right
@@ -132,14 +133,23 @@ def ready(
             "classes",
             hint="leave it out, and compare `cvt evaluate` in int8 and fp32",
         )
-    path, calibration = open_int8(checkpoint, said, load, asked, runtime, access)
     part = part_of(together, images, macs)
-    running = runtimes.open_graph(
-        *(runtime, path, "auto", export_metadata.read(path)),
-        macs=macs * together,
-        part=part,
-        say=access.say,
-    )
+    calibration = ""
+
+    def prepared() -> Path:
+        nonlocal calibration
+        path, calibration = open_int8(checkpoint, said, load, asked, runtime, access)
+        return path
+
+    def opened(path: Path) -> Engine:
+        return runtimes.open_graph(
+            *(runtime, path, "auto", export_metadata.read(path)),
+            macs=macs * together,
+            part=part,
+            say=access.say,
+        )
+
+    running = prepared_graphs.opened(prepared, opened)
     access.detail(f"engine {running.name}: it computes in int8")
     if asked.calibration is None:
         access.say(

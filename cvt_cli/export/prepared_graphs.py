@@ -4,11 +4,13 @@ Imports torch only inside the function that makes one.
 """
 
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from cvt_cli.base import locks, machine, places, stamps
 from cvt_cli.base.conditions import Conditions
+from cvt_cli.base.errors import CvtError
 from cvt_cli.base.package import __version__
 from cvt_cli.checkpoints import cache
 from cvt_cli.checkpoints.checkpoint import Checkpoint
@@ -17,6 +19,11 @@ from cvt_cli.checkpoints.locate import Access
 
 if TYPE_CHECKING:
     from cvt_cli.model.weights import LoadedCheckpoint
+
+T = TypeVar("T")
+
+_TRIES = 3
+"""Of opening a graph that other processes remove (`cvt cache remove`) before it is open."""
 
 _MAKERS = ("torch", "onnx")
 """Packages that make a graph; another version of them may write another one."""
@@ -76,3 +83,23 @@ def prepare(
             metadata,
             made_under={**made_under.values, "model": checkpoint.name},
         )
+
+
+def opened(prepared: Callable[[], Path], open_it: Callable[[Path], T]) -> T:
+    """Open a graph; one that another process has removed meanwhile is prepared again.
+
+    Args:
+        prepared: gives its place, and makes it if it is not there.
+        open_it: opens it.
+
+    Raises:
+        CvtError: it cannot be made or opened.
+    """
+    for tries_left in reversed(range(_TRIES)):
+        graph = prepared()
+        try:
+            return open_it(graph)
+        except CvtError:
+            if not tries_left or os.path.exists(graph):
+                raise
+    raise AssertionError("the last try returns or raises")

@@ -604,6 +604,62 @@ for runtime in ("onnxruntime", "openvino"):
     assert done.stdout.count("is damaged, or not a graph that can be run") == 2, done.stderr
 
 
+def _removed_before_opening(monkeypatch: pytest.MonkeyPatch, cvt, times: int) -> None:
+    """Let `cvt cache remove` come between a graph's preparation and its opening."""
+    real, left = runtimes.open_graph, [times]
+
+    def open_graph(*arguments: object, **settings: object) -> object:
+        if left[0]:
+            left[0] -= 1
+            assert cvt("cache", "remove", "cvt-nano-cifar10").exit_code == 0
+        return real(*arguments, **settings)
+
+    monkeypatch.setattr(runtimes, "open_graph", open_graph)
+
+
+@pytest.mark.parametrize(
+    ("engine", "precision", "made"),
+    [
+        ("onnxruntime", "fp32", "preparing the graph of"),
+        ("openvino", "fp32", "preparing the graph of"),
+        ("onnxruntime", "int8", "quantising"),
+    ],
+)
+def test_a_graph_that_is_removed_before_it_is_open_is_prepared_again(
+    cvt,
+    prepared: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    engine: str,
+    precision: str,
+    made: str,
+) -> None:
+    monkeypatch.setenv("CVT_CACHE", str(shutil.copytree(prepared, tmp_path / "cache")))
+    asked = ("predict", CHELSEA, *NANO, "--engine", engine, "--precision", precision, "--json")
+    undisturbed = cvt(*asked)
+    _removed_before_opening(monkeypatch, cvt, 1)
+
+    result = cvt(*asked)
+
+    assert result.exit_code == 0, result.stderr
+    assert f"{made} cvt-nano-cifar10" in result.stderr
+    assert result.json["engine"] == engine
+    assert result.json["results"] == undisturbed.json["results"]
+
+
+def test_a_graph_that_is_removed_again_and_again_is_not_called_damaged(
+    cvt, prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CVT_CACHE", str(shutil.copytree(prepared, tmp_path / "cache")))
+    _removed_before_opening(monkeypatch, cvt, 100)
+
+    result = cvt("predict", CHELSEA, *NANO, "--engine", "onnxruntime")
+
+    assert result.exit_code == 1
+    assert "was removed before it was open" in result.stderr
+    assert "damaged" not in result.stderr
+
+
 def test_killed_or_twice_at_once_the_preparation_leaves_a_whole_graph_or_none(
     machine: Machine,
 ) -> None:
