@@ -244,6 +244,8 @@ def _read_json(path: Path) -> dict[str, Any]:
             f"`{path}` does not exist; the folder holds {_content_of(path.parent)}",
             hint=f"{no_best}; `{last}` is a checkpoint too"
             if (last / CONFIG_FILE).is_file()
+            else no_best
+            if path.with_name("plan.json").is_file()
             else f"it is a cross-validation, whose models are those of its folds, such as `{fold}`"
             if best_of(fold := path.with_name("fold-1"))
             else "a checkpoint folder holds `config.json`, `model.safetensors` "

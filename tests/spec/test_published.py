@@ -198,6 +198,10 @@ def test_of_a_run_without_a_finished_epoch_the_last_state_is_offered(
     assert result.exit_code == 1
     assert f"`{run / 'config.json'}` does not exist; the folder holds last" in result.stderr
     assert f"`{run / 'last'}` is a checkpoint too" in result.stderr
+    shutil.rmtree(run / "last")
+    (run / "plan.json").write_text("{}")
+    begun = cvt("predict", CHELSEA, "--model", run)
+    assert "hint: no epoch of this run is finished\n" in begun.stderr
 
 
 @pytest.mark.parametrize("model", ["a" * 5000, "a\0b", "x/\0"])
