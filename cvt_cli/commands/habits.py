@@ -604,7 +604,7 @@ def _arguments(command: Any, line: _Line) -> None:
         if line.positional:
             line.positional -= 1
         elif not {f"--{metavar.lower()}", f"-{metavar.lower()[0]}", "--resume"} & {*line.words}:
-            if metavar == "DATA" and "--data-dir" in line.words[:-1]:
+            if metavar == "DATA" and "--data-dir" in line.words[:-1] and line.sentence():
                 place = line.words.index("--data-dir")  # timm's; here it is where sets are kept
                 line.departures.append(f"`--data-dir {line.words[place + 1]}` is an argument here")
                 del line.words[place]

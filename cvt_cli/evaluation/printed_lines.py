@@ -185,6 +185,8 @@ def _groups(found: Groups) -> list[str]:
     ]
     if len(shown) < len(found.groups):
         lines.append(f"group   {len(found.groups) - len(shown)} more are no worse (--json has all)")
+    if len(found.groups) < 2:
+        return lines
     between = ""
     if (interval := found.gap_interval) is not None:
         between = f" (95 % interval {_range(interval)})"

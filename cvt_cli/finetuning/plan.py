@@ -265,7 +265,7 @@ def _rough(seconds: float) -> str:
     for size, unit in ((86400, "days"), (3600, "hours"), (60, "minutes")):
         if seconds >= 2 * size:
             return f"{seconds / size:.1f} {unit}"
-    return f"{seconds:.0f} seconds"
+    return counted(max(1, round(seconds)), "second")
 
 
 def refuse_moved(folder: Path) -> None:

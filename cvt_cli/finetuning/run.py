@@ -177,13 +177,14 @@ class Run:
                 with run_card.metered(folder, self.job, self._say):
                     self._train(folder, position)
                 result = results.finish(folder, self.job, position, self._part, self._say)
-            except KeyboardInterrupt:
-                self._say(
-                    f"interrupted{self._saved}; to continue: cvt finetune --resume "
-                    f"{shlex.quote(str(whole or folder))}"
-                    if (folder / STATE_FILE).exists()
-                    else "interrupted before training began"
-                )
+            except (KeyboardInterrupt, CvtError) as error:
+                is_begun = (folder / STATE_FILE).exists()
+                again = f"to continue: cvt finetune --resume {shlex.quote(str(whole or folder))}"
+                if isinstance(error, KeyboardInterrupt):
+                    how = f"interrupted{self._saved}; {again}"
+                    self._say(how if is_begun else "interrupted before training began")
+                elif is_begun and isinstance(error.__cause__, OSError):  # as on a full disk
+                    self._say(f"ended by an error; {again}")
                 raise
         torchrun.gather(None)  # what the first one wrote is there for all that come back
         return result

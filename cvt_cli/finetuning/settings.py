@@ -241,7 +241,8 @@ class Options:
         part = self.batch_size or max(1, recipe.batch_size // shares)
         if part * shares > images:
             part = max(1, images // shares)
-            say(f"batch size {part}: limited by the number of training images")
+            if recipe.optimizer != "newton":  # whose steps are of all images
+                say(f"batch size {part}: limited by the number of training images")
         return recipe.override(batch_size=part * shares, learning_rate=self.lr), part
 
     def settings(

@@ -66,7 +66,8 @@ class Columns:
         told = ", ".join(f"{role} `{name}`" for role, name in words.items() if name is not None)
         if self.classes:
             told += f", a column of 0 and 1 for each class: {text.some(self.classes)}"
-        guessed = " and ".join("image" if r == "path" and self.picture else r for r in self.guessed)
+        named = [role for role in self.guessed if not (role == "label" and self.classes)]
+        guessed = " and ".join("image" if r == "path" and self.picture else r for r in named)
         return told + (f"; guessed by name: {guessed}" if guessed else "")
 
 

@@ -460,6 +460,7 @@ def test_a_full_disk_stops_the_run_and_leaves_the_last_good_state(
 
     assert process.returncode == 1, stderr
     assert f"error: cannot write `{state}`" in stderr and "Traceback" not in stderr
+    assert f"ended by an error; to continue: cvt finetune --resume {run}" in stderr
     process = start(["finetune", "--resume", str(run)])
     process.communicate(timeout=600)
     assert process.returncode == 0
