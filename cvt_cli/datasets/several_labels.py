@@ -76,12 +76,12 @@ def read(rows: Rows, separator: str | None, say: Say) -> tuple[Rows, Sets] | Non
                     f"it is in another label; --separator '{SIGN}' takes it as several"
                 )
             for other in _OTHER_SIGNS:
-                if many := [name for name in labels.names if other in name]:
-                    if _recur(labels.names, other):
-                        say(
-                            f"`{many[0]}` in {where} is taken as the name of one class, though "
-                            f"parts of such names recur; --separator '{other}' takes it as several"
-                        )
+                many = [name for name in labels.names if other in name]
+                if many and _recur(labels.names, other):
+                    say(
+                        f"`{many[0]}` in {where} is taken as the name of one class, though parts "
+                        f"of such names recur; --separator '{other}' takes it as several"
+                    )
             return None
         if sign == NO_SIGN:
             return None

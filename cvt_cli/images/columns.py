@@ -200,7 +200,8 @@ def _of_marks(table: Table, names: Sequence[str]) -> tuple[str, ...]:
             doubtful[name] = others
     if len(marked) + len(doubtful) < 2:
         return ()
-    for name, others in doubtful.items():
+    if doubtful:
+        name, others = next(iter(doubtful.items()))
         values = first.columns[name]
         place = next(i for i, value in enumerate(values) if str(value) in others)
         raise DataError(
