@@ -1,7 +1,7 @@
 """``cvt cache``: what is kept on this machine."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import date
 from functools import partial
 from pathlib import Path
@@ -40,20 +40,26 @@ Names = Annotated[
 ]
 
 
-def _as_listed(names: Iterable[str], own: "Iterable[Prepared]") -> list[str]:
-    """What `cvt cache list` calls these: of a run's folder its best epoch is meant."""
+def _parted(
+    names: Iterable[str], prepared: "Sequence[Prepared]"
+) -> "tuple[list[Prepared], list[str]]":
+    """Those of one's own models that names mean, by what `cvt cache list` calls them; the rest.
+
+    Of a run's folder its best epoch is meant.
+    """
     from cvt_cli.checkpoints import folders
 
-    listed = {os.path.normpath(one.name): one.name for one in own}
-
-    def as_listed(name: str) -> str:
+    listed = {os.path.normpath(one.name) for one in prepared}
+    own: set[str] = set()
+    rest = []
+    for name in names:
         best = os.path.join(name, folders.BEST)
-        for told in (name, best):
-            if found := listed.get(os.path.normpath(told)):
-                return found
-        return best if folders.best_of(Path(places.expanded(name))) else name
-
-    return [as_listed(name) for name in names]
+        told = [os.path.normpath(one) for one in (name, best)]
+        if found := next((one for one in told if one in listed), None):
+            own.add(found)
+        else:
+            rest.append(best if folders.best_of(Path(places.expanded(name))) else name)
+    return [one for one in prepared if os.path.normpath(one.name) in own], rest
 
 
 @app.command(name="list", cls=help_pages.Command)
@@ -122,14 +128,11 @@ def path(names: Names = None, json_output: options.Json = False) -> None:
 
     if names:
         prepared = sorted(cache.prepared(), key=lambda one: one.last_use)
-        own = {one.name: str(one.folder) for one in prepared}
         folders: dict[str, str] = {}
-        for name in _as_listed(names, prepared):
-            if name in own:
-                folders[name] = own[name]
-            else:
-                meant = catalogue.meant([name])
-                folders |= {known: str(one.folder) for known, one in meant.items()}
+        for name in names:
+            own, of_hub = _parted([name], prepared)
+            folders |= {one.name: str(one.folder) for one in own}
+            folders |= {known: str(one.folder) for known, one in catalogue.meant(of_hub).items()}
     else:
         found = {"hub": places.hub_dir(), "cvt": places.cache_dir()}
         if files.NOWHERE in found.values():
@@ -157,10 +160,7 @@ def verify(names: Names = None, json_output: options.Json = False) -> None:
     from cvt_cli.commands import catalogue
 
     verdicts = {True: "right", False: "damaged", None: "no hash known"}
-    prepared = cache.prepared() if names else []
-    told = _as_listed(names or (), prepared)
-    own = [one for one in prepared if one.name in told]
-    of_hub = [name for name in told if name not in {one.name for one in own}]
+    own, of_hub = _parted(names or (), cache.prepared() if names else [])
     rows = catalogue.held(of_hub) if of_hub or not names else []
     checks: list[tuple[str, Path, bool | None]] = []
     refused = []
@@ -230,11 +230,10 @@ def remove(
     if bool(names) == everything:
         raise UsageError("name models, or use --all")
     prepared = cache.prepared()
-    told = _as_listed(names or (), prepared)
-    own = [one for one in prepared if everything or one.name in told]
-    of_hub = set(told) - {one.name for one in own}
+    own, of_hub = _parted(names or (), prepared)
     repositories = {catalogue.repository_of(name) for name in of_hub}
     if everything:
+        own = prepared
         repositories = {row.snapshot.repository for row in catalogue.held([])}
     removals = [(one.name, partial(cache.remove_prepared, one)) for one in own]
     removals += [(name, partial(cache.remove, name)) for name in sorted(repositories)]
