@@ -24,6 +24,13 @@ def named(archive: zipfile.ZipFile) -> zipfile.ZipFile:
     return archive
 
 
+def is_guessed(info: zipfile.ZipInfo) -> bool:
+    """Whether a member that `named` went through may have another name: neither says it that it is
+    UTF-8 nor is it, so that it was taken for CP437, as DOS and Windows write it in the West."""
+    of_dos = not info.flag_bits & _IS_UTF8 and info.filename == info.orig_filename
+    return of_dos and not info.filename.isascii()
+
+
 def _name(info: zipfile.ZipInfo) -> str:
     written = info.orig_filename.encode("cp437")  # of every byte CP437 makes another character
     try:

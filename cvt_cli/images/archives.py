@@ -214,6 +214,8 @@ def _zip_index(path: Path, changed: int, size: int) -> Index:
     with zipfile.ZipFile(path) as archive:
         for info in zips.named(archive).infolist():
             index.add(info.filename, info, info.filename.endswith("/"))  # it may be empty
+            if zips.is_guessed(info):
+                index.passed.guessed.add(f"{path}/{info.filename}")
     return index
 
 

@@ -61,6 +61,7 @@ class Passed:
     archives: Counter[str] = field(default_factory=Counter)  # in folders and archives, by suffix
     links: set[str] = field(default_factory=set)  # to folders, with the links' own paths
     replaced: set[str] = field(default_factory=set)  # members of archives, by a later one
+    guessed: set[str] = field(default_factory=set)  # likewise, read under names in CP437
 
     def add_file(self, name: str) -> None:
         """Count a file that was passed over, if it is a picture or an archive by its suffix."""
@@ -76,6 +77,7 @@ class Passed:
         """Learn what an archive's index passed over; again is harmless."""
         self.folders |= archive.folders
         self.replaced |= archive.replaced
+        self.guessed |= archive.guessed
 
     def __str__(self) -> str:
         """A sentence; empty if there is nothing to say."""
@@ -98,10 +100,15 @@ class Passed:
         ):
             if found:
                 parts.append(f"{what} ({len(found)}, such as `{min(found)}`)")
-        text = f"skipped: {' and '.join(parts)}" if parts else ""
+        told = [f"skipped: {' and '.join(parts)}"] if parts else []
         if self.files.keys() & HEIF_SUFFIXES:
-            text += f"; {heif_needs()}"
-        return text
+            told.append(heif_needs())
+        if self.guessed:
+            told.append(
+                f"names in archives of unknown encoding, read as CP437 ({len(self.guessed)}, such "
+                f"as `{min(self.guessed)}`)"
+            )
+        return "; ".join(told)
 
 
 def images_in(folder: Path, passed: Passed | None = None) -> Iterator[Path]:

@@ -1089,7 +1089,8 @@ def test_names_in_a_zip_that_do_not_say_their_encoding_are_utf8_if_their_bytes_a
         archive.write(CHELSEA, "Œuvre.png")
     meant = [*names.values(), "Œuvre.png"]
 
-    of_zip = cvt("predict", path, *NANO).json_lines
+    ran = cvt("predict", path, *NANO)
+    of_zip = ran.json_lines
     of_address = cvt("predict", f"zip://**/*.png::{path}", *NANO).json_lines
     named = cvt("predict", f"simplecache::zip://Köter/猫.png::file://{path}", *NANO).json_lines
 
@@ -1097,6 +1098,8 @@ def test_names_in_a_zip_that_do_not_say_their_encoding_are_utf8_if_their_bytes_a
     addresses = [line["path"] for line in of_address]
     assert sorted(addresses) == sorted(f"zip://{name}::{path}" for name in meant)
     assert all(line["predictions"] for line in (*of_zip, *of_address, *named))
+    told = f"names in archives of unknown encoding, read as CP437 (1, such as `{path}/Übung.png`)"
+    assert told in " ".join(ran.stderr.split())
 
 
 def test_an_encrypted_member_is_an_unreadable_image(cvt, tmp_path: Path) -> None:
