@@ -247,8 +247,7 @@ class Classifier:
         asked = from_python.asked(
             method, target, against, stage, top_k, score, self._exif, self._background
         )
-        sources = (_source(image, number) for number, image in enumerate(_listed(images)))
-        found = from_python.explained(self._explainer, sources, asked)
+        found = from_python.explained(self._explainer, _sources(_listed(images)), asked)
         return found if _several(images) else found[0]
 
     def answers(self, images: "One | Iterable[One]") -> "Iterator[Answer]":
@@ -323,7 +322,7 @@ class Classifier:
         model = self.model
         return classify.classify(
             model.engine,
-            (_source(image, number) for number, image in enumerate(images)),
+            _sources(images),
             model.preprocessing,
             model.labels,
             wishes,
@@ -438,10 +437,17 @@ class _Given:
         return decode.from_memory(self.image, exif, background)
 
 
-def _source(image: Any, number: int) -> Any:
+def _sources(images: "Iterable[Any]") -> "Iterator[Any]":
+    """Images that have not been read yet. What is no list or column may give the same array or
+    Pillow image again and again with other pixels, as videos are gone through."""
+    changing = not (isinstance(images, list | tuple) or hasattr(images, "dtype"))
+    return (_source(image, number, changing) for number, image in enumerate(images))
+
+
+def _source(image: Any, number: int, changing: bool) -> Any:
     """An image that has not been read yet; an open file is read at once."""
     from cvt_cli.base.text import without_password
-    from cvt_cli.images import sources
+    from cvt_cli.images import decode, sources
 
     name = f"image {number}"
     called = None
@@ -463,7 +469,9 @@ def _source(image: Any, number: int) -> Any:
                 return _Unreadable(name, "opened as text; open it with mode 'rb'")
         if isinstance(image, bytes | bytearray | memoryview):
             name = called if isinstance(called, str) and called else name
-            return sources.Source(name, partial(io.BytesIO, image))
+            return sources.Source(name, partial(io.BytesIO, bytes(image) if changing else image))
+        if changing:
+            image = decode.as_it_is_now(image)
     except (CvtError, OSError, ValueError) as error:  # ValueError: the file is closed
         return _Unreadable(name, str(error))
     return _Given(name, image)

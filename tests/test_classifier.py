@@ -12,12 +12,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageSequence
 
 import cvt_cli
 from cvt_cli import Classifier
 from cvt_cli.base import package
 from cvt_cli.base.errors import CheckpointError, ImageError, UsageError
+from cvt_cli.prediction.answers import Prediction
 from cvt_cli.spec.formats import EngineChoice
 from tests_shared import CHELSEA, TESTS, python
 
@@ -369,6 +370,47 @@ def test_several_threads_may_ask_at_once() -> None:
     done = python(THREADS, CHELSEA, boats)
 
     assert done.stdout == f"{[True] * 6}\n", done.stderr
+
+
+def scores(answers: list[list[Prediction]]) -> list[float]:
+    """To so many digits as do not depend on how many images are computed together."""
+    return [round(predictions[0].score, 4) for predictions in answers]
+
+
+def test_an_opened_picture_may_be_given_several_times(classify, pixels) -> None:
+    large = Image.fromarray(pixels).resize((1200, 800))
+    expected = scores([classify(large)] * 4)
+    for kind in ("BMP", "PNG"):
+        content = io.BytesIO()
+        large.save(content, kind, compress_level=1)
+
+        assert scores(classify([Image.open(content)] * 4)) == expected
+
+
+def test_frames_are_answered_as_they_were_when_they_were_given(classify, pixels) -> None:
+    frames = [Image.fromarray(np.roll(pixels, turn, axis=2)) for turn in (0, 1, 2)]
+    content, canvas, array = io.BytesIO(), frames[0].copy(), pixels.copy()
+    frames[0].save(content, "PNG", save_all=True, append_images=frames[1:])
+
+    def drawn():
+        for frame in frames:
+            canvas.paste(frame)
+            yield canvas
+
+    def filled(kind):
+        for frame in frames:
+            array[:] = np.asarray(frame)
+            yield kind(array)
+
+    expected = scores(classify(frames))
+    assert len(set(expected)) == 3
+    for given in (
+        ImageSequence.Iterator(Image.open(content)),
+        drawn(),
+        filled(np.asarray),
+        filled(lambda array: torch.from_numpy(array).permute(2, 0, 1)),
+    ):
+        assert scores(classify(given)) == expected
 
 
 def test_one_odd_image_ends_no_table(classify) -> None:

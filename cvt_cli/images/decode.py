@@ -6,6 +6,7 @@ import io
 import os
 import stat
 import struct
+import threading
 import weakref
 import zlib
 from collections.abc import Callable, Iterator
@@ -285,6 +286,46 @@ _ACCEPTED_IN_MEMORY = (
 )
 
 
+class _Loading:
+    """Locks for opened Pillow images: one is read from its file, and its EXIF too, when it is first
+    used, and is given wrong pixels where two threads begin that."""
+
+    def __init__(self) -> None:
+        if hasattr(os, "register_at_fork"):  # a thread that is gone there may hold one
+            os.register_at_fork(after_in_child=self._start)
+        self._start()
+
+    def _start(self) -> None:
+        self._locks = [threading.Lock() for _ in range(64)]
+
+    def of(self, image: Image.Image) -> threading.Lock:
+        """Always the same for one image; others seldom have it."""
+        return self._locks[id(image) // 16 % len(self._locks)]
+
+
+_loading = _Loading()
+
+
+def as_it_is_now(image: object) -> Image.Image:
+    """An image that Python holds, for `from_memory`: no change that is made to it later is seen.
+
+    A Pillow image that has not been read from its file is given back itself, unless it has several
+    frames, of which another may be sought.
+
+    Raises:
+        ImageError: as `from_memory`.
+    """
+    if not isinstance(image, Image.Image):
+        return _from_array(image).copy()
+    with _explained(), _loading.of(image):
+        if getattr(image, "tile", None) and not getattr(image, "is_animated", False):
+            return image
+        kept = image.copy()
+        if turned := image.getexif().get(ExifTags.Base.Orientation):
+            kept.getexif()[ExifTags.Base.Orientation] = turned
+        return kept
+
+
 def from_memory(image: object, exif: bool, background: Colour | None = None) -> Image.Image:
     """An image that Python holds, to RGB.
 
@@ -298,9 +339,14 @@ def from_memory(image: object, exif: bool, background: Colour | None = None) -> 
         ImageError: it is something else, or a Pillow image whose file cannot be read.
     """
     if isinstance(image, Image.Image):
-        with _explained():
+        with _explained(), _loading.of(image):
             image.load()
             return to_rgb(upright(image) if exif else image, background)
+    return to_rgb(_from_array(image), background)
+
+
+def _from_array(image: object) -> Image.Image:
+    """An array or a tensor; raises ImageError for what is none."""
     # A row of an image, in numbers, would pass for one.
     if isinstance(image, int | float | list | tuple | None):
         raise ImageError(f"{type(image).__name__} is not an image; {_ACCEPTED_IN_MEMORY}")
@@ -319,7 +365,7 @@ def from_memory(image: object, exif: bool, background: Colour | None = None) -> 
             f"{type(image).__name__} of {array.dtype} with shape "
             f"{tuple(getattr(image, 'shape', array.shape))}; {_ACCEPTED_IN_MEMORY}"
         )
-    return to_rgb(Image.fromarray(_as_8_bits(array)), background)
+    return Image.fromarray(_as_8_bits(array))
 
 
 def _as_array(image: Any) -> NDArray[Any]:
