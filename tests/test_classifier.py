@@ -187,6 +187,18 @@ def test_a_stream_of_answers_goes_past_whatever_cannot_be_read(classify, tmp_pat
     assert [answer.path for answer in classify.answers(str(CHELSEA))] == [str(CHELSEA)]
 
 
+@pytest.mark.filterwarnings("error::PIL.Image.DecompressionBombWarning")
+def test_a_picture_that_pillow_warns_of_ends_no_stream_where_warnings_are_errors(
+    classify, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100_000)
+
+    large, other = classify.answers([CHELSEA, np.zeros((8, 8, 3), np.uint8)])
+
+    assert "exceeds limit of 100000 pixels" in large.error
+    assert other.error is None
+
+
 def test_batches_of_ray_data_are_given_back_with_columns(classify, pixels) -> None:
     # As `map_batches` makes them by default: a dict of arrays, which cannot be written to.
     same_size = np.stack([pixels, pixels[::-1]])

@@ -265,6 +265,8 @@ def _explained() -> Iterator[None]:
         raise ImageError(
             f"too large: more than {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels"
         ) from None
+    except Warning as warning:  # which the program that calls has made an error
+        raise ImageError(f"a warning that is an error here: {warning}") from None
     except MemoryError:
         raise ImageError("too large for the memory of this machine") from None
     except OSError as error:
@@ -426,7 +428,7 @@ def upright(image: Image.Image) -> Image.Image:
     """
     try:
         turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
-    except (OSError, *_DECODER_ERRORS):  # unreadable, which is as good as none
+    except (OSError, Warning, *_DECODER_ERRORS):  # unreadable, which is as good as none
         return image
     return image if turn is None else image.transpose(turn)
 
