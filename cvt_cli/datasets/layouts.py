@@ -35,6 +35,7 @@ from cvt_cli.datasets.groups import from_paths
 from cvt_cli.datasets.labelled import LabelledImages, Split, made
 from cvt_cli.datasets.parts import PARTS_OF_SPLIT, beside, entered, parts_of, unlike_classes
 from cvt_cli.datasets.table_sets import Told, open_part, parts_of_table
+from cvt_cli.datasets.tables_beside import that_tell
 from cvt_cli.datasets.torchvision_sets import KNOWN, KNOWN_SETS
 from cvt_cli.images import columns, finding
 from cvt_cli.images.finding import Passed
@@ -292,11 +293,12 @@ def class_folders(tree: Tree, split: Split, say: Say) -> LabelledImages:
     found = {name: list(tree.images(name, passed)) for name in sorted(folders)}
     classes = [name for name in found if found[name]]
     loose = sum(map(finding.is_image_name, files))
-    tables = [name for name in files if is_table(name)] if isinstance(tree, Folder) else []
+    in_place = isinstance(tree, Folder)  # tables are read from there alone
+    tables = sorted(tree.root / name for name in files if is_table(name) and in_place)
     if loose and not classes:
         raise DataError(
             f"{counted(loose, 'image')} directly in `{tree.root}`, and nothing says of which class",
-            hint=_named(tree, tables, "if a table has their classes, name it")
+            hint=_named(tables, "if a table has their classes, name it")
             if tables
             else "put them into one folder per class, or put beside them "
             f"`{imagenet.VAL_TABLE}` with lines `name index`, or `{imagenet.DEVKIT_TABLE}` and "
@@ -307,27 +309,32 @@ def class_folders(tree: Tree, split: Split, say: Say) -> LabelledImages:
             f"no images in class folders below `{tree.root}`: found {counted(len(found), 'folder')}"
             + (f" ({', '.join(list(found)[:5])})" if found else "")
             + (f"; {passed}" if str(passed) else ""),
-            hint=_named(tree, tables, "if a table has the images, name it")
+            hint=_named(tables, "if a table has the images, name it")
             if tables
             else "expected is one folder per class with image files in it, such as "
             f"`{tree.root / 'cat' / '1.jpg'}`",
         )
-    if parts := unlike_classes({name: found[name] for name in classes}):
+    images = {name: found[name] for name in classes}
+    telling = that_tell(tree.root, tables, images) if in_place else []
+    if parts := unlike_classes(images, bool(telling)):
         these, (why, certain) = text.some([f"`{name}`" for name in classes]), parts
         if certain:
             raise DataError(
                 f"{these} in `{tree.root}` look like parts of a set, not like classes: they {why}",
-                hint=_part_of(tree, classes),
+                hint=_part_of(tree, classes, telling),
             )
-        say(
-            f"{these} in `{tree.root}` {why}; they are the classes here: if those in them are, "
-            "name one of these folders alone"
-        )
+        say(f"{these} in `{tree.root}` {why}; they are taken as the classes")
     if empty := [f"`{name}`" for name in found if not found[name]]:
         named = text.some(empty)
         say(f"skipped: {counted(len(empty), 'folder')} without images, {named}, in `{tree.root}`")
     if loose:
         say(f"not used: {counted(loose, 'image')} beside the class folders in `{tree.root}`")
+    if unused := telling or tables:
+        these = text.some(f"`{table}`" for table in unused)
+        if telling:
+            these += f", which {'names' if len(unused) == 1 else 'name'} images there; if it has "
+            these += "their classes, name the table"
+        say(f"not used for the classes of the folders in `{tree.root}`: {these}")
     if str(passed):
         say(f"{passed}, in `{tree.root}`")
     if len(classes) == 1:
@@ -343,21 +350,21 @@ def class_folders(tree: Tree, split: Split, say: Say) -> LabelledImages:
     return made(tree, classes, names, labels, "class folders")
 
 
-def _part_of(tree: Tree, folders: Sequence[str]) -> str:
+def _part_of(tree: Tree, folders: Sequence[str], tables: Sequence[Path]) -> str:
     """A hint on folders that are parts by other names, or whose classes a table may have."""
     rename = "call them `train`, `val` and `test`"
     if not isinstance(tree, Folder):
         return rename
-    inner = [f"{name}/{file}" for name in folders for file in tree.listing(name)[1]]
-    if tables := [name for name in inner if is_table(name)]:
-        return _named(tree, tables, "if a table has the classes, name it")
+    inner = [tree.root / name / file for name in folders for file in tree.listing(name)[1]]
+    if tables := tables or [path for path in inner if is_table(path.name)]:
+        return _named(tables, "if a table has the classes, name it")
     first = next((name for name in folders if "train" in name.casefold()), folders[0])
     return f"{rename}, or name one of them, such as {shlex.quote(str(tree.root / first))}"
 
 
-def _named(tree: Tree, tables: Sequence[str], advice: str) -> str:
+def _named(tables: Sequence[Path], advice: str) -> str:
     """A hint with a table's path; of several, none is all of the data."""
-    first = shlex.quote(str(tree.root / min(tables)))
+    first = shlex.quote(str(min(tables)))
     if len(tables) == 1:
         return f"{advice}: {first}"
     return (

@@ -98,35 +98,62 @@ def entered(tree: Tree, in_part: bool = False) -> Tree:
 
 
 _LIKE_A_PART = re.compile(
-    "(?<![a-z])(?:train|training|val|valid|validation|dev|eval|test|testing|pred|prediction|fold)"
+    "(?<![a-z])(train|training|val|valid|validation|dev|eval|test|testing|pred|prediction|fold)"
     "(?:set|data|images|imgs)?(?![a-z])"
 )
 """In what other sets call their parts: "seg_train", "training_set", "Test data", "fold_1"."""
 
+_SOME_IMAGES = re.compile(
+    r"(?<![a-z])(?:set|data|images?|imgs?|photos|pictures|parts?|batch)(?![a-z])"
+)
+"""In what they call some of their images: "images_001", "HAM10000_images_part_1"."""
 
-def unlike_classes(images: Mapping[str, Sequence[str]]) -> tuple[str, bool] | None:
+
+def unlike_classes(
+    images: Mapping[str, Sequence[str]], told: bool = False
+) -> tuple[str, bool] | None:
     """Why folders that are read as classes look like the parts of a set, as ends a sentence.
 
     Args:
         images: the names of those in each folder, which begin with the folder's.
+        told: whether a table says something else of these images (`tables_beside`).
 
     Returns:
         It, and whether it is certain enough to refuse them; None where they look like classes.
     """
     if len(images) < 2:
         return None
-    if all(name.casefold() in PART_OF for name in images):
-        return "have the names of parts, and hold images and no class folders", True
-    named = all(_LIKE_A_PART.search(name.casefold()) for name in images)
-    if not named and any(names[0].count("/") < 2 for names in images.values()):
-        return None  # as is usual: images lie in the class's folder
-    inner = [_folders_in(names) for names in images.values()]
-    if named:
+    small = [name.casefold() for name in images]
+    words = {name: word for name in small if (word := _LIKE_A_PART.search(name))}
+    parts = {PART_OF.get(word[1], word[1]) for word in words.values()}
+    alike = len(parts) > 1 and len({_rest(name, word[0]) for name, word in words.items()}) == 1
+    flat = any(names[0].count("/") < 2 for names in images.values())  # as is usual
+    if len(words) == len(small):
+        inner = [_folders_in(names) for names in images.values()]
         recurring = Counter(name for names in inner for name in names if name)
-        again = [name for name, count in recurring.items() if count > 1]
-        return (f"hold folders of the same names, such as `{min(again)}`", True) if again else None
-    same = len(inner[0]) > 1 and "" not in inner[0] and all(one == inner[0] for one in inner)
-    return ("all hold the same folders", False) if same else None
+        if again := [name for name, count in recurring.items() if count > 1]:
+            return f"hold folders of the same names, such as `{min(again)}`", True
+        if alike:
+            return "have the names of parts, and hold images and no class folders", True
+    elif not flat:
+        first, *others = (_folders_in(names) for names in images.values())
+        if len(first) > 1 and "" not in first and all(one == first for one in others):
+            return "all hold the same folders", False
+    if alike:
+        return "have names of parts among them", False
+    if len(set(map(_rest, small))) == 1 and all(map(_SOME_IMAGES.search, small)):
+        why = "differ in numbers alone"
+        return (
+            (f"{why}, and a table says something else of these images", True)
+            if told
+            else (why, False)
+        )
+    return None
+
+
+def _rest(name: str, part: str = "") -> str:
+    """What of a folder's name may tell a class, without the part that it names."""
+    return re.sub(r"[\W\d_]+", "", _SOME_IMAGES.sub("", name.replace(part, "", 1)))
 
 
 def _folders_in(names: Sequence[str]) -> set[str]:

@@ -149,6 +149,11 @@ def choose(table: Table, told: dict[Role, str], label: bool = True) -> Columns:
     return _checked(table, found, classes, guessed, notes, label)
 
 
+def role_of(name: str) -> Role | None:
+    """The part that a column is known to have by its name."""
+    return next((role for role in ROLES if _plain(name) in _NAMES[role]), None)
+
+
 def refuse_late(table: Table, told: dict[Role, str]) -> None:
     """Raises DataError if a column would have a part, had it not first come far down in the table.
 
@@ -157,8 +162,8 @@ def refuse_late(table: Table, told: dict[Role, str]) -> None:
         told: by the user.
     """
     for name, line in table.late.items():
-        role = next((r for r in ROLES if r not in told and _plain(name) in _NAMES[r]), None)
-        if role is not None:
+        role = role_of(name)
+        if role is not None and role not in told:
             raise DataError(
                 f"`{table.path}`: the column `{name}`, which could be the {role}, first comes near "
                 f"line {line}, and was not looked for so far down",

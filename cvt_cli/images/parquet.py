@@ -106,7 +106,10 @@ class Parquet(Table):
         return tuple(names)
 
     def pieces(
-        self, wanted: Sequence[str], advance: Callable[[int], None] = lambda read: None
+        self,
+        wanted: Sequence[str],
+        advance: Callable[[int], None] = lambda read: None,
+        most: int = ROWS,
     ) -> Iterator[Piece]:
         leaves = {name: name for name in wanted}
         for name in self.holding_bytes & set(wanted):  # what names the pictures, not these
@@ -117,7 +120,7 @@ class Parquet(Table):
         number, told, size = 0, 0, self.path.stat().st_size
         with self._opened(asked) as file:
             rows = file.metadata.num_rows
-            batches = file.iter_batches(ROWS, columns=asked) if asked else _without_columns(rows)
+            batches = file.iter_batches(most, columns=asked) if asked else _without_columns(rows)
             batch: Any
             for batch in batches:
                 n = batch.num_rows if asked else batch

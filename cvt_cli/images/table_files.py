@@ -79,13 +79,17 @@ class Table(ABC):
 
     @abstractmethod
     def pieces(
-        self, wanted: Sequence[str], advance: Callable[[int], None] = lambda read: None
+        self,
+        wanted: Sequence[str],
+        advance: Callable[[int], None] = lambda read: None,
+        most: int = ROWS,
     ) -> Iterator[Piece]:
-        """All rows, `ROWS` at a time at most.
+        """All rows.
 
         Args:
             wanted: names of the columns that are read.
             advance: told how many bytes of the file were read since the last call.
+            most: rows at a time.
 
         Raises:
             DataError: the table is damaged; the message says in which line.
@@ -215,7 +219,10 @@ class Csv(Table):
             ) from None
 
     def pieces(
-        self, wanted: Sequence[str], advance: Callable[[int], None] = lambda read: None
+        self,
+        wanted: Sequence[str],
+        advance: Callable[[int], None] = lambda read: None,
+        most: int = ROWS,
     ) -> Iterator[Piece]:
         place = {name: number for number, name in enumerate(self.columns)}
         pick = [(name, itemgetter(place[name])) for name in wanted]
@@ -224,7 +231,7 @@ class Csv(Table):
             reader = csv.reader(lines, delimiter=self.delimiter, strict=True)
             self._taken(reader, 1)
             end = reader.line_num
-            while rows := self._taken(reader, ROWS):
+            while rows := self._taken(reader, most):
                 begins = np.arange(end + 1, end + 1 + len(rows))
                 if reader.line_num - end != len(rows):  # some have several, in quotes
                     taken = [1 + sum(len(_LINE_ENDS.findall(v)) for v in row) for row in rows]
@@ -289,12 +296,15 @@ class JsonLines(Table):
             yield number, row
 
     def pieces(
-        self, wanted: Sequence[str], advance: Callable[[int], None] = lambda read: None
+        self,
+        wanted: Sequence[str],
+        advance: Callable[[int], None] = lambda read: None,
+        most: int = ROWS,
     ) -> Iterator[Piece]:
         with _opened(self.path) as (lines, raw):
             meter = _Meter(raw, advance)
             every = self._rows(lines)
-            while numbered := list(islice(every, ROWS)):
+            while numbered := list(islice(every, most)):
                 numbers, rows = zip(*numbered, strict=True)
                 values = {name: [row.get(name) for row in rows] for name in wanted}
                 for name in set().union(*rows).difference(self.columns):

@@ -255,13 +255,15 @@ def test_classes_may_have_folders_of_one_name_and_names_like_parts(tmp_path: Pat
         class_folders(tmp_path / "b" / kind, {"images": 1})
     for kind in ("test strip", "test tube"):
         class_folders(tmp_path / "c", {kind: 1})
+    class_folders(tmp_path / "d", {"part_1": 2, "part_2": 2})
 
-    read = {name: opened(tmp_path / name) for name in "abc"}
+    read = {name: opened(tmp_path / name) for name in "abcd"}
 
     assert read["a"][0].classes == read["b"][0].classes == ("cat", "dog")
     assert read["c"][0].classes == ("test strip", "test tube")
     assert "`cat`, `dog` in" in read["a"][1] and "all hold the same folders" in read["a"][1]
     assert "same folders" not in read["b"][1] + read["c"][1]
+    assert read["d"][1].endswith("differ in numbers alone; they are taken as the classes")
 
 
 def test_parts_without_class_folders_are_not_classes_and_their_tables_are_named(
@@ -278,6 +280,61 @@ def test_parts_without_class_folders_are_not_classes_and_their_tables_are_named(
         assert "they have the names of parts, and hold images and no class" in result.stderr
     table = tmp_path / "train" / "_classes.csv"
     assert f"if a table has the classes, name it: {table}" in with_table.stderr
+
+
+@pytest.mark.parametrize(
+    ("folders", "suffix", "why"),
+    [
+        (("train_images", "test_images"), ".png", "have the names of parts"),
+        (("train", "test1"), "", "have the names of parts"),
+        (("HAM_images_part_1", "HAM_images_part_2"), "", "differ in numbers alone, and a table"),
+    ],
+)
+def test_parts_of_a_set_are_not_trained_on_where_a_table_beside_them_has_its_classes(
+    cvt, tmp_path: Path, folders: tuple[str, str], suffix: str, why: str
+) -> None:
+    class_folders(tmp_path, dict.fromkeys(folders, 3))
+    rows = []
+    for folder in folders:
+        for number, file in enumerate(sorted((tmp_path / folder).iterdir())):
+            rows.append(f"{folder}_{number}")
+            file.rename(file.with_name(f"{rows[-1]}.png"))
+    known = rows if "_1" in folders[0] else rows[:3]
+    lines = [f"{row}{suffix},{number % 2}\n" for number, row in enumerate(known)]
+    (tmp_path / "train.csv").write_text("image_id,dx\n" + "".join(lines))
+    (tmp_path / "sample_submission.csv").write_text(f"image_id,dx\n{rows[-1]}{suffix},0\n")
+
+    result = cvt("finetune", tmp_path, "--variant", "nano", "--dry-run")
+
+    assert result.exit_code == 1
+    assert f"like parts of a set, not like classes: they {why}" in result.stderr
+    assert f"if a table has the classes, name it: {tmp_path / 'train.csv'}\n" in result.stderr
+
+
+def test_a_table_beside_class_folders_is_said_to_be_unused(tmp_path: Path) -> None:
+    class_folders(tmp_path / "level" / "train", {"img_1": 3, "img_2": 3})
+    table, names = tmp_path / "level" / "a.csv", [f"img_{n % 2 + 1}/00{n // 2}" for n in range(6)]
+    wrong = [f"{name}.png,{n % 3}\n" for n, name in enumerate(names)]
+    right = [f"data/{name}.png,{n % 2}\n" for n, name in enumerate(names)]
+
+    said = []
+    for place, lines in (
+        (table, ["file,severity\n", *right]),  # what the folders say too
+        (table.parent / "train" / "a.csv", ["group,note\n", *wrong]),
+        (table.parent / "train" / "a.csv", ["file,note\n", "not a row\n"]),
+    ):
+        place.write_text("".join(lines))
+        said.append(opened(tmp_path / "level")[1].splitlines()[1:])
+    class_folders(tmp_path / "level" / "train", {"cat": 1})
+    table.write_text("file,severity\n" + "".join(wrong))
+    said.append(opened(tmp_path / "level")[1].splitlines())
+
+    unused = f"not used for the classes of the folders in `{table.parent / 'train'}`: "
+    beside = unused + f"`{table.parent / 'train' / 'a.csv'}`"
+    assert said[:3] == [[], [beside], [beside]]
+    assert said[3] == [
+        f"{unused}`{table}`, which names images there; if it has their classes, name the table"
+    ]
 
 
 @pytest.mark.parametrize("kind", ["folder", "zip"])
