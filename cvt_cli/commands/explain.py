@@ -213,7 +213,7 @@ def explain(
         output.write_json(document, json_file)
     if json_output:
         output.print_json(document)
-    _end(found, images, [path for path in (html, npz) if path])
+    _end(found, images, place, [path for path in (html, npz) if path])
 
 
 def _check_options(
@@ -240,10 +240,16 @@ def _check_options(
         options.refuse(ctx, ["--top-k"], f"{named} names the classes already")
 
 
-def _end(found: "Explanations", images: list[str], written: list[Path]) -> None:
+def _end(found: "Explanations", images: list[str], place: Path | None, written: list[Path]) -> None:
     """What is said after the last image; ends with 1 where one could not be read."""
     for path in written:
         output.note(f"written: `{path}`")
+    around = [one for one in images if place and Path(one).resolve() in place.resolve().parents]
+    if around and found.answered > found.failed:
+        output.note(
+            f"the pictures in `{place}` are images of `{around[0]}` too, for whatever reads it "
+            "next; --output writes them elsewhere"
+        )
     if str(found.passed):
         output.note(str(found.passed))
     if not found.answered:

@@ -49,6 +49,14 @@ def test_pictures_are_written_for_all_images_that_can_be_read(cvt, folder: Path)
     assert "`explanations` exists and was not replaced" in again.stderr
 
 
+def test_pictures_that_the_next_reading_takes_for_images_are_told(cvt, folder: Path) -> None:
+    inside = cvt("explain", "photos/a", ".", *NANO, "-o", "maps")
+    beside = cvt("explain", "photos/a", *NANO, "-o", "photos/maps")
+
+    assert "the pictures in `maps` are images of `.` too" in inside.stderr
+    assert beside.exit_code == 0 and "are images of" not in beside.stderr
+
+
 @pytest.mark.parametrize("inputs", [["photos/a"], ["photos"], ["photos/a/*.png"], ["@list.txt"]])
 def test_no_photograph_is_replaced_by_its_picture(cvt, folder: Path, inputs: list[str]) -> None:
     Path("list.txt").write_text("photos/b/cat.png\nphotos/a/cat.png\n")
