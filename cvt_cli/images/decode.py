@@ -322,7 +322,7 @@ def as_it_is_now(image: object) -> Image.Image:
     with _explained(), _loading.of(image):
         if getattr(image, "tile", None) and not getattr(image, "is_animated", False):
             return image
-        kept = image.copy()
+        kept = image.copy() if (kept := _grey_in_8_bits(image)) is image else kept
         if turned := image.getexif().get(ExifTags.Base.Orientation):
             kept.getexif()[ExifTags.Base.Orientation] = turned
         return kept
@@ -461,9 +461,8 @@ def to_rgb(image: Image.Image, background: Colour | None = None) -> Image.Image:
     """
     if not (image.width and image.height):
         raise ImageError(f"no pixels: width {image.width}, height {image.height}")
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        image = Image.fromarray(_grey_to_8_bits(np.asarray(image), image.mode))
-    elif background is not None and image.has_transparency_data:
+    image = _grey_in_8_bits(image)
+    if background is not None and image.has_transparency_data:
         over = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", over.size, background), over).convert("RGB")
     if image.mode == "RGB":
@@ -474,16 +473,27 @@ def to_rgb(image: Image.Image, background: Colour | None = None) -> Image.Image:
     return image.convert("RGB")
 
 
-def _grey_to_8_bits(values: NDArray[np.generic], mode: str) -> NDArray[np.uint8]:
+def _grey_in_8_bits(image: Image.Image) -> Image.Image:
+    """A picture of deep greys in 8 bits, and black is 0; others as they are."""
+    if image.mode not in ("I", "F") and not image.mode.startswith("I;16"):
+        return image
+    tags = getattr(image, "tag_v2", {})  # of a TIFF: Pillow leaves these two to who reads it
+    (bits,) = tags.get(ExifTags.Base.BitsPerSample, (16,))
+    values = _grey_to_8_bits(np.asarray(image), image.mode, bits)
+    white_is_zero = tags.get(ExifTags.Base.PhotometricInterpretation, 1) == 0
+    return Image.fromarray(255 - values if white_is_zero else values)
+
+
+def _grey_to_8_bits(values: NDArray[np.generic], mode: str, bits: int) -> NDArray[np.uint8]:
     """Scale deep grey values to 0 … 255; Pillow's own conversion clips them.
 
-    The full scale is the mode's where it has one (65535); 32-bit integers and floats are taken as
-    holding the smallest of 1 (floats only), 255, 65535 and their own maximum that is not exceeded,
-    which the user is told of.
+    The full scale is that of the bits where the mode has one (16: 65535); 32-bit integers and
+    floats are taken as holding the smallest of 1 (floats only), 255, 65535 and their own maximum
+    that is not exceeded, which the user is told of.
     """
     largest = max((float(part.max(initial=0.0)) for part in _wide(values)), default=0.0)
     if mode.startswith("I;16"):
-        full_scale = 65535.0
+        full_scale = 2.0**bits - 1
     else:
         scales = (1.0, 255.0, 65535.0) if mode == "F" else (255.0, 65535.0)
         full_scale = next((scale for scale in scales if largest <= scale), largest)

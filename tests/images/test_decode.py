@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+import struct
 import sys
 import tempfile
 import threading
@@ -89,6 +90,34 @@ def test_sixteen_bit_grey_is_scaled_and_not_clipped(awkward: Path, tmp_path: Pat
     assert mean(awkward / "gray16.png") == pytest.approx(eight, abs=3)
     assert mean(tmp_path / "i.tif") == pytest.approx(mean(awkward / "gray16.png"), abs=0.5)
     assert mean(tmp_path / "f.tif") == pytest.approx(mean(awkward / "gray16.png"), abs=0.5)
+
+
+def retagged(path: Path, tag: int, value: int) -> None:
+    """Gives another value to a tag of a TIFF, which is a whole number."""
+    content = bytearray(path.read_bytes())
+    place = re.search(struct.pack("<H", tag) + b"[\3\4]\0\1\0\0\0", content)
+    content[place.end() : place.end() + 2] = struct.pack("<H", value)
+    path.write_bytes(content)
+
+
+def test_a_tiff_of_12_bits_or_whose_zero_is_white_is_as_bright_as_in_8_bits(tmp_path: Path) -> None:
+    grey = np.asarray(Image.open(CHELSEA).convert("L"))[:, :450].astype(np.uint32)
+    Image.fromarray((65535 - grey * 257).astype(np.uint16)).save(tmp_path / "white.tif")
+    retagged(tmp_path / "white.tif", 262, 0)  # how black and white are told
+    pairs = grey * 4095 // 255
+    pairs = pairs[:, ::2] << 12 | pairs[:, 1::2]
+    packed = np.stack([pairs >> 16, pairs >> 8 & 255, pairs & 255], axis=2).astype(np.uint8)
+    Image.fromarray(packed.reshape(len(grey), -1)).save(tmp_path / "12.tif")
+    retagged(tmp_path / "12.tif", 256, 450)  # width
+    retagged(tmp_path / "12.tif", 258, 12)  # bits
+
+    for name in ("white.tif", "12.tif"):
+        read = np.asarray(decode.load(tmp_path / name, exif=True))[:, :, 0].astype(int)
+        assert abs(read - grey).max() <= 1
+        with Image.open(tmp_path / name) as image:
+            image.load()
+        kept = decode.from_memory(decode.as_it_is_now(image), exif=True)
+        assert np.array_equal(np.asarray(kept)[:, :, 0], read)
 
 
 def test_the_scale_of_32_bits_is_guessed_by_the_largest_value_and_said(
