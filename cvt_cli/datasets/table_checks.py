@@ -6,6 +6,7 @@ Each check raises DataError, or gives what the user should know and returns what
 import os
 import re
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -21,6 +22,7 @@ from cvt_cli.base.text import counted
 from cvt_cli.datasets.parts import PART_OF, PARTS
 from cvt_cli.datasets.several_labels import Sets
 from cvt_cli.datasets.table_rows import SHOWN, Rows
+from cvt_cli.images import finding
 from cvt_cli.images.columns import Columns, Role
 from cvt_cli.images.packed import Packed, Packing
 from cvt_cli.images.table_files import Table
@@ -153,6 +155,33 @@ def local(names: Packed) -> Packed:
     return Packed(names.content, names.starts + before, names.lengths - before)
 
 
+def completed(names: Packed, root: Path, say: Say) -> Packed:
+    """The paths, or where none of the first is there those of the images that have these names in
+    the folder or below: tables of competitions leave out suffixes, folders, or both."""
+    first = list(names[:_TRIED])
+    with_suffix = any(finding.is_image_name(os.path.basename(name)) for name in first)
+    with_folders = any("/" in name for name in first)
+    if (with_suffix and with_folders) or _some_there(first, root):
+        return names
+    found: dict[str, str] = {}
+    twice = set()
+    with suppress(OSError):
+        for image in finding.images_in(root):
+            path = image.relative_to(root).as_posix()
+            name = path if with_folders else image.name
+            name = name if with_suffix else os.path.splitext(name)[0]
+            if found.setdefault(name, path) is not path:
+                twice.add(name)
+    shown = next((name for name in first if name in found), None)
+    if shown is None or not twice.isdisjoint(names):
+        return names
+    say(f"paths are completed by the images in `{root}`: `{shown}` is `{found[shown]}` there")
+    packing = Packing()
+    for start in range(0, len(names), 65536):
+        packing.add([found.get(name, name) for name in names[start : start + 65536]])
+    return packing.packed()
+
+
 def as_files(names: Packed, root: Path) -> Packed:
     """What tells the files of these paths apart: the paths themselves, but where one file may be
     written in two ways, from the folder and from the system's root, or up and down again."""
@@ -283,6 +312,10 @@ def refuse_no_folder(images: Path) -> None:
     raise DataError(f"--images: `{text.as_utf8(shown)}` is {what}", hint=advice)
 
 
+def _some_there(names: Sequence[str], root: Path) -> bool:
+    return any("://" in name or os.path.lexists(root / name) for name in names)
+
+
 def refuse_wrong_folder(names: Packed, root: Path, first_place: str) -> None:
     """Raises DataError if the folder that the paths start from has none of the first.
 
@@ -292,7 +325,7 @@ def refuse_wrong_folder(names: Packed, root: Path, first_place: str) -> None:
         first_place: where the first stands, such as "line 2 of `t.csv`".
     """
     first = list(names[:_TRIED])
-    if any("://" in name or os.path.lexists(root / name) for name in first):
+    if _some_there(first, root):
         return
     odd = any(text.as_utf8(name) != name for name in first)
     raise DataError(

@@ -282,7 +282,9 @@ def _read(path: Path, told: Told, size: int, progress: Progress) -> _Whole:
             names = packing.packed()
     else:
         names = checks.local(rows.names)
-        rewritten = checks.as_here(names, root, notes.append) or names is not rows.names
+        rewritten = checks.as_here(names, root, notes.append)
+        names = checks.completed(names, root, notes.append)
+        rewritten = rewritten or names is not rows.names
         if (files := checks.as_files(names, root)) is not names or rewritten:
             hashes = np.fromiter(map(hash, files), np.int64, len(files))
         kept = checks.without_repeats(rows, files, hashes, parts, groups, notes.append)

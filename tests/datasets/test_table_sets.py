@@ -19,6 +19,7 @@ from pyarrow import parquet
 from safetensors.torch import load_file
 
 from cvt_cli import evaluate
+from cvt_cli.base.errors import DataError
 from cvt_cli.datasets.table_sets import Told, open_part
 from cvt_cli.evaluation.metrics import Metrics
 from cvt_cli.images import table_files
@@ -283,6 +284,32 @@ def test_a_folder_that_has_none_of_the_paths_is_an_error_that_names_one(
     assert f"such as `{tmp_path / 'cat/000.png'}`, line 2" in result.stderr
     assert "hint: say with --images FOLDER which folder the paths start from" in result.stderr
     assert told.json["n"] == 15
+
+
+@pytest.mark.parametrize("named", ["cat_0", "cat_0.png", "cat/cat_0"])
+def test_paths_that_lack_a_suffix_or_a_folder_are_those_of_the_images_of_these_names(
+    tmp_path: Path, named: str
+) -> None:
+    images = [f"{name}/{name}_{number}.png" for name in ("cat", "dog") for number in range(3)]
+    for image in images:
+        (tmp_path / image).parent.mkdir(exist_ok=True)
+        (tmp_path / image).write_bytes(picture(1))
+    rows = [(named.replace("cat", image[:3]).replace("0", image[8]), "x") for image in images]
+    table = written(tmp_path / "t.csv", rows, ("path", "label"))
+    said: list[str] = []
+
+    data = open_part(table, ["train"], Told(), said.append)
+    (tmp_path / "cat" / "old").mkdir()
+    for twice in ("cat/cat_2.webp", "cat/old/cat_2.png"):
+        (tmp_path / twice).write_bytes(picture(1))
+    written(table, rows[::-1], ("path", "label"))
+
+    assert data is not None and list(data.names) == images
+    assert said[-1] == (
+        f"paths are completed by the images in `{tmp_path}`: `{named}` is `{images[0]}` there"
+    )
+    with pytest.raises(DataError, match="none of the first 6 images of the table is there"):
+        open_part(table, ["train"], Told(), said.append)
 
 
 @pytest.mark.parametrize(
