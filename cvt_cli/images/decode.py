@@ -478,26 +478,28 @@ def _grey_in_8_bits(image: Image.Image) -> Image.Image:
     if image.mode not in ("I", "F") and not image.mode.startswith("I;16"):
         return image
     tags = getattr(image, "tag_v2", {})  # of a TIFF: Pillow leaves these two to who reads it
-    (bits,) = tags.get(ExifTags.Base.BitsPerSample, (16,))
-    values = _grey_to_8_bits(np.asarray(image), image.mode, bits)
+    bits = tags.get(ExifTags.Base.BitsPerSample, (16,))[0]
+    is_16 = image.mode.startswith("I;16") or (image.format == "PPM" and image.mode == "I")
+    values = _grey_to_8_bits(np.asarray(image), bits if is_16 else None)
     white_is_zero = tags.get(ExifTags.Base.PhotometricInterpretation, 1) == 0
     return Image.fromarray(255 - values if white_is_zero else values)
 
 
-def _grey_to_8_bits(values: NDArray[np.generic], mode: str, bits: int) -> NDArray[np.uint8]:
+def _grey_to_8_bits(values: NDArray[np.generic], bits: int | None) -> NDArray[np.uint8]:
     """Scale deep grey values to 0 … 255; Pillow's own conversion clips them.
 
-    The full scale is that of the bits where the mode has one (16: 65535); 32-bit integers and
-    floats are taken as holding the smallest of 1 (floats only), 255, 65535 and their own maximum
-    that is not exceeded, which the user is told of.
+    The full scale is that of the bits (16: 65535). Where these are not known, values are taken as
+    holding the smallest of 1 (floats only), 255, 65535 and their own maximum that is not exceeded,
+    which the user is told of.
     """
     largest = max((float(part.max(initial=0.0)) for part in _wide(values)), default=0.0)
-    if mode.startswith("I;16"):
+    if bits is not None:
         full_scale = 2.0**bits - 1
     else:
-        scales = (1.0, 255.0, 65535.0) if mode == "F" else (255.0, 65535.0)
+        floats = values.dtype.kind == "f"
+        scales = (1.0, 255.0, 65535.0) if floats else (255.0, 65535.0)
         full_scale = next((scale for scale in scales if largest <= scale), largest)
-        _tell_of_scale("floats" if mode == "F" else "integers", full_scale)
+        _tell_of_scale("floats" if floats else "integers", full_scale)
     # A few rows after the other: in float64 all of them would take many times the picture.
     return np.concatenate(
         [

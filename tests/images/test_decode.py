@@ -92,6 +92,22 @@ def test_sixteen_bit_grey_is_scaled_and_not_clipped(awkward: Path, tmp_path: Pat
     assert mean(tmp_path / "f.tif") == pytest.approx(mean(awkward / "gray16.png"), abs=0.5)
 
 
+def test_a_dark_pgm_of_16_bits_is_as_dark_as_a_png(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decode, "_told_of", set())
+    dark = Image.fromarray(np.full((8, 8), 257 * 100, np.uint16))
+    for name in ("dark.png", "dark.pgm"):
+        dark.save(tmp_path / name)
+
+        assert mean(tmp_path / name) == [100, 100, 100]
+    for name in ("black.png", "black.pgm"):
+        Image.fromarray(np.full((8, 8), 250, np.uint16)).save(tmp_path / name)
+
+        assert mean(tmp_path / name) == [1, 1, 1]
+    assert capfd.readouterr().err == ""
+
+
 def retagged(path: Path, tag: int, value: int) -> None:
     """Gives another value to a tag of a TIFF, which is a whole number."""
     content = bytearray(path.read_bytes())
