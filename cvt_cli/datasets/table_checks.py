@@ -157,24 +157,35 @@ def local(names: Packed) -> Packed:
 
 def completed(names: Packed, root: Path, say: Say) -> Packed:
     """The paths, or where none of the first is there those of the images that have these names in
-    the folder or below: tables of competitions leave out suffixes, folders, or both."""
+    the folder or below: tables of competitions leave out suffixes, folders, or both.
+
+    Raises:
+        DataError: two images have one of the names.
+    """
     first = list(names[:_TRIED])
     with_suffix = any(finding.is_image_name(os.path.basename(name)) for name in first)
     with_folders = any("/" in name for name in first)
     if (with_suffix and with_folders) or _some_there(first, root):
         return names
     found: dict[str, str] = {}
-    twice = set()
+    twice: dict[str, str] = {}
     with suppress(OSError):
         for image in finding.images_in(root):
             path = image.relative_to(root).as_posix()
             name = path if with_folders else image.name
             name = name if with_suffix else os.path.splitext(name)[0]
             if found.setdefault(name, path) is not path:
-                twice.add(name)
+                twice[name] = path
     shown = next((name for name in first if name in found), None)
-    if shown is None or not twice.isdisjoint(names):
+    if shown is None:
         return names
+    if (both := next((name for name in names if name in twice), None)) is not None:
+        raise DataError(
+            f"the path `{both}` is not there in `{root}`, and may be `{found[both]}` or "
+            f"`{twice[both]}`",
+            hint="write the paths as they are, with folders and suffixes, or say with --images "
+            "FOLDER which folder they start from",
+        )
     say(f"paths are completed by the images in `{root}`: `{shown}` is `{found[shown]}` there")
     packing = Packing()
     for start in range(0, len(names), 65536):

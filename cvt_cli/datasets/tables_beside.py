@@ -14,13 +14,18 @@ _FIRST, _EVERY = 4000, 8
 """Rows of a table, and which of them are looked at: it may be sorted by class."""
 
 
+_OF_ANSWERS = {"predictions", "score_1"}
+"""Columns of what cvt wrote of images, which is no word on what they are."""
+
+
 def that_tell(
     folder: Path, tables: Sequence[Path], images: Mapping[str, Sequence[str]]
 ) -> list[Path]:
     """The tables whose rows name images in class folders, and say something else of them.
 
     A column names the images if half of its values do, and another one has several values. If one
-    has a value for each folder's images, the table says what the folders say.
+    has a value for each folder's images, the table says what the folders say. Answers of cvt say
+    nothing.
 
     Args:
         folder: in which the class folders are; tables around it are asked too.
@@ -50,6 +55,8 @@ def _columns(path: Path) -> Iterator[tuple[str, list[str]]]:
     try:
         table = open_table(path)
         names = [name for name in table.columns if name not in table.holding_bytes]
+        if not _OF_ANSWERS.isdisjoint(names):
+            return
         piece = next(table.pieces(names, most=_FIRST), None)
     except CvtError:
         return

@@ -200,9 +200,15 @@ def finish(folder: Path, job: Job, position: Position, part: Epoch | None, say: 
             figures.draw_curves(curves, folder / "curves.png", name, main, chosen)
         files.write_text(folder / "results.json", json.dumps(result.to_json(), indent=1) + "\n")
         run_card.finish(folder, result.seconds, say)
-        for place in ("best", "last"):
-            held_out.remember(Checkpoint.at(folder / place))
+        remember(folder)
     return result
+
+
+def remember(folder: Path) -> None:
+    """Keep what a run was trained on beside it too, for copies of its checkpoints."""
+    for place in ("best", "last"):
+        if (folder / place).is_dir():
+            held_out.remember(Checkpoint.at(folder / place))
 
 
 def _of_thresholds(job: Job, best: Epoch) -> Iterator[str]:

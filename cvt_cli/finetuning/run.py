@@ -185,6 +185,8 @@ class Run:
                     self._say(how if is_begun else "interrupted before training began")
                 elif is_begun and isinstance(error.__cause__, OSError):  # as on a full disk
                     self._say(f"ended by an error; {again}")
+                if torchrun.rank() == 0:
+                    results.remember(folder)
                 raise
         torchrun.gather(None)  # what the first one wrote is there for all that come back
         return result

@@ -420,6 +420,29 @@ def test_results_of_an_earlier_state_do_not_stay_while_a_run_goes_on(
     assert json.loads((run / "results.json").read_text()) == result.json
 
 
+def test_a_copy_of_what_an_interrupted_run_had_is_known_when_the_run_has_gone_on(
+    cvt, tmp_path: Path, monkeypatch
+) -> None:
+    run, copy = tmp_path / "run", tmp_path / "copy"
+    train_epoch, epochs = Loop._train_epoch, iter(range(2))
+
+    def interrupted(loop: Loop) -> int:
+        if next(epochs):
+            raise KeyboardInterrupt
+        return train_epoch(loop)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Loop, "_train_epoch", interrupted)
+        options = ["--epochs", 2, "--batch-size", 5, "--workers", 0, "--output", run]
+        assert cvt(*TINY, *options).exit_code == 130
+    shutil.copytree(run / "last", copy)
+    assert cvt("finetune", "--resume", run).exit_code == 0
+    result = cvt("evaluate", TINY[TINY.index("--data") + 1], "--model", copy)
+
+    assert "images were trained on" in result.stdout
+    assert "not used" not in result.stderr  # answers.jsonl, which lies around
+
+
 def test_who_goes_on_waits_for_who_trains_and_begins_where_that_one_ended(
     straight: Path, tmp_path: Path
 ) -> None:
