@@ -95,15 +95,36 @@ def tell_trained_before(
         )
 
 
+def tell_two_classes(images: LabelledImages, say: Say) -> None:
+    """Say how many images have the same file in another class."""
+    if images.contents is None or images.several:
+        return
+    wrong = np.flatnonzero(_differ(images.contents, images.labels))
+    if len(wrong):
+        same = np.flatnonzero(images.contents == images.contents[wrong[0]])
+        other = next(i for i in same if images.labels[i] != images.labels[wrong[0]])
+        say(
+            f"warning: {len(wrong)} of {counted(len(images), 'image')} are copies of an image in "
+            f"another class, such as `{images.names[int(wrong[0])]}`, "
+            f"`{images.classes[images.labels[wrong[0]]]}`, and `{images.names[int(other)]}`, "
+            f"`{images.classes[images.labels[other]]}`: one of the two classes is wrong"
+        )
+
+
+def _differ(keys: NDArray[np.uint64], values: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Whose key (n,) has another value (n,) elsewhere too."""
+    of, place = np.unique(keys, return_inverse=True)
+    least, most = np.full(len(of), values.max(initial=0)), np.full(len(of), -1)
+    np.minimum.at(least, place, values)
+    np.maximum.at(most, place, values)
+    return np.asarray((least != most)[place])
+
+
 def tell_copies_in_folds(images: LabelledImages, fold: NDArray[np.int64], say: Say) -> None:
     """Say how many images have the same file in another fold (n,)."""
     if (files := _files(images)) is None:
         return
-    of, place = np.unique(files, return_inverse=True)
-    least, most = np.full(len(of), len(images)), np.full(len(of), -1)
-    np.minimum.at(least, place, fold)
-    np.maximum.at(most, place, fold)
-    if copies := int((least != most)[place].sum()):
+    if copies := int(_differ(files, fold).sum()):
         say(
             f"warning: {copies} of {counted(len(images), 'image')} have a copy in another fold: "
             f"{_TOO_GOOD}"

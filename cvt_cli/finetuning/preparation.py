@@ -164,6 +164,8 @@ def check_all(
         left_out.append(tuple(images.names[index] for index in bad))
         unreadable += [f"{images.names[index]}: {reason}" for index, reason in checked.unreadable]
         readable.append(images.subset(np.setdiff1d(np.arange(len(images)), bad)) if bad else images)
+    if began is None and overlap != "not sought":
+        overlaps.tell_two_classes(readable[0], say)
     if given:
         overlaps.refuse(parts, overlap == "allowed", machine.threads(), say)
     if began is not None and (line := began.describe()):
