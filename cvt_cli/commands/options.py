@@ -421,7 +421,7 @@ Separator = Annotated[
     text_option(
         "SIGN",
         "What stands between the classes in a table's label column, such as | or ;, or `none`: "
-        "each label is one class. [default: | where names recur between it]",
+        "each image has one class. [default: | where names recur between it]",
         DATA,
     ),
 ]

@@ -9,6 +9,7 @@ image of no class.
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +23,7 @@ SIGN = answers.BETWEEN
 """Between the classes of an image, as cvt writes them, and unless something else is told."""
 
 
-_OTHER_SIGNS = (";", ",")
+_OTHER_SIGNS = (";", ",", " ")
 """That other tools write between them. Names of one class have them too, so that they are not
 taken as such unless the user says so."""
 
@@ -37,6 +38,7 @@ class Sets:
     classes: tuple[str, ...]  # sorted by name
     marks: NDArray[np.uint8]  # (sets, classes): 1 where a set has a class
     how: str  # they were told, in words
+    listed: bool  # as lists, or in a column of each class
 
 
 def joined(names: Sequence[str]) -> str:
@@ -62,6 +64,9 @@ def read(rows: Rows, separator: str | None, say: Say) -> tuple[Rows, Sets] | Non
     """
     labels, where = rows.coded["label"], f"`{rows.columns.label}` of `{rows.table.path}`"
     if rows.listed:
+        if separator == NO_SIGN:
+            _refuse_not_one(rows)
+            return None
         if separator is not None:
             kind = "a column for each class" if rows.columns.classes else f"lists in {where}"
             raise UsageError(f"--separator has no effect: the labels are {kind}, not texts")
@@ -77,7 +82,8 @@ def read(rows: Rows, separator: str | None, say: Say) -> tuple[Rows, Sets] | Non
                 )
             for other in _OTHER_SIGNS:
                 many = [name for name in labels.names if other in name]
-                if many and _recur(labels.names, other):
+                recur = _are_of_words if other == " " else partial(_recur, sign=other)
+                if many and recur(labels.names):
                     say(
                         f"`{many[0]}` in {where} is taken as the name of one class, though parts "
                         f"of such names recur; --separator '{other}' takes it as several"
@@ -117,7 +123,7 @@ def read(rows: Rows, separator: str | None, say: Say) -> tuple[Rows, Sets] | Non
         marks[number, list(members)] = 1
     names = tuple(joined([classes[m] for m in members]) or answers.NONE for members in sets)
     coded = {**rows.coded, "label": Coded(names, of_text[labels.codes])}
-    return replace(rows, coded=coded), Sets(classes, marks, how)
+    return replace(rows, coded=coded), Sets(classes, marks, how, rows.listed)
 
 
 def _alone(parts: Sequence[str]) -> list[str]:
@@ -134,15 +140,41 @@ def _recur(labels: Sequence[str], sign: str) -> bool:
     return any(count[name] > 1 for names in distinct if len(names) > 1 for name in names)
 
 
-def described(marks: NDArray[np.uint8], codes: NDArray[np.int32], how: str) -> str:
+def _are_of_words(labels: Sequence[str]) -> bool:
+    """Whether blanks seem to be between names: names of one class have some too, and share words.
+
+    It is so where all words of a label are labels as well, or few words make many labels.
+    """
+    parted = [words for label in dict.fromkeys(labels) if len(words := label.split()) > 1]
+    alone = set(labels)
+    return any(alone.issuperset(words) for words in parted) or len(parted) > len(
+        {word for words in parted for word in words}
+    )
+
+
+def _refuse_not_one(rows: Rows) -> None:
+    """Raises DataError for a row that has no class or several, where each is to have one."""
+    labels = rows.coded["label"]
+    if odd := [name for name in labels.names if not name or BETWEEN in name]:
+        raise DataError(
+            f"--separator {NO_SIGN}: not one class of `{rows.table.path}` for "
+            f"{rows.marked(labels.are(odd))}",
+            hint="leave such rows out, or leave the option out: an image may have any number then",
+        )
+
+
+def described(sets: Sets, codes: NDArray[np.int32]) -> str:
     """How the classes of images are told, and how many have none, one and several."""
-    counts = np.bincount(codes, minlength=len(marks))
-    per_set = marks.sum(axis=1)
+    counts = np.bincount(codes, minlength=len(sets.marks))
+    per_set = sets.marks.sum(axis=1)
     none, one = (int(counts[per_set == number].sum()) for number in (0, 1))
-    return (
-        f"several labels an image, {how}: {none} have none, {one} have one, "
+    told = (
+        f"several labels an image, {sets.how}: {none} have none, {one} have one, "
         f"{len(codes) - none - one} have several"
     )
+    if sets.listed and one == len(codes):
+        told += f"; --separator {NO_SIGN} takes the one of each as its class"
+    return told
 
 
 # --- parting such images

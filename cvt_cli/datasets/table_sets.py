@@ -15,6 +15,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from cvt_cli.base import text
 from cvt_cli.base.errors import DataError, UsageError
 from cvt_cli.base.progress import Progress, Say, silent
 from cvt_cli.base.text import counted
@@ -152,7 +153,7 @@ class _Whole:
         if self.sets is None:
             sizes = np.bincount(self.labels, minlength=len(self.classes)).tolist()
         else:
-            lines.append(several_labels.described(self.sets.marks, self.labels, self.sets.how))
+            lines.append(several_labels.described(self.sets, self.labels))
             counts = np.bincount(self.labels, minlength=len(self.sets.marks))
             sizes = (counts @ self.sets.marks.astype(np.int64)).tolist()
         ordered = sorted(zip(sizes, self.classes, strict=True), key=lambda one: (-one[0], one[1]))
@@ -266,6 +267,9 @@ def _read(path: Path, told: Told, size: int, progress: Progress) -> _Whole:
     else:
         rows, sets = found
         checks.check_sets(rows, sets, notes.append)
+    of_rows = rows.coded["label"].names if sets is None else sets.classes
+    if absent := [f"`{name}`" for name in chosen.classes if name not in of_rows]:
+        notes.append(f"no image is of {text.some(absent)}: left out of the classes")
     parts = checks.known_parts(rows, notes.append)
     groups = checks.known_groups(rows, notes.append)
     names, hashes, kept, pictures = rows.names, rows.hashes, np.arange(len(rows)), None
@@ -298,7 +302,7 @@ def _read(path: Path, told: Told, size: int, progress: Progress) -> _Whole:
         TableFiles(root, path, table.where, rows.lines, rows.secret, pictures),
         names,
         kept.astype(np.int32),
-        labels.names if sets is None else sets.classes,
+        of_rows,
         labels.codes if len(kept) == len(rows) else labels.codes[kept],
         sets,
         parts,

@@ -97,8 +97,8 @@ def check_task(model: str, labels: Labels, images: LabelledImages, asked: Asked)
         raise DataError(
             f"`{model}` answers an image with one class, and `{images.root}` ({images.layout}) has "
             "several labels an image",
-            hint="train a model for them: cvt finetune DATA; where a label is the name of one "
-            "class with `|` in it: --separator none",
+            hint="train a model for them: cvt finetune DATA; if each image has one class, perhaps "
+            "with `|` in its name: --separator none",
         )
     if not labels.several:
         return

@@ -43,9 +43,10 @@ def check(options: Options, several: bool) -> None:
     )
     if options.base_recipe.optimizer == "newton":
         raise UsageError(
-            "--recipe linear-probe: it is solved for one class an image, and the images have "
-            "several labels",
-            hint="--freeze backbone trains the head alone, step by step",
+            "--recipe linear-probe: it is solved for one class an image, and these may have "
+            "several",
+            hint="--freeze backbone trains the head alone, step by step; if each image of the "
+            "table has one class: --separator none",
         )
     if select is not None and select not in SELECT_OF_SEVERAL:
         raise UsageError(

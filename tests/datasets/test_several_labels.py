@@ -9,6 +9,7 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
+from cvt_cli.base.errors import DataError
 from cvt_cli.datasets import several_labels
 from cvt_cli.datasets.labelled import LabelledImages
 from cvt_cli.datasets.layouts import open_dataset, open_given
@@ -90,8 +91,36 @@ def test_a_bar_is_part_of_a_name_unless_names_recur_or_the_user_says_so(
     noted, of_others = opened(csv_of(tmp_path, names, recurring))
     assert not noted.several
     assert any("`a;b` in" in line and "--separator ';' takes it as" in line for line in of_others)
+    in_words = [label.replace(";", " ") for label in recurring]
+    assert any("--separator ' '" in line for line in opened(csv_of(tmp_path, names, in_words))[1])
+    dogs = ["big dog", "small dog", "lap dog", "guard dog", "dog house", "cat", "cat", "house"]
+    assert "separator" not in "".join(opened(csv_of(tmp_path, names, dogs))[1])
     assert as_they_are.classes == ("a", "a|b", "a|c", "b", "b|a", "c")
     assert semicolons.labels.tolist() == WANTED
+
+
+def test_a_table_with_one_class_in_each_row_can_be_read_as_one_of_single_labels(
+    cvt, tmp_path: Path, names: list[str]
+) -> None:
+    rows = [f"{n},{i % 2}.0,{(i + 1) % 2}.0,0.0" for i, n in enumerate(names)]
+    (tmp_path / "marks.csv").write_text("\n".join(["image,MEL,NV,UNK", *rows]) + "\n")
+    lists = [json.dumps({"path": n, "labels": [["NV", "MEL"][i % 2]]}) for i, n in enumerate(names)]
+    (tmp_path / "lists.jsonl").write_text("\n".join(lists) + "\n")
+
+    for table in ("marks.csv", "lists.jsonl"):
+        as_told, said = opened(tmp_path / table)
+        one, also_said = opened(tmp_path / table, separator="none")
+        probe = cvt("finetune", tmp_path / table, "--recipe", "linear-probe", "--dry-run")
+
+        assert as_told.several and not one.several
+        assert one.classes == ("MEL", "NV") and one.labels.tolist() == [1, 0] * 4
+        assert "0 have several; --separator none takes the one of each as its class" in said[1]
+        absent = "no image is of `UNK`: left out of the classes"
+        assert (absent in said) == (absent in also_said) == (table == "marks.csv")
+        assert "if each image of the table has one class: --separator none" in probe.stderr
+    (tmp_path / "marks.csv").write_text("\n".join(["image,a,b,c", *rows, "x/1.png,0,0,0"]) + "\n")
+    with pytest.raises(DataError, match="not one class of .* for 1 image, line 10"):
+        opened(tmp_path / "marks.csv", separator="none")
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
