@@ -259,6 +259,11 @@ def parted(tree: Tree, split: Split, say: Say) -> LabelledImages | None:
     parts = parts_of(tree)
     for part in PARTS_OF_SPLIT[split]:
         if part in parts:
+            passed = Passed()
+            for name in tree.listing()[1]:
+                passed.add_file(name)
+            if str(passed):
+                say(f"{passed}, in `{tree.root}`")
             used = [parts[other] for other in ("train", "val", part) if other in parts]
             if unused := beside(tree, used):
                 both = split == "test" and {"val", "test"} <= parts.keys()
@@ -293,6 +298,8 @@ def class_folders(tree: Tree, split: Split, say: Say) -> LabelledImages:
     found = {name: list(tree.images(name, passed)) for name in sorted(folders)}
     classes = [name for name in found if found[name]]
     loose = sum(map(finding.is_image_name, files))
+    for name in files:
+        passed.add_file(name)
     in_place = isinstance(tree, Folder)  # tables are read from there alone
     tables = sorted(tree.root / name for name in files if is_table(name) and in_place)
     if loose and not classes:

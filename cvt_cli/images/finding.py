@@ -64,8 +64,8 @@ class Passed:
     guessed: set[str] = field(default_factory=set)  # likewise, read under names in CP437
 
     def add_file(self, name: str) -> None:
-        """Count a file that was passed over, if it is a picture or an archive by its suffix."""
-        if name.startswith("."):
+        """Count a file that is no image, if it is another picture or an archive by its suffix."""
+        if name.startswith(".") or is_image_name(name):
             return
         suffix = os.path.splitext(name)[1].lower()
         if suffix in OTHER_SUFFIXES:
