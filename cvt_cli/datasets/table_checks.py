@@ -23,7 +23,7 @@ from cvt_cli.datasets.parts import PART_OF, PARTS
 from cvt_cli.datasets.several_labels import Sets
 from cvt_cli.datasets.table_rows import SHOWN, Rows
 from cvt_cli.images import finding
-from cvt_cli.images.columns import Columns, Role
+from cvt_cli.images.columns import Columns, Role, mark, part_flagged
 from cvt_cli.images.packed import Packed, Packing
 from cvt_cli.images.table_files import Table
 
@@ -74,22 +74,33 @@ def _check_names(
 
 
 def with_split_by_content(table: Table, columns: Columns) -> Columns:
-    """The columns, with the one as the split that holds nothing but names of parts, as far as the
-    first rows tell: else images to test on would be trained on, whatever it is called."""
+    """The columns, with the one as the split that holds nothing but names of parts, or says of one
+    whether an image is of it, as far as the first rows tell: else images to test on would be
+    trained on, whatever it is called."""
     others = [n for n in table.columns if n not in columns.wanted and n not in table.holding_bytes]
     first = next(table.pieces(others), None) if others else None
-    found = [] if first is None else [n for n in others if _names_parts(first.columns[n])]
-    if len(found) != 1:
+    found = [] if first is None else [n for n in others if _tells_parts(n, first.columns[n])]
+    if not found:
         return columns
+    these = " and ".join(f"`{name}`" for name in found)
+    if len(found) > 1:
+        note = (
+            f"{these} of `{table.path}` could be the split, and none is taken; --columns "
+            f"split={found[0]} takes the first"
+        )
+        return replace(columns, notes=(*columns.notes, note))
+    what = "says who is in a part" if part_flagged(found[0]) else "holds names of parts"
     note = (
-        f"`{found[0]}` of `{table.path}` holds names of parts, and is taken as the split; "
-        "--columns split= takes all rows together"
+        f"{these} of `{table.path}` {what}, and is taken as the split; --columns split= takes all "
+        "rows together"
     )
     guessed: tuple[Role, ...] = (*columns.guessed, "split")
     return replace(columns, split=found[0], guessed=guessed, notes=(*columns.notes, note))
 
 
-def _names_parts(values: Sequence[object]) -> bool:
+def _tells_parts(name: str, values: Sequence[object]) -> bool:
+    if part_flagged(name):
+        return {mark(one) for one in set(map(str, values))} <= {0, 1}
     return all(isinstance(one, str) and one.strip().casefold() in PART_OF for one in values)
 
 
@@ -98,6 +109,10 @@ def known_parts(rows: Rows, say: Say) -> NDArray[np.int32] | None:
     if (split := rows.coded.get("split")) is None:
         return None
     known = [PART_OF.get(name.strip().casefold()) for name in split.names]
+    if (flagged := part_flagged(rows.columns.split or "")) and None in known:
+        part = PART_OF[flagged]
+        of_marks = {1: part, 0: "test" if part == "train" else "train", None: None}
+        known = [of_marks[mark(name)] for name in split.names]
     if unknown := [name for name, part in zip(split.names, known, strict=True) if part is None]:
         if len(unknown) == len(known) and "split" in rows.columns.guessed:
             say(
@@ -115,7 +130,14 @@ def known_parts(rows: Rows, say: Say) -> NDArray[np.int32] | None:
         )
     order = list(PARTS)
     places = [order.index(part) for part in known if part is not None]
-    return np.array(places, np.int32)[split.codes]
+    parts = np.array(places, np.int32)[split.codes]
+    if flagged and "split" in rows.columns.guessed and 2 * (parts == 0).sum() < len(parts):
+        say(
+            f"`{rows.columns.split}` of `{rows.table.path}` would leave less than half of the "
+            "images to train on: it is not taken as the split"
+        )
+        return None
+    return parts
 
 
 def known_groups(rows: Rows, say: Say) -> NDArray[np.int32] | None:

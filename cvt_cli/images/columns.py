@@ -144,7 +144,8 @@ def choose(table: Table, told: dict[Role, str], label: bool = True) -> Columns:
             guessed.append(role)
     if label and found["label"] is None and not told.get("label"):
         used = {name for name in found.values() if name is not None}
-        classes = _of_marks(table, [name for name in names if name not in used])
+        left = [name for name in names if name not in used and not part_flagged(name)]
+        classes = _of_marks(table, left)
         guessed += ["label"] if classes else []
     return _checked(table, found, classes, guessed, notes, label)
 
@@ -175,6 +176,15 @@ def refuse_late(table: Table, told: dict[Role, str]) -> None:
 
 
 _MARKS = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1}
+
+
+_FLAG = re.compile("is(train|training|val|valid|validation|test|testing)(?:img|image|set|data)?")
+
+
+def part_flagged(name: str) -> str | None:
+    """The part that a column of 0 and 1 says images are of, such as "valid" of `is_valid`."""
+    found = _FLAG.fullmatch(_plain(name))
+    return found and found[1]
 
 
 def mark(value: Any) -> int | None:

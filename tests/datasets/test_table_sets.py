@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 
 from cvt_cli import evaluate
 from cvt_cli.base.errors import DataError
-from cvt_cli.datasets.table_sets import Told, open_part
+from cvt_cli.datasets.table_sets import Told, open_part, parts_of_table
 from cvt_cli.evaluation.metrics import Metrics
 from cvt_cli.images import table_files
 from small_sets import class_folders, picture
@@ -135,6 +135,33 @@ def test_what_holds_names_of_parts_is_the_split_whatever_it_is_called(cvt, folde
         for one in (split, whole)
     ]
     assert counts == [11, 15]
+
+
+@pytest.mark.parametrize(
+    ("head", "yes", "no", "parts"),
+    [
+        (["is_valid"], "True", "False", ["train", "val"]),
+        (["is_train"], "0", "1", ["train", "test"]),
+        (["isTest", "spotted"], "1,1", "0,0", ["train", "test"]),
+        (["is_valid"], "False", "True", []),  # so much to judge: it may mean another thing
+        (["is_test", "is_val"], "1,0", "0,0", []),
+        (["train"], "0", "1", []),  # a class, perhaps
+    ],
+)
+def test_a_column_of_0_and_1_may_say_what_is_trained_on(
+    folder: Path, head: list[str], yes: str, no: str, parts: list[str]
+) -> None:
+    rows = [(*row, *(yes if n % 4 == 0 else no).split(",")) for n, row in enumerate(ROWS)]
+    table = written(folder / "t.csv", rows, ("path", "label", *head))
+    said: list[str] = []
+
+    data = open_part(table, ["train"], Told(), said.append)
+
+    assert data is not None and len(data) == (11 if parts else 15)
+    assert parts_of_table(table, Told()) == parts
+    assert (f"`{head[0]}` " in "".join(said)) == (head != ["train"])
+    if head == ["is_valid"]:
+        assert parts_of_table(table, Told("split=is_valid")) == ["train", "val"]
 
 
 def test_the_split_column_says_what_is_trained_on_and_what_is_measured(
