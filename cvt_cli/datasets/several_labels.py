@@ -6,6 +6,8 @@ signs stands in another label of the table too, alone or beside others. An empty
 image of no class.
 """
 
+import ast
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -22,6 +24,8 @@ from cvt_cli.prediction import answers
 SIGN = answers.BETWEEN
 """Between the classes of an image, as cvt writes them, and unless something else is told."""
 
+
+_NO_COMMA = re.compile(r"""['"]\s+['"]""")
 
 _OTHER_SIGNS = (";", ",", " ")
 """That other tools write between them. Names of one class have them too, so that they are not
@@ -44,6 +48,36 @@ class Sets:
 def joined(names: Sequence[str]) -> str:
     """The classes of an image in one text; empty of none."""
     return SIGN.join(names)
+
+
+def with_lists(rows: Rows) -> Rows:
+    """The rows, as of lists where labels are the text of lists of names, as pandas writes these
+    into a .csv: ``['cat', 'dog']``; a label beside such is the one name of its list."""
+    labels = rows.coded["label"]
+    lists = {name: _listed(name) for name in labels.names if name.lstrip()[:1] in ("[", "{")}
+    if rows.listed or not any(lists.values()):
+        return rows
+    texts = [name if (of := lists.get(name)) is None else BETWEEN.join(of) for name in labels.names]
+    place = {text: code for code, text in enumerate(dict.fromkeys(texts))}
+    codes = np.array([place[text] for text in texts], np.int32)[labels.codes]
+    coded = {**rows.coded, "label": Coded(tuple(place), codes)}
+    return replace(rows, coded=coded, listed=True)
+
+
+def _listed(label: str) -> list[str] | None:
+    """The names in a list that is written as Python or JSON does, or as Label Studio's choices."""
+    if _NO_COMMA.search(label):  # as NumPy writes them: Python would make one name of two
+        return None
+    try:
+        found = ast.literal_eval(label.strip())
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return None
+    if isinstance(found, dict) and list(found) == ["choices"]:
+        found = found["choices"]
+    names = [name for name in found if isinstance(name, str)] if isinstance(found, list) else None
+    if names is None or len(names) < len(found) or any(BETWEEN in name for name in names):
+        return None
+    return names if all(map(str.strip, names)) else None
 
 
 def read(rows: Rows, separator: str | None, say: Say) -> tuple[Rows, Sets] | None:
@@ -80,6 +114,12 @@ def read(rows: Rows, separator: str | None, say: Say) -> tuple[Rows, Sets] | Non
                     f"`{many[0]}` in {where} is taken as the name of one class, since no part of "
                     f"it is in another label; --separator '{SIGN}' takes it as several"
                 )
+            if odd := [name for name in labels.names if re.fullmatch(r"\[.*[\s,].*\]", name)]:
+                say(
+                    f"`{odd[0]}` in {where} is taken as the name of one class, though it looks "
+                    f"like a list; names in a list are written ['cat', 'dog'] or cat{SIGN}dog"
+                )
+                return None
             for other in _OTHER_SIGNS:
                 many = [name for name in labels.names if other in name]
                 recur = _are_of_words if other == " " else partial(_recur, sign=other)

@@ -259,7 +259,7 @@ def _read(path: Path, told: Told, size: int, progress: Progress) -> _Whole:
         for piece in table.pieces(chosen.wanted, lambda read: advance(read, "")):
             reading.add(piece)
     choosing.refuse_late(table, roles)
-    rows, root = reading.rows(), told.images or path.parent
+    rows, root = several_labels.with_lists(reading.rows()), told.images or path.parent
     notes = list(chosen.notes)
     sets: Sets | None = None
     if (found := several_labels.read(rows, told.separator, notes.append)) is None:

@@ -67,6 +67,13 @@ def test_texts_lists_and_a_column_a_class_give_the_same_labels(
         assert any("2 have none, 3 have one, 3 have several" in line for line in said)
         assert "images of each class: `a` 4, `b` 3, `c` 2" in said
     assert "a column of 0 and 1 for each class" in " ".join(said)
+    for written in (str, json.dumps, lambda some: json.dumps({"choices": some}) if some else "b"):
+        quoted = ['"{}"'.format(written(some).replace('"', '""')) for some in lists]
+        wanted = [row if sum(row) or written(["a"])[0] == "[" else [0, 1, 0] for row in WANTED]
+        assert opened(csv_of(tmp_path, names, quoted))[0].labels.tolist() == wanted
+    for other in ("['a' 'b']", '"[1, 0]"', '"[a, b]"'):  # of one name, perhaps
+        images, said = opened(csv_of(tmp_path, names, ["a", "b", other, other, *"abab"]))
+        assert not images.several and "though it looks like a list" in said[-1]
     told, _ = opened(tmp_path / "columns.csv", columns="label=a,b")
     assert told.classes == ("a", "b") and told.labels.tolist() == [row[:2] for row in WANTED]
 
