@@ -21,8 +21,9 @@ HEIF_SUFFIXES = frozenset(".heic .heif .hif".split())
 """Searched for as well where pillow-heif is installed."""
 
 OTHER_SUFFIXES = HEIF_SUFFIXES | frozenset(
-    ".arw .cr2 .cr3 .dds .dng .eps .exr .hdr .icns .ico .jxl .jxr .nef .orf .pcx .psd .raf .raw "
-    ".rw2 .svg .tga .xcf".split()
+    ".arw .cr2 .cr3 .dcm .dds .dib .dicom .dng .eps .exr .fits .hdr .icns .ico .j2c .j2k .jpc .jpf "
+    ".jpg_large .jpx .jxl .jxr .mpo .nef .orf .pcx .pfm .pnm .psd .qoi .raf .raw .rw2 .sgi .svg "
+    ".tga .xcf".split()
 )
 """Suffixes of pictures that a folder is not searched for, which is said."""
 

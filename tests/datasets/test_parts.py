@@ -172,7 +172,8 @@ def test_folders_without_images_are_no_classes_and_named(tmp_path: Path) -> None
     class_folders(tmp_path, {"a": 2, "b": 2, "empty": 0, "#recycle": 3})
     (tmp_path / "phone").mkdir()
     (tmp_path / "phone" / "1.heif").write_bytes(b"")
-    (tmp_path / "phone" / "1.psd").write_bytes(b"")
+    for name in ("1.psd", "1.dcm", "2.dcm"):
+        (tmp_path / "phone" / name).write_bytes(b"")
     finding.reads_heif.cache_clear()
 
     data, said = opened(tmp_path)
@@ -180,7 +181,7 @@ def test_folders_without_images_are_no_classes_and_named(tmp_path: Path) -> None
     first, second = said.splitlines()
     assert data.classes == ("a", "b") + (("phone",) if finding.reads_heif() else ())
     assert first.startswith("skipped: ") and "`empty`" in first
-    assert "1 .psd" in second and "1 `#recycle`" in second
+    assert "2 .dcm" in second and "1 .psd" in second and "1 `#recycle`" in second
 
 
 @pytest.mark.parametrize("inside", ["", "train"])
