@@ -179,6 +179,10 @@ def repeated(names: Sequence[str]) -> str | None:
     return next((name for name, count in Counter(names).items() if count > 1), None)
 
 
+_OPEN_QUOTE = (
+    "a value that begins with a quotation mark ends with one; take a mark out that is none"
+)
+
 _LINE_ENDS = re.compile("\r\n|\r|\n")
 
 
@@ -210,13 +214,12 @@ class Csv(Table):
         try:
             return list(islice(reader, count))
         except csv.Error as error:
-            words = ("unexpected end of data", "field larger than field limit")
-            raise DataError(
-                f"`{self.path}`, line {reader.line_num}: {error}",
-                hint="a quotation mark is not closed, in this line or one before it"
-                if str(error).startswith(words)
-                else None,
-            ) from None
+            said, hint = str(error), None
+            if said.startswith(("unexpected end of data", "field larger than field limit")):
+                hint = "a quotation mark is not closed, in this line or one before it"
+            elif "expected after" in said:
+                hint = _OPEN_QUOTE
+            raise DataError(f"`{self.path}`, line {reader.line_num}: {said}", hint=hint) from None
 
     def pieces(
         self,
@@ -236,11 +239,25 @@ class Csv(Table):
                 if reader.line_num - end != len(rows):  # some have several, in quotes
                     taken = [1 + sum(len(_LINE_ENDS.findall(v)) for v in row) for row in rows]
                     begins = end + 1 + np.cumsum([0, *taken[:-1]])
+                    if self.delimiter == "\t":
+                        self._refuse_swallowed(begins, rows)
                 end = reader.line_num
                 if set(map(len, rows)) != {len(self.columns)}:
                     begins, rows = self._whole(begins, rows)
                 yield Piece(begins, {name: list(map(of, rows)) for name, of in pick})
                 meter()
+
+    def _refuse_swallowed(self, begins: NDArray[np.int64], rows: list[list[str]]) -> None:
+        """Raises DataError for a value in quotes that has tabs and lines in it, so that rows are:
+        what lies between tabs is often written without quotes, and may begin with one."""
+        for line, row in zip(begins.tolist(), rows, strict=True):
+            for value in row:
+                if "\t" in value and "\n" in value:
+                    raise DataError(
+                        f"`{self.path}`, line {line}: a value in quotes has "
+                        f"{len(value.splitlines())} lines, with tabs between values",
+                        hint=_OPEN_QUOTE,
+                    )
 
     def _whole(
         self, begins: NDArray[np.int64], rows: list[list[str]]

@@ -721,6 +721,25 @@ def test_names_of_several_classes_an_image_are_those_that_datasets_keeps(
     assert found is not None and found.several and found.classes == ("cat", "dog", "ship")
 
 
+def test_rows_of_a_tsv_are_not_lost_in_a_value_that_begins_with_a_quotation_mark(
+    folder: Path,
+) -> None:
+    places = ["", '"two\nlines"', '"a ""b"" c"', '5" pipe', *[""] * 11]
+    lines = [f"{path}\t{label}\t{place}" for (path, label), place in zip(ROWS, places, strict=True)]
+    table = folder / "t.tsv"
+
+    for first, last, line in (("", "", 0), ('"Big Hill', 'Tree"', 10), ('"old" mill', "", 10)):
+        rows = [*lines[:8], lines[8] + first, *lines[9:12], lines[12] + last, *lines[13:]]
+        table.write_text("path\tlabel\tplace\n" + "\n".join(rows) + "\n")
+        if not line:
+            data = open_part(table, ["train"], Told(), print)
+            assert data is not None and len(data) == 15
+            continue
+        with pytest.raises(DataError, match=f"line {line + 1}: ") as caught:
+            open_part(table, ["train"], Told(), print)
+        assert "a value that begins with a quotation mark ends with one" in str(caught.value.hint)
+
+
 def test_a_quotation_mark_that_is_not_closed_is_told(cvt, folder: Path) -> None:
     (folder / "t.csv").write_text('path,label\n"cat/001.png,cat\ndog/001.png,dog\n')
 
