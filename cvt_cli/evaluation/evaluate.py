@@ -13,7 +13,7 @@ from cvt_cli import loading
 from cvt_cli.base import machine, places, streams, torchrun
 from cvt_cli.base.errors import DataError, UsageError, refuse_other_kinds
 from cvt_cli.base.progress import Say, silent, unheard
-from cvt_cli.base.text import counted
+from cvt_cli.base.text import counted, some
 from cvt_cli.cards import gather
 from cvt_cli.checkpoints import locate
 from cvt_cli.checkpoints.locate import Access
@@ -357,6 +357,15 @@ def _loaded(
             f"{counted(len(images), 'image')} in {counted(len(images.classes), 'class')} below "
             f"`{images.root}` ({images.layout}), matched by {how}"
         )
+        rest = [
+            f"`{ready.labels.names[i]}`"
+            for i in set(range(len(ready.labels))) - {*class_index.tolist()}
+        ]
+        if images.several and rest:
+            access.say(
+                f"no image is said to be of {some(sorted(rest))}: an answer of "
+                f"{'it' if len(rest) == 1 else 'these'} counts as wrong"
+            )
     return ready, one
 
 

@@ -164,6 +164,7 @@ def test_a_person_is_shown_all_of_it(cvt, model: Path, table: Path, tmp_path: Pa
     for start in ("mAP ", "F1 ", "macro ", "exact ", "loss ", "hardest "):
         assert any(line.startswith(start) for line in result.stdout.splitlines()), start
     page = (tmp_path / "page" / "index.html").read_text()
+    assert "no image is said to be of `truck`: an answer of it counts as wrong" in result.stderr
     assert "Mean average precision" in page and "several labels an image" in page
     assert "1 image could not be read and counts as wrong" in page
     before, _, _ = page.partition("Every class, the hardest first")
