@@ -46,7 +46,7 @@ class DataCheck:
     used_fingerprint: str  # likewise of those alone that can be read
     size_fingerprint: str  # one by the files' sizes alone, which earlier versions took
     seen: tuple[Seen | None, ...]  # of each image, where that was asked for and it was read
-    # (n,) of the files' hashes; None where none was read
+    # (n,) of the files' hashes, or the pixels'; None where none was read
     contents: NDArray[np.uint64] | None = field(compare=False)
 
 
@@ -116,7 +116,9 @@ def check(
         return None, size, content, Seen(bytes.fromhex(content)[:16], pixels, reduced)
 
     keys: list[Seen | None] = []
-    contents = None if unread or data.pixels is not None else np.zeros(len(data), np.uint64)
+    contents = None if unread else np.zeros(len(data), np.uint64)
+    if contents is not None and data.pixels is not None:
+        contents[:] = [int(data.content_hash(index)[:16], 16) for index in range(len(data))]
     looked_at = range(0 if unread else len(data))
     with progress("checking images", len(looked_at)) as advance:
         for index, (reason, size, content, found) in ahead(look, looked_at, workers, 256):
@@ -124,7 +126,7 @@ def check(
                 unreadable.append((index, reason))
             if seen:
                 keys.append(found)
-            if contents is not None and content is not None:
+            if contents is not None and content is not None:  # of a file
                 contents[index] = int(content[:16], 16)
             line = _line(data, index, content)
             digest.update(line)

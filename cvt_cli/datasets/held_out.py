@@ -210,12 +210,7 @@ class Origin:
 def _known(images: LabelledImages, kept: NDArray[np.uint64] | None) -> list[str] | None:
     """Names of the images whose files have one of these contents; None where none of some, evenly
     spread, has."""
-    if (
-        kept is None
-        or not len(images)
-        or len(images) > datacheck.READ_UP_TO
-        or images.pixels is not None
-    ):
+    if kept is None or not len(images) or len(images) > datacheck.READ_UP_TO:
         return None
     some = images.subset(images.evenly(_LOOKED_AT_AFAR if images.afar else _LOOKED_AT))
     for part in (some, images):

@@ -95,3 +95,22 @@ def test_cifar_files_whose_labels_do_not_fit_are_refused(cvt, tmp_path: Path) ->
         result = cvt("evaluate", "--data", tmp_path, *MODEL)
 
         assert result.exit_code == 1 and said in result.stderr, (labels, result)
+
+
+def test_a_second_run_on_them_says_what_the_first_was_trained_on(cvt, tmp_path: Path) -> None:
+    data = write_cifar10(tmp_path)
+    for number in range(1, 6):
+        file = data / f"data_batch_{number}"
+        batch = pickle.loads(file.read_bytes())
+        batch["data"] = np.random.default_rng(number).integers(0, 256, (4, 3072), np.uint8)
+        batch["labels"] = [2 * number - 2, 2 * number - 1] * 2
+        file.write_bytes(pickle.dumps(batch))
+    run, probe = tmp_path / "run", ("finetune", data, "--recipe", "linear-probe")
+
+    half = ("--val-fraction", 0.5, "--seed")
+    first = cvt(*probe, "--model", "cvt-nano-cifar10", *half, 0, "-o", run)
+    second = cvt(*probe, "--model", run, *half, 1, "--dry-run")
+
+    assert first.exit_code == 0 and "warning" not in first.stderr, first.stderr
+    assert "images held out, such as `data_batch_" in second.stderr
+    assert f"`{run / 'best'}` was trained on" in second.stderr
