@@ -35,6 +35,10 @@ _LOOKED_AT_AFAR = 200
 """Likewise of images that are on other machines, since each is fetched once more for it."""
 
 
+_LOOKED_AT_FOR_NAMES = 20
+"""Likewise of images that have the names and the place of those that were trained on."""
+
+
 @dataclass(frozen=True)
 class Origin:
     """The run in whose folder a checkpoint lies."""
@@ -67,9 +71,16 @@ class Origin:
         Args:
             images: to be judged.
             opened: opens the training part of the same data.
-            say: told where these have more images now, of which the run does not say which.
+            say: told where these have more images now, of which the run does not say which, or
+                other ones under their names.
         """
         own = self._in_the_run(images, opened, say)
+        if own and self._are_replaced(images, set(own)):
+            say(
+                f"no image in `{images.root}` that was looked at is as `{self.run}` trained on it; "
+                "unless these are the same pictures, saved anew, they were not trained on"
+            )
+            own = None
         found = [own, _known(images, self.before)]
         if own is None:
             found.append(_known(images, self.trained))
@@ -111,6 +122,15 @@ class Origin:
             return None
         known -= left_out
         return [name for name in images.names if name in known]
+
+    def _are_replaced(self, images: LabelledImages, names: set[str]) -> bool:
+        """Whether of the images of these names, evenly spread, none has a file as trained on."""
+        if self.trained is None:
+            return False
+        of_names = images.subset(np.array([i for i, n in enumerate(images.names) if n in names]))
+        some = of_names.subset(of_names.evenly(_LOOKED_AT_FOR_NAMES))
+        found = [int(content or "0", 16) for content in datacheck.contents(some, some.readers)]
+        return not np.isin(np.array(found, np.uint64), self.trained).any()
 
     def _tell_more(self, count: int, say: Say) -> None:
         """Say so if the run's training images are more than they were."""

@@ -159,12 +159,16 @@ def _no_test(place: Path, parts: Sequence[str]) -> DataError:
 
 def _grouped(images: LabelledImages, told: Told, say: Say) -> LabelledImages:
     """The images with the groups that their paths tell, where they are to be told so."""
-    if told.group_by is None or images.groups is not None:
-        return images
-    groups, names, first = from_paths(images.names, told.group_by)
-    shown = ", ".join(f"`{name}` is of `{group}`" for name, group in first)
-    say(f"--group-by: {counted(len(names), 'group')} of images; {shown}")
-    return replace(images, groups=groups, group_names=names, grouped_by=told.group_by)
+    if told.group_by is not None and images.groups is None:
+        groups, names, first = from_paths(images.names, told.group_by)
+        shown = ", ".join(f"`{name}` is of `{group}`" for name, group in first)
+        say(f"--group-by: {counted(len(names), 'group')} of images; {shown}")
+        images = replace(images, groups=groups, group_names=names, grouped_by=told.group_by)
+    if alike := text.alike(images.group_names):
+        these = " and ".join(f"`{name}`" for name in alike[0])
+        more = f"; so do {len(alike) - 1} more" if len(alike) > 1 else ""
+        say(f"{these} differ in {text.LOOKS} alone, and are taken as different groups{more}")
+    return images
 
 
 def open_given(

@@ -980,6 +980,11 @@ def test_held_out_images_whose_files_were_renamed_or_replaced_since_are_told(
     assert "have changed since" not in before.stderr
     told = f"1 of the {len(held)} images that `{run}` held out have changed since it began, such as"
     assert f"{told} `{held[0]}`: if files were renamed" in after.stderr
+    for path in data.glob("*/*"):
+        Image.new("RGB", (32, 32), (len(path.parent.name), int(path.stem), 7)).save(path)
+    replaced = cvt("evaluate", data, "--model", run, "--engine", "torch")
+    assert "no image in" in replaced.stderr and "they were not trained on" in replaced.stderr
+    assert "were trained on" not in replaced.stdout
 
 
 def test_names_that_are_not_in_utf_8_are_written_or_refused_before_anything_is_trained(

@@ -10,6 +10,8 @@ import pytest
 from PIL import Image
 
 from cvt_cli.datasets import datacheck
+from cvt_cli.datasets.layouts import open_dataset
+from cvt_cli.datasets.table_sets import Told
 
 CLASSES = ("cat", "dog")
 PARTS = ("train", "val", "test")
@@ -159,6 +161,19 @@ def test_groups_are_set_aside_whole_so_that_none_crosses(cvt, tmp_path: Path) ->
         "--group-by: 10 groups of images; `cat/v0_0.png` is of `v0`"
         in cvt("finetune", root, *DRY, "--group-by", r"(v\d+)_").stderr
     )
+
+
+def test_groups_whose_names_look_alike_are_told(tmp_path: Path) -> None:
+    root = frames(tmp_path / "set", dict.fromkeys(("P1", "p1", "p2", "P2"), "train"))
+    rows = [(f.relative_to(root), f.parent.name, f.name[:2]) for f in sorted(root.rglob("*.png"))]
+    with (root / "t.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("file", "label", "patient"), *rows])
+
+    for data, told in ((root / "train", Told(group_by="[pP][0-9]")), (root / "t.csv", Told())):
+        said: list[str] = []
+        open_dataset(str(data), "train", root, say=said.append, told=told)
+        assert said[-1].startswith("`P1` and `p1` differ in blanks, the case of letters or ")
+        assert said[-1].endswith(" alone, and are taken as different groups; so do 1 more")
 
 
 def test_a_group_that_cannot_be_told_is_refused(cvt, tmp_path: Path) -> None:
