@@ -146,6 +146,9 @@ def choose(table: Table, told: dict[Role, str], label: bool = True) -> Columns:
         used = {name for name in found.values() if name is not None}
         left = [name for name in names if name not in used and not part_flagged(name)]
         classes = _of_marks(table, left)
+        for role in ("split", "group", "weight"):
+            if classes and role in guessed:
+                _refuse_class(table, role, found[role] or "")
         guessed += ["label"] if classes else []
     return _checked(table, found, classes, guessed, notes, label)
 
@@ -226,6 +229,18 @@ def _of_marks(table: Table, names: Sequence[str]) -> tuple[str, ...]:
             + ",".join(marked or doubtful),
         )
     return tuple(marked)
+
+
+def _refuse_class(table: Table, role: Role, name: str) -> None:
+    """Raises DataError if a column that has a part by its name may be that of a class, beside
+    others of classes."""
+    first = next(table.pieces([name]), None)
+    if first is not None and set(map(mark, first.columns[name])) == {0, 1}:
+        raise DataError(
+            f"`{name}` of `{table.path}` could be the {role}, or a class as the other columns with "
+            "0 and 1",
+            hint=f"say which: --columns {role}={name}, or --columns {role}= if it is a class",
+        )
 
 
 def _is_nothing(value: str) -> bool:

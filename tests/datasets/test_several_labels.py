@@ -211,6 +211,10 @@ def test_what_is_wrong_in_such_a_table_is_said_with_its_line(cvt, tmp_path: Path
     assert "line 6 has '2' for the class `q`; accepted are 0 and 1" in error(
         table, "--columns", "label=q,z"
     )
+    table.write_text("\n".join(["path,camera,phone,laptop", *(f"{row},1" for row in rows)]) + "\n")
+    assert "`camera` of" in error(table) and "could be the group, or a class as" in error(table)
+    for told, classes in (("", ("camera", "laptop", "phone")), ("camera", ("laptop", "phone"))):
+        assert opened(table, columns=f"group={told}")[0].classes == classes
     table = csv_of(tmp_path, [*names[:7], names[0]], SETS[:7] + ["a"])
     assert "gives 1 image two classes: `x/000.png` is `a|b` in line 2 and `a` in line 9" in error(
         table
