@@ -1,6 +1,7 @@
 """From options to a trained checkpoint: what ``cvt finetune`` does, and `finetune` from Python."""
 
 import functools
+import gc
 import inspect
 import itertools
 import multiprocessing
@@ -27,7 +28,7 @@ from cvt_cli.datasets import groups as grouping
 from cvt_cli.datasets import held_out, layouts, torchvision_sets
 from cvt_cli.datasets import overlap as overlaps
 from cvt_cli.datasets.table_sets import Told
-from cvt_cli.finetuning import fold_results, folds, from_options
+from cvt_cli.finetuning import fold_results, folds, from_options, trainer
 from cvt_cli.finetuning import plan as plans
 from cvt_cli.finetuning import preparation as starts
 from cvt_cli.finetuning.began import Began
@@ -96,10 +97,13 @@ def finetune(options: Options) -> Result | fold_results.Result:
     say = streams.say if torchrun.rank() == 0 else unheard
     access = Access(say, silent, options.revision, bool(options.offline))
     options.check_together()
-    with (
-        _able_to_train(),
-        prepared(options, f"finetune({', '.join(told)})", access, silent) as ready,
-    ):
+    with _able_to_train():
+        return _trained(options, f"finetune({', '.join(told)})", access)
+
+
+def _trained(options: Options, command: str, access: Access) -> Result | fold_results.Result:
+    """What it took to train is let go where this returns."""
+    with prepared(options, command, access, silent) as ready:
         return ready.start()
 
 
@@ -145,6 +149,8 @@ def _able_to_train() -> Iterator[None]:
                 yield
         finally:
             torch.set_default_dtype(before)
+            gc.collect()
+            trainer.give_memory_back()
 
 
 @contextmanager

@@ -332,12 +332,33 @@ def keep_memory() -> None:
 
     Elsewhere, or if it does not obey, nothing happens.
     """
+    if (library := _glibc()) is not None:
+        library.mallopt(_MMAP_MAX, 0)
+        library.mallopt(_TRIM_THRESHOLD, -1)
+
+
+def give_memory_back() -> None:
+    """Undo `keep_memory`, and return to the system what is free.
+
+    The limits are those that glibc comes to by itself where large blocks have been freed.
+    """
+    if (library := _glibc()) is not None:
+        library.mallopt(_MMAP_MAX, 65536)
+        library.mallopt(_MMAP_THRESHOLD, 32 * 1024**2)
+        library.mallopt(_TRIM_THRESHOLD, 64 * 1024**2)
+        library.malloc_trim(0)
+
+
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4
+"""Of `mallopt`."""
+
+
+def _glibc() -> ctypes.CDLL | None:
+    """None where the C library is another."""
     if sys.platform != "linux":
-        return
+        return None
     try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError):  # another C library
-        return
-    trim_threshold, mmap_max = -1, -4
-    mallopt(mmap_max, 0)
-    mallopt(trim_threshold, -1)
+        library = ctypes.CDLL(None)
+        return library if hasattr(library, "mallopt") else None
+    except OSError:
+        return None

@@ -3,6 +3,7 @@
 import inspect
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -26,7 +27,7 @@ from cvt_cli import Classifier, evaluate, finetune
 from cvt_cli.base import machine
 from cvt_cli.base.errors import CvtError, DataError, UsageError
 from cvt_cli.datasets import datacheck
-from cvt_cli.finetuning import preparation, tensor_files, training_loop
+from cvt_cli.finetuning import preparation, tensor_files, trainer, training_loop
 from cvt_cli.finetuning.from_options import workers_of
 from cvt_cli.finetuning.job import BRING_BACK
 from cvt_cli.finetuning.settings import Options
@@ -65,6 +66,21 @@ def test_training_from_python_gives_the_bits_of_the_command(cvt, tmp_path: Path,
     assert result.command.startswith(f"finetune(data={str(IMAGES)!r}, val_fraction=0.3, ")
     picture = next(path for path in sorted(IMAGES.rglob("*")) if path.is_file())
     assert Classifier(result.best)(picture)[0].label in {p.name for p in IMAGES.iterdir()}
+
+
+@pytest.mark.skipif(trainer._glibc() is None, reason="keeps no memory for training")
+def test_what_a_program_frees_after_training_goes_back_to_the_system(tmp_path: Path) -> None:
+    def held() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+    finetune(IMAGES, model=MODEL, output=tmp_path / "run", max_time="0s", **SHORT)
+    before = held()
+    large = np.ones(32 * 1024**2)
+    with_it = held()
+    del large
+
+    assert with_it - before > 200 * 1024**2
+    assert held() - before < 50 * 1024**2
 
 
 def test_numbers_of_numpy_are_numbers(tmp_path: Path) -> None:
