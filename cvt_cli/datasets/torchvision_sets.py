@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cvt_cli.base import files, locks
+from cvt_cli.base import files, locks, places
 from cvt_cli.base.errors import DataError, UsageError
 from cvt_cli.base.package import installing
 from cvt_cli.base.progress import Say
@@ -102,6 +102,14 @@ KNOWN = {
 
 KNOWN_SETS = tuple(KNOWN)
 """Sets that ``--data`` takes by name; a name wins over a folder unless written ``./name``."""
+
+
+def as_data(place: str | Path) -> str:
+    """What a program gives, as ``--data`` takes it; a Path is never a known set."""
+    if isinstance(place, Path) and str(place) in KNOWN_SETS:
+        return os.path.join(os.curdir, place)
+    return places.expanded(str(place))
+
 
 _FETCH_TIMEOUT_SEC = 30.0
 """For which a server may be silent; torchvision itself would wait for ever."""

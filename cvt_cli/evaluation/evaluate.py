@@ -1,6 +1,5 @@
 """Models on labelled images: what `cvt evaluate` does, as a function."""
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -21,7 +20,7 @@ from cvt_cli.datasets import datacheck, held_out
 from cvt_cli.datasets.classes import match_classes
 from cvt_cli.datasets.labelled import LabelledImages, Split, place_of
 from cvt_cli.datasets.table_sets import Told
-from cvt_cli.datasets.torchvision_sets import KNOWN_SETS
+from cvt_cli.datasets.torchvision_sets import as_data
 from cvt_cli.engines.ready import ReadyModel, engine_to_go_on_with, refuse_others
 from cvt_cli.evaluation import (
     annotations,
@@ -127,7 +126,7 @@ def evaluate(  # type: ignore[misc]  # the options are the same in both, and are
             f"model is of type {type(model).__name__}; it must be a name, a path, or a list of them"
         )
     settings = Asked(
-        data=_data(data),
+        data=as_data(data),
         split=split,
         data_dir=_path(data_dir),
         told=Told(columns, _path(images), group_by, separator),
@@ -166,13 +165,6 @@ def evaluate(  # type: ignore[misc]  # the options are the same in both, and are
             for line in printed_lines.seen(one, one.metrics.n):
                 access.say(f"{one.conditions['model']}: {line.split(maxsplit=1)[1]}")
     return results if asked is model else results[0]
-
-
-def _data(data: Place) -> str:
-    """A name or a path as ``--data`` takes it, where a known set's name wins over a folder."""
-    if isinstance(data, Path) and str(data) in KNOWN_SETS:
-        return os.path.join(os.curdir, data)
-    return places.expanded(str(data))
 
 
 def _path(place: Place | None) -> Path | None:

@@ -125,6 +125,10 @@ class Options:
         for name, value in self.values.items():
             if value == "":
                 raise UsageError(f"{_option(name)} is empty; give a value, or leave it out")
+            if name == "data" and isinstance(value, Path):
+                from cvt_cli.datasets.torchvision_sets import as_data
+
+                value = as_data(value)
             if name in ("data", "data_dir", "images", "model", "resume", "output"):
                 written_out = places.expanded(str(value))
                 kind = str if name in ("data", "model") else Path

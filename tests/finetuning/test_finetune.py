@@ -370,6 +370,13 @@ def test_what_cannot_be_trained_is_explained_as_by_the_command(
     assert said.exit_code == (2 if kind is UsageError else 1) or "cuda" in message
 
 
+def test_a_path_is_a_folder_also_where_a_known_set_has_its_name() -> None:
+    assert Options(Path("cifar10")).data == "./cifar10"
+    assert Options(Path("photos")).data == "photos"
+    assert Options("cifar10").data == "cifar10"
+    assert Options("~").data == Options(Path("~")).data == str(Path.home())
+
+
 def test_the_function_says_what_it_takes_and_is_there_when_it_is_asked_for() -> None:
     taken = inspect.signature(finetune).parameters
     returned = str(inspect.signature(finetune).return_annotation)
