@@ -9,7 +9,7 @@ image of no class.
 import ast
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -30,6 +30,9 @@ _NO_COMMA = re.compile(r"""['"]\s+['"]""")
 _OTHER_SIGNS = (";", ",", " ")
 """That other tools write between them. Names of one class have them too, so that they are not
 taken as such unless the user says so."""
+
+_ENTRIES = 1_000_000
+"""Of a table of images and classes, that are computed with at once."""
 
 NO_SIGN = "none"
 """What the user says where each label is one class, whatever is in it."""
@@ -217,6 +220,20 @@ def described(sets: Sets, codes: NDArray[np.int32]) -> str:
     return told
 
 
+def of_each_class(marks: NDArray[np.uint8], counts: NDArray[np.int64]) -> NDArray[np.int64]:
+    """How many images have each class, where so many (sets,) have each set."""
+    found = np.zeros(marks.shape[1], np.int64)
+    for part in _parts(marks):
+        found += counts[part] @ marks[part].astype(np.int64)
+    return found
+
+
+def _parts(marks: NDArray[np.uint8]) -> Iterator[slice]:
+    """Some rows after others, so that what is computed of each takes little memory."""
+    rows = max(1, _ENTRIES // max(1, marks.shape[1]))
+    yield from (slice(first, first + rows) for first in range(0, len(marks), rows))
+
+
 # --- parting such images
 
 
@@ -232,8 +249,10 @@ def strata(labels: NDArray[np.uint8]) -> NDArray[np.int64]:
     rank = np.empty(len(sizes), np.int64)
     order = np.argsort(sizes, kind="stable")
     rank[order] = np.arange(len(sizes))
-    ranks = np.where(labels > 0, rank, len(sizes))
-    first = ranks.min(axis=1, initial=len(sizes))
+    first = np.empty(len(labels), np.int64)
+    for part in _parts(labels):
+        ranks = np.where(labels[part] > 0, rank, len(sizes))
+        first[part] = ranks.min(axis=1, initial=len(sizes))
     return np.asarray(np.append(order, len(sizes))[first], np.int64)
 
 

@@ -155,7 +155,7 @@ class _Whole:
         else:
             lines.append(several_labels.described(self.sets, self.labels))
             counts = np.bincount(self.labels, minlength=len(self.sets.marks))
-            sizes = (counts @ self.sets.marks.astype(np.int64)).tolist()
+            sizes = several_labels.of_each_class(self.sets.marks, counts).tolist()
         ordered = sorted(zip(sizes, self.classes, strict=True), key=lambda one: (-one[0], one[1]))
         named = ", ".join(f"`{name}` {n}" for n, name in ordered[: 2 * SHOWN])
         if len(ordered) > 2 * SHOWN:

@@ -1,6 +1,7 @@
 """Tables in which an image has several classes: when they are read so, and what is wrong there."""
 
 import json
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -247,6 +248,21 @@ def test_images_are_stratified_by_the_rarest_of_their_classes() -> None:
     labels = np.array([[1, 1, 0], [1, 0, 0], [1, 0, 1], [0, 0, 0], [1, 1, 0]], np.uint8)
 
     assert several_labels.strata(labels).tolist() == [1, 0, 2, 3, 1]
+
+
+def test_counting_many_classes_takes_little_memory_beside_the_labels() -> None:
+    labels = np.random.default_rng(0).integers(0, 2, (4000, 1500), np.uint8)
+    counts = np.arange(4000)
+
+    tracemalloc.start()
+    strata = several_labels.strata(labels)
+    sizes = several_labels.of_each_class(labels, counts)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+
+    assert peak < 6 * labels.size  # eight bytes for each of an image's classes would be more
+    assert (strata[2000:] == several_labels.strata(np.concatenate([labels] * 2))[6000:]).all()
+    assert (sizes == counts @ labels.astype(np.int64)).all()
 
 
 def test_whole_groups_are_set_aside_and_folded_with_several_labels(cvt, tmp_path: Path) -> None:
