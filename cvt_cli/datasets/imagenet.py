@@ -78,7 +78,8 @@ def _from_devkit(places: tuple[Tree, ...], name: str) -> tuple[bytes, str] | Non
 
 
 def _from_table(tree: Tree, flat: list[str], lines: list[str], path: str) -> LabelledImages:
-    """ImageNet's images in one folder, by names with indices or by the devkit's numbers.
+    """ImageNet's images in one folder, by names with indices or by the devkit's numbers, with the
+    classes that these have.
 
     Args:
         tree: with the images.
@@ -97,7 +98,9 @@ def _from_table(tree: Tree, flat: list[str], lines: list[str], path: str) -> Lab
     names = [name for name, _ in pairs]
     found = list(tree.images()) if any("/" in name for name in names) else flat
     check_table(found, names, tree.root, path)
-    return made(tree, wnids, names, (index for _, index in pairs), layout)
+    place = {index: code for code, index in enumerate(sorted({index for _, index in pairs}))}
+    classes = [wnids[index] for index in place]
+    return made(tree, classes, names, (place[index] for _, index in pairs), layout)
 
 
 def _val_pair(tree: Tree, number: int, line: str, path: str) -> tuple[str, int]:
