@@ -13,6 +13,9 @@ _TABLES = 8
 _FIRST, _EVERY = 4000, 8
 """Rows of a table, and which of them are looked at: it may be sorted by class."""
 
+_CELLS = 400_000
+"""That are read of a table at most: one of pixels has thousands of columns."""
+
 
 _OF_ANSWERS = {"predictions", "score_1"}
 """Columns of what cvt wrote of images, which is no word on what they are."""
@@ -57,7 +60,8 @@ def _columns(path: Path) -> Iterator[tuple[str, list[str]]]:
         names = [name for name in table.columns if name not in table.holding_bytes]
         if not _OF_ANSWERS.isdisjoint(names):
             return
-        piece = next(table.pieces(names, most=_FIRST), None)
+        most = max(1, min(_FIRST, _CELLS // max(1, len(names))))
+        piece = next(table.pieces(names, most=most), None)
     except CvtError:
         return
     if piece is not None:
