@@ -225,8 +225,8 @@ def _of_marks(table: Table, names: Sequence[str]) -> tuple[str, ...]:
         raise DataError(
             f"`{table.path}` has no label column, and `{name}` may be the column of a class, with "
             f"0 and 1; {table.where} {first.lines[place]} has {values[place]!r} there",
-            hint="say 0 or 1 in each row, or name the columns of the classes: --columns label="
-            + ",".join(marked or doubtful),
+            hint="say 0 or 1 in each row, or name those of these that are classes: --columns label="
+            + ",".join(name for name in names if name in marked or name in doubtful),
         )
     return tuple(marked)
 

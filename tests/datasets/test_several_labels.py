@@ -157,7 +157,7 @@ def test_a_class_is_not_left_out_for_a_cell_that_is_empty_or_a_count(
         assert result.exit_code == 1
         assert "`b` may be the column of a class, with 0 and 1; " in result.stderr
         assert f"{where} has " in result.stderr
-        assert "name the columns of the classes: --columns label=a,c" in result.stderr
+        assert "name those of these that are classes: --columns label=a,b,c" in result.stderr
     assert opened(table(1))[0].classes == ("a", "b", "c")
 
 
