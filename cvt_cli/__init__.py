@@ -20,6 +20,10 @@ def __getattr__(name: str) -> object:
         from cvt_cli.classifier import Classifier
 
         return Classifier
+    if name in ("evaluate", "finetune"):
+        from cvt_cli.base import torchrun
+
+        torchrun.will_say_that_it_ends()
     if name == "evaluate":
         from cvt_cli.evaluation.evaluate import evaluate
 

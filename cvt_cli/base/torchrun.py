@@ -238,14 +238,12 @@ _meetings = itertools.count(1)
 _store: Any = None  # of this process, once it has met others
 
 
-def _store_of_a_meeting(for_: str) -> Any:
-    """Where the processes find each other's addresses, once all of them have come.
+def _whole_store(patience: timedelta) -> Any:
+    """What all processes can read and write.
 
-    Torch keeps them under the same names every time: a second meeting would find addresses of the
-    first, at which nobody is any more. The store itself is kept as long as the process, since where
-    torchrun has none, it is process 0 that holds it, and others may be still on their way.
-    Processes that torchrun starts again on one machine know how often; on several, each of these
-    has its own count.
+    It is kept as long as the process, since where torchrun has none, it is process 0 that holds it,
+    and others may be still on their way. Processes that torchrun starts again on one machine know
+    how often; on several, each of these has its own count.
     """
     global _store
     from torch.distributed import (  # type: ignore[attr-defined]
@@ -255,10 +253,21 @@ def _store_of_a_meeting(for_: str) -> Any:
 
     restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT") if local_count() == count() else None
     if _store is None:
-        _store, _, _ = next(rendezvous("env://", timeout=PATIENCE))
+        _store, _, _ = next(rendezvous("env://", timeout=patience))
         _store.set_timeout(PATIENCE)
-        atexit.register(_say_that_it_ends, PrefixStore(f"cvt/{restarts}", _store), os.getpid())
-    whole = PrefixStore(f"cvt/{restarts}", _store)
+        atexit.register(_say_that_it_ends, os.getpid())
+    return PrefixStore(f"cvt/{restarts}", _store)
+
+
+def _store_of_a_meeting(for_: str) -> Any:
+    """Where the processes find each other's addresses, once all of them have come.
+
+    Torch keeps them under the same names every time: a second meeting would find addresses of the
+    first, at which nobody is any more.
+    """
+    from torch.distributed import PrefixStore  # type: ignore[attr-defined]
+
+    whole = _whole_store(PATIENCE)
     own = PrefixStore(f"{next(_meetings)}", whole)
     own.set(f"here/{rank()}", for_)
     missing, began, said = list(range(count())), time.monotonic(), False
@@ -274,7 +283,7 @@ def _store_of_a_meeting(for_: str) -> Any:
         if not said and time.monotonic() - began > _SILENCE:
             streams.say(
                 f"process {rank()} of {count()} waits at {for_} for "
-                + " and ".join(map(str, missing))
+                + f"{' and '.join(map(str, missing))}; {_SAME_ORDER}"
             )
             said = True
         time.sleep(_LOOK)
@@ -287,11 +296,26 @@ def _store_of_a_meeting(for_: str) -> Any:
     return own
 
 
-def _say_that_it_ends(store: Any, process: int) -> None:
-    """To those that wait, or will, for this process, and not for a fork of it."""
+def will_say_that_it_ends() -> None:
+    """To processes that wait for this one, also where it has never met them: in a script that does
+    something in one process alone. Who imports nothing that meets does not say so.
+    """
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return  # it is torchrun that holds the store, so that others find it then
+    with suppress(UsageError):
+        # What this one starts, as to load images, has its environment, and is not meant.
+        own = str(os.getpid())
+        if count() > 1 and os.environ.setdefault("CVT_PROCESS_OF_TORCHRUN", own) == own:
+            import torch.distributed  # noqa: F401  # it cannot be imported where a process ends
+
+            atexit.register(_say_that_it_ends, os.getpid())
+
+
+def _say_that_it_ends(process: int) -> None:
+    """If this is that process and not a fork of it."""
     if os.getpid() == process:
         with suppress(RuntimeError):  # who holds the store has ended before
-            store.set(f"ended/{rank()}", "1")
+            _whole_store(timedelta(seconds=10)).set(f"ended/{rank()}", "1")
 
 
 _group: Any = None  # in which they talk

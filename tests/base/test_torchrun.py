@@ -5,10 +5,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from torch.distributed import TCPStore
 
 from cvt_cli.base import torchrun
 from cvt_cli.base.errors import CvtError, UsageError
 from tests_shared import CHELSEA, Result, torchrun_environment
+from warm_processes import start
 
 WHOLE = torchrun_environment(rank=1, count=2)
 
@@ -126,3 +128,24 @@ def test_who_is_left_by_another_process_says_so(monkeypatch: pytest.MonkeyPatch)
             raise RuntimeError(lost)
     with pytest.raises(RuntimeError, match="shape"), torchrun.others_watched():
         raise RuntimeError("shape mismatch")
+
+
+def test_a_script_that_calls_something_in_one_process_alone_does_not_wait_for_ever(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    held_by_torchrun = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    port = {"MASTER_PORT": str(held_by_torchrun.port), "TORCHELASTIC_USE_AGENT_STORE": "True",
+            "TORCHELASTIC_RESTART_COUNT": "0"}  # fmt: skip
+    set_all(monkeypatch, {**torchrun_environment(rank=0, count=2), **port})
+    monkeypatch.setattr(torchrun, "_store", None)
+    monkeypatch.setattr(torchrun.atexit, "register", lambda *call: None)
+
+    other = start(
+        None, code="from cvt_cli import evaluate", environment={**os.environ, **WHOLE, **port}
+    )
+    with pytest.raises(CvtError, match="process 1 of the 2 has ended and did not come to evaluate"):
+        with torchrun.joined("evaluate"):
+            pass
+
+    other.communicate()
+    assert other.returncode == 0
