@@ -95,13 +95,15 @@ def duration(seconds: float) -> str:
 
 
 def threshold(value: float) -> str:
-    """A probability that answers begin from: "0.987"; with as many digits as tell it from 0 and 1,
-    from which all or none would begin. Rounded up, since who uses what is written here would else
-    let answers in that were not counted. What is read from it is written the same."""
+    """A probability that answers begin from: "0.987"; with as many digits as tell it from 0, and
+    two that tell it from 1, where those of overconfident models lie. Rounded up, since who uses
+    what is written here would else let answers in that were not counted. What is read from it is
+    of the same value when it is written again."""
     for digits in range(3, 17):
         nearest = float(f"{value:.{digits}f}")
         shown = f"{nearest if nearest >= value else nearest + 10**-digits:.{digits}f}"
-        if value in (0, 1) or (nearest > 0 and float(shown) < 1):
+        from_0, from_1 = (round(one * 10**digits, 6) for one in (value, 1 - float(shown)))
+        if value in (0, 1) or (from_0 >= 1 and from_1 >= 10):
             break
     return shown
 

@@ -38,7 +38,7 @@ def test_names_of_files_keep_bytes_that_are_no_text() -> None:
 def test_a_threshold_never_reads_as_one_that_all_or_none_reach() -> None:
     written = [text.threshold(value) for value in (0.98765, 0.9996, 0.99999998, 1.0, 0.00002, 0.0)]
 
-    assert written == ["0.988", "0.9996", "0.99999998", "1.000", "0.00002", "0.000"]
+    assert written == ["0.988", "0.99960", "0.999999980", "1.000", "0.00002", "0.000"]
 
 
 def test_from_a_threshold_as_it_is_written_on_no_answer_is_that_was_not_counted() -> None:
@@ -55,7 +55,7 @@ def test_from_a_threshold_as_it_is_written_on_no_answer_is_that_was_not_counted(
 
     written = [text.threshold(value) for value in values]
 
-    assert written[:7] == ["0.854", "0.854", "0.854", "0.100", "0.9994", "0.9996", "0.0004"]
+    assert written[:7] == ["0.854", "0.854", "0.854", "0.100", "0.99940", "0.99951", "0.0004"]
     assert all(float(shown) >= value for shown, value in zip(written, values, strict=True))
 
 

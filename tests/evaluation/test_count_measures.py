@@ -253,6 +253,16 @@ def test_what_is_said_of_a_threshold_is_true_of_it_as_it_is_printed(seed: int) -
             assert point.coverage == point.n / 210 and point.risk <= most
 
 
+def test_of_an_overconfident_model_as_many_answers_are_told_as_can_be() -> None:
+    confidence = 1 - np.linspace(1e-6, 3e-6, 200)
+    right = np.arange(200) < 120  # of the first 126 one in twenty is wrong
+
+    found = risk_coverage(confidence, right, total=200)
+
+    _, five = found.at_risk[2]
+    assert five is not None and 116 <= five.n <= 126
+
+
 def test_a_curve_of_many_images_has_a_point_for_each_hundredth() -> None:
     confidence = np.random.default_rng(5).random(20_000)
 
