@@ -266,6 +266,12 @@ def _checked(
                 if any(finding.is_image_name(name) for name in table.columns)
                 else f"say which it is: --columns {role}=NAME",
             )
+    for role, name in found.items():
+        if role != "path" and name in table.holding_bytes:
+            raise DataError(
+                f"the {role} `{name}` of `{table.path}` is a column of bytes, not of texts",
+                hint="write it as texts (`string` in Arrow)",
+            )
     used = [*(name for name in found.values() if name is not None), *classes]
     if twice := repeated(used):
         raise DataError(f"`{twice}` of `{table.path}` is named as two parts of the table")

@@ -82,7 +82,7 @@ class Parquet(Table):
             return of_none or is_bytes(parts["bytes"])
 
         def is_bytes(kind: Any) -> bool:
-            return bool(types.is_binary(kind) or types.is_large_binary(kind))
+            return str(kind).startswith(("binary", "large_binary", "fixed_size_binary"))
 
         return frozenset(field.name for field in self._schema if holds_bytes(field.type))
 

@@ -618,6 +618,7 @@ def test_what_a_parquet_file_may_hold_in_place_of_pictures_and_classes_is_refuse
         "nested": pyarrow.table({"image": [{"bytes": {"bytes": b}} for b in pictures],
                                  "label": labels}),
         "same": pyarrow.Table.from_arrays([labels, labels, labels], ["path", "label", "label"]),
+        "bytes": pyarrow.table({"path": ["1.png", "2.png"], "label": [b"cat", b"dog"]}),
         "twice": numbers.replace_schema_metadata({"huggingface": json.dumps(twice)}),
     }  # fmt: skip
     said = {}
@@ -630,6 +631,7 @@ def test_what_a_parquet_file_may_hold_in_place_of_pictures_and_classes_is_refuse
     assert "row 1 has {'bytes': {'bytes': b'" in said["nested"] and len(said["nested"]) < 300
     assert "has two columns that are called `label`" in said["same"]
     assert "calls two classes of its column `label` `cat`" in said["twice"]
+    assert "the label `label` of" in said["bytes"] and "is a column of bytes" in said["bytes"]
 
 
 def test_pictures_of_a_process_that_was_killed_are_removed_by_the_next_one(
