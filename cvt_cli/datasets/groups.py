@@ -86,8 +86,9 @@ def set_aside(
         UsageError: scikit-learn is not installed.
     """
     for aside in _parts(labels, groups, fraction, seed):  # of those that cannot be, the next
-        for label in np.setdiff1d(labels, labels[~aside]):  # nothing of it is left to train on
-            own, sizes = np.unique(groups[aside & (labels == label)], return_counts=True)
+        # Nothing of some classes is left to train on; a group may have several of them.
+        while (lacking := np.setdiff1d(labels, labels[~aside])).size:
+            own, sizes = np.unique(groups[aside & (labels == lacking[0])], return_counts=True)
             aside &= groups != own[sizes.argmin()]
         for label in np.setdiff1d(labels, labels[aside]):  # nothing of it is there to choose by
             own, sizes = np.unique(groups[labels == label], return_counts=True)

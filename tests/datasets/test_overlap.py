@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cvt_cli.datasets import datacheck
+from cvt_cli.datasets import datacheck, groups
 from cvt_cli.datasets.layouts import open_dataset
 from cvt_cli.datasets.table_sets import Told
 
@@ -161,6 +161,17 @@ def test_groups_are_set_aside_whole_so_that_none_crosses(cvt, tmp_path: Path) ->
         "--group-by: 10 groups of images; `cat/v0_0.png` is of `v0`"
         in cvt("finetune", root, *DRY, "--group-by", r"(v\d+)_").stderr
     )
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_a_group_that_alone_has_two_rare_classes_is_trained_on(seed: int) -> None:
+    labels = np.array([n % 3 for n in range(30)] + [3, 3, 3, 4, 4, 4])
+    patients = np.array([n % 10 for n in range(30)] + [3] * 6)
+
+    aside = groups.set_aside(labels, patients, 0.1, seed)
+
+    assert aside is not None and aside.any() and not aside[30:].any()
+    assert set(labels[~aside]) == set(range(5)) and not set(patients[aside]) & set(patients[~aside])
 
 
 def test_groups_whose_names_look_alike_are_told(tmp_path: Path) -> None:
