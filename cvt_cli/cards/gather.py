@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from cvt_cli.base import locks
+from cvt_cli.base import files, locks
 from cvt_cli.base.errors import CheckpointError, CvtError, DataError
 from cvt_cli.base.progress import Say
 from cvt_cli.cards import about as abouts
@@ -52,10 +52,12 @@ def alone(folder: Path, say: Say) -> AbstractContextManager[None]:
 
 
 def check(path: Path, *, overwrite: bool = False) -> None:
-    """Raises CheckpointError for what `add` would refuse, before anything is measured for it."""
+    """Raises CvtError for what `add` would refuse, before anything is measured for it."""
     folder = folder_of(path)
     card.before_in(folder, overwrite=overwrite)
     record.read(folder)
+    for name in (record.RECORD_FILE, folders.CARD_FILE):
+        files.refuse_unwritable(folder / name)
 
 
 def check_is_of(path: Path, kind: Kind, measured_under: Mapping[str, Any]) -> None:

@@ -62,19 +62,23 @@ def test_what_permissions_refuse_is_explained(data: Path, tmp_path: Path) -> Non
     folder, weights = tmp_path / "folder", tmp_path / "cvt-nano-cifar10"
     folder.mkdir(0o555)
     shutil.copytree(Path(cvt_cli.__file__).parent / "data" / "cvt-nano-cifar10", weights)
-    (weights / "model.safetensors").chmod(0)
 
+    weights.chmod(0o555)
+    measured = as_unknown_user("evaluate", data, "--model", weights, "--card", weights)
+    (weights / "model.safetensors").chmod(0)
     page = as_unknown_user(*PREDICT, "--html", folder / "page.html")
     unreadable = as_unknown_user("predict", CHELSEA, "--model", weights)
     weights.chmod(0)
     hidden = as_unknown_user("info", weights)
     weights.chmod(0o755)
 
-    assert [one.exit_code for one in (page, unreadable, hidden)] == [1, 1, 1]
+    assert [one.exit_code for one in (measured, page, unreadable, hidden)] == [1, 1, 1, 1]
+    assert f"error: cannot write `{weights}/card.json`" in measured.stderr
+    assert measured.stdout == ""
     assert f"error: cannot write `{folder}/page.html`: Permission denied" in page.stderr
     assert f"error: `{weights}/model.safetensors`" in unreadable.stderr
     assert f"error: `{weights}" in hidden.stderr
-    for one in (page, unreadable, hidden):
+    for one in (measured, page, unreadable, hidden):
         assert "Permission denied" in one.stderr and "Traceback" not in one.stderr
 
 
