@@ -1,12 +1,14 @@
 """The surest wrong answers, as a report shows them, and maps of why they were given."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cvt_cli.base.errors import UsageError
+from PIL import Image
+
+from cvt_cli.base.errors import ImageError, UsageError
 from cvt_cli.checkpoints.locate import Access
 from cvt_cli.datasets.labelled import LabelledImages
 from cvt_cli.engines.ready import ReadyModel
@@ -26,7 +28,7 @@ class Mistake:
     label: str  # the true class
     predicted: str
     score: float  # probability of the predicted class, 0 … 1
-    thumbnail: bytes  # JPEG
+    thumbnail: bytes | None  # JPEG; None where the image can be read no more
     link: str | None = None  # from the page to the image's own file
     overlay: bytes | None = None  # JPEG: the image under the map of why
 
@@ -38,7 +40,20 @@ class Mistake:
     @property
     def is_small(self) -> bool:
         """Whether the picture has so few pixels that they are better shown as squares."""
-        return max(pages.jpeg_size(self.thumbnail)) <= pages.SMALL_PIXELS
+        picture = self.thumbnail
+        return picture is not None and max(pages.jpeg_size(picture)) <= pages.SMALL_PIXELS
+
+
+def _again(one: Subject, data: LabelledImages, exif: bool) -> Iterator[Image.Image | None]:
+    """The images of the mistakes; None for one that cannot be read a second time, as on a server
+    that gives it no more: that costs its picture and not the page."""
+    wanted = {mistake[1] for mistake in one.result.mistakes}
+    where = {name: index for index, name in enumerate(data.names) if name in wanted}
+    for _, name, _, _ in one.result.mistakes:
+        try:
+            yield data.load(where[name], exif)
+        except ImageError:
+            yield None
 
 
 def gather(
@@ -57,7 +72,6 @@ def gather(
         exif: whether they were turned upright.
         overlays: of `explain`, by image name; empty where none were asked for.
     """
-    where = {name: index for index, name in enumerate(data.names)}
     names = one.labels.names
     return [
         Mistake(
@@ -66,11 +80,13 @@ def gather(
             names[right],
             names[answered],
             score,
-            classify.thumbnail(data.load(where[name], exif)),
+            None if image is None else classify.thumbnail(image),
             shareable.link(str(data.root / name), folder),
             overlays.get(name),
         )
-        for score, name, right, answered in one.result.mistakes
+        for (score, name, right, answered), image in zip(
+            one.result.mistakes, _again(one, data, exif), strict=True
+        )
     ]
 
 
@@ -106,7 +122,6 @@ def explain(
     from cvt_cli.images import transform
     from cvt_cli.spec.config import Size
 
-    where = {name: index for index, name in enumerate(data.names)}
     wrong = one.result.mistakes
     found: dict[str, bytes] = {}
     if not wrong:
@@ -115,8 +130,11 @@ def explain(
         ready.checkpoint, settings.res, settings.activation, settings.device, access
     )
     with access.progress("explaining", len(wrong)) as advance:
-        for _, name, right, answered in wrong:
-            image = data.load(where[name], settings.exif)
+        images = _again(one, data, settings.exif)
+        for (_, name, right, answered), image in zip(wrong, images, strict=True):
+            advance(1, "")
+            if image is None:
+                continue
             picture = transform.preprocess(image, ready.preprocessing)
             ((map_,),) = engine.maps(picture, [Target(answered, right)], (DEFAULT,), None)
             photo = drawn(image)
@@ -124,5 +142,4 @@ def explain(
             laid = view.lay(map_.values, map_.grid, Size(photo.height, photo.width))
             shown = drawing.scaled(laid, map_.signed)
             found[name] = drawing.jpeg(drawing.overlaid(photo, shown, map_.signed))
-            advance(1, "")
     return found

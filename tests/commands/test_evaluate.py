@@ -26,6 +26,7 @@ from pyarrow import parquet
 from torchvision import transforms
 
 from cvt_cli.base import package
+from cvt_cli.evaluation import mistakes
 from cvt_cli.model import weights
 from cvt_cli.spec.labels import Labels, imagenet
 from cvt_cli.spec.preprocessing import Preprocessing
@@ -335,6 +336,29 @@ def test_the_report_explains_the_mistakes(cvt, cifar10: Path, tmp_path: Path) ->
         assert drawn.size == (320, 320)
         blue_to_yellow = np.asarray(drawn, np.float32)[..., :2].mean(2) - np.asarray(drawn)[..., 2]
         assert np.ptp(blue_to_yellow) > 40  # a map lies on it
+
+
+def test_a_mistake_that_cannot_be_read_again_costs_its_picture_and_not_the_report(
+    cvt, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("dog", "cat"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        shutil.copy(TESTS / "photos" / "nagasaki-boats.jpg", tmp_path / "data" / name)
+
+    def after_one_has_gone(*told: object) -> dict[str, bytes]:
+        (tmp_path / "data" / "dog" / "nagasaki-boats.jpg").unlink()
+        return explain(*told)
+
+    explain = mistakes.explain
+    monkeypatch.setattr(mistakes, "explain", after_one_has_gone)
+    report = tmp_path / "report"
+    result = cvt("evaluate", tmp_path / "data", *NANO, "--json", "--explain", "--report", report)
+
+    assert result.exit_code == 0 and result.json["top1_correct"] == 0
+    page = (report / "index.html").read_text()
+    assert page.count("could not be read again") == 1
+    assert page.count("data:image/jpeg;base64,") == 2  # of the other, and the map of it
+    assert "dog/nagasaki-boats.jpg" in page.replace("<wbr>", "")
 
 
 # An interrupt may lie between a file's opening and its `with`: Python closes it, and warns.
