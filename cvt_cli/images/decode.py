@@ -288,9 +288,12 @@ _ACCEPTED_IN_MEMORY = (
 )
 
 
-class _Loading:
-    """Locks for opened Pillow images: one is read from its file, and its EXIF too, when it is first
-    used, and is given wrong pixels where two threads begin that."""
+class _Alone:
+    """Locks for what is to be read by one thread at a time, and does not see to that itself.
+
+    So is an opened Pillow image, which is read from its file, and its EXIF too, when it is first
+    used: where two threads begin that, it has wrong pixels.
+    """
 
     def __init__(self) -> None:
         if hasattr(os, "register_at_fork"):  # a thread that is gone there may hold one
@@ -300,12 +303,12 @@ class _Loading:
     def _start(self) -> None:
         self._locks = [threading.Lock() for _ in range(64)]
 
-    def of(self, image: Image.Image) -> threading.Lock:
-        """Always the same for one image; others seldom have it."""
-        return self._locks[id(image) // 16 % len(self._locks)]
+    def lock_of(self, thing: object) -> threading.Lock:
+        """Always the same for one thing; others seldom have it."""
+        return self._locks[id(thing) // 16 % len(self._locks)]
 
 
-_loading = _Loading()
+alone = _Alone()
 
 
 def as_it_is_now(image: object) -> Image.Image:
@@ -319,7 +322,7 @@ def as_it_is_now(image: object) -> Image.Image:
     """
     if not isinstance(image, Image.Image):
         return _from_array(image).copy()
-    with _explained(), _loading.of(image):
+    with _explained(), alone.lock_of(image):
         if getattr(image, "tile", None) and not getattr(image, "is_animated", False):
             return image
         kept = image.copy() if (kept := _grey_in_8_bits(image)) is image else kept
@@ -341,7 +344,7 @@ def from_memory(image: object, exif: bool, background: Colour | None = None) -> 
         ImageError: it is something else, or a Pillow image whose file cannot be read.
     """
     if isinstance(image, Image.Image):
-        with _explained(), _loading.of(image):
+        with _explained(), alone.lock_of(image):
             image.load()
             return to_rgb(upright(image) if exif else image, background)
     return to_rgb(_from_array(image), background)

@@ -3,6 +3,7 @@
 import glob
 import zipfile
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -34,26 +35,8 @@ def images_at(address: str, passed: Passed) -> Iterator[tuple[str, Callable[[], 
     """
     system, path = _file_system(address)
     try:
-        if glob.has_magic(path) and not system.exists(path):
-            runs = finding.Runs(patterns.run_files(path, system.glob))
-            found = [
-                name
-                for name, about in system.glob(path, detail=True).items()
-                if about["type"] != "directory"
-                and patterns.is_meant(name, path, passed)
-                and not runs.hold(name, passed)
-            ]
-        elif system.isdir(path):
-            # Hidden is what is so below the folder that was named.
-            below = {name: name.removeprefix(path).lstrip("/") for name in system.find(path)}
-            runs = finding.Runs(below.values())
-            found = [
-                name
-                for name, inner in below.items()
-                if finding.is_image_member(inner, passed) and not runs.hold(inner, passed)
-            ]
-        else:
-            found = [path]
+        with _guarded(system):
+            found = _found(system, path, passed)
     except Exception as error:  # every file system has its own kinds
         raise ImageError(reason(error)) from None
     # Of `simplecache::zip://*.png::s3://bucket/a.zip` the found lie in `zip://`.
@@ -64,6 +47,44 @@ def images_at(address: str, passed: Passed) -> Iterator[tuple[str, Callable[[], 
     for name in sorted(found, key=finding.natural_key):
         place = ("/" if local else "") + name.lstrip("/")
         yield f"{before}://{place}{colons}{around}", partial(_open, system, name)
+
+
+def _found(system: "fsspec.AbstractFileSystem", path: str, passed: Passed) -> list[str]:
+    """The images of a file, a folder or a pattern; raises what the file system does."""
+    if glob.has_magic(path) and not system.exists(path):
+        runs = finding.Runs(patterns.run_files(path, system.glob))
+        return [
+            name
+            for name, about in system.glob(path, detail=True).items()
+            if about["type"] != "directory"
+            and patterns.is_meant(name, path, passed)
+            and not runs.hold(name, passed)
+        ]
+    if system.isdir(path):
+        # Hidden is what is so below the folder that was named.
+        below = {name: name.removeprefix(path).lstrip("/") for name in system.find(path)}
+        runs = finding.Runs(below.values())
+        return [
+            name
+            for name, inner in below.items()
+            if finding.is_image_member(inner, passed) and not runs.hold(inner, passed)
+        ]
+    return [path]
+
+
+def _guarded(system: "fsspec.AbstractFileSystem") -> AbstractContextManager[object]:
+    """Inside of it one thread at a time uses a file system whose files share one open file or one
+    connection, which fsspec leaves to who reads them: a tar, for one; a ZipFile guards itself."""
+    from fsspec import AbstractFileSystem
+    from fsspec.archive import AbstractArchiveFileSystem
+
+    while isinstance(inner := getattr(system, "fs", None), AbstractFileSystem):
+        system = inner  # behind a cache
+    is_archive = isinstance(system, AbstractArchiveFileSystem)
+    guards_itself = isinstance(getattr(system, "zip", None), zipfile.ZipFile)
+    if system.protocol == "ftp" or (is_archive and not guards_itself):
+        return decode.alone.lock_of(system)
+    return nullcontext()
 
 
 def _file_system(address: str) -> tuple["fsspec.AbstractFileSystem", str]:
@@ -97,7 +118,7 @@ def _file_system(address: str) -> tuple["fsspec.AbstractFileSystem", str]:
 
 def _open(system: "fsspec.AbstractFileSystem", name: str) -> BinaryIO:
     try:
-        with system.open(name, "rb") as file:
+        with _guarded(system), system.open(name, "rb") as file:
             size = getattr(file, "size", None)
             known = isinstance(size, int) and 0 <= size <= limits.LARGEST_FILE
             most: int = size if known else limits.LARGEST_FILE  # type: ignore[assignment]

@@ -21,6 +21,7 @@ import urllib.error
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -32,6 +33,7 @@ from cvt_cli.base import limits
 from cvt_cli.base.errors import ImageError
 from cvt_cli.images import archives, finding, sources, web
 from cvt_cli.images.finding import Passed
+from cvt_cli.images.remote import images_at
 from small_sets import Unflagged
 from tests_shared import CHELSEA, TESTS, Machine
 
@@ -490,6 +492,22 @@ def test_a_user_and_password_in_an_address_are_sent_and_the_password_is_written_
     results = (predicted, listed, evaluated)
     said = "".join(one.stdout + one.stderr for one in results) + written.read_text()
     assert "cret" not in said
+
+
+@pytest.mark.parametrize("cache", ["", "simplecache::"])
+def test_a_tar_at_an_address_is_read_by_one_thread_at_a_time(tmp_path: Path, cache: str) -> None:
+    files = {f"{number:03}.bmp": bytes([number]) * 50_000 for number in range(100)}
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        for name, content in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    found = list(images_at(f"{cache}tar://*.bmp::file://{tmp_path}/a.tar", Passed()))
+
+    with ThreadPoolExecutor(8) as threads:
+        read = list(threads.map(lambda one: one[1]().read(), found))
+
+    assert read == list(files.values())
 
 
 @pytest.mark.parametrize(
