@@ -44,8 +44,13 @@ def images_at(address: str, passed: Passed) -> Iterator[tuple[str, Callable[[], 
     _, colons, around = rest.partition("::")
     # Of the local one a path without its first slash would be another.
     local = before.rpartition("::")[2].lower() in ("file", "local")
+    # Of `ftp://host/folder` the paths are those on the host.
+    whole, inner = rest.strip("/"), path.strip("/")
+    on_host = not inner or whole.endswith(f"/{inner}")
+    host = whole.removesuffix(inner).rstrip("/") if on_host else ""
+    start = "/" if local else f"{host}/" if host else ""
     for name in sorted(found, key=finding.natural_key):
-        place = ("/" if local else "") + name.lstrip("/")
+        place = start + name.lstrip("/")
         yield f"{before}://{place}{colons}{around}", partial(_open, system, name)
 
 

@@ -8,6 +8,7 @@ import email.utils
 import gzip
 import io
 import os
+import re
 import resource
 import shutil
 import signal
@@ -27,6 +28,7 @@ from pathlib import Path
 
 import fsspec
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 from PIL import Image
 
 from cvt_cli.base import limits
@@ -492,6 +494,33 @@ def test_a_user_and_password_in_an_address_are_sent_and_the_password_is_written_
     results = (predicted, listed, evaluated)
     said = "".join(one.stdout + one.stderr for one in results) + written.read_text()
     assert "cret" not in said
+
+
+class _OnAHost(MemoryFileSystem):
+    """Has paths without the host, as those of ftp, sftp and others."""
+
+    protocol = "onahost"
+
+    @classmethod
+    def _strip_protocol(cls, path: str) -> str:
+        return super()._strip_protocol(re.sub("^[a-z]+://[^/]*", "", path))
+
+
+@pytest.mark.parametrize(
+    ("place", "found"),
+    [("", "shelf/1.png"), ("/", "shelf/1.png"), ("/shelf/", "shelf/1.png"),
+     ("/shelf/*.png", "shelf/1.png"), ("/shelf/1.png", "shelf/1.png")],
+)  # fmt: skip
+def test_an_image_in_a_folder_of_a_server_is_called_by_its_whole_address(
+    tmp_path: Path, place: str, found: str
+) -> None:
+    fsspec.register_implementation("onahost", _OnAHost, clobber=True)
+    _OnAHost().pipe("/shelf/1.png", b"content")
+
+    ((name, opened),) = images_at(f"onahost://me@server:1{place}", Passed())
+
+    assert name == f"onahost://me@server:1/{found}"
+    assert opened().read() == sources.source(name).open().read() == b"content"
 
 
 @pytest.mark.parametrize("cache", ["", "simplecache::"])
