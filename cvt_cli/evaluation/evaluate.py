@@ -318,7 +318,8 @@ def _loaded(
     try:
         class_index, how = match_classes(images.classes, ready.labels, settings.label_map)
     except DataError as error:
-        if settings.split is None and held_out.origin_of(ready.checkpoint) is not None:
+        of_run = held_out.origin_of(ready.checkpoint) is not None
+        if of_run and settings.split is None and settings.label_map is None:
             held = "or measure on the images that its run held out: --split val"
             raise DataError(str(error), f"{error.hint}; {held}") from None
         raise

@@ -1122,6 +1122,9 @@ def test_the_next_command_measures_no_test_part_without_labels(
         plain = cvt("evaluate", tmp_path / "data", "--model", tmp_path / "run")
         assert plain.exit_code == 1
         assert "or measure on the images that its run held out: --split val" in plain.stderr
+        gone = ("--label-map", tmp_path / "gone.json")
+        mapped = cvt("evaluate", tmp_path / "data", "--model", tmp_path / "run", *gone)
+        assert "cannot read the label map" in mapped.stderr and "None" not in mapped.stderr
 
 
 def test_val_that_is_not_chosen_by_is_said(cvt, tmp_path: Path) -> None:
