@@ -213,14 +213,15 @@ def _found(
         found = published.DEFAULT_MODEL if text is None else text
         checkpoint = found if isinstance(found, Checkpoint) else locate.locate(found, access)
         return checkpoint, size, activation
-    except UnreachableError as error:
-        if text is not None or not or_embedded:
+    except CheckpointError as error:  # also where the hub, or a proxy before it, refuses to give it
+        no_such_revision = access.revision and not isinstance(error, UnreachableError)
+        if text is not None or not or_embedded or no_such_revision:
             raise
         return _embedded_instead(error, size, activation, access), None, None
 
 
 def _embedded_instead(
-    error: UnreachableError,
+    error: CheckpointError,
     size: Size | None,
     activation: Activation | None,
     access: Access,

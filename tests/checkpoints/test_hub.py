@@ -560,6 +560,20 @@ def test_only_the_default_model_falls_back_to_the_embedded_one(
     assert (left_out in result.stderr) == ("--res" in arguments)
 
 
+def test_it_does_so_too_where_the_hub_or_a_proxy_refuses_it_and_not_where_its_revision_is_none(
+    hub: Hub, machine: Machine, checkpoint
+) -> None:
+    without = machine.run("predict", CHELSEA, "--json")
+    hub.add("microsoft/cvt-21-384-22k", checkpoint, status=403)
+    refused = machine.run("predict", CHELSEA, "--json")
+    of_revision = machine.run("predict", CHELSEA, "--revision", "v2")
+
+    for result, why in ((without, "there is no model"), (refused, "refuses access to")):
+        assert result.json["model"] == "cvt-nano-cifar10", result.stderr
+        assert why in result.stderr and "using cvt-nano-cifar10 instead" in result.stderr
+    assert of_revision.exit_code == 1
+
+
 def test_evaluation_does_not_fall_back(hub: Hub, machine: Machine, tmp_path: Path) -> None:
     hub.stop()
     for name in "ab":
