@@ -7,6 +7,7 @@ cannot be read is an image whose loading fails, so that the others are answered.
 import glob
 import io
 import os
+import re
 import sys
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -27,6 +28,9 @@ from cvt_cli.images.finding import Passed
 from cvt_cli.images.parquet import Parquet
 from cvt_cli.images.table_files import Table, is_table, open_table
 from cvt_cli.spec.config import Size
+
+_NETPBM = re.compile(rb"P[1-6Ff](?:\s+(?:#[^\n]*\n\s*)*\d+){2}\s")
+"""How a PPM, PGM, PBM or PFM begins: with text, after which nothing may say that it is none."""
 
 _TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
 
@@ -356,7 +360,8 @@ class _Search:
         stream = sys.stdin.buffer
         start = stream.peek(512)[:512] if isinstance(stream, io.BufferedReader) else b""
         is_text = start.startswith(text.WIDE_MARKS)
-        if not is_text and any(byte < 32 and byte not in b"\t\r\n" for byte in start):
+        has_bytes = any(byte < 32 and byte not in b"\t\r\n" for byte in start)
+        if (has_bytes and not is_text) or _NETPBM.match(start):
             content = stream.read(limits.LARGEST_FILE + 1)
             if len(content) > limits.LARGEST_FILE:
                 yield _unreadable("-", str(decode.too_large()))

@@ -404,8 +404,9 @@ def test_the_order_and_what_is_named_twice_are_kept(cvt, folder: Path) -> None:
         (f"{CHELSEA}\n{BOATS}\n".encode(), [str(CHELSEA), str(BOATS)]),
         (BOATS.read_bytes(), ["-"]),
         (CHELSEA.read_bytes(), ["-"]),
+        (b"P6\n# a light picture\n40 30\n255\n" + 3600 * b"w", ["-"]),
     ],
-    ids=["paths", "jpeg", "png"],
+    ids=["paths", "jpeg", "png", "ppm"],
 )
 def test_stdin_holds_paths_or_one_image(machine: Machine, tmp_path: Path, given, names) -> None:
     path = tmp_path / "stdin"
