@@ -5,7 +5,7 @@ Each check raises DataError, or gives what the user should know and returns what
 
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import cache
@@ -25,7 +25,7 @@ from cvt_cli.datasets.table_rows import SHOWN, Rows
 from cvt_cli.images import finding
 from cvt_cli.images.columns import Columns, Role, mark, part_flagged
 from cvt_cli.images.packed import Packed, Packing
-from cvt_cli.images.table_files import Table
+from cvt_cli.images.table_files import Piece, Table
 
 _TRIED = 20
 """Rows of which one must be there, or the folder is taken to be wrong."""
@@ -79,9 +79,11 @@ def with_split_by_content(table: Table, columns: Columns) -> Columns:
     trained on, whatever it is called."""
     others = [n for n in table.columns if n not in columns.wanted and n not in table.holding_bytes]
     first = next(table.pieces(others), None) if others else None
-    found = [] if first is None else [n for n in others if _tells_parts(n, first.columns[n])]
-    if not found:
+    if first is None:
         return columns
+    found = [name for name in others if _tells_parts(name, first.columns[name])]
+    if not found:
+        return replace(columns, notes=(*columns.notes, *_nearly_parts(table, first)))
     these = " and ".join(f"`{name}`" for name in found)
     if len(found) > 1:
         note = (
@@ -99,9 +101,23 @@ def with_split_by_content(table: Table, columns: Columns) -> Columns:
 
 
 def _tells_parts(name: str, values: Sequence[object]) -> bool:
-    if part_flagged(name):
-        return {mark(one) for one in set(map(str, values))} <= {0, 1}
+    if part_flagged(name) and {mark(one) for one in set(map(str, values))} <= {0, 1}:
+        return True
     return all(isinstance(one, str) and one.strip().casefold() in PART_OF for one in values)
+
+
+def _nearly_parts(table: Table, first: Piece) -> Iterator[str]:
+    """Which columns hold names of parts in most rows alone, as a message says it."""
+    for name, values in first.columns.items():
+        small = [str(one).strip().casefold() for one in values]
+        known = [one for one in small if one in PART_OF]
+        if len(set(known)) > 1 and 2 * len(known) > len(small):
+            place = next(i for i, one in enumerate(small) if one not in PART_OF)
+            yield (
+                f"`{name}` of `{table.path}` holds names of parts, but not in each row "
+                f"({table.where} {first.lines[place]} has {values[place]!r}): it is not taken as "
+                "the split"
+            )
 
 
 def known_parts(rows: Rows, say: Say) -> NDArray[np.int32] | None:

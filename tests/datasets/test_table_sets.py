@@ -138,6 +138,27 @@ def test_what_holds_names_of_parts_is_the_split_whatever_it_is_called(cvt, folde
 
 
 @pytest.mark.parametrize(
+    ("heads", "values", "said"),
+    [
+        (["fold a", "fold b"], ["train,test", "test,train"], "could be the split, and none is"),
+        (["dataset"], ["train", "valid", "holdout"], "line 4 has 'holdout'): it is not taken as"),
+        (["dataset"], ["train", "test", ""], "line 4 has ''): it is not taken as the split"),
+        (["dataset"], ["train", "bus", "car"], ""),
+    ],
+)
+def test_what_may_be_the_split_and_is_not_taken_is_said(
+    folder: Path, heads: list[str], values: list[str], said: str
+) -> None:
+    rows = [(*row, *values[n % len(values)].split(",")) for n, row in enumerate(ROWS)]
+    table, notes = written(folder / "t.csv", rows, ("path", "label", *heads)), []
+
+    data = open_part(table, ["train"], Told(), notes.append)
+
+    assert data is not None and len(data) == 15
+    assert (said in notes[-1]) and (said != "" or "split" not in notes[-1])
+
+
+@pytest.mark.parametrize(
     ("head", "yes", "no", "parts"),
     [
         (["is_valid"], "True", "False", ["train", "val"]),
