@@ -456,15 +456,19 @@ def _source(image: Any, number: int, changing: bool) -> Any:
         image = called if content is None else content
     try:
         if isinstance(image, str | os.PathLike):
-            name = without_password(os.fspath(image))
+            image = os.fsdecode(image)
+            name = without_password(image)
             if not name:
                 return _Unreadable(f"image {number}", "the path is empty")
-            return sources.source(os.fspath(image))
+            return sources.source(image)
         if hasattr(image, "read") and not hasattr(image, "getexif"):
             known = getattr(image, "name", None)
             if known and isinstance(known, str | bytes | os.PathLike):  # not the number of a file
                 name = os.fsdecode(known)
-            image = image.read()
+            try:
+                image = image.read()
+            except Exception as error:  # each kind of file has its own, as one in an archive
+                return _Unreadable(name, str(error) or type(error).__name__)
             if isinstance(image, str):
                 return _Unreadable(name, "opened as text; open it with mode 'rb'")
         if isinstance(image, bytes | bytearray | memoryview):
@@ -472,7 +476,7 @@ def _source(image: Any, number: int, changing: bool) -> Any:
             return sources.Source(name, partial(io.BytesIO, bytes(image) if changing else image))
         if changing:
             image = decode.as_it_is_now(image)
-    except (CvtError, OSError, ValueError) as error:  # ValueError: the file is closed
+    except (CvtError, OSError, ValueError) as error:
         return _Unreadable(name, str(error))
     return _Given(name, image)
 

@@ -6,6 +6,7 @@ import os
 import pickle
 import shutil
 import tempfile
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -185,6 +186,23 @@ def test_a_stream_of_answers_goes_past_whatever_cannot_be_read(classify, tmp_pat
     assert [answer.error is None for answer in answers] == [True, *[False] * 6, True]
     assert pickle.loads(pickle.dumps(answers)) == answers  # as Spark collects them
     assert [answer.path for answer in classify.answers(str(CHELSEA))] == [str(CHELSEA)]
+
+
+def test_an_open_file_that_is_damaged_in_an_archive_ends_no_stream(classify, tmp_path) -> None:
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as archive:
+        archive.write(CHELSEA, "cat.png")
+        archive.write(CHELSEA, "damaged.png")
+    changed = bytearray(content.getvalue())
+    changed[-CHELSEA.stat().st_size // 2] ^= 1
+
+    with zipfile.ZipFile(io.BytesIO(changed)) as archive:
+        sound, damaged = classify.answers(archive.open(name) for name in archive.namelist())
+
+    assert sound.error is None and "Bad CRC-32" in damaged.error
+    with os.scandir(os.fsencode(CHELSEA.parent)) as entries:  # which give their paths so
+        entry = next(entries)
+    assert [answer.path for answer in classify.answers([entry])] == [os.fsdecode(entry)]
 
 
 @pytest.mark.filterwarnings("error::PIL.Image.DecompressionBombWarning")
