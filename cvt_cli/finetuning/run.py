@@ -176,7 +176,9 @@ class Run:
                 self._log = folder / "log.txt"
                 with run_card.metered(folder, self.job, self._say):
                     self._train(folder, position)
-                result = results.finish(folder, self.job, position, self._part, self._say)
+                with self._stop.later():  # matplotlib's import is not to be interrupted
+                    result = results.finish(folder, self.job, position, self._part, self._say)
+                self._stop.obey()
             except (KeyboardInterrupt, CvtError) as error:
                 is_begun = (folder / STATE_FILE).exists()
                 again = f"to continue: cvt finetune --resume {shlex.quote(str(whole or folder))}"

@@ -225,6 +225,22 @@ def test_who_is_told_to_stop_while_it_saves_stops_then(
     assert cvt("finetune", "--resume", run).exit_code == 0
 
 
+def test_who_is_told_to_stop_at_the_very_end_has_the_results(
+    cvt, tmp_path: Path, monkeypatch
+) -> None:
+    run = tmp_path / "run"
+
+    def told() -> bool:  # as while matplotlib is imported for the curves
+        os.kill(os.getpid(), signal.SIGINT)
+        return False
+
+    monkeypatch.setattr(figures, "available", told)
+    result = cvt(*TINY, "--epochs", 1, "--batch-size", 16, "--workers", 0, "--output", run)
+
+    assert result.exit_code == 130 and "interrupted and saved at step" in result.stderr
+    assert "seconds" in json.loads((run / "results.json").read_text())
+
+
 @pytest.mark.parametrize("end", ["a full disk", "Ctrl-C"])
 def test_what_ended_before_its_first_state_can_be_begun_again(
     cvt, tmp_path: Path, monkeypatch, end: str
