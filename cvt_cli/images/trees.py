@@ -18,7 +18,7 @@ from cvt_cli.base.errors import DataError, ImageError
 from cvt_cli.images import decode, finding
 from cvt_cli.images.archives import ARCHIVE_ERRORS, Index, bytes_of, tar_index, zip_index
 from cvt_cli.images.finding import Passed
-from cvt_cli.images.table_files import is_table
+from cvt_cli.images.table_files import SUFFIXES, is_table
 
 # How such files begin, and what undoes the compression alone.
 _COMPRESSED = {
@@ -151,7 +151,10 @@ def open_tree(path: Path) -> Tree:
         raise DataError(f"cannot read `{path}`: {error.strerror or error}") from None
     except ARCHIVE_ERRORS as error:
         raise DataError(f"`{path}` is damaged: {error}", hint="copy or download it again") from None
-    raise DataError(f"`{path}` is not a folder, a .zip or a .tar")
+    raise DataError(
+        f"`{path}` is not a folder, a .zip or a .tar",
+        hint=f"a table of images ends in {', '.join(SUFFIXES)}: call it so, or save it as one",
+    )
 
 
 # --- folders

@@ -107,6 +107,17 @@ def test_the_sample_of_tiny_imagenet_is_read_from_its_archive(tmp_path: Path) ->
     assert f"tar -xf {packed}" in str(caught.value.hint)
 
 
+def test_a_table_by_another_suffix_is_told_of_those_that_are_read(tmp_path: Path) -> None:
+    (tmp_path / "t.txt").write_text("path\tlabel\n")
+
+    with pytest.raises(DataError, match="is not a folder, a .zip or a .tar") as caught:
+        open_dataset(str(tmp_path / "t.txt"), "train", tmp_path)
+
+    assert "a table of images ends in .csv, .tsv, .jsonl, .parquet: call it so" in str(
+        caught.value.hint
+    )
+
+
 def test_a_table_that_is_compressed_is_named_as_what_it_is(tmp_path: Path) -> None:
     path = tmp_path / "labels.csv.gz"
     with gzip.open(path, "wt") as file:
