@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from cvt_cli.base import files, places, streams, torchrun
-from cvt_cli.base.errors import DataError, UsageError
+from cvt_cli.base.errors import CvtError, DataError, UsageError
 from cvt_cli.base.progress import Progress, Say, silent, unheard
 from cvt_cli.checkpoints import locate
 from cvt_cli.checkpoints.locate import Access
@@ -98,11 +98,15 @@ def finetune(options: Options) -> Result | fold_results.Result:
     access = Access(say, silent, options.revision, bool(options.offline))
     options.check_together()
     with _able_to_train():
-        return _trained(options, f"finetune({', '.join(told)})", access)
+        try:
+            return _trained(options, f"finetune({', '.join(told)})", access)
+        except (CvtError, KeyboardInterrupt) as error:
+            # A notebook keeps it, and with its frames the network and processes that load images.
+            raise error.with_traceback(None)
 
 
 def _trained(options: Options, command: str, access: Access) -> Result | fold_results.Result:
-    """What it took to train is let go where this returns."""
+    """What it took to train is let go where this has been left."""
     with prepared(options, command, access, silent) as ready:
         return ready.start()
 

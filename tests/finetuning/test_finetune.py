@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import multiprocessing
 import os
 import resource
 import shutil
@@ -412,6 +413,26 @@ def test_a_program_whose_training_was_interrupted_hears_the_next_ctrl_c_and_sigt
             signal.signal(one, handler)
 
     assert heard == asked
+
+
+def test_an_interrupted_training_whose_error_is_kept_leaves_no_processes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a notebook keeps it: the processes that load images would live as long."""
+    train, began = trainer.Trainer.step, set[int]()
+
+    def interrupted(*arguments: object, **named: object) -> Any:
+        began.update(child.pid or 0 for child in multiprocessing.active_children())
+        os.kill(os.getpid(), signal.SIGINT)
+        return train(*arguments, **named)
+
+    monkeypatch.setattr(trainer.Trainer, "step", interrupted)
+
+    with pytest.raises(KeyboardInterrupt) as kept:
+        finetune(IMAGES, model=MODEL, output=tmp_path / "run", **{**SHORT, "workers": 1})
+
+    assert kept.value and began
+    assert not began & {child.pid for child in multiprocessing.active_children()}
 
 
 def test_a_program_is_told_that_it_measures_what_was_trained_on(
