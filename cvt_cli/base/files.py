@@ -255,13 +255,17 @@ def permit(temporary: Path, mode: int) -> None:
 
 
 def rename(temporary: Path, path: Path) -> None:
-    """Put a file of a `workplace` in its place, with its content on the disk before its name.
+    """Put a file of a `workplace` in its place, with its content on the disk before its name; into
+    a device or a pipe its content.
 
     Raises:
         OSError: it cannot be written.
         CvtError: as of `refuse_replaced`.
     """
     refuse_replaced(path)
+    if os.path.exists(path) and not os.path.isfile(path):
+        _pour(temporary, path)
+        return
     _synced(temporary)
     os.replace(temporary, os.path.realpath(path))
     _synced(Path(os.path.realpath(path)).parent)
@@ -283,8 +287,12 @@ def _poured_into(place: Path) -> Iterator[Path]:
     with tempfile.TemporaryDirectory() as folder:
         temporary = Path(folder, place.name)
         yield temporary
-        with temporary.open("rb") as source, place.open("wb") as target:
-            shutil.copyfileobj(source, target)
+        _pour(temporary, place)
+
+
+def _pour(temporary: Path, place: Path) -> None:
+    with temporary.open("rb") as source, place.open("wb") as target:
+        shutil.copyfileobj(source, target)
 
 
 def _temporary_name(place: Path) -> Path:

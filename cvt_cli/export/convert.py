@@ -100,11 +100,12 @@ def convert(
         except OSError as error:
             raise files.unwritable(target / name, error) from error
         weights.write_description(target, loaded.described, card)
+    size = made.stat().st_size
     try:
         files.rename(made, written)
     except OSError as error:
         raise files.unwritable(written, error) from error
-    return Converted(target, layout, len(tensors), written.stat().st_size, record)
+    return Converted(target, layout, len(tensors), size, record)
 
 
 def _umask() -> int:

@@ -102,7 +102,8 @@ def finetune(options: Options) -> Result | fold_results.Result:
             return _trained(options, f"finetune({', '.join(told)})", access)
         except (CvtError, KeyboardInterrupt) as error:
             # A notebook keeps it, and with its frames the network and processes that load images.
-            raise error.with_traceback(None)
+            error.__traceback__ = None
+            raise
 
 
 def _trained(options: Options, command: str, access: Access) -> Result | fold_results.Result:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import threading
 import time
 import zipfile
 from collections.abc import Callable
@@ -22,7 +23,7 @@ import onnxruntime
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, load_file, save_file
 
 from cvt_cli import Classifier
 from cvt_cli.base.package import installing
@@ -1106,6 +1107,19 @@ def test_a_name_beside_a_converted_checkpoint_is_not_in_its_way(cvt, tmp_path: P
     done = cvt("export", NANO, "--format", "safetensors", "-o", tmp_path / "folder")
 
     assert done.exit_code == 0, done.stderr
+
+
+def test_an_export_to_a_pipe_is_written_into_it(cvt, tmp_path: Path) -> None:
+    pipe, found = tmp_path / "pipe.safetensors", list[bytes]()
+    os.mkfifo(pipe)
+    reader = threading.Thread(target=lambda: found.append(pipe.read_bytes()))
+    reader.start()
+
+    done = cvt("export", NANO, "-o", pipe)
+
+    reader.join(10)
+    assert done.exit_code == 0 and pipe.is_fifo()
+    assert load(found[0]).keys() == load_file(exported_source() / folders.WEIGHTS_FILE).keys()
 
 
 def test_a_half_stored_checkpoint_keeps_its_types_and_its_card(cvt, tmp_path: Path) -> None:
