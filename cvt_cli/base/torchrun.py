@@ -1,6 +1,7 @@
 """This process: which of a torchrun's it is, and what they tell each other."""
 
 import atexit
+import functools
 import itertools
 import json
 import os
@@ -255,7 +256,7 @@ def _whole_store(patience: timedelta) -> Any:
     if _store is None:
         _store, _, _ = next(rendezvous("env://", timeout=patience))
         _store.set_timeout(PATIENCE)
-        atexit.register(_say_that_it_ends, os.getpid())
+        _will_say(os.getpid())
     return PrefixStore(f"cvt/{restarts}", _store)
 
 
@@ -308,7 +309,13 @@ def will_say_that_it_ends() -> None:
         if count() > 1 and os.environ.setdefault("CVT_PROCESS_OF_TORCHRUN", own) == own:
             import torch.distributed  # noqa: F401  # it cannot be imported where a process ends
 
-            atexit.register(_say_that_it_ends, os.getpid())
+            _will_say(os.getpid())
+
+
+@functools.cache
+def _will_say(process: int) -> None:
+    """Once in each process, whether it imports what meets or meets first."""
+    atexit.register(_say_that_it_ends, process)
 
 
 def _say_that_it_ends(process: int) -> None:

@@ -244,11 +244,12 @@ def _end(found: "Explanations", images: list[str], place: Path | None, written: 
     """What is said after the last image; ends with 1 where one could not be read."""
     for path in written:
         output.note(f"written: `{path}`")
-    around = [one for one in images if place and Path(one).resolve() in place.resolve().parents]
-    if around and found.answered > found.failed:
+    above = set(place.resolve().parents) if place else set()
+    around = next((one for one in images if Path(one).resolve() in above), None) if above else None
+    if around is not None and found.answered > found.failed:
         output.note(
-            f"the pictures in `{place}` are images of `{around[0]}` too, for whatever reads it "
-            "next; --output writes them elsewhere"
+            f"the pictures in `{place}` are images of `{around}` too, for whatever reads it next; "
+            "--output writes them elsewhere"
         )
     if str(found.passed):
         output.note(str(found.passed))

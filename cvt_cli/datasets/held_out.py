@@ -129,8 +129,7 @@ class Origin:
             return False
         of_names = images.subset(np.array([i for i, n in enumerate(images.names) if n in names]))
         some = of_names.subset(of_names.evenly(_LOOKED_AT_FOR_NAMES))
-        found = [int(content or "0", 16) for content in datacheck.contents(some, some.readers)]
-        return not np.isin(np.array(found, np.uint64), self.trained).any()
+        return not np.isin(_contents(some), self.trained).any()
 
     def _tell_more(self, count: int, say: Say) -> None:
         """Say so if the run's training images are more than they were."""
@@ -227,6 +226,12 @@ class Origin:
             )
 
 
+def _contents(images: LabelledImages) -> NDArray[np.uint64]:
+    """What tells the images' files (n,) from others; 0 of one that cannot be read."""
+    found = datacheck.contents(images, images.readers)
+    return np.array([int(content or "0", 16) for content in found], np.uint64)
+
+
 def _known(images: LabelledImages, kept: NDArray[np.uint64] | None) -> list[str] | None:
     """Names of the images whose files have one of these contents; None where none of some, evenly
     spread, has."""
@@ -234,9 +239,7 @@ def _known(images: LabelledImages, kept: NDArray[np.uint64] | None) -> list[str]
         return None
     some = images.subset(images.evenly(_LOOKED_AT_AFAR if images.afar else _LOOKED_AT))
     for part in (some, images):
-        found = [content or "0" for content in datacheck.contents(part, part.readers)]
-        numbers = np.array([int(content, 16) for content in found], np.uint64)
-        known = np.isin(numbers, kept)
+        known = np.isin(_contents(part), kept)
         names = [name for name, is_known in zip(part.names, known, strict=True) if is_known]
         if not names or len(part) == len(images):
             break

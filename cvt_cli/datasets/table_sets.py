@@ -268,7 +268,8 @@ def _read(path: Path, told: Told, size: int, progress: Progress) -> _Whole:
         rows, sets = found
         checks.check_sets(rows, sets, notes.append)
     of_rows = rows.coded["label"].names if sets is None else sets.classes
-    if absent := [f"`{name}`" for name in chosen.classes if name not in of_rows]:
+    there = set(of_rows)
+    if absent := [f"`{name}`" for name in chosen.classes if name not in there]:
         notes.append(f"no image is of {text.some(absent)}: left out of the classes")
     parts = checks.known_parts(rows, notes.append)
     groups = checks.known_groups(rows, notes.append)

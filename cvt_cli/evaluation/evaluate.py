@@ -350,15 +350,14 @@ def _loaded(
             f"{counted(len(images), 'image')} in {counted(len(images.classes), 'class')} below "
             f"`{images.root}` ({images.layout}), matched by {how}"
         )
-        rest = [
-            f"`{ready.labels.names[i]}`"
-            for i in set(range(len(ready.labels))) - {*class_index.tolist()}
-        ]
-        if images.several and rest:
-            access.say(
-                f"no image is said to be of {some(sorted(rest))}: an answer of "
-                f"{'it' if len(rest) == 1 else 'these'} counts as wrong"
-            )
+        if images.several:
+            there = set(class_index.tolist())
+            rest = [f"`{name}`" for i, name in enumerate(ready.labels.names) if i not in there]
+            if rest:
+                access.say(
+                    f"no image is said to be of {some(sorted(rest))}: an answer of "
+                    f"{'it' if len(rest) == 1 else 'these'} counts as wrong"
+                )
     return ready, one
 
 
